@@ -1,0 +1,124 @@
+"""Scheduler and control link joined: the step loop of a Router, without Ray."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from serve_app.errors import ShardLostError
+from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
+from serve_app.scheduling.sequence import Sequence
+from serve_app.types import GenerateRequest
+from serve_app.wire.links import ControlServer
+from serve_app.wire.messages import HeartbeatMessage, HelloMessage, OutputMessage
+
+_WATCH_INTERVAL_S = 0.25
+
+
+class StepLoop:
+    """Keeps the shards busy: sends a step whenever one may be sent, hands new tokens on when they come back.
+
+    `run` raises ShardLostError when a shard falls silent, or a step does not end in time.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        control: ControlServer,
+        num_shards: int,
+        on_outputs: Callable[[list[SequenceOutput]], None],
+        *,
+        heartbeat_s: float,
+        step_s: float,
+    ) -> None:
+        self.scheduler = scheduler
+        self._control = control
+        self._on_outputs = on_outputs
+        self._heartbeat_s = heartbeat_s
+        self._step_s = step_s
+        self._heard_s = [time.monotonic()] * num_shards
+        self._greeted: set[int] = set()
+        self._all_greeted = asyncio.Event()
+        self._progress_s = time.monotonic()
+        self._is_pump_due = False
+        self._num_shards = num_shards
+
+    async def run(self) -> None:
+        """Run until cancelled or until the group is lost."""
+        receiving = asyncio.create_task(self._receive())
+        watching = asyncio.create_task(self._watch())
+        try:
+            await asyncio.gather(receiving, watching)
+        finally:
+            receiving.cancel()
+            watching.cancel()
+
+    async def wait_for_shards(self) -> None:
+        """Return when all shards have connected."""
+        await self._all_greeted.wait()
+
+    def submit(self, request: GenerateRequest) -> list[Sequence]:
+        """Queue a request; raises what Scheduler.add raises."""
+        sequences = self.scheduler.add(request)
+        self._pump_soon()
+        return sequences
+
+    def abort(self, sequences: list[Sequence]) -> None:
+        """End sequences; their blocks are free at once."""
+        for sequence in sequences:
+            self.scheduler.abort(sequence)
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """Schedule after the events at hand, so that requests that come together start together."""
+        if not self._is_pump_due:
+            self._is_pump_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._is_pump_due = False
+        if not self._all_greeted.is_set():
+            return
+        while (step := self.scheduler.schedule()) is not None:
+            if self.scheduler.num_steps_in_flight == 1:
+                self._progress_s = time.monotonic()
+            self._control.send_step(step)
+        if not self.scheduler.has_work and self.scheduler.num_steps_in_flight == 0:
+            self.scheduler.check()
+
+    async def _receive(self) -> None:
+        while True:
+            message = await self._control.receive()
+            if isinstance(message, OutputMessage):
+                self._progress_s = time.monotonic()
+                outputs = self.scheduler.update(message.output)
+                self._pump()  # first keep the shards busy, then hand the tokens on
+                self._on_outputs(outputs)
+            elif isinstance(message, HeartbeatMessage):
+                self._heard_s[message.shard_index] = time.monotonic()
+            elif isinstance(message, HelloMessage):
+                self._greet(message.shard_index)
+
+    def _greet(self, shard_index: int) -> None:
+        self._heard_s[shard_index] = time.monotonic()
+        self._greeted.add(shard_index)
+        if len(self._greeted) == self._num_shards:
+            self._all_greeted.set()
+            self._pump_soon()
+
+    async def _watch(self) -> None:
+        """Notice shards that fall silent (killed, stopped) and steps that never end (a collective that hangs)."""
+        await self._all_greeted.wait()
+        now = time.monotonic()
+        self._heard_s = [now] * self._num_shards
+        while True:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            late_s = time.monotonic() - now - _WATCH_INTERVAL_S
+            now = time.monotonic()
+            if late_s > _WATCH_INTERVAL_S:  # this process itself stood still: the shards' messages are still unread
+                self._heard_s = [heard + late_s for heard in self._heard_s]
+                continue
+            for index, heard in enumerate(self._heard_s):
+                if now - heard > self._heartbeat_s:
+                    raise ShardLostError(f"shard {index} has been silent for {now - heard:.1f} s")
+            if self.scheduler.num_steps_in_flight and now - self._progress_s > self._step_s:
+                raise ShardLostError(f"no step has ended for {now - self._progress_s:.1f} s")

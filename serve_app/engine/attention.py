@@ -1,0 +1,122 @@
+"""Causal attention of packed tokens over the paged KV cache.
+
+Scaled dot-product attention, one sequence at a time: every row's result is then independent of its batch-mates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from serve_app.engine.kv_cache import KvCache
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpan:
+    """One sequence's part of a step."""
+
+    first_token: int  # among the step's tokens
+    num_tokens: int
+    num_computed: int  # tokens in the cache before the step
+    first_gathered: int  # its first slot among the gathered keys; -1 when all its tokens are in this step
+
+    @property
+    def num_keys(self) -> int:
+        """Tokens that the last query sees without a window."""
+        return self.num_computed + self.num_tokens
+
+
+class PagedAttention:
+    """Attention of one step: where its tokens are stored, and which blocks each sequence reads."""
+
+    def __init__(
+        self, cache: KvCache, first_layer: int, slots: Tensor, blocks: Tensor, spans: list[SequenceSpan]
+    ) -> None:
+        self._cache = cache
+        self._first_layer = first_layer
+        self._slots = slots  # [T] int64
+        self._blocks = blocks  # [N] int64: the blocks of all sequences that have tokens in the cache
+        self._spans = spans
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Store the step's keys and values, then attend.
+
+        query [H, T, Dh], key and value [K, T, Dh] -> [T, H, Dh].
+        """
+        layer = layer_index - self._first_layer
+        fresh_keys, fresh_values = key.transpose(0, 1), value.transpose(0, 1)  # [T, K, Dh]
+        self._cache.write(layer, self._slots, fresh_keys, fresh_values)
+        if self._blocks.numel():
+            old_keys, old_values = self._cache.read(layer, self._blocks)
+        else:
+            old_keys, old_values = fresh_keys, fresh_values
+        num_heads, num_tokens, head_dim = query.shape
+        output = query.new_empty(num_tokens, num_heads, head_dim)
+        for span in self._spans:
+            first, end = span.first_token, span.first_token + span.num_tokens
+            if span.first_gathered < 0:
+                keys, values = fresh_keys[first:end], fresh_values[first:end]
+            else:
+                stop = span.first_gathered + span.num_keys
+                keys, values = old_keys[span.first_gathered : stop], old_values[span.first_gathered : stop]
+            queries = query[:, first:end]
+            output[first:end] = _attend_one(queries, keys, values, scaling, sliding_window, softcap)
+        return output
+
+
+def _attend_one(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """One sequence: query [H, q, Dh], its last q positions of keys and values [L, K, Dh] -> [q, H, Dh]."""
+    num_heads, num_queries, head_dim = query.shape
+    num_keys, num_kv_heads, _ = keys.shape
+    if window is not None and num_queries == 1 and num_keys > window:
+        keys, values = keys[-window:], values[-window:]
+        num_keys = window
+    key, value = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]  # [1, K, L, Dh]
+    if softcap is not None:
+        mask = None if num_queries == 1 else _visible(num_queries, num_keys, window, query.device)
+        return _attend_softcapped(query, key[0], value[0], scaling, mask, softcap)
+    if num_queries == 1:
+        # The heads that share a key-value head become its queries: all see all keys, so no mask is needed.
+        grouped = query.view(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        output = F.scaled_dot_product_attention(grouped, key, value, scale=scaling)
+        return output.reshape(1, num_heads, head_dim)
+    is_plain = num_queries == num_keys and (window is None or num_keys <= window)
+    mask = None if is_plain else _visible(num_queries, num_keys, window, query.device)
+    output = F.scaled_dot_product_attention(
+        query[None], key, value, attn_mask=mask, is_causal=is_plain, scale=scaling, enable_gqa=num_heads != num_kv_heads
+    )
+    return output[0].transpose(0, 1)
+
+
+def _visible(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys each query sees: [q, L] bool."""
+    positions = torch.arange(num_keys, device=device)
+    queries = positions[num_keys - num_queries :, None]
+    mask = positions[None] <= queries
+    return mask if window is None else mask & (positions[None] > queries - window)
+
+
+def _attend_softcapped(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, softcap: float
+) -> Tensor:
+    """Scores squeezed by tanh (Gemma 2, arXiv:2408.00118): query [H, q, Dh], key and value [K, L, Dh]."""
+    num_groups = query.shape[0] // key.shape[0]
+    key, value = key.repeat_interleave(num_groups, dim=0), value.repeat_interleave(num_groups, dim=0)
+    scores = query @ key.transpose(1, 2) * scaling  # [H, q, L]
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(0, 1)

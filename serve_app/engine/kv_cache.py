@@ -1,0 +1,49 @@
+"""The paged KV cache of one shard."""
+
+import torch
+from torch import Tensor
+
+from serve_app.models.transformers_model import TransformersStage
+
+
+class KvCache:
+    """Keys and values of a stage's layers for its rank's heads: num_blocks pages of block_size tokens."""
+
+    def __init__(self, stage: TransformersStage, num_blocks: int, block_size: int, device: torch.device) -> None:
+        num_heads, head_dim = kv_geometry(stage)
+        self.block_size = block_size
+        shape = (num_blocks * block_size, num_heads, head_dim)
+        self.keys: list[Tensor] = []  # one [num_slots, K, Dh] for each own layer
+        self.values: list[Tensor] = []
+        for _ in stage.own_layers:
+            self.keys.append(torch.zeros(shape, dtype=stage.dtype, device=device))
+            self.values.append(torch.zeros(shape, dtype=stage.dtype, device=device))
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store the step's keys and values [T, K, Dh] in their slots [T] int64."""
+        self.keys[layer].index_copy_(0, slots, key)
+        self.values[layer].index_copy_(0, slots, value)
+
+    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole blocks [N] int64, in that order -> keys and values [N * block_size, K, Dh]."""
+        return _read(self.keys[layer], blocks, self.block_size), _read(self.values[layer], blocks, self.block_size)
+
+
+def kv_geometry(stage: TransformersStage) -> tuple[int, int]:
+    """Key-value heads on this rank, and the size of a head."""
+    config = stage.config
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return num_heads // stage.shard.num_ranks, head_dim
+
+
+def kv_block_bytes(stage: TransformersStage, block_size: int) -> int:
+    """Bytes of one block over all layers of this shard."""
+    num_heads, head_dim = kv_geometry(stage)
+    return 2 * len(stage.own_layers) * block_size * num_heads * head_dim * stage.dtype.itemsize
+
+
+def _read(cache: Tensor, blocks: Tensor, block_size: int) -> Tensor:
+    num_slots, num_heads, head_dim = cache.shape
+    pages = cache.view(num_slots // block_size, block_size * num_heads * head_dim)
+    return pages.index_select(0, blocks).view(-1, num_heads, head_dim)

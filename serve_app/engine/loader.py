@@ -1,0 +1,163 @@
+"""Filling a cut stage with its tensors: each shard reads only what it holds."""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.engine.tensor_file import TensorReader, tensor_reader
+from serve_app.errors import ConfigError
+from serve_app.models.checkpoint_keys import Source, map_keys
+from serve_app.models.transformers_model import TransformersStage, read_config, resolve_dtype
+from serve_app.parallel.communicator import Communicator
+from serve_app.parallel.tensor_parallel import Part, cut_stage
+from serve_app.planning.model_spec import TensorHeader, read_model_spec
+from serve_app.types import ShardSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStage:
+    """A stage whose tensors are in memory."""
+
+    stage: TransformersStage
+    parameter_bytes: int
+
+
+def load_stage(
+    source_dir: Path, dtype: str, shard: ShardSpec, communicator: Communicator, device: torch.device
+) -> LoadedStage:
+    """Build and fill one shard; raises ConfigError when the checkpoint lacks a tensor or has one of another shape."""
+    config = read_config(source_dir)
+    stage = TransformersStage(config, resolve_dtype(config, dtype), shard)
+    parts = cut_stage(stage, communicator)
+    headers = read_model_spec(source_dir).tensors
+    _fill_buffers(stage, device)
+    _fill_parameters(stage, parts, headers, device)
+    parameter_bytes = sum(parameter.nbytes for parameter in stage.model.parameters())
+    return LoadedStage(stage, parameter_bytes)
+
+
+def _fill_parameters(
+    stage: TransformersStage, parts: dict[str, Part], headers: Mapping[str, TensorHeader], device: torch.device
+) -> None:
+    key_map = map_keys(stage, headers)
+    if key_map.unused and stage.shard.index == 0:
+        logger.warning("checkpoint tensors unused count=%d first=%s", len(key_map.unused), key_map.unused[0])
+    tied: dict[str, nn.Parameter] = {}  # by checkpoint tensor: head and embedding of one shard share their memory
+    is_tied = getattr(stage.config, "tie_word_embeddings", False)
+    with tensor_reader() as reader:
+        for name, meta in list(stage.model.named_parameters(remove_duplicate=False)):
+            sources = key_map.sources.get(name)
+            if not sources:
+                raise ConfigError(f"the checkpoint has no tensor for parameter {name}; is it complete?", field="source")
+            shared = tied.get(sources[0].tensor_name) if is_tied else None
+            if shared is not None:
+                _set_parameter(stage.model, name, shared)
+                continue
+            tensor = torch.empty(meta.shape, dtype=meta.dtype, device=device)
+            _fill(name, tensor, stage.whole_state[name], sources, parts.get(name, Part()), headers, reader)
+            parameter = nn.Parameter(tensor, requires_grad=False)
+            _set_parameter(stage.model, name, parameter)
+            if len(sources) == 1:
+                tied[sources[0].tensor_name] = parameter
+
+
+def _fill(
+    name: str,
+    tensor: Tensor,
+    whole_shape: torch.Size,
+    sources: list[Source],
+    part: Part,
+    headers: Mapping[str, TensorHeader],
+    reader: TensorReader,
+) -> None:
+    """Read a parameter's sources into it.
+
+    tensor: this rank's part; whole_shape: the shape of the uncut parameter.
+    """
+    if part.is_zero:
+        tensor.zero_()
+        return
+    if sources[0].expert is None:
+        header = headers[sources[0].tensor_name]
+        _check_shape(name, whole_shape, header)
+        reader.read(header, tensor, part.dim, part.ranges)
+        return
+    _check_experts(name, whole_shape, sources)
+    for source in sources:
+        _fill_expert(name, tensor, whole_shape, source, part, headers[source.tensor_name], reader)
+
+
+def _fill_expert(
+    name: str,
+    tensor: Tensor,
+    whole_shape: torch.Size,
+    source: Source,
+    part: Part,
+    header: TensorHeader,
+    reader: TensorReader,
+) -> None:
+    """Read one expert's matrix into its place in a parameter [E, out, in] (this rank's part of it)."""
+    assert source.expert is not None
+    target = tensor[source.expert]
+    expected = list(whole_shape[1:])
+    if source.join_dim is not None:
+        join_dim = source.join_dim - 1
+        num_joined = whole_shape[source.join_dim] // header.shape[join_dim]
+        share = target.shape[join_dim] // num_joined
+        target = target.narrow(join_dim, source.position * share, share)
+        expected[join_dim] //= num_joined
+    _check_shape(name, torch.Size(expected), header)
+    if part.dim is None:
+        reader.read(header, target, None, ())
+        return
+    dim = part.dim - 1
+    if part.dim == source.join_dim:
+        size = header.shape[dim]
+        start, end = part.ranges[source.position]
+        offset = source.position * size
+        reader.read(header, target, dim, ((start - offset, end - offset),))
+    else:
+        reader.read(header, target, dim, part.ranges)
+
+
+def _check_shape(name: str, expected: torch.Size, header: TensorHeader) -> None:
+    if tuple(header.shape) != tuple(expected):
+        raise ConfigError(
+            f"parameter {name} has shape {list(expected)} by config.json, but {list(header.shape)} in {header.file}",
+            field="source",
+        )
+
+
+def _check_experts(name: str, whole_shape: torch.Size, sources: list[Source]) -> None:
+    found = {source.expert for source in sources}
+    missing = set(range(whole_shape[0])) - found
+    if missing or len(found) != whole_shape[0] or len(sources) % whole_shape[0]:
+        raise ConfigError(f"parameter {name} lacks experts {sorted(missing)[:8]} in the checkpoint", field="source")
+
+
+def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    module_name, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module_name), leaf, parameter)
+
+
+def _fill_buffers(stage: TransformersStage, device: torch.device) -> None:
+    """Compute the buffers that no checkpoint stores (rotary frequencies, embedding scales)."""
+    for module_name, module in stage.model.named_modules():
+        own = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        for name, buffer in own.items():
+            empty = torch.empty_like(buffer, device=device)
+            module._buffers[name] = empty.fill_(math.nan) if empty.is_floating_point() else empty
+        if not own:
+            continue
+        stage.model._init_weights(module)
+        for name in own:
+            filled = module.get_buffer(name)
+            if filled.is_floating_point() and bool(filled.isnan().any()):
+                raise ConfigError(f"buffer {module_name}.{name} of {stage.config.model_type} cannot be computed")

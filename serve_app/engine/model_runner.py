@@ -1,0 +1,128 @@
+"""One shard's part of a step: from StepInput to hidden states for the next stage, or to tokens."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from serve_app.engine.attention import PagedAttention, SequenceSpan
+from serve_app.engine.kv_cache import KvCache
+from serve_app.engine.sampler import Sampler, prompt_logprobs
+from serve_app.models.transformers_model import TransformersStage
+from serve_app.parallel.communicator import Communicator
+from serve_app.types import EngineLimits, StepInput, StepOutput, TokenLogprobs
+
+IntArray = NDArray[np.int64]
+
+
+class ModelRunner:
+    """Runs a loaded stage over its KV cache. All shards of a group run the same steps in the same order."""
+
+    def __init__(
+        self, stage: TransformersStage, limits: EngineLimits, communicator: Communicator, device: torch.device
+    ) -> None:
+        self._stage = stage
+        self._limits = limits
+        self._communicator = communicator
+        self._device = device
+        self._cache = KvCache(stage, limits.num_blocks, limits.block_size, device)
+        self._block_tables = np.zeros((limits.max_num_seqs, limits.max_blocks_per_seq), dtype=np.int64)
+        self._num_row_blocks = [0] * limits.max_num_seqs
+        self._sampler = (
+            Sampler(limits.max_num_seqs, stage.config.vocab_size, device)
+            if stage.shard.is_last and stage.shard.rank == 0
+            else None
+        )
+
+    @torch.inference_mode()
+    def run(self, step: StepInput) -> StepOutput | None:
+        """Run one step; the last stage's first rank gives the tokens, the others None."""
+        self._take_rows(step)
+        positions, attention = self._prepare(step)
+        shard = self._stage.shard
+        if shard.is_first:
+            inputs = torch.tensor(step.token_ids, dtype=torch.int64).to(self._device, non_blocking=True)
+        else:
+            shape = (len(step.token_ids), self._stage.config.hidden_size)
+            inputs = self._communicator.receive_previous(
+                torch.empty(shape, dtype=self._stage.dtype, device=self._device)
+            )
+        if not shard.is_last:
+            self._communicator.send_next(self._stage.forward(inputs, positions, attention, None))
+            return None
+        return self._draw(step, inputs, positions, attention)
+
+    def _take_rows(self, step: StepInput) -> None:
+        """Start new sequences and append the step's blocks to the rows' tables."""
+        for start in step.starts:
+            self._num_row_blocks[start.row] = 0
+            if self._sampler is not None:
+                self._sampler.start(start)
+        for row, blocks in zip(step.rows, step.new_blocks, strict=True):
+            if blocks:
+                held = self._num_row_blocks[row]
+                self._block_tables[row, held : held + len(blocks)] = blocks
+                self._num_row_blocks[row] = held + len(blocks)
+
+    def _prepare(self, step: StepInput) -> tuple[Tensor, PagedAttention]:
+        """Positions [T] int64 of the step's tokens, and the attention that knows where they go."""
+        block_size = self._limits.block_size
+        num_tokens = np.asarray(step.num_tokens, dtype=np.int64)
+        num_computed = np.asarray(step.num_computed, dtype=np.int64)
+        first_tokens = np.cumsum(num_tokens) - num_tokens
+        positions = np.arange(len(step.token_ids)) + np.repeat(num_computed - first_tokens, num_tokens)
+        rows = np.repeat(np.asarray(step.rows, dtype=np.int64), num_tokens)
+        slots = self._block_tables[rows, positions // block_size] * block_size + positions % block_size
+        spans: list[SequenceSpan] = []
+        tables: list[IntArray] = []
+        num_gathered = 0
+        for index, row in enumerate(step.rows):
+            computed, count = step.num_computed[index], step.num_tokens[index]
+            is_cached = computed > 0
+            spans.append(SequenceSpan(int(first_tokens[index]), count, computed, num_gathered if is_cached else -1))
+            if is_cached:
+                num_blocks = -(-(computed + count) // block_size)
+                tables.append(self._block_tables[row, :num_blocks])
+                num_gathered += num_blocks * block_size
+        blocks = np.concatenate(tables) if tables else np.zeros(0, dtype=np.int64)
+        attention = PagedAttention(
+            self._cache,
+            self._stage.shard.first_layer,
+            self._to_device(slots),
+            self._to_device(blocks),
+            spans,
+        )
+        return self._to_device(positions), attention
+
+    def _to_device(self, array: IntArray) -> Tensor:
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
+
+    def _draw(self, step: StepInput, inputs: Tensor, positions: Tensor, attention: PagedAttention) -> StepOutput | None:
+        """Logits of the rows that need them: first those to draw from, then those of prompt log-probabilities."""
+        ends = np.cumsum(np.asarray(step.num_tokens, dtype=np.int64))
+        draw_rows = [int(ends[index]) - 1 for index, is_drawn in enumerate(step.samples) if is_drawn]
+        logit_rows = list(draw_rows)
+        for index, targets in step.prompt_targets.items():
+            first = int(ends[index]) - step.num_tokens[index] + targets.offset
+            logit_rows.extend(range(first, first + len(targets.token_ids)))
+        rows = torch.tensor(logit_rows, dtype=torch.int64).to(self._device, non_blocking=True)
+        logits = self._stage.forward(inputs, positions, attention, rows)  # [N, V]
+        if self._sampler is None:
+            return None
+        drawn_rows = [row for row, is_drawn in zip(step.rows, step.samples, strict=True) if is_drawn]
+        prompts = _prompt_logprobs(step, logits[len(draw_rows) :])
+        if not drawn_rows:
+            return StepOutput(step.step_id, [], None, prompts)
+        drawn = self._sampler.sample(logits[: len(draw_rows)], drawn_rows)
+        return StepOutput(step.step_id, drawn.token_ids, drawn.logprobs, prompts)
+
+
+def _prompt_logprobs(step: StepInput, logits: Tensor) -> dict[int, list[TokenLogprobs]]:
+    """Log-probabilities of each sequence's prompt targets; logits [N, V] of all of them, one after the other."""
+    found: dict[int, list[TokenLogprobs]] = {}
+    position = 0
+    for index, targets in step.prompt_targets.items():
+        count = len(targets.token_ids)
+        found[index] = prompt_logprobs(logits[position : position + count], targets.token_ids, targets.num_top)
+        position += count
+    return found

@@ -1,0 +1,122 @@
+"""Every error a user can meet, each with its HTTP status, gRPC code and a message that says what to change.
+
+RayshardError
+├── ConfigError            a setting that cannot work (raised before anything is started)
+├── RequestError           400  the request itself is wrong; names the field
+│   ├── ModelNotFoundError 404
+│   ├── RequestTooLargeError 413
+│   └── UnprocessableError 422  well-formed JSON whose values cannot be served
+├── QueueFullError         429  too much is waiting; try again after retry_after_s
+├── UnavailableError       503  no model copy can take it now
+│   └── ShardLostError     503  a shard died while the request ran
+├── TimeoutExceededError   504
+├── RequestAbortedError    499  the client left, or did not read
+└── InternalError          500  our fault
+"""
+
+from typing import ClassVar
+
+
+class RayshardError(Exception):
+    """Root of all errors that reach a user."""
+
+    http_status: ClassVar[int] = 500
+    grpc_code: ClassVar[str] = "INTERNAL"
+    kind: ClassVar[str] = "internal_error"
+    is_retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.field, self.retry_after_s)
+
+
+def _rebuild(
+    error_class: type[RayshardError], message: str, field: str | None, retry_after_s: float | None
+) -> RayshardError:
+    return error_class(message, field=field, retry_after_s=retry_after_s)
+
+
+class ConfigError(RayshardError):
+    """A setting that cannot work."""
+
+    http_status = 400
+    grpc_code = "FAILED_PRECONDITION"
+    kind = "config_error"
+
+
+class RequestError(RayshardError):
+    """The request is wrong; `field` names the part of it."""
+
+    http_status = 400
+    grpc_code = "INVALID_ARGUMENT"
+    kind = "invalid_request_error"
+
+
+class ModelNotFoundError(RequestError):
+    """No model of that name is served."""
+
+    http_status = 404
+    grpc_code = "NOT_FOUND"
+    kind = "not_found_error"
+
+
+class RequestTooLargeError(RequestError):
+    """The body is larger than the server takes."""
+
+    http_status = 413
+    kind = "request_too_large"
+
+
+class UnprocessableError(RequestError):
+    """Well-formed, but its values cannot be served."""
+
+    http_status = 422
+
+
+class QueueFullError(RayshardError):
+    """Too many requests are waiting, or this one waited too long."""
+
+    http_status = 429
+    grpc_code = "RESOURCE_EXHAUSTED"
+    kind = "rate_limit_error"
+    is_retryable = True
+
+
+class UnavailableError(RayshardError):
+    """No copy of the model can take the request now."""
+
+    http_status = 503
+    grpc_code = "UNAVAILABLE"
+    kind = "service_unavailable"
+    is_retryable = True
+
+
+class ShardLostError(UnavailableError):
+    """A shard died or hung while the request ran."""
+
+    kind = "shard_lost"
+
+
+class TimeoutExceededError(RayshardError):
+    """The request did not end within its time limit."""
+
+    http_status = 504
+    grpc_code = "DEADLINE_EXCEEDED"
+    kind = "timeout_error"
+
+
+class RequestAbortedError(RayshardError):
+    """The client left, or stopped reading."""
+
+    http_status = 499
+    grpc_code = "CANCELLED"
+    kind = "aborted"
+
+
+class InternalError(RayshardError):
+    """A fault of the server."""

@@ -1,0 +1,165 @@
+"""A pipeline stage of a transformers decoder: the library's own class, with the parts of other stages cut away."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from serve_app.errors import ConfigError
+from serve_app.models.architecture import Architecture, architecture_of
+from serve_app.types import ShardSpec
+
+ATTENTION_NAME = "rayshard_paged"
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class StageAttention(Protocol):
+    """Attention of one step over a stage's KV cache."""
+
+    def attend(
+        self,
+        layer_index: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """query [H, T, D], key and value [K, T, D] of the step's tokens -> output [T, H, D]."""
+
+
+def read_config(source_dir: Path) -> PreTrainedConfig:
+    """The transformers config of a checkpoint directory."""
+    return AutoConfig.from_pretrained(str(source_dir), local_files_only=True, trust_remote_code=False)
+
+
+def resolve_dtype(config: PreTrainedConfig, dtype: str) -> torch.dtype:
+    """`auto` is the checkpoint's own dtype, float32 where it names none."""
+    if dtype != "auto":
+        return DTYPES[dtype]
+    own: torch.dtype | None = config.dtype
+    if own is None:
+        return torch.float32
+    if own not in DTYPES.values():
+        raise ConfigError(f"dtype=auto, but the checkpoint's is {own}; set dtype to one of {', '.join(DTYPES)}")
+    return own
+
+
+class TransformersStage:
+    """Layers [first_layer, end_layer) of a decoder, with the embedding and the head at the ends of the pipeline.
+
+    Built on the meta device: parameters have shapes and no memory until a loader fills them.
+    """
+
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, shard: ShardSpec) -> None:
+        self.shard = shard
+        self.architecture: Architecture = architecture_of(config.model_type)
+        AttentionInterface.register(ATTENTION_NAME, _forward_attention)  # without a mask function: no mask is built
+        with torch.device("meta"):
+            self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
+            )
+        self.model.eval().requires_grad_(False)
+        self.config = self.model.config
+        self.dtype = dtype
+        self.base: PreTrainedModel = self.model.base_model
+        self.base_prefix = f"{self.model.base_model_prefix}."
+        self.whole_state = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        self._incoming: Tensor | None = None
+        self._cut()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """All layers of the model; those of other stages are pass-throughs."""
+        layers = self.base.get_submodule(self.architecture.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def own_layers(self) -> list[nn.Module]:
+        """The layers of this stage."""
+        return list(self.layers[self.shard.first_layer : self.shard.end_layer])
+
+    def forward(
+        self, inputs: Tensor, positions: Tensor, attention: StageAttention, logit_rows: Tensor | None
+    ) -> Tensor:
+        """Run this stage over packed tokens.
+
+        inputs [T] int64 token ids on the first stage, [T, D] hidden states on the others; positions [T] int64;
+        logit_rows [N] int64 on the last stage -> hidden states [T, D], or logits [N, V] on the last stage.
+        """
+        arguments: dict[str, Any] = {"position_ids": positions[None], "use_cache": False, "paged_kv": attention}
+        if self.shard.is_first:
+            arguments["input_ids"] = inputs[None]
+        else:
+            self._incoming = arguments["inputs_embeds"] = inputs[None]
+        if not self.shard.is_last:
+            hidden: Tensor = self.base(**arguments).last_hidden_state
+            return hidden[0]
+        logits: Tensor = self.model(**arguments, logits_to_keep=logit_rows).logits
+        return logits[0]
+
+    def _cut(self) -> None:
+        """Replace what belongs to other stages."""
+        shard, architecture = self.shard, self.architecture
+        for index in range(len(self.layers)):
+            if not shard.first_layer <= index < shard.end_layer:
+                self.layers[index] = _PassThrough()
+        if not shard.is_first:
+            for name in architecture.positions:
+                _replace(self.base, name, _NoPositions())
+            for name in (*architecture.entry, architecture.embedding):
+                _replace(self.base, name, _PassThrough())
+            self.own_layers[0].register_forward_pre_hook(self._inject)
+        if not shard.is_last:
+            for name in architecture.exit:
+                _replace(self.base, name, _PassThrough())
+            _replace(self.model, architecture.head, _PassThrough())
+
+    def _inject(self, _layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Hand the previous stage's hidden states to the first own layer, whatever was done to them on the way."""
+        return (self._incoming, *args[1:])
+
+
+class _PassThrough(nn.Module):
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+class _NoPositions(nn.Module):
+    """Learned positions were added on the first stage."""
+
+    def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
+        return torch.zeros(())
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in another's place, unless that one is absent in this model."""
+    parent_name, _, child = name.rpartition(".")
+    parent = root.get_submodule(parent_name)
+    if getattr(parent, child) is not None:
+        setattr(parent, child, module)
+
+
+def _forward_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    paged_kv: StageAttention,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query [1, H, T, Dh], key and value [1, K, T, Dh] -> [1, T, H, Dh]."""
+    assert attention_mask is None, "no mask function is registered for the paged attention"
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer_index: int = module.layer_idx  # type: ignore[assignment]
+    return paged_kv.attend(layer_index, query[0], key[0], value[0], scale, sliding_window, softcap)[None], None

@@ -1,0 +1,156 @@
+"""Collectives among the ranks of a stage and hops between stages, without process-wide state."""
+
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._C import _distributed_c10d as c10d
+
+from serve_app.types import ShardSpec
+
+Store = c10d.Store
+
+
+class Communicator(Protocol):
+    """What a shard asks of the others. Every call must be made by all that take part, in the same order."""
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks of this stage, in place."""
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The ranks' tensors, all of one shape, in order of rank."""
+
+    def send_next(self, tensor: Tensor) -> None:
+        """Hand hidden states to the same rank of the next stage; returns before they have arrived."""
+
+    def receive_previous(self, tensor: Tensor) -> Tensor:
+        """Fill a tensor with the hidden states of the same rank of the previous stage."""
+
+
+class LoneCommunicator:
+    """The communicator of a model in one piece."""
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """One rank: its own sum."""
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """One rank: its own tensor."""
+        return [tensor]
+
+    def send_next(self, _tensor: Tensor) -> None:
+        """There is no next stage."""
+        raise AssertionError("one stage has no next")
+
+    def receive_previous(self, _tensor: Tensor) -> Tensor:
+        """There is no previous stage."""
+        raise AssertionError("one stage has no previous")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where the shards of a group meet: the store's address, and the limits of waiting."""
+
+    host: str
+    port: int
+    rendezvous_s: float
+    collective_s: float
+
+
+def open_store(host: str, rendezvous_s: float) -> c10d.TCPStore:
+    """Start a store that listens on the given address only, on a free port."""
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listener.getsockname()[1]
+    return c10d.TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=rendezvous_s),
+        master_listen_fd=listener.detach(),
+    )
+
+
+def connect_store(rendezvous: Rendezvous) -> c10d.TCPStore:
+    """Reach a store that another shard has opened."""
+    return c10d.TCPStore(
+        rendezvous.host,
+        rendezvous.port,
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=rendezvous.rendezvous_s),
+    )
+
+
+class GroupCommunicator:
+    """Process groups of one shard: its stage's ranks, and the same rank of the neighbouring stages.
+
+    gloo on CPU, NCCL on CUDA. The groups are made here and belong to this object: torch's default group is not used.
+    """
+
+    def __init__(
+        self, store: c10d.Store, shard: ShardSpec, rendezvous: Rendezvous, device: torch.device, own_host: str
+    ) -> None:
+        self._tensor_group = self._pipeline_group = None
+        self._previous, self._next = shard.stage - 1, shard.stage + 1
+        self._pending: tuple[Any, Tensor] | None = None
+        if shard.num_ranks > 1:
+            self._tensor_group = _make_group(
+                store, f"tensor/{shard.stage}", shard.rank, shard.num_ranks, rendezvous, device, own_host
+            )
+        if shard.num_stages > 1:
+            self._pipeline_group = _make_group(
+                store, f"pipeline/{shard.rank}", shard.stage, shard.num_stages, rendezvous, device, own_host
+            )
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks of this stage, in place."""
+        if self._tensor_group is not None:
+            self._tensor_group.allreduce([tensor]).wait()
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The ranks' tensors in order of rank."""
+        if self._tensor_group is None:
+            return [tensor]
+        gathered = [torch.empty_like(tensor) for _ in range(self._tensor_group.size())]
+        self._tensor_group.allgather([gathered], [tensor]).wait()
+        return gathered
+
+    def send_next(self, tensor: Tensor) -> None:
+        """Start the hop; the one before must have arrived, so at most one tensor is kept alive."""
+        assert self._pipeline_group is not None
+        if self._pending is not None:
+            self._pending[0].wait()
+        tensor = tensor.contiguous()
+        self._pending = (self._pipeline_group.send([tensor], self._next, 0), tensor)
+
+    def receive_previous(self, tensor: Tensor) -> Tensor:
+        """Wait for the previous stage's hidden states."""
+        assert self._pipeline_group is not None
+        self._pipeline_group.recv([tensor], self._previous, 0).wait()
+        return tensor
+
+
+def _make_group(
+    store: c10d.Store,
+    name: str,
+    rank: int,
+    size: int,
+    rendezvous: Rendezvous,
+    device: torch.device,
+    own_host: str,
+) -> Any:
+    prefixed = c10d.PrefixStore(name, store)
+    timeout = timedelta(seconds=rendezvous.collective_s)
+    if device.type == "cuda":
+        options = c10d.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return c10d.ProcessGroupNCCL(prefixed, rank, size, options)
+    options = c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]  # missing from the stubs
+    options._timeout = timeout
+    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=own_host)]
+    return c10d.ProcessGroupGloo(prefixed, rank, size, options)

@@ -1,0 +1,221 @@
+"""Cutting a stage's matrices over its ranks (Megatron-LM, arXiv:1909.08053), on plain tensors.
+
+`cut_stage` shrinks the meta parameters, adds the collectives, and says for each parameter which part of the
+checkpoint's tensor this rank holds. The embedding and the head are cut along the vocabulary.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from serve_app.models.transformers_model import TransformersStage
+from serve_app.parallel.communicator import Communicator
+
+Range = tuple[int, int]
+OutputHook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
+
+_SUMMED = ("rowwise", "moe_tp_experts")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one rank holds of a tensor: the ranges along `dim`, joined; all of it when dim is None."""
+
+    dim: int | None = None
+    ranges: tuple[Range, ...] = ()
+    is_zero: bool = False  # a bias that rank 0 alone adds
+
+    @property
+    def num_held(self) -> int:
+        """Length along `dim`."""
+        return sum(end - start for start, end in self.ranges)
+
+
+def cut_stage(stage: TransformersStage, communicator: Communicator) -> dict[str, Part]:
+    """Shrink the parameters of a stage to this rank's parts, by name; those not named are held whole."""
+    if stage.shard.num_ranks == 1:
+        return {}
+    parts = _cut_layers(stage, communicator)
+    parts |= _cut_vocabulary(stage, communicator)
+    for name, part in parts.items():
+        _shrink(stage.model, name, part)
+    _shrink_attributes(stage)
+    return parts
+
+
+def even_range(size: int, rank: int, num_ranks: int) -> Range:
+    """The rank's share of `size`; the last ranks hold less where it does not divide."""
+    share = -(-size // num_ranks)
+    return min(rank * share, size), min((rank + 1) * share, size)
+
+
+def packed_ranges(sizes: tuple[int, ...], rank: int, num_ranks: int) -> tuple[Range, ...]:
+    """The rank's share of each of several matrices that are packed one after the other."""
+    ranges = []
+    offset = 0
+    for size in sizes:
+        start, end = even_range(size, rank, num_ranks)
+        ranges.append((offset + start, offset + end))
+        offset += size
+    return tuple(ranges)
+
+
+def _plan_of(stage: TransformersStage) -> Mapping[str, str]:
+    plan = stage.architecture.tensor_plan
+    return plan if plan is not None else (stage.config.base_model_tp_plan or {})
+
+
+def _cut_layers(stage: TransformersStage, communicator: Communicator) -> dict[str, Part]:
+    plan = _plan_of(stage)
+    parts: dict[str, Part] = {}
+    for index in range(stage.shard.first_layer, stage.shard.end_layer):
+        for pattern, style in plan.items():
+            name = pattern.replace("*", str(index))
+            target = _find(stage.base, name)
+            if target is None:
+                continue  # a layer of another kind
+            if isinstance(target, nn.Module) and style in _SUMMED:
+                target.register_forward_hook(_sum_output(communicator))
+            for parameter_name, parameter in _parameters_of(target, name):
+                part = _part_of(stage, pattern, style, target, parameter_name, parameter)
+                if part is not None:
+                    parts[stage.base_prefix + parameter_name] = part
+    return parts
+
+
+def _find(base: nn.Module, name: str) -> nn.Module | nn.Parameter | None:
+    try:
+        return base.get_submodule(name)
+    except AttributeError:
+        pass
+    try:
+        return base.get_parameter(name)
+    except AttributeError:
+        return None
+
+
+def _parameters_of(target: nn.Module | nn.Parameter, name: str) -> list[tuple[str, nn.Parameter]]:
+    if isinstance(target, nn.Parameter):
+        return [(name, target)]
+    return [(f"{name}.{leaf}", parameter) for leaf, parameter in target.named_parameters(recurse=False)]
+
+
+def _part_of(
+    stage: TransformersStage,
+    pattern: str,
+    style: str,
+    target: nn.Module | nn.Parameter,
+    name: str,
+    parameter: nn.Parameter,
+) -> Part | None:
+    """The part of one parameter under a style, or None where it is held whole."""
+    rank, num_ranks = stage.shard.rank, stage.shard.num_ranks
+    is_bias = isinstance(target, nn.Module) and name.endswith(".bias")
+    # Linear weights are [out, in], Conv1D weights [in, out], experts' [experts, out, in].
+    out_dim = 0 if is_bias else parameter.dim() - (1 if type(target).__name__ == "Conv1D" else 2)
+    in_dim = parameter.dim() - (2 if type(target).__name__ == "Conv1D" else 1)
+    if style == "colwise":
+        return Part(out_dim, (even_range(parameter.shape[out_dim], rank, num_ranks),))
+    if style == "packed_colwise":
+        return Part(out_dim, packed_ranges(stage.architecture.packed[pattern](stage.config), rank, num_ranks))
+    if style == "rowwise":
+        if is_bias:
+            return Part(is_zero=rank != 0)
+        return Part(in_dim, (even_range(parameter.shape[in_dim], rank, num_ranks),))
+    return None  # replicated, or a module whose parameters have lines of their own
+
+
+def _cut_vocabulary(stage: TransformersStage, communicator: Communicator) -> dict[str, Part]:
+    """Cut embedding and head along the vocabulary: each rank looks up, or predicts, its own tokens."""
+    num_tokens = stage.config.vocab_size
+    part = Part(0, (even_range(num_tokens, stage.shard.rank, stage.shard.num_ranks),))
+    parts: dict[str, Part] = {}
+    if stage.shard.is_first:
+        embedding = stage.base.get_submodule(stage.architecture.embedding)
+        parts[f"{stage.base_prefix}{stage.architecture.embedding}.weight"] = part
+        _cut_embedding(embedding, part.ranges[0], communicator)
+    if stage.shard.is_last:
+        parts[f"{stage.architecture.head}.weight"] = part
+        head = stage.model.get_submodule(stage.architecture.head)
+        share = -(-num_tokens // stage.shard.num_ranks)
+        head.register_forward_hook(_gather_logits(communicator, share, num_tokens))
+    return parts
+
+
+def _cut_embedding(embedding: nn.Module, own: Range, communicator: Communicator) -> None:
+    start, end = own
+    outside: list[Tensor] = []
+
+    def to_local(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        ids = args[0]
+        outside.append((ids < start) | (ids >= end))
+        return ((ids - start).clamp(0, max(end - start - 1, 0)),)
+
+    def sum_up(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return communicator.all_reduce(output.masked_fill(outside.pop()[..., None], 0))
+
+    assert isinstance(embedding, nn.Embedding)
+    embedding.padding_idx = None
+    embedding.register_forward_pre_hook(to_local)
+    embedding.register_forward_hook(sum_up)
+
+
+def _sum_output(communicator: Communicator) -> OutputHook:
+    def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return communicator.all_reduce(output.contiguous())
+
+    return hook
+
+
+def _gather_logits(communicator: Communicator, share: int, num_tokens: int) -> OutputHook:
+    def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        padded = nn.functional.pad(output, (0, share - output.shape[-1]))  # [1, N, share]
+        return torch.cat(communicator.all_gather(padded.contiguous()), dim=-1)[..., :num_tokens]  # [1, N, V]
+
+    return hook
+
+
+def _shrink(model: nn.Module, name: str, part: Part) -> None:
+    """Give a meta parameter the shape of this rank's part."""
+    if part.dim is None:
+        return
+    module_name, _, leaf = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    old = getattr(module, leaf)
+    shape = list(old.shape)
+    shape[part.dim] = part.num_held
+    if old.shape[part.dim] != part.num_held:
+        setattr(module, leaf, nn.Parameter(torch.empty(shape, dtype=old.dtype, device="meta"), requires_grad=False))
+    if leaf == "weight" and isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif leaf == "weight" and type(module).__name__ == "Conv1D":
+        module.nx, module.nf = shape
+    elif leaf == "weight" and isinstance(module, nn.Embedding):
+        module.num_embeddings = shape[0]
+
+
+def _shrink_attributes(stage: TransformersStage) -> None:
+    """Divide the head counts and widths that forward methods read."""
+    num_ranks = stage.shard.num_ranks
+    for layer in stage.own_layers:
+        for module_name, attributes in stage.architecture.divided.items():
+            module = layer.get_submodule(module_name)
+            for attribute in attributes:
+                if hasattr(module, attribute):
+                    setattr(module, attribute, getattr(module, attribute) // num_ranks)
+        if stage.architecture.divided_config is not None:
+            module = layer.get_submodule(stage.architecture.divided_config)
+            module.config = _divided_config(stage.config, num_ranks)
+
+
+def _divided_config(config: PreTrainedConfig, num_ranks: int) -> PreTrainedConfig:
+    divided = copy.copy(config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    divided.head_dim = head_dim
+    divided.num_attention_heads = config.num_attention_heads // num_ranks
+    divided.num_key_value_heads = config.num_key_value_heads // num_ranks
+    return divided

@@ -1,0 +1,279 @@
+"""Which layers go on which shard, what that weighs, and what makes a split impossible."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from serve_app.config import ModelConfig
+from serve_app.errors import ConfigError
+from serve_app.planning.architectures import (
+    ARCHITECTURES,
+    EMBEDDING_PATTERN,
+    FIRST_STAGE_PATTERN,
+    HEAD_PATTERN,
+    UNUSED_PATTERN,
+    WHOLE_PATTERN,
+    layer_of,
+)
+from serve_app.planning.model_spec import DTYPE_BITS, ModelSpec, TensorHeader
+from serve_app.types import ShardSpec
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPlan:
+    """All shards of one model copy, ordered by ShardSpec.index."""
+
+    num_stages: int
+    num_ranks: int
+    shards: list[ShardSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One shard as a table shows it."""
+
+    stage: int
+    rank: int
+    first_layer: int
+    end_layer: int
+    parameter_bytes: int  # in the served dtype
+    kv_cache_tokens: int | None  # that fit; None: known only when the GPU's memory is
+
+
+def plan_shards(spec: ModelSpec, pipeline: int, tensor: int) -> ShardPlan:
+    """Layers spread so that the heaviest stage is as light as can be. Raises ConfigError without a layer per stage."""
+    if pipeline > spec.num_layers:
+        raise ConfigError(_pipeline_too_long(spec, pipeline))
+    ends = _stage_ends(_weights(spec, pipeline), pipeline)
+    begins = [0, *ends[:-1]]
+    shards = [
+        ShardSpec(stage, pipeline, rank, tensor, begins[stage], ends[stage])
+        for stage in range(pipeline)
+        for rank in range(tensor)
+    ]
+    return ShardPlan(pipeline, tensor, shards)
+
+
+def check_split(spec: ModelSpec, config: ModelConfig) -> list[str]:
+    """Every reason why this model cannot be served with these settings."""
+    problems = _model_problems(spec, config) + _tensor_problems(spec, config.parallel.tensor)
+    if config.parallel.pipeline > spec.num_layers:
+        return [*problems, _pipeline_too_long(spec, config.parallel.pipeline)]
+    return problems or _cache_problems(spec, config)
+
+
+def served_dtype(spec: ModelSpec, config: ModelConfig) -> str:
+    """The dtype a model's weights and KV cache have when served."""
+    return spec.dtype if config.dtype == "auto" else config.dtype
+
+
+def served_max_model_len(spec: ModelSpec, config: ModelConfig) -> int:
+    """Tokens of the longest sequence, the prompt included."""
+    return config.max_model_len or spec.max_position_embeddings or config.engine.max_num_batched_tokens
+
+
+def kv_block_bytes(spec: ModelSpec, shard: ShardSpec, block_size: int, dtype_bytes: int) -> int:
+    """Bytes of one KV block over all layers of one shard: keys and values."""
+    num_layers = shard.end_layer - shard.first_layer
+    num_kv_heads = spec.num_kv_heads // shard.num_ranks
+    return 2 * num_layers * block_size * num_kv_heads * spec.head_dim * dtype_bytes
+
+
+def num_kv_blocks(spec: ModelSpec, plan: ShardPlan, config: ModelConfig, kv_cache_bytes: int) -> int:
+    """KV blocks that every shard can hold in `kv_cache_bytes` of its own."""
+    dtype_bytes = DTYPE_BYTES[served_dtype(spec, config)]
+    block_bytes = [kv_block_bytes(spec, shard, config.engine.block_size, dtype_bytes) for shard in plan.shards]
+    return kv_cache_bytes // max(block_bytes)
+
+
+def shard_parameter_bytes(spec: ModelSpec, shard: ShardSpec, dtype: str) -> int:
+    """Bytes of one shard's parameters in `dtype`; vectors count as whole, though some are cut."""
+    total = 0
+    for name, tensor in spec.tensors.items():
+        if _is_held(spec, name, shard):
+            is_cut = layer_of(name) is not None and len(tensor.shape) > 1 and not WHOLE_PATTERN.search(name)
+            total += _bytes_in(tensor, dtype) // (shard.num_ranks if is_cut else 1)
+    return total
+
+
+def describe_plan(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> list[PlanRow]:
+    """One row per shard."""
+    dtype = served_dtype(spec, config)
+    cache_bytes, num_tokens = config.kv_cache_bytes, None
+    if cache_bytes is not None:
+        num_tokens = num_kv_blocks(spec, plan, config, cache_bytes) * config.engine.block_size
+    return [
+        PlanRow(
+            shard.stage,
+            shard.rank,
+            shard.first_layer,
+            shard.end_layer,
+            shard_parameter_bytes(spec, shard, dtype),
+            num_tokens,
+        )
+        for shard in plan.shards
+    ]
+
+
+def format_plan(rows: Sequence[PlanRow]) -> str:
+    """The rows as an aligned text table."""
+    table = [("stage", "rank", "layers", "parameters", "kv tokens")]
+    for row in rows:
+        tokens = "by memory" if row.kv_cache_tokens is None else str(row.kv_cache_tokens)
+        layers = f"{row.first_layer}-{row.end_layer - 1}"
+        table.append((str(row.stage), str(row.rank), layers, _readable(row.parameter_bytes), tokens))
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
+
+
+def _pipeline_too_long(spec: ModelSpec, pipeline: int) -> str:
+    return (
+        f"parallel.pipeline={pipeline} is longer than the model's num_layers={spec.num_layers}; "
+        f"use at most {spec.num_layers}"
+    )
+
+
+def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
+    problems: list[str] = []
+    if spec.model_type not in ARCHITECTURES:
+        supported = ", ".join(sorted(ARCHITECTURES))
+        problems.append(f"model_type={spec.model_type!r} is not supported; use a model of type {supported}")
+    if spec.quantization_method is not None:
+        problems.append(
+            f"source={config.source} is quantized ({spec.quantization_method}), which is not served yet; "
+            "give the unquantized model"
+        )
+    elif served_dtype(spec, config) not in DTYPE_BYTES:
+        problems.append(
+            f"dtype=auto means {spec.dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}"
+        )
+    longest = spec.max_position_embeddings
+    if config.max_model_len is not None and longest is not None and config.max_model_len > longest:
+        problems.append(
+            f"max_model_len={config.max_model_len} is above the model's max_position_embeddings={longest}; "
+            f"use at most {longest}"
+        )
+    return problems
+
+
+def _tensor_problems(spec: ModelSpec, tensor: int) -> list[str]:
+    sizes = {"num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
+    if spec.intermediate_size is not None:
+        sizes["intermediate_size"] = spec.intermediate_size
+    common = math.gcd(*sizes.values())
+    options = [str(number) for number in range(1, min(common, 1024) + 1) if common % number == 0]
+    way_out = " or ".join(filter(None, [", ".join(options[:-1]), options[-1]]))
+    return [
+        f"parallel.tensor={tensor} does not divide {name}={size}; use {way_out}"
+        for name, size in sizes.items()
+        if size % tensor
+    ]
+
+
+def _cache_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
+    plan = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor)
+    if config.kv_cache_bytes is None or num_kv_blocks(spec, plan, config, config.kv_cache_bytes) > 0:
+        return []
+    dtype_bytes = DTYPE_BYTES[served_dtype(spec, config)]
+    needed = max(kv_block_bytes(spec, shard, config.engine.block_size, dtype_bytes) for shard in plan.shards)
+    longest = -(-served_max_model_len(spec, config) // config.engine.block_size)
+    return [
+        f"engine.kv_cache_bytes={config.kv_cache_bytes} holds 0 tokens: one block of {config.engine.block_size} tokens "
+        f"takes {needed} bytes on the largest shard; use {needed} or more ({needed * longest} for one sequence of "
+        f"{served_max_model_len(spec, config)} tokens)"
+    ]
+
+
+def _weights(spec: ModelSpec, pipeline: int) -> list[int]:
+    """Bytes of each layer, the first and last ones with what surrounds them."""
+    weights = [0] * spec.num_layers
+    for name, tensor in spec.tensors.items():
+        layer = layer_of(name)
+        if UNUSED_PATTERN.search(name) or (layer is not None and layer >= spec.num_layers):
+            continue
+        if layer is not None:
+            weights[layer] += tensor.num_bytes
+        elif FIRST_STAGE_PATTERN.search(name):
+            weights[0] += tensor.num_bytes
+            if spec.is_tied and pipeline > 1 and EMBEDDING_PATTERN.search(name):
+                weights[-1] += tensor.num_bytes
+        elif not (spec.is_tied and HEAD_PATTERN.search(name)):
+            weights[-1] += tensor.num_bytes
+    return weights
+
+
+def _is_held(spec: ModelSpec, name: str, shard: ShardSpec) -> bool:
+    if UNUSED_PATTERN.search(name):
+        return False
+    layer = layer_of(name)
+    if layer is not None:
+        return shard.first_layer <= layer < shard.end_layer
+    if FIRST_STAGE_PATTERN.search(name):
+        return shard.is_first or (shard.is_last and spec.is_tied and EMBEDDING_PATTERN.search(name) is not None)
+    return shard.is_last and not (spec.is_tied and HEAD_PATTERN.search(name))
+
+
+def _stage_ends(weights: Sequence[int], num_stages: int) -> list[int]:
+    """End layer of each stage: the least heaviest stage, then the most even ones, then the earliest cuts."""
+    sums = [0]
+    for weight in weights:
+        sums.append(sums[-1] + weight)
+    limit = _least_limit(weights, num_stages)
+    # best[s][i]: least sum of squares of s stages over layers [0, i); cut[s][i]: where the last of them begins.
+    unreachable = (math.inf, -1)
+    best = [(0.0, 0) if layer == 0 else unreachable for layer in range(len(weights) + 1)]
+    cuts: list[list[int]] = []
+    for _ in range(num_stages):
+        row = [unreachable] * len(best)
+        for end in range(1, len(best)):
+            begin = end - 1
+            while begin >= 0 and sums[end] - sums[begin] <= limit:
+                cost = best[begin][0] + float(sums[end] - sums[begin]) ** 2
+                if cost <= row[end][0] and cost < math.inf:
+                    row[end] = (cost, begin)
+                begin -= 1
+        best = row
+        cuts.append([begin for _, begin in row])
+    ends = [len(weights)]
+    for stage in range(num_stages - 1, 0, -1):
+        ends.append(cuts[stage][ends[-1]])
+    return ends[::-1]
+
+
+def _least_limit(weights: Sequence[int], num_stages: int) -> int:
+    """Least bytes of the heaviest stage, by bisection; more stages than a limit needs never make one heavier."""
+    low, high = max(weights), sum(weights)
+    while low < high:
+        middle = (low + high) // 2
+        if _num_stages_within(weights, middle) <= num_stages:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _num_stages_within(weights: Sequence[int], limit: int) -> int:
+    num_stages, stage_bytes = 1, 0
+    for weight in weights:
+        if stage_bytes + weight > limit:
+            num_stages, stage_bytes = num_stages + 1, 0
+        stage_bytes += weight
+    return num_stages
+
+
+def _bytes_in(tensor: TensorHeader, dtype: str) -> int:
+    if tensor.dtype not in _FLOAT_DTYPES or dtype not in DTYPE_BYTES:
+        return tensor.num_bytes
+    return tensor.num_bytes * 8 // DTYPE_BITS[tensor.dtype] * DTYPE_BYTES[dtype]
+
+
+def _readable(num_bytes: int) -> str:
+    size, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.1f} {unit}" if unit != "B" else f"{num_bytes} B"

@@ -1,0 +1,120 @@
+"""From the `source` of a model to a directory on this node: a path, or a snapshot of a hub repository."""
+
+import difflib
+import logging
+import re
+from pathlib import Path
+
+import huggingface_hub
+from filelock import FileLock
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from serve_app.config import Environment
+from serve_app.errors import ConfigError
+
+ALLOWED_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+IGNORED_FILES = ["*/*", "consolidated*"]  # copies of the weights in other layouts
+
+logger = logging.getLogger(__name__)
+
+
+def resolve_source(source: str, revision: str | None, base_dir: Path, environment: Environment) -> Path:
+    """Absolute directory of the model; a hub repository is downloaded, and the directory is named by its commit.
+
+    Raises ConfigError. `base_dir` is what a relative path is relative to.
+    """
+    if is_hub_id(source, base_dir):
+        return _download(source, revision, environment)
+    directory = _absolute(source, base_dir)
+    if not directory.is_dir():
+        raise ConfigError(f"source={source} {_why_no_directory(directory)}")
+    if revision is not None:
+        raise ConfigError(f"revision={revision} has no effect on the directory source={source}; remove it")
+    return directory
+
+
+def is_hub_id(source: str, base_dir: Path) -> bool:
+    """Whether `source` is org/name on the hub: no path that exists, nor one whose first part does."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", source) is None:
+        return False
+    return not _absolute(source, base_dir).exists() and not _absolute(source.split("/")[0], base_dir).is_dir()
+
+
+def find_snapshot(source: str, revision: str | None, environment: Environment) -> Path | None:
+    """Directory of a hub repository that is already on this node; None when it is not, or not whole."""
+    try:
+        return _snapshot(source, revision, environment, is_local=True)
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise ConfigError(_not_on_hub(source)) from error
+
+
+def _absolute(source: str, base_dir: Path) -> Path:
+    return (base_dir / Path(source).expanduser()).resolve()
+
+
+def _why_no_directory(path: Path) -> str:
+    if path.suffix == ".gguf":
+        return "is a GGUF file, which is not served; give a directory with config.json and safetensors files"
+    if path.is_file():
+        return f"is a file; give its directory, {path.parent}"
+    parent = next(parent for parent in path.parents if parent.is_dir())
+    missing = path.relative_to(parent).parts[0]
+    names = sorted(child.name for child in parent.iterdir() if child.is_dir() and not child.name.startswith("."))
+    closest = difflib.get_close_matches(missing, names, n=1)
+    way_out = (
+        f"did you mean {parent / closest[0]}?" if closest else "give an existing directory, or a hub id (org/name)"
+    )
+    return f"is no directory: {parent} exists, but has no {missing!r}; {way_out}"
+
+
+def _download(source: str, revision: str | None, environment: Environment) -> Path:
+    lock_dir = environment.hub_cache_dir / ".locks" / "rayshard"
+    try:
+        lock_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock_dir / f"{source.replace('/', '--')}.lock"):  # the node's other processes find it done
+            path = _snapshot(source, revision, environment, is_local=environment.is_hub_offline)
+    except GatedRepoError as error:
+        raise ConfigError(f"source={source} is gated; accept its terms on the hub and log in") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ConfigError(_not_on_hub(source)) from error
+    except RevisionNotFoundError as error:
+        raise ConfigError(f"revision={revision} is no branch, tag or commit of source={source}; correct it") from error
+    except LocalEntryNotFoundError as error:
+        reason = "the hub is switched off by HF_HUB_OFFLINE" if environment.is_hub_offline else "the hub did not answer"
+        raise ConfigError(
+            f"source={source} is not on this node and {reason}; download it first, or give a path"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"source={source} could not be downloaded ({type(error).__name__}: {error}); try again"
+        ) from error
+    logger.info("source resolved id=%s revision=%s commit=%s", source, revision or "main", path.name)
+    return path
+
+
+def _snapshot(source: str, revision: str | None, environment: Environment, *, is_local: bool) -> Path:
+    path = huggingface_hub.snapshot_download(
+        source,
+        revision=revision,
+        cache_dir=environment.hub_cache_dir,
+        endpoint=environment.hub_endpoint,
+        local_files_only=is_local,
+        allow_patterns=ALLOWED_FILES,
+        ignore_patterns=IGNORED_FILES,
+    )
+    return Path(path).resolve()
+
+
+def _not_on_hub(source: str) -> str:
+    return (
+        f"source={source} is neither a directory nor a model on the hub that you may read; "
+        "correct the name, or log in to the hub"
+    )

@@ -1,0 +1,334 @@
+"""Continuous batching over a paged KV cache, with up to num_stages steps in flight.
+
+Requests join and leave between steps; long prompts are prefilled in chunks; when blocks run out the latest
+sequence is pre-empted and recomputed later. (Iteration-level scheduling: Orca, OSDI 2022; paged KV cache:
+vLLM, SOSP 2023; chunked prefill: Sarathi-Serve, OSDI 2024.)
+
+Every stage runs the steps in the order in which they were scheduled. So blocks and rows go back at once, even when
+a step in flight still writes to them: the next owner's step comes later and writes before it reads.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from serve_app.errors import QueueFullError, RequestError
+from serve_app.scheduling.block_manager import BlockManager
+from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
+from serve_app.types import (
+    EngineLimits,
+    FinishReason,
+    GenerateRequest,
+    OutputChunk,
+    PromptTargets,
+    SequenceStart,
+    StepInput,
+    StepOutput,
+)
+
+
+@dataclass(slots=True)
+class SequenceOutput:
+    """New tokens of one sequence after a step."""
+
+    sequence: Sequence
+    chunk: OutputChunk
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step being put together, and then the memory of who was in it."""
+
+    step_id: int
+    sequences: list[Sequence] = field(default_factory=list)
+    starts: list[SequenceStart] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    num_computed: list[int] = field(default_factory=list)
+    new_blocks: list[list[int]] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    samples: list[bool] = field(default_factory=list)
+    prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)
+
+
+class Scheduler:
+    """Decides what each step computes. Has no clock, no thread and no tensor."""
+
+    def __init__(
+        self, limits: EngineLimits, *, num_stages: int, max_queued: int, eos_token_ids: frozenset[int] = frozenset()
+    ) -> None:
+        self.limits = limits
+        self.num_preemptions = 0
+        self._num_stages = num_stages
+        self._max_queued = max_queued
+        self._eos_token_ids = eos_token_ids
+        self._blocks = BlockManager(limits.num_blocks, limits.block_size)
+        self._rows = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._waiting: deque[Sequence] = deque()
+        self._running: list[Sequence] = []  # in order of admission: the last one is pre-empted first
+        self._in_flight: dict[int, _Step] = {}
+        self._next_step_id = 0
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences without a row."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences with a row."""
+        return len(self._running)
+
+    @property
+    def num_free_blocks(self) -> int:
+        """KV blocks that nobody holds."""
+        return self._blocks.num_free
+
+    @property
+    def num_steps_in_flight(self) -> int:
+        """Steps sent whose output is not back."""
+        return len(self._in_flight)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence has not ended."""
+        return bool(self._waiting or self._running)
+
+    @property
+    def max_request_tokens(self) -> int:
+        """Prompt and output tokens that one sequence may have."""
+        return min(self.limits.max_model_len, self.limits.num_blocks * self.limits.block_size)
+
+    def add(self, request: GenerateRequest) -> list[Sequence]:
+        """Queue a request; raises RequestError when it can never run, QueueFullError when too many wait."""
+        num_tokens = len(request.prompt_token_ids) + 1
+        if num_tokens > self.max_request_tokens:
+            raise RequestError(
+                f"the prompt has {num_tokens - 1} tokens; with one output token at most {self.max_request_tokens} fit "
+                f"(max_model_len={self.limits.max_model_len}, KV cache of "
+                f"{self.limits.num_blocks * self.limits.block_size} tokens); shorten it, or raise engine.kv_cache_bytes",
+                field="prompt",
+            )
+        if len(self._waiting) + request.num_choices > self._max_queued:
+            raise QueueFullError(
+                f"{len(self._waiting)} sequences wait and engine.max_queued={self._max_queued}; try again later",
+                retry_after_s=1.0,
+            )
+        sequences = sequences_of(request, self._eos_token_ids)
+        self._waiting.extend(sequences)
+        return sequences
+
+    def abort(self, sequence: Sequence) -> None:
+        """End a sequence now; its blocks and its row are free at once. Ended ones are left alone."""
+        if sequence.is_finished:
+            return
+        if sequence.state is SequenceState.WAITING:
+            self._waiting.remove(sequence)
+        self._finish(sequence, "abort")
+
+    def schedule(self) -> StepInput | None:
+        """The next step, or None when nothing can run before a step in flight is back."""
+        if len(self._in_flight) >= self._num_stages:
+            return None
+        step = _Step(self._next_step_id)
+        budget = self._continue_running(step, self.limits.max_num_batched_tokens)
+        self._admit_waiting(step, budget)
+        if not step.sequences:
+            return None
+        self._next_step_id += 1
+        self._in_flight[step.step_id] = step
+        return StepInput(
+            step_id=step.step_id,
+            starts=step.starts,
+            rows=[sequence.row for sequence in step.sequences],
+            num_tokens=step.num_tokens,
+            num_computed=step.num_computed,
+            new_blocks=step.new_blocks,
+            token_ids=step.token_ids,
+            samples=step.samples,
+            prompt_targets=step.prompt_targets,
+        )
+
+    def update(self, output: StepOutput) -> list[SequenceOutput]:
+        """Take a step's tokens in; gives what is new for each sequence that is still alive."""
+        step = self._in_flight.pop(output.step_id)
+        news: list[SequenceOutput] = []
+        num_drawn = 0
+        for index, sequence in enumerate(step.sequences):
+            sequence.num_steps_in_flight -= 1
+            drawn = num_drawn if step.samples[index] else None
+            num_drawn += step.samples[index]
+            if sequence.is_finished:
+                continue  # aborted while the step ran
+            if drawn is not None:
+                sequence.is_draw_in_flight = False
+            chunk = self._take(sequence, output, index, drawn)
+            if chunk is not None:
+                news.append(SequenceOutput(sequence, chunk))
+        return news
+
+    def check(self) -> None:
+        """Verify that no block and no row is lost; raises InternalError."""
+        self._blocks.check(sequence.block_table for sequence in self._running)
+        assert len(self._rows) + len(self._running) == self.limits.max_num_seqs
+
+    def _continue_running(self, step: _Step, budget: int) -> int:
+        """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left."""
+        max_sequences = -(-len(self._running) // self._num_stages)  # spread evenly over the steps in flight
+        ready = [sequence for sequence in self._running if not sequence.is_draw_in_flight and sequence.num_unscheduled]
+        ready.sort(key=_is_prefilling)  # stable: in order of admission otherwise
+        for sequence in ready:
+            if budget == 0 or len(step.sequences) >= max_sequences:
+                break
+            if sequence.state is not SequenceState.RUNNING:
+                continue  # pre-empted by one before it
+            num_tokens = min(sequence.num_unscheduled, budget)
+            if self._make_room(sequence, num_tokens):
+                self._put(step, sequence, num_tokens)
+                budget -= num_tokens
+        return budget
+
+    def _admit_waiting(self, step: _Step, budget: int) -> None:
+        while self._waiting and self._rows and budget > 0:
+            sequence = self._waiting[0]
+            if sequence.num_steps_in_flight:
+                return  # pre-empted with a prefill chunk in flight: first come, first served, so all wait
+            # Room for one more block each keeps the newcomer from being pre-empted at once.
+            num_needed = self._blocks.num_blocks_for(len(sequence.token_ids)) + len(self._running)
+            if self._running and num_needed > self._blocks.num_free:
+                return
+            num_tokens = min(sequence.num_unscheduled, budget)
+            if not self._blocks.can_grow(sequence.block_table, num_tokens):
+                return
+            self._waiting.popleft()
+            self._start(step, sequence)
+            self._put(step, sequence, num_tokens)
+            budget -= num_tokens
+
+    def _start(self, step: _Step, sequence: Sequence) -> None:
+        sequence.state = SequenceState.RUNNING
+        sequence.row = self._rows.pop()
+        self._running.append(sequence)
+        has_history = sequence.params.has_penalties
+        step.starts.append(
+            SequenceStart(
+                row=sequence.row,
+                choice=sequence.choice,
+                params=sequence.params,
+                end_token_ids=sorted(sequence.end_token_ids),
+                num_outputs=sequence.num_outputs,
+                history_token_ids=list(sequence.token_ids) if has_history else [],
+                num_history_prompt_tokens=sequence.num_prompt_tokens if has_history else 0,
+            )
+        )
+
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Find blocks for a sequence's next tokens, pre-empting later sequences; False when it must wait a step."""
+        while not self._blocks.can_grow(sequence.block_table, sequence.num_scheduled + num_tokens):
+            victim = self._victim(after=sequence)
+            if victim is None:
+                return False
+            self._preempt(victim)
+        return True
+
+    def _victim(self, after: Sequence) -> Sequence | None:
+        """The latest sequence that no step holds and that was admitted later than `after`.
+
+        There always is one when no step is in flight and none is being filled, so somebody always goes on.
+        """
+        for sequence in reversed(self._running):
+            if sequence is after:
+                return None
+            if sequence.num_steps_in_flight == 0:
+                return sequence
+        return None
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take blocks and row away; prompt and outputs so far are computed again later."""
+        self._running.remove(sequence)
+        self._give_back(sequence)
+        sequence.state = SequenceState.WAITING
+        sequence.num_scheduled = 0
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self._waiting.appendleft(sequence)
+
+    def _put(self, step: _Step, sequence: Sequence, num_tokens: int) -> None:
+        """Add a sequence's next tokens to the step; its blocks are there."""
+        start, end = sequence.num_scheduled, sequence.num_scheduled + num_tokens
+        self._blocks.grow(sequence.block_table, end)
+        is_last_chunk = end == len(sequence.token_ids)
+        targets = self._prompt_targets(sequence, start, end)
+        if targets is not None:
+            step.prompt_targets[len(step.sequences)] = targets
+        step.sequences.append(sequence)
+        step.num_tokens.append(num_tokens)
+        step.num_computed.append(start)
+        step.new_blocks.append(sequence.block_table[sequence.num_sent_blocks :])
+        step.token_ids.extend(sequence.token_ids[start:end])
+        step.samples.append(is_last_chunk)
+        sequence.num_sent_blocks = len(sequence.block_table)
+        sequence.num_scheduled = end
+        sequence.num_steps_in_flight += 1
+        sequence.is_draw_in_flight = is_last_chunk
+
+    @staticmethod
+    def _prompt_targets(sequence: Sequence, start: int, end: int) -> PromptTargets | None:
+        """Prompt tokens that the positions [start, end) predict and whose log-probability is still owed."""
+        if sequence.params.num_prompt_logprobs is None or sequence.choice != 0:
+            return None
+        first = max(start, sequence.num_prompt_logprobs_sent)  # those before were sent before a pre-emption
+        token_ids = sequence.token_ids[first + 1 : min(end + 1, sequence.num_prompt_tokens)]
+        if not token_ids:
+            return None
+        sequence.num_prompt_logprobs_sent = first + len(token_ids)
+        return PromptTargets(first - start, token_ids, sequence.params.num_prompt_logprobs)
+
+    def _take(self, sequence: Sequence, output: StepOutput, index: int, drawn: int | None) -> OutputChunk | None:
+        """Append the drawn token, if any, and end the sequence when it is its last."""
+        prompt_logprobs = output.prompt_logprobs.get(index)
+        first_index = sequence.num_outputs
+        if drawn is None:
+            if prompt_logprobs is None:
+                return None
+            return OutputChunk(sequence.choice, first_index, [], prompt_logprobs=prompt_logprobs)
+        token_id = output.token_ids[drawn]
+        if token_id < 0:
+            self._finish(sequence, "error")
+            return OutputChunk(sequence.choice, first_index, [], finish_reason="error")
+        sequence.token_ids.append(token_id)
+        stop_token_id = self._end_if_due(sequence, token_id)
+        logprobs = None if output.logprobs is None else output.logprobs[drawn]
+        return OutputChunk(
+            choice=sequence.choice,
+            first_index=first_index,
+            token_ids=[token_id],
+            logprobs=None if logprobs is None else [logprobs],
+            prompt_logprobs=prompt_logprobs,
+            finish_reason=sequence.finish_reason,
+            stop_token_id=stop_token_id,
+        )
+
+    def _end_if_due(self, sequence: Sequence, token_id: int) -> int | None:
+        """End the sequence after its last token; gives the token that stopped it, if one did."""
+        if token_id in sequence.end_token_ids and sequence.num_outputs >= sequence.params.min_tokens:
+            self._finish(sequence, "stop")
+            return token_id
+        if sequence.num_outputs >= sequence.params.max_tokens or len(sequence.token_ids) >= self.max_request_tokens:
+            self._finish(sequence, "length")
+        return None
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        if sequence.state is SequenceState.RUNNING:
+            self._running.remove(sequence)
+            self._give_back(sequence)
+        sequence.state = SequenceState.FINISHED
+        sequence.finish_reason = reason
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self._blocks.release(sequence.block_table)
+        self._rows.append(sequence.row)
+        sequence.row = -1
+        sequence.num_sent_blocks = 0
+
+
+def _is_prefilling(sequence: Sequence) -> bool:
+    return sequence.num_unscheduled > 1

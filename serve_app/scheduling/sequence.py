@@ -1,0 +1,69 @@
+"""One choice of one request, from its arrival to its last token."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from serve_app.types import FinishReason, GenerateRequest, SamplingParams
+
+
+class SequenceState(Enum):
+    """Where a sequence stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens, blocks and progress of one choice. Only the scheduler changes it."""
+
+    request_id: str
+    choice: int
+    params: SamplingParams
+    end_token_ids: frozenset[int]
+    num_prompt_tokens: int
+    token_ids: list[int]  # prompt, then outputs
+    state: SequenceState = SequenceState.WAITING
+    row: int = -1  # row in the shards' block tables while running
+    block_table: list[int] = field(default_factory=list)
+    num_sent_blocks: int = 0  # prefix of block_table that the shards know
+    num_scheduled: int = 0  # tokens whose keys and values are in the cache, or will be when the steps in flight end
+    num_steps_in_flight: int = 0
+    is_draw_in_flight: bool = False  # its next token is being drawn: nothing to schedule until it is back
+    num_prompt_logprobs_sent: int = 0
+    num_preemptions: int = 0
+    finish_reason: FinishReason | None = None
+
+    @property
+    def num_outputs(self) -> int:
+        """Tokens drawn so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_unscheduled(self) -> int:
+        """Known tokens that no step has taken yet."""
+        return len(self.token_ids) - self.num_scheduled
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has ended, for whatever reason."""
+        return self.state is SequenceState.FINISHED
+
+
+def sequences_of(request: GenerateRequest, eos_token_ids: frozenset[int]) -> list[Sequence]:
+    """One sequence for each choice of a request."""
+    params = request.params
+    stop_ids = frozenset(params.stop_token_ids)
+    end_token_ids = stop_ids if params.ignore_eos else stop_ids | eos_token_ids
+    return [
+        Sequence(
+            request_id=request.request_id,
+            choice=choice,
+            params=params,
+            end_token_ids=end_token_ids,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            token_ids=list(request.prompt_token_ids),
+        )
+        for choice in range(request.num_choices)
+    ]

@@ -1,0 +1,91 @@
+"""A child process in a session of its own: its log, and its end with everything that it started."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_POLL_S = 0.1
+_TERMINATE_S = 5.0
+
+
+class ServeProcess:
+    """A running command; what it prints goes to a file.
+
+    Ray's processes leave their process group but stay in the session, so the session tells what has to end with it.
+    """
+
+    def __init__(self, command: Sequence[str], directory: Path, environment: Mapping[str, str], log_path: Path) -> None:
+        with log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._log = log_path.open("rb")
+        self._partial_line = b""
+
+    @property
+    def exit_status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.poll()
+
+    def new_lines(self) -> list[str]:
+        """Whole lines printed since the last call, without colours."""
+        *lines, self._partial_line = (self._partial_line + self._log.read()).split(b"\n")
+        return [without_colours(line.decode(errors="replace")) for line in lines]
+
+    def interrupt(self) -> None:
+        """Ask it to stop, as Ctrl-C would."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> None:
+        """End what is left of it and of the processes it started."""
+        self._signal_members(signal.SIGTERM)
+        deadline_s = time.monotonic() + _TERMINATE_S
+        while self._members() and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
+        self._signal_members(signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+    def _signal_members(self, number: signal.Signals) -> None:
+        for pid in self._members():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue  # it ended by itself
+
+    def _members(self) -> list[int]:
+        self._process.poll()  # reaps it, so that only the living are left
+        return session_members(self._process.pid)
+
+
+def without_colours(text: str) -> str:
+    """The text a terminal would show, in one colour."""
+    return _COLOUR.sub("", text)
+
+
+def session_members(session_id: int) -> list[int]:
+    """Processes of a session that have not ended; Linux only, as Ray's GPU nodes are."""
+    stats = (_stat_fields(path) for path in Path("/proc").glob("[0-9]*/stat"))
+    return [pid for pid, state, session in stats if session == session_id and state not in "ZX"]
+
+
+def _stat_fields(path: Path) -> tuple[int, str, int]:
+    """Pid, state and session from a /proc/PID/stat, as proc(5) lays it out."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        return 0, "X", 0  # it ended while we looked
+    fields = text[text.rindex(")") + 1 :].split()  # the name before it may hold blanks and brackets
+    return int(path.parent.name), fields[0], int(fields[3])

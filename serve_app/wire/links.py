@@ -1,0 +1,225 @@
+"""The two links beside Serve: Router and shards (control), Router and Gateway replicas (tokens).
+
+Sockets are bound to one given address on a random port and encrypted (CurveZMQ, rfc.zeromq.org/spec/26). The server's
+public key never crosses the network in clear, and nobody connects without it: it is handed out over Ray only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from serve_app.types import LinkAddress, OutputChunk, StepInput, StepOutput
+from serve_app.wire.messages import (
+    PROTOCOL_VERSION,
+    HeartbeatMessage,
+    HelloMessage,
+    OutputMessage,
+    StepMessage,
+    StopMessage,
+    TokenBatch,
+    ToRouter,
+    ToShard,
+    token_batch,
+    unpack_batch,
+)
+
+_HANDSHAKE_MS = 30_000
+_MAX_MESSAGE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ControlAddress:
+    """Where a shard finds its Router; `server_key` is a capability: never logged."""
+
+    endpoint: str
+    server_key: str
+    epoch: int
+
+
+class ControlServer:
+    """The Router's end of the control link, for one life (epoch) of the shard group."""
+
+    def __init__(self, host: str, epoch: int, num_shards: int) -> None:
+        self._epoch = epoch
+        self._num_shards = num_shards
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        server_key = _make_server(self._socket)
+        self.address = ControlAddress(_bind(self._socket, host), server_key, epoch)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToRouter)
+        self._peers = [f"{epoch}:{index}".encode() for index in range(num_shards)]
+
+    def send_step(self, step: StepInput) -> None:
+        """Hand a step to every shard."""
+        self._send(StepMessage(PROTOCOL_VERSION, self._epoch, step))
+
+    def send_stop(self) -> None:
+        """Ask every shard to end its run."""
+        self._send(StopMessage(PROTOCOL_VERSION, self._epoch))
+
+    async def receive(self) -> ToRouter:
+        """The next message of this epoch; others, and what cannot be read, are dropped."""
+        while True:
+            _peer, payload = await self._socket.recv_multipart()
+            try:
+                message: ToRouter = self._decoder.decode(payload)
+            except msgspec.DecodeError:
+                continue
+            if message.version == PROTOCOL_VERSION and message.epoch == self._epoch:
+                return message
+
+    def close(self) -> None:
+        """Drop what is unsent and close."""
+        self._context.destroy(linger=0)
+
+    def _send(self, message: ToShard) -> None:
+        payload = self._encoder.encode(message)
+        for peer in self._peers:
+            self._socket.send_multipart((peer, payload))
+
+
+class ControlClient:
+    """A shard's end of the control link. Blocking; one thread uses `receive` and `send_output`."""
+
+    def __init__(self, address: ControlAddress, shard_index: int) -> None:
+        self._epoch = address.epoch
+        self._shard_index = shard_index
+        self._context = zmq.Context()
+        self._address = address
+        self._socket = self._connect(f"{address.epoch}:{shard_index}")
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(ToShard)
+
+    def send_hello(self) -> None:
+        """Tell the Router that steps may come."""
+        self._socket.send(self._encoder.encode(HelloMessage(PROTOCOL_VERSION, self._epoch, self._shard_index)))
+
+    def receive(self) -> StepInput | None:
+        """The next step; None when the run is to end."""
+        while True:
+            message = self._decoder.decode(self._socket.recv())
+            if message.version != PROTOCOL_VERSION or message.epoch != self._epoch:
+                continue
+            return message.step if isinstance(message, StepMessage) else None
+
+    def send_output(self, output: StepOutput) -> None:
+        """Give the Router a step's tokens."""
+        self._socket.send(self._encoder.encode(OutputMessage(PROTOCOL_VERSION, self._epoch, output)))
+
+    def heartbeat_sender(self) -> Callable[[int], None]:
+        """A function for one other thread: tells the Router that this process lives, with its steps done."""
+        socket = self._connect(f"{self._epoch}:{self._shard_index}:heartbeat")
+        encoder = msgspec.msgpack.Encoder()
+
+        def send(num_steps_done: int) -> None:
+            message = HeartbeatMessage(PROTOCOL_VERSION, self._epoch, self._shard_index, num_steps_done)
+            socket.send(encoder.encode(message), flags=zmq.NOBLOCK)
+
+        return send
+
+    def close(self) -> None:
+        """Drop what is unsent and close."""
+        self._context.destroy(linger=0)
+
+    def _connect(self, identity: str) -> zmq.Socket[Any]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.identity = identity.encode()
+        _make_client(socket, self._address.server_key)
+        socket.connect(self._address.endpoint)
+        return socket
+
+
+class TokenReceiver:
+    """A Gateway replica's end of the token link."""
+
+    def __init__(self, host: str) -> None:
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.PULL)
+        server_key = _make_server(self._socket)
+        self.address = LinkAddress(_bind(self._socket, host), server_key)
+        self._decoder = msgspec.msgpack.Decoder(TokenBatch)
+
+    async def receive(self) -> list[tuple[int, OutputChunk]]:
+        """The next batch, as (stream, chunk) pairs."""
+        while True:
+            payload = await self._socket.recv()
+            try:
+                batch = self._decoder.decode(payload)
+            except msgspec.DecodeError:
+                continue
+            if batch.version == PROTOCOL_VERSION:
+                return unpack_batch(batch)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._context.destroy(linger=0)
+
+
+class TokenLinks:
+    """A Router's ends of the token links: one socket for each Gateway replica it has met."""
+
+    def __init__(self, sender: str) -> None:
+        self._sender = sender
+        self._context = zmq.Context()
+        self._sockets: dict[LinkAddress, zmq.Socket[Any]] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def send(self, address: LinkAddress, epoch: int, chunks: list[tuple[int, OutputChunk]]) -> bool:
+        """Send (stream, chunk) pairs as one message; False when that Gateway takes no more."""
+        socket = self._sockets.get(address)
+        if socket is None:
+            socket = self._sockets[address] = self._context.socket(zmq.PUSH)
+            _make_client(socket, address.server_key)
+            socket.connect(address.endpoint)
+        try:
+            socket.send(self._encoder.encode(token_batch(epoch, self._sender, chunks)), flags=zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def forget(self, address: LinkAddress) -> None:
+        """Close the socket to a Gateway that has nothing running here any more; what is queued still goes out."""
+        socket = self._sockets.pop(address, None)
+        if socket is not None:
+            socket.close(linger=5_000)
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._context.destroy(linger=0)
+
+
+def _make_server(socket: zmq.Socket[Any]) -> str:
+    """Make a socket the server of an encrypted link; gives its public key."""
+    public_key, secret_key = zmq.curve_keypair()
+    socket.curve_server = True
+    socket.curve_secretkey = secret_key
+    _limit(socket)
+    return public_key.decode()
+
+
+def _make_client(socket: zmq.Socket[Any], server_key: str) -> None:
+    socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+    socket.curve_serverkey = server_key.encode()
+    _limit(socket)
+
+
+def _limit(socket: zmq.Socket[Any]) -> None:
+    socket.linger = 0
+    socket.handshake_ivl = _HANDSHAKE_MS
+    socket.maxmsgsize = _MAX_MESSAGE_BYTES
+    socket.sndhwm = socket.rcvhwm = 100_000
+
+
+def _bind(socket: zmq.Socket[Any], host: str) -> str:
+    if ":" in host:
+        socket.ipv6 = True
+        host = f"[{host}]"
+    socket.bind(f"tcp://{host}:*")
+    endpoint = socket.last_endpoint
+    assert isinstance(endpoint, bytes)
+    return endpoint.decode().rstrip("\x00")

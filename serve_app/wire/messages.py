@@ -1,0 +1,97 @@
+"""What travels on the control link and the token link: msgpack into typed structs, never pickle."""
+
+from typing import Final
+
+import msgspec
+
+from serve_app.types import OutputChunk, StepInput, StepOutput
+
+PROTOCOL_VERSION: Final = 1
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Head of every message: who speaks which protocol, for which life of the shard group."""
+
+    version: int
+    epoch: int
+
+
+class StepMessage(Message, frozen=True, array_like=True, tag="step"):
+    """Router to every shard: run this step."""
+
+    step: StepInput
+
+
+class StopMessage(Message, frozen=True, array_like=True, tag="stop"):
+    """Router to every shard: end the run."""
+
+
+class HelloMessage(Message, frozen=True, array_like=True, tag="hello"):
+    """Shard to Router: connected, and ready for steps."""
+
+    shard_index: int
+
+
+class OutputMessage(Message, frozen=True, array_like=True, tag="output"):
+    """Last stage to Router: the tokens of a step."""
+
+    output: StepOutput
+
+
+class HeartbeatMessage(Message, frozen=True, array_like=True, tag="heartbeat"):
+    """Shard to Router: alive, with this much done."""
+
+    shard_index: int
+    num_steps_done: int
+
+
+class StreamChunk(msgspec.Struct, frozen=True, array_like=True):
+    """A chunk that carries more than one plain token."""
+
+    stream: int
+    chunk: OutputChunk
+
+
+class TokenBatch(Message, frozen=True, array_like=True, tag="tokens"):
+    """Router to one Gateway replica: everything new of one step.
+
+    The four columns hold the plain chunks, one token each; the rest is in `others`.
+    """
+
+    sender: str
+    streams: list[int]
+    choices: list[int]
+    first_indexes: list[int]
+    token_ids: list[int]
+    others: list[StreamChunk]
+
+
+ToShard = StepMessage | StopMessage
+ToRouter = HelloMessage | OutputMessage | HeartbeatMessage
+
+
+def token_batch(epoch: int, sender: str, chunks: list[tuple[int, OutputChunk]]) -> TokenBatch:
+    """Pack (stream, chunk) pairs; the order within a stream is kept."""
+    batch = TokenBatch(PROTOCOL_VERSION, epoch, sender, [], [], [], [], [])
+    for stream, chunk in chunks:
+        is_plain = chunk.finish_reason is None and chunk.logprobs is None and chunk.prompt_logprobs is None
+        if is_plain and len(chunk.token_ids) == 1:
+            batch.streams.append(stream)
+            batch.choices.append(chunk.choice)
+            batch.first_indexes.append(chunk.first_index)
+            batch.token_ids.append(chunk.token_ids[0])
+        else:
+            batch.others.append(StreamChunk(stream, chunk))
+    return batch
+
+
+def unpack_batch(batch: TokenBatch) -> list[tuple[int, OutputChunk]]:
+    """The (stream, chunk) pairs of a batch."""
+    chunks = [
+        (stream, OutputChunk(choice, first_index, [token_id]))
+        for stream, choice, first_index, token_id in zip(
+            batch.streams, batch.choices, batch.first_indexes, batch.token_ids, strict=True
+        )
+    ]
+    chunks.extend((other.stream, other.chunk) for other in batch.others)
+    return chunks
