@@ -83,7 +83,9 @@ class Completion:
 class LinkAddress:
     """Where a Gateway replica receives tokens. `server_key` is a capability: never logged."""
 
-    endpoint: str
+    node: str  # address of the Gateway's node
+    local_endpoint: str  # loopback, for senders on the same node
+    wide_endpoint: str | None  # on the node's own address; None in a cluster of one node
     server_key: str
 
 
@@ -139,6 +141,40 @@ class ShardSpec:
     def index(self) -> int:
         """Position in the group: stages outermost."""
         return self.stage * self.num_ranks + self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSettings:
+    """How one shard is to be made."""
+
+    shard: ShardSpec
+    source_dir: str
+    dtype: str
+    device: Literal["cpu", "cuda"]
+    num_threads: int
+    block_size: int
+    kv_cache_bytes: int | None  # None: what gpu_memory_utilization leaves
+    gpu_memory_utilization: float
+    max_num_batched_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What a loaded shard holds, and how many KV blocks it has room for."""
+
+    parameter_bytes: int
+    num_blocks: int
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where the shards of a group meet: the store's address, and the limits of waiting."""
+
+    host: str
+    port: int
+    rendezvous_s: float
+    collective_s: float
 
 
 @dataclass(frozen=True, slots=True)

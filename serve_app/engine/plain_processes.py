@@ -7,10 +7,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from serve_app.engine.shard import EngineShard, ShardReport, ShardSettings
+from serve_app.engine.shard import EngineShard
 from serve_app.errors import UnavailableError
-from serve_app.parallel.communicator import Rendezvous
-from serve_app.types import EngineLimits, ShardSpec
+from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings, ShardSpec
 from serve_app.wire.links import ControlAddress
 
 HOST = "127.0.0.1"

@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,41 +15,16 @@ from serve_app.parallel.communicator import (
     Communicator,
     GroupCommunicator,
     LoneCommunicator,
-    Rendezvous,
     Store,
     connect_store,
     open_store,
 )
-from serve_app.types import EngineLimits, ShardSpec
+from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings
 from serve_app.wire.links import ControlAddress, ControlClient
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSettings:
-    """How one shard is to be made."""
-
-    shard: ShardSpec
-    source_dir: str
-    dtype: str
-    device: str  # cpu or cuda
-    num_threads: int
-    block_size: int
-    kv_cache_bytes: int | None  # None: what gpu_memory_utilization leaves
-    gpu_memory_utilization: float
-    max_num_batched_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardReport:
-    """What a loaded shard holds, and how many KV blocks it has room for."""
-
-    parameter_bytes: int
-    num_blocks: int
-    load_s: float
 
 
 class EngineShard:

@@ -1,7 +1,6 @@
 """Collectives among the ranks of a stage and hops between stages, without process-wide state."""
 
 import socket
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 
-from serve_app.types import ShardSpec
+from serve_app.types import Rendezvous, ShardSpec
 
 Store = c10d.Store
 
@@ -48,16 +47,6 @@ class LoneCommunicator:
     def receive_previous(self, _tensor: Tensor) -> Tensor:
         """There is no previous stage."""
         raise AssertionError("one stage has no previous")
-
-
-@dataclass(frozen=True, slots=True)
-class Rendezvous:
-    """Where the shards of a group meet: the store's address, and the limits of waiting."""
-
-    host: str
-    port: int
-    rendezvous_s: float
-    collective_s: float
 
 
 def open_store(host: str, rendezvous_s: float) -> c10d.TCPStore:

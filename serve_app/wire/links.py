@@ -5,28 +5,29 @@ public key never crosses the network in clear, and nobody connects without it: i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import zmq
 import zmq.asyncio
 
-from serve_app.types import LinkAddress, OutputChunk, StepInput, StepOutput
+from serve_app.types import CopyState, LinkAddress, OutputChunk, StepInput, StepOutput
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
     HeartbeatMessage,
     HelloMessage,
     OutputMessage,
+    StateMessage,
     StepMessage,
     StopMessage,
-    TokenBatch,
+    ToGateway,
     ToRouter,
     ToShard,
     token_batch,
-    unpack_batch,
 )
 
+LOOPBACK = "127.0.0.1"
 _HANDSHAKE_MS = 30_000
 _MAX_MESSAGE_BYTES = 64 << 20
 
@@ -135,25 +136,30 @@ class ControlClient:
 
 
 class TokenReceiver:
-    """A Gateway replica's end of the token link."""
+    """A Gateway replica's end of the token link; listens on loopback, more widely only when asked to."""
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, node: str) -> None:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PULL)
         server_key = _make_server(self._socket)
-        self.address = LinkAddress(_bind(self._socket, host), server_key)
-        self._decoder = msgspec.msgpack.Decoder(TokenBatch)
+        self.address = LinkAddress(node, _bind(self._socket, LOOPBACK), None, server_key)
+        self._decoder = msgspec.msgpack.Decoder(ToGateway)
 
-    async def receive(self) -> list[tuple[int, OutputChunk]]:
-        """The next batch, as (stream, chunk) pairs."""
+    def listen_wide(self) -> None:
+        """Listen on the node's own address too: the cluster has other nodes."""
+        if self.address.wide_endpoint is None:
+            self.address = replace(self.address, wide_endpoint=_bind(self._socket, self.address.node))
+
+    async def receive(self) -> ToGateway:
+        """The next message; what cannot be read is dropped."""
         while True:
             payload = await self._socket.recv()
             try:
-                batch = self._decoder.decode(payload)
+                message: ToGateway = self._decoder.decode(payload)
             except msgspec.DecodeError:
                 continue
-            if batch.version == PROTOCOL_VERSION:
-                return unpack_batch(batch)
+            if message.version == PROTOCOL_VERSION:
+                return message
 
     def close(self) -> None:
         """Close the socket."""
@@ -161,36 +167,47 @@ class TokenReceiver:
 
 
 class TokenLinks:
-    """A Router's ends of the token links: one socket for each Gateway replica it has met."""
+    """A Router's ends of the token links: one socket for each Gateway replica that it knows."""
 
-    def __init__(self, sender: str) -> None:
+    def __init__(self, sender: str, node: str) -> None:
         self._sender = sender
+        self._node = node
         self._context = zmq.Context()
-        self._sockets: dict[LinkAddress, zmq.Socket[Any]] = {}
+        self._sockets: dict[str, zmq.Socket[Any]] = {}  # by server key
         self._encoder = msgspec.msgpack.Encoder()
 
-    def send(self, address: LinkAddress, epoch: int, chunks: list[tuple[int, OutputChunk]]) -> bool:
-        """Send (stream, chunk) pairs as one message; False when that Gateway takes no more."""
-        socket = self._sockets.get(address)
-        if socket is None:
-            socket = self._sockets[address] = self._context.socket(zmq.PUSH)
-            _make_client(socket, address.server_key)
-            socket.connect(address.endpoint)
-        try:
-            socket.send(self._encoder.encode(token_batch(epoch, self._sender, chunks)), flags=zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        return True
+    def send_tokens(self, address: LinkAddress, epoch: int, chunks: list[tuple[int, OutputChunk]]) -> bool:
+        """Send (stream, chunk) pairs as one message; False when that Gateway cannot be reached or takes no more."""
+        return self._send(address, token_batch(epoch, self._sender, chunks))
+
+    def send_state(self, address: LinkAddress, epoch: int, model: str, state: CopyState) -> bool:
+        """Tell a Gateway how this copy is; False as above."""
+        return self._send(address, StateMessage(PROTOCOL_VERSION, epoch, model, state))
 
     def forget(self, address: LinkAddress) -> None:
-        """Close the socket to a Gateway that has nothing running here any more; what is queued still goes out."""
-        socket = self._sockets.pop(address, None)
+        """Close the socket to a Gateway that is gone."""
+        socket = self._sockets.pop(address.server_key, None)
         if socket is not None:
-            socket.close(linger=5_000)
+            socket.close(linger=0)
 
     def close(self) -> None:
         """Close all sockets."""
         self._context.destroy(linger=0)
+
+    def _send(self, address: LinkAddress, message: ToGateway) -> bool:
+        socket = self._sockets.get(address.server_key)
+        if socket is None:
+            endpoint = address.local_endpoint if address.node == self._node else address.wide_endpoint
+            if endpoint is None:
+                return False
+            socket = self._sockets[address.server_key] = self._context.socket(zmq.PUSH)
+            _make_client(socket, address.server_key)
+            socket.connect(endpoint)
+        try:
+            socket.send(self._encoder.encode(message), flags=zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
 
 def _make_server(socket: zmq.Socket[Any]) -> str:

@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from serve_app.types import OutputChunk, StepInput, StepOutput
+from serve_app.types import CopyState, OutputChunk, StepInput, StepOutput
 
 PROTOCOL_VERSION: Final = 1
 
@@ -66,6 +66,14 @@ class TokenBatch(Message, frozen=True, array_like=True, tag="tokens"):
     others: list[StreamChunk]
 
 
+class StateMessage(Message, frozen=True, array_like=True, tag="state"):
+    """Router to every Gateway that has registered: how this model copy is."""
+
+    model: str
+    state: CopyState
+
+
+ToGateway = TokenBatch | StateMessage
 ToShard = StepMessage | StopMessage
 ToRouter = HelloMessage | OutputMessage | HeartbeatMessage
 

@@ -1,0 +1,71 @@
+# `make` alone prints the targets.
+CONFIG ?= serve_config.yaml
+# Options for pip, such as an index that has CPU builds of torch: make install PIP_ARGS="--extra-index-url URL"
+PIP_ARGS ?=
+FIND_PYTHON = for p in python3.11 python3.12 python3.13; do $$p -m ensurepip --version >/dev/null 2>&1 && { echo $$p; break; }; done
+PYTHON ?= $(shell $(FIND_PYTHON))
+STAMP = .venv/.installed
+PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
+PYTEST = .venv/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-slow test-full lint types format lock cluster bench-overhead clean
+
+help:  ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP)  ## make .venv from constraints.txt, with what the tests need (PYTHON=, PIP_ARGS=)
+
+serve: $(STAMP)  ## check the configuration and serve it until Ctrl-C (CONFIG=serve_config.yaml)
+	@.venv/bin/rayshard serve $(CONFIG)
+
+test: $(STAMP)  ## run the tests, at most 15 minutes (ARGS= for pytest)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: there are none
+
+test-full: test test-slow  ## run the slow tests too
+
+lint: $(STAMP)  ## ruff: rules and format
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: $(STAMP)  ## mypy, strict
+	.venv/bin/mypy
+
+format: $(STAMP)  ## rewrite the code as ruff formats it
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+lock:  ## resolve pyproject.toml anew into constraints.txt (PYTHON=, PIP_ARGS=)
+	@$(REQUIRE_PYTHON)
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade pip setuptools
+	.venv-lock/bin/python -m pip install --quiet $(PIP_ARGS) --no-build-isolation --editable '.[test,dev]'
+	@{ sed -n '/^#/p' constraints.txt; \
+	  .venv-lock/bin/python -m pip freeze --all --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' \
+	  | grep -v -E '^(nvidia|triton|cuda)'; } > constraints.new
+	mv constraints.new constraints.txt
+	rm -rf .venv-lock
+
+cluster: $(STAMP)  ## write cluster/rayservice.yaml from serve_config.yaml
+	.venv/bin/python cluster/render.py
+
+bench-overhead: $(STAMP)  ## what serving costs beside the engine (minutes)
+	.venv/bin/python bench/overhead.py
+
+clean:  ## remove .venv, caches and logs
+	rm -rf .venv .venv-lock .rayshard .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+REQUIRE_PYTHON = [ -n "$(PYTHON)" ] || { echo "rayshard needs python3.11, 3.12 or 3.13 with its venv module on the PATH;" \
+	"or name one: make install PYTHON=/path/to/python3" >&2; exit 1; }
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(REQUIRE_PYTHON)
+	@echo "Installing into .venv: a few minutes the first time."
+	$(PYTHON) -m venv --clear .venv
+	.venv/bin/python $(PIP) pip setuptools
+	.venv/bin/python $(PIP) --no-build-isolation --editable '.[test,dev]'
+	@touch $@

@@ -1,0 +1,117 @@
+"""The command `rayshard`: parsing and printing only. Neither Ray nor torch is imported here."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from serve_app.config import (
+    Environment,
+    ModelApplication,
+    Problem,
+    ServeFile,
+    inspect_serve_file,
+    read_environment,
+)
+from serve_app.errors import ConfigError
+from serve_app.planning.model_spec import read_model_spec
+from serve_app.planning.planner import (
+    check_split,
+    describe_plan,
+    format_plan,
+    plan_shards,
+    served_dtype,
+    served_max_model_len,
+)
+from serve_app.planning.source import find_snapshot, is_hub_id, resolve_source
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; gives its exit status."""
+    arguments = _parser().parse_args(argv)
+    return _validate(arguments.file, can_download=arguments.download)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rayshard", description="Serve PyTorch models split over GPU actors.")
+    parser.add_argument("--version", action="version", version=f"rayshard {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    validate = commands.add_parser("validate", help="name every mistake in a Serve file, without starting Ray")
+    validate.add_argument("file", type=Path, metavar="FILE")
+    validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
+    return parser
+
+
+def _version() -> str:
+    try:
+        return version("rayshard")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckedFile:
+    serve_file: ServeFile | None  # None when there are problems
+    plan_text: str
+    problems: list[Problem]
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckedModel:
+    text: str  # its part of the plan
+    problems: list[Problem]
+
+
+def _validate(path: Path, *, can_download: bool) -> int:
+    checked = _check_file(path, can_download=can_download)
+    if checked.serve_file is None:
+        print(*checked.problems, sep="\n", file=sys.stderr)
+        return 1
+    print(_headline(checked.serve_file), checked.plan_text, sep="\n\n")
+    return 0
+
+
+def _check_file(path: Path, *, can_download: bool) -> _CheckedFile:
+    report = inspect_serve_file(path)
+    environment = read_environment()
+    models = [_check_model(model, path, environment, can_download=can_download) for model in report.models]
+    problems = [*report.problems, *(problem for model in models for problem in model.problems)]
+    plan_text = "\n\n".join(model.text for model in models)
+    return _CheckedFile(None if problems else report.serve_file, plan_text, problems)
+
+
+def _headline(serve_file: ServeFile) -> str:
+    num_models = len(serve_file.models)
+    models = "1 model" if num_models == 1 else f"{num_models} models"
+    return f"ok {serve_file.path}: {models} behind http://{serve_file.http_host}:{serve_file.http_port}"
+
+
+def _check_model(model: ModelApplication, path: Path, environment: Environment, *, can_download: bool) -> _CheckedModel:
+    config, where, base_dir = model.config, f"applications[{model.name}].args", path.resolve().parent
+    try:
+        if is_hub_id(config.source, base_dir) and not can_download:
+            source_dir = find_snapshot(config.source, config.revision, environment)
+            if source_dir is None:
+                text = f"{config.name}: {config.source} is not on this machine yet; --download fetches and checks it"
+                return _CheckedModel(text, [])
+        else:
+            source_dir = resolve_source(config.source, config.revision, base_dir, environment)
+        spec = read_model_spec(source_dir)
+        problems = [Problem(where, message) for message in check_split(spec, config)]
+        if problems:
+            return _CheckedModel("", problems)
+        plan = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor)
+        rows = describe_plan(spec, plan, config)
+    except ConfigError as error:
+        return _CheckedModel("", [Problem(where, error.message)])
+    text = (
+        f"{config.name}: {spec.model_type}, {spec.num_layers} layers, {served_dtype(spec, config)}, "
+        f"up to {served_max_model_len(spec, config)} tokens, from {source_dir}\n{format_plan(rows)}"
+    )
+    return _CheckedModel(text, [])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The Router deployment: drives one copy of a model. (Ray's own "request router" is what picks the replica.)"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ray import serve
+from ray.util import get_node_ip_address
+
+from serve_app.config import ModelConfig, read_environment
+from serve_app.deployments.model_copy import ModelCopy
+from serve_app.errors import InternalError, QueueFullError, RayshardError
+from serve_app.planning.model_spec import read_model_spec
+from serve_app.planning.source import resolve_source
+from serve_app.scheduling.scheduler import SequenceOutput
+from serve_app.scheduling.sequence import Sequence, SequenceState
+from serve_app.types import (
+    Completion,
+    FinishReason,
+    GenerateRequest,
+    LinkAddress,
+    ModelDescription,
+    OutputChunk,
+)
+from serve_app.wire.links import TokenLinks
+
+logger = logging.getLogger(__name__)
+
+STATE_INTERVAL_S = 0.5
+_REGISTRATION_S = 30.0  # a Gateway that has not registered again for so long is gone
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One request while its unary call is open."""
+
+    reply_to: LinkAddress
+    stream: int
+    ended: asyncio.Future[None]
+    sequences: list[Sequence] = field(default_factory=list)
+    num_unfinished: int = 0
+
+
+class Router:
+    """Takes requests over Serve, one unary call each; their tokens leave by the token links."""
+
+    async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        environment = read_environment()
+        source_dir = await asyncio.to_thread(resolve_source, config.source, config.revision, Path.cwd(), environment)
+        spec = await asyncio.to_thread(read_model_spec, source_dir)
+        self._config = config
+        self._spec = spec
+        self._created_s = int(time.time())
+        self._replica_id = serve.get_replica_context().replica_tag
+        node = get_node_ip_address()
+        self._links = TokenLinks(self._replica_id, node)
+        self._calls: dict[Sequence, _Call] = {}
+        self._gateways: dict[LinkAddress, float] = {}  # when each last registered
+        self._copy = ModelCopy(config, spec, node, self._take_outputs, self._lose)
+        logger.info("model starting %s", config.model_dump_json())
+        await self._copy.start()
+        self._supervising = asyncio.create_task(self._copy.supervise())
+        self._reporting = asyncio.create_task(self._report_state())
+
+    async def generate(self, request: GenerateRequest, reply_to: LinkAddress, stream: int) -> Completion:
+        """Run one request to its end. Cancelling this call aborts its sequences."""
+        call = _Call(reply_to, stream, asyncio.get_running_loop().create_future())
+        call.sequences = self._copy.submit(request)
+        call.num_unfinished = len(call.sequences)
+        for sequence in call.sequences:
+            self._calls[sequence] = call
+        expiry = self._expire_later(request, call)
+        try:
+            await call.ended
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            self._release(call)
+        return Completion(
+            num_prompt_tokens=len(request.prompt_token_ids),
+            num_output_tokens=[sequence.num_outputs for sequence in call.sequences],
+            finish_reasons=[_reason_of(sequence) for sequence in call.sequences],
+        )
+
+    async def register(self, gateway: LinkAddress) -> ModelDescription:
+        """Describe the model to a Gateway replica, and tell it this copy's state from now on."""
+        self._gateways[gateway] = time.monotonic()
+        self._links.send_state(gateway, self._copy.epoch, self._config.name, self._copy.state(self._replica_id))
+        return ModelDescription(
+            name=self._config.name,
+            task=self._config.task,
+            source_dir=str(self._spec.source_dir),
+            max_model_len=self._copy.max_model_len,
+            max_request_tokens=self._copy.max_request_tokens,
+            vocab_size=self._spec.vocab_size,
+            eos_token_ids=sorted(self._copy.eos_token_ids),
+            created_s=self._created_s,
+        )
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica when its shards cannot be brought up again."""
+        if self._supervising.done():
+            raise InternalError("the shards could not be started again; see the replica's log")
+
+    def __del__(self) -> None:
+        copy = getattr(self, "_copy", None)
+        if copy is not None:
+            copy.close()
+
+    def _take_outputs(self, outputs: list[SequenceOutput]) -> None:
+        """Send what is new: one message for each Gateway replica."""
+        by_gateway: dict[LinkAddress, list[tuple[int, OutputChunk]]] = {}
+        for output in outputs:
+            call = self._calls.get(output.sequence)
+            if call is None:
+                continue
+            by_gateway.setdefault(call.reply_to, []).append((call.stream, output.chunk))
+            if output.chunk.finish_reason is not None:
+                call.num_unfinished -= 1
+                if call.num_unfinished == 0 and not call.ended.done():
+                    call.ended.set_result(None)
+        for gateway, chunks in by_gateway.items():
+            if not self._links.send_tokens(gateway, self._copy.epoch, chunks):
+                self._fail_calls_of(gateway)
+
+    def _fail_calls_of(self, gateway: LinkAddress) -> None:
+        error = InternalError(f"tokens cannot be sent to the Gateway on node {gateway.node}")
+        for call in {call for call in self._calls.values() if call.reply_to == gateway}:
+            if not call.ended.done():
+                call.ended.set_exception(error)
+
+    def _lose(self, error: RayshardError) -> None:
+        """End every open call with the error: the shards' state is gone."""
+        for call in set(self._calls.values()):
+            if not call.ended.done():
+                call.ended.set_exception(error)
+        self._send_states()
+
+    def _release(self, call: _Call) -> None:
+        for sequence in call.sequences:
+            self._calls.pop(sequence, None)
+        self._copy.abort(call.sequences)
+
+    def _expire_later(self, request: GenerateRequest, call: _Call) -> asyncio.TimerHandle | None:
+        if request.queue_timeout_s is None:
+            return None
+
+        def expire() -> None:
+            is_waiting = all(
+                sequence.state is SequenceState.WAITING and sequence.num_preemptions == 0 for sequence in call.sequences
+            )
+            if is_waiting and not call.ended.done():
+                call.ended.set_exception(
+                    QueueFullError(
+                        f"the request waited longer than queue_timeout_s={request.queue_timeout_s} for its turn",
+                        retry_after_s=1.0,
+                    )
+                )
+
+        return asyncio.get_running_loop().call_later(request.queue_timeout_s, expire)
+
+    async def _report_state(self) -> None:
+        while True:
+            await asyncio.sleep(STATE_INTERVAL_S)
+            self._send_states()
+
+    def _send_states(self) -> None:
+        now = time.monotonic()
+        state = self._copy.state(self._replica_id)
+        for gateway, registered_s in list(self._gateways.items()):
+            if now - registered_s > _REGISTRATION_S:
+                del self._gateways[gateway]
+                self._links.forget(gateway)
+            else:
+                self._links.send_state(gateway, self._copy.epoch, self._config.name, state)
+
+
+def _reason_of(sequence: Sequence) -> FinishReason:
+    return sequence.finish_reason or "abort"

@@ -1,0 +1,52 @@
+"""The actor that holds one shard."""
+
+from typing import TYPE_CHECKING
+
+import ray
+from ray.util import get_node_ip_address
+
+from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings
+from serve_app.wire.links import ControlAddress
+
+if TYPE_CHECKING:
+    from serve_app.engine.shard import EngineShard
+
+
+class Shard:
+    """One stage and rank of one model copy, in a process of its own; a thin coat around EngineShard."""
+
+    def __init__(self) -> None:
+        self._engine: EngineShard | None = None
+
+    def node(self) -> str:
+        """The address of the node that Ray has put this shard on."""
+        return str(get_node_ip_address())
+
+    def create(self, settings: ShardSettings, host: str) -> None:
+        """Bring torch up; `host` is the address to meet the others on."""
+        from serve_app.engine.shard import EngineShard
+
+        self._engine = EngineShard(settings, host)
+
+    def open_store(self, rendezvous_s: float) -> int:
+        """Listen for the rest of the group; gives the port."""
+        return self._own().open_store(rendezvous_s)
+
+    def load(self, rendezvous: Rendezvous | None) -> ShardReport:
+        """Meet the group and read this shard's tensors."""
+        return self._own().load(rendezvous)
+
+    def allocate(self, limits: EngineLimits) -> None:
+        """Make the KV cache."""
+        self._own().allocate(limits)
+
+    def run(self, address: ControlAddress) -> None:
+        """Run the Router's steps; this call's failure is how the Router learns of a death."""
+        self._own().run(address)
+
+    def _own(self) -> "EngineShard":
+        assert self._engine is not None, "create comes first"
+        return self._engine
+
+
+ShardActor = ray.remote(Shard)

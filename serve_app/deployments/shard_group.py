@@ -1,0 +1,127 @@
+"""All shards of one model copy, started in the placement group of its Router replica."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable
+from typing import Any
+
+import ray
+from ray.util import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from serve_app.config import ModelConfig
+from serve_app.deployments.shard import ShardActor
+from serve_app.errors import UnavailableError
+from serve_app.planning.model_spec import ModelSpec
+from serve_app.planning.planner import plan_shards
+from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings, ShardSpec
+from serve_app.wire.links import LOOPBACK, ControlAddress
+
+logger = logging.getLogger(__name__)
+
+
+class ShardGroup:
+    """The shard actors of one life of a model copy. When one is lost, the whole group is ended and made anew."""
+
+    def __init__(self, config: ModelConfig, spec: ModelSpec, own_node: str) -> None:
+        self._config = config
+        self._own_node = own_node
+        self._spec = spec
+        self.shards = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor).shards
+        self._actors: list[Any] = []
+        self.host = LOOPBACK  # where the Router's control link listens; set by start
+        self.reports: list[ShardReport] = []
+
+    async def start(self) -> None:
+        """Start the actors and load the model; when one fails or dies, the rest are ended and the error is raised."""
+        timeouts = self._config.timeouts
+        try:
+            async with asyncio.timeout(timeouts.load_s):
+                self._actors = [self._start_actor(index) for index in range(len(self.shards))]
+                await self._load()
+        except TimeoutError as error:
+            self.kill()
+            raise UnavailableError(f"the model was not loaded within timeouts.load_s={timeouts.load_s}") from error
+        except BaseException:
+            self.kill()
+            raise
+
+    async def allocate(self, limits: EngineLimits) -> None:
+        """Make the KV caches of all shards."""
+        await self._all("allocate", limits)
+
+    async def run(self, address: ControlAddress) -> None:
+        """Let all shards run; returns when all have been stopped, raises as soon as one is lost."""
+        await self._all("run", address)
+
+    def kill(self) -> None:
+        """End all actors at once."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    async def _load(self) -> None:
+        nodes = await self._all("node")
+        is_one_node = all(node == self._own_node for node in nodes)
+        hosts = [LOOPBACK if is_one_node else node for node in nodes]
+        self.host = LOOPBACK if is_one_node else self._own_node
+        await _first_failure(
+            [
+                actor.create.remote(self._settings(shard, nodes.count(node)), host)
+                for actor, shard, host, node in zip(self._actors, self.shards, hosts, nodes, strict=True)
+            ]
+        )
+        rendezvous = None
+        if len(self.shards) > 1:
+            timeouts = self._config.timeouts
+            port = await self._actors[0].open_store.remote(timeouts.rendezvous_s)
+            rendezvous = Rendezvous(hosts[0], port, timeouts.rendezvous_s, timeouts.collective_s)
+        self.reports = await self._all("load", rendezvous)
+        for shard, node, report in zip(self.shards, nodes, self.reports, strict=True):
+            logger.info(
+                "shard loaded model=%s stage=%d rank=%d layers=%d-%d node=%s bytes=%d num_blocks=%d load_s=%.1f",
+                self._config.name,
+                shard.stage,
+                shard.rank,
+                shard.first_layer,
+                shard.end_layer - 1,
+                node,
+                report.parameter_bytes,
+                report.num_blocks,
+                report.load_s,
+            )
+
+    async def _all(self, method: str, *args: object) -> list[Any]:
+        return await _first_failure([getattr(actor, method).remote(*args) for actor in self._actors])
+
+    def _start_actor(self, index: int) -> Any:
+        device = self._config.device
+        group = get_current_placement_group()
+        assert group is not None, "a Router replica has a placement group"
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + index)
+        return ShardActor.options(
+            num_cpus=device.cpus_per_shard,
+            num_gpus=device.gpus_per_shard if device.type == "cuda" else 0,
+            scheduling_strategy=strategy,
+            max_restarts=0,
+        ).remote()
+
+    def _settings(self, shard: ShardSpec, num_on_node: int) -> ShardSettings:
+        config = self._config
+        return ShardSettings(
+            shard=shard,
+            source_dir=str(self._spec.source_dir),
+            dtype=config.dtype,
+            device=config.device.type,
+            num_threads=config.device.cpu_threads or max(1, (os.cpu_count() or 1) // num_on_node),
+            block_size=config.engine.block_size,
+            kv_cache_bytes=config.kv_cache_bytes,
+            gpu_memory_utilization=config.engine.gpu_memory_utilization,
+            max_num_batched_tokens=config.engine.max_num_batched_tokens,
+        )
+
+
+async def _first_failure(calls: list[Awaitable[Any]]) -> list[Any]:
+    """The results of all calls; the first failure is raised at once, without waiting for the others."""
+    return list(await asyncio.gather(*calls))

@@ -1,0 +1,47 @@
+"""What the HTTP side asks of the rest: the models there are, a stream of tokens for each request, and health."""
+
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+from serve_app.types import CopyState, GenerateRequest, ModelDescription, OutputChunk
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """Whether every model can answer, and the state of each of its copies."""
+
+    is_healthy: bool
+    models: dict[str, list[CopyState]] = field(default_factory=dict)
+    detail: str = ""
+
+
+class GenerationStream(Protocol):
+    """Tokens of one request as they come: an asynchronous iterator, read by one task.
+
+    Each item is everything that has arrived since the last one. Ends after the last choice's finish_reason; raises a
+    RayshardError when the request cannot go on.
+    """
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> list[OutputChunk]: ...
+
+    async def aclose(self) -> None:
+        """Abort the sequence unless it has ended. May be called more than once."""
+        ...
+
+
+class GatewayBackend(Protocol):
+    """The models behind a Gateway."""
+
+    def models(self) -> list[ModelDescription]:
+        """All models served now. Called for each request: must be cheap."""
+        ...
+
+    def open(self, model: str, request: GenerateRequest) -> GenerationStream:
+        """Start a request on a model of `models()`. Must not block; refusals come from the stream."""
+        ...
+
+    def health(self) -> HealthReport:
+        """Health of all models. Must not block."""
+        ...

@@ -1,0 +1,84 @@
+"""Errors in OpenAI's shape."""
+
+import logging
+import math
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.errors import InternalError, ModelNotFoundError, RayshardError
+from serve_app.gateway.openai_params import ContextLengthError
+
+logger = logging.getLogger(__name__)
+
+
+def error_body(error: RayshardError) -> bytes:
+    """`{"error": {"message", "type", "param", "code"}}`."""
+    return msgspec.json.encode(_ErrorBody(_ErrorDetail(error.message, error.kind, error.field, _code(error))))
+
+
+async def on_rayshard_error(_request: Request, error: Exception) -> Response:
+    """Starlette's handler for errors of ours."""
+    assert isinstance(error, RayshardError)
+    headers = {}
+    if error.is_retryable:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1.0)))
+    return _json_response(error_body(error), error.http_status, headers)
+
+
+async def on_http_exception(_request: Request, error: Exception) -> Response:
+    """Starlette's handler for its own: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    message = {404: "no such path; see /v1/models", 405: "this path does not take that method"}.get(
+        error.status_code, error.detail
+    )
+    detail = _ErrorDetail(message, "invalid_request_error", None, _CODES_BY_STATUS.get(error.status_code))
+    return _json_response(msgspec.json.encode(_ErrorBody(detail)), error.status_code, dict(error.headers or {}))
+
+
+async def on_unexpected_error(_request: Request, error: Exception) -> Response:
+    """Starlette's handler for our own faults: no details for the client; Starlette raises on, to the log."""
+    internal = _hidden(error)
+    return _json_response(error_body(internal), internal.http_status, {})
+
+
+def as_rayshard_error(error: Exception) -> RayshardError:
+    """The error a client may see; one that is not ours is logged here."""
+    if isinstance(error, RayshardError):
+        return error
+    logger.error("request failed", exc_info=error)
+    return _hidden(error)
+
+
+def _hidden(error: Exception) -> InternalError:
+    hidden = InternalError("the server failed on this request; see its log")
+    hidden.__cause__ = error
+    return hidden
+
+
+class _ErrorDetail(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class _ErrorBody(msgspec.Struct, frozen=True):
+    error: _ErrorDetail
+
+
+_CODES_BY_STATUS = {401: "invalid_api_key", 404: "unknown_path", 405: "method_not_allowed"}
+
+
+def _code(error: RayshardError) -> str | None:
+    if isinstance(error, ContextLengthError):
+        return "context_length_exceeded"
+    if isinstance(error, ModelNotFoundError):
+        return "model_not_found"
+    return None if error.kind == "invalid_request_error" else error.kind
+
+
+def _json_response(content: bytes, status: int, headers: dict[str, str]) -> Response:
+    return Response(content, status_code=status, headers=headers, media_type="application/json")

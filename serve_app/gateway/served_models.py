@@ -1,0 +1,81 @@
+"""The models a Gateway serves, each with its tokenizer."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from serve_app.errors import ConfigError, InternalError, ModelNotFoundError, RequestError
+from serve_app.gateway.backend import GatewayBackend
+from serve_app.preprocessing.text_pool import TextPool
+from serve_app.preprocessing.tokenizer import Tokenizer
+from serve_app.types import ModelDescription
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model, ready to take text."""
+
+    description: ModelDescription
+    tokenizer: Tokenizer
+
+    @property
+    def max_context_tokens(self) -> int:
+        """Prompt and output together."""
+        return min(self.description.max_model_len, self.description.max_request_tokens)
+
+
+class ServedModels:
+    """Finds models by name; a tokenizer is read once, when its model is first asked for."""
+
+    def __init__(self, backend: GatewayBackend, pool: TextPool) -> None:
+        self._backend = backend
+        self._pool = pool
+        self._tokenizers: dict[tuple[str, str, int], Tokenizer] = {}  # by name, directory, creation
+        self._loading = asyncio.Lock()
+
+    def describe(self, name: str) -> ModelDescription:
+        """Raises ModelNotFoundError."""
+        descriptions = self._backend.models()
+        for description in descriptions:
+            if description.name == name:
+                return description
+        raise _not_found(name, descriptions)
+
+    async def find(self, name: str | None) -> ServedModel:
+        """The model that generates text under this name; None will do when there is only one."""
+        if name is None:
+            names = [description.name for description in self._backend.models()]
+            if len(names) != 1:
+                raise RequestError(f"model is missing; send one of {names[:16]}", field="model")
+            name = names[0]
+        description = self.describe(name)
+        if description.task != "generate":
+            raise RequestError(f"model={name} serves {description.task}, not text generation", field="model")
+        return ServedModel(description, await self._tokenizer(description))
+
+    async def _tokenizer(self, description: ModelDescription) -> Tokenizer:
+        key = (description.name, description.source_dir, description.created_s)
+        if key not in self._tokenizers:
+            async with self._loading:
+                if key not in self._tokenizers:
+                    self._tokenizers[key] = await self._load(description)
+                    self._forget_old_models(key)
+        return self._tokenizers[key]
+
+    async def _load(self, description: ModelDescription) -> Tokenizer:
+        try:
+            return await self._pool.run(Tokenizer.load, description.source_dir)
+        except ConfigError as error:
+            logger.error("tokenizer not loaded model=%s reason=%s", description.name, error.message)
+            raise InternalError(f"model={description.name}: its tokenizer cannot be read; see the log") from error
+
+    def _forget_old_models(self, newest: tuple[str, str, int]) -> None:
+        current = {(model.name, model.source_dir, model.created_s) for model in self._backend.models()} | {newest}
+        self._tokenizers = {key: tokenizer for key, tokenizer in self._tokenizers.items() if key in current}
+
+
+def _not_found(name: str, descriptions: list[ModelDescription]) -> ModelNotFoundError:
+    names = [description.name for description in descriptions]
+    return ModelNotFoundError(f"model={name[:100]!r} is not served; use one of {names[:16]}", field="model")

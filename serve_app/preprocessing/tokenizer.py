@@ -1,0 +1,61 @@
+"""Text to tokens and back, from a model directory's tokenizer.json. Never loads torch or transformers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from serve_app.errors import ConfigError
+from serve_app.preprocessing.detokenizer import ByteLevelDetokenizer, IncrementalDetokenizer, WindowDetokenizer
+from serve_app.preprocessing.token_table import TokenTable
+from serve_app.preprocessing.tokenizer_files import TokenizerFiles, read_tokenizer_files
+
+
+class Tokenizer:
+    """Tokenizer of one model; all methods may be called from any thread."""
+
+    def __init__(self, core: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+        core.no_truncation()
+        core.no_padding()
+        self._core = core
+        self.table = TokenTable(core)
+        self.special_tokens = files.special_tokens
+        self.chat_template = files.chat_template
+        self.bos_token_id = self._id_of("bos_token")
+        self.eos_token_id = self._id_of("eos_token")
+        self.num_tokens = core.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, source_dir: str | Path) -> "Tokenizer":
+        """Read a model directory. Raises ConfigError when it has no tokenizer.json or a broken one."""
+        files = read_tokenizer_files(source_dir)
+        try:
+            core = tokenizers.Tokenizer.from_file(str(files.tokenizer_json))
+        except Exception as error:  # the library raises plain Exception for whatever it cannot read
+            raise ConfigError(f"{files.tokenizer_json}: not a tokenizer ({error})", field="source") from error
+        return cls(core, files)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; a text that already begins with BOS does not get a second one."""
+        token_ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        if add_special_tokens and self.bos_token_id is not None and token_ids[:2] == [self.bos_token_id] * 2:
+            del token_ids[0]
+        return token_ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of a whole sequence; ids without a token give nothing."""
+        return self._core.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
+        """A fresh incremental decoder for one sequence."""
+        if self.table.is_byte_level:
+            return ByteLevelDetokenizer(self.table, skip_special_tokens=skip_special_tokens)
+        return WindowDetokenizer(self._core, skip_special_tokens=skip_special_tokens)
+
+    def token_string(self, token_id: int) -> str:
+        """The vocabulary's own spelling of a token; empty for an id without one."""
+        return self._core.id_to_token(token_id) or ""
+
+    def _id_of(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return None if token is None else self._core.token_to_id(token)

@@ -1,0 +1,263 @@
+"""Fakes that tests share: a backend that answers by script, a tiny model directory, a server on a real socket."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import uvicorn
+from starlette.applications import Starlette
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from serve_app.errors import RayshardError
+from serve_app.gateway.backend import HealthReport
+from serve_app.types import (
+    CopyState,
+    FinishReason,
+    GenerateRequest,
+    ModelDescription,
+    OutputChunk,
+    SamplingParams,
+    TokenLogprobs,
+)
+
+BOS, EOS, END_OF_TURN = "<s>", "</s>", "<|end|>"
+CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}
+{% if message.role not in ['system', 'user', 'assistant', 'tool'] %}
+{{ raise_exception('role ' + message.role + ' is unknown') }}
+{% elif message.content == 'loop' %}
+{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}
+{% endif %}
+[{{ message.role }}]{{ message.content }}<|end|>
+{%- endfor %}
+{% if add_generation_prompt %}[assistant]{% endif %}"""
+
+
+def byte_level_tokenizer(num_merges: int = 40) -> Tokenizer:
+    """256 byte tokens, some merges, three special tokens; encodes with BOS in front."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: index for index, symbol in enumerate(alphabet)}
+    merges: list[tuple[str, str]] = []
+    for first in "thareinoslc":
+        for second in "ehaino":
+            if len(merges) < num_merges and first + second not in vocab:
+                merges.append((first, second))
+                vocab[first + second] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (BOS, EOS, END_OF_TURN)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return tokenizer
+
+
+def byte_fallback_tokenizer() -> Tokenizer:
+    """In the manner of llama 2: words with a leading mark, and bytes for the rest."""
+    pieces = ["<unk>", BOS, EOS, *(f"<0x{value:02X}>" for value in range(256))]
+    pieces += ["\u2581", *"abcdefghijklmnopqrstuvwxyz", "\u2581the", "\u2581a", "ing", "é"]
+    merges = [("\u2581", "a")]
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={piece: index for index, piece in enumerate(pieces)},
+            merges=merges,
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", BOS, EOS)])
+    return tokenizer
+
+
+def save_model_dir(
+    directory: Path, tokenizer: Tokenizer | None = None, *, chat_template: str | None = CHAT_TEMPLATE
+) -> Path:
+    """The tokenizer's part of a Hugging Face model directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (tokenizer or byte_level_tokenizer()).save(str(directory / "tokenizer.json"))
+    config = {"bos_token": BOS, "eos_token": {"content": EOS}, "chat_template": chat_template}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+Script = Callable[[GenerateRequest, int], Sequence[int]]  # tokens of one choice, EOS included if it is to come
+
+
+def echo_prompt(request: GenerateRequest, choice: int) -> list[int]:
+    """The prompt's own tokens, over and over, from the choice's number on."""
+    prompt = request.prompt_token_ids
+    return [prompt[(choice + index) % len(prompt)] for index in range(request.params.max_tokens)]
+
+
+def say(*token_ids: int) -> Script:
+    """The same tokens for everybody."""
+    return lambda _request, _choice: token_ids
+
+
+@dataclass
+class ScriptedBackend:
+    """A GatewayBackend without a model: yields what `script` says, one token for each step."""
+
+    source_dir: Path
+    script: Script = echo_prompt
+    name: str = "tiny"
+    max_model_len: int = 512
+    step_s: float = 0.0
+    first_step_s: float = 0.0
+    max_steps_in_chunk: int = 1  # tokens that arrive together
+    fail_at_step: int | None = None
+    lost_step: int | None = None  # its tokens never arrive
+    error: RayshardError | None = None
+    is_healthy: bool = True
+    extra_models: list[ModelDescription] = field(default_factory=list)
+    requests: list[GenerateRequest] = field(default_factory=list)
+    num_open: int = 0
+    num_aborted: int = 0
+
+    def __post_init__(self) -> None:
+        self._tokenizer = Tokenizer.from_file(str(self.source_dir / "tokenizer.json"))
+        self.eos_token_id: int = self._tokenizer.get_vocab()[EOS]
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text, without special ones."""
+        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return token_ids
+
+    def models(self) -> list[ModelDescription]:
+        """The scripted model and whatever was added."""
+        own = ModelDescription(
+            name=self.name,
+            task="generate",
+            source_dir=str(self.source_dir),
+            max_model_len=self.max_model_len,
+            max_request_tokens=self.max_model_len,
+            vocab_size=self._tokenizer.get_vocab_size(),
+            eos_token_ids=[self.eos_token_id],
+            created_s=1_700_000_000,
+        )
+        return [own, *self.extra_models]
+
+    def open(self, model: str, request: GenerateRequest) -> "ScriptedStream":
+        """Start a request."""
+        assert model == self.name
+        self.requests.append(request)
+        self.num_open += 1
+        return ScriptedStream(self, request)
+
+    def health(self) -> HealthReport:
+        """One copy."""
+        state = CopyState("replica-1", "ready" if self.is_healthy else "failed", "", 0, 0, 64, 64)
+        return HealthReport(self.is_healthy, {self.name: [state]}, "" if self.is_healthy else "shard 1 is gone")
+
+
+class ScriptedStream:
+    """Tokens of all choices of one request, step by step."""
+
+    def __init__(self, backend: ScriptedBackend, request: GenerateRequest) -> None:
+        self._backend = backend
+        self._request = request
+        self._scripts = [list(backend.script(request, choice)) for choice in range(request.num_choices)]
+        self._step = 0
+        self._is_ended = False
+        self._is_closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[OutputChunk]:
+        backend = self._backend
+        await asyncio.sleep(backend.first_step_s if self._step == 0 else backend.step_s)
+        if self._is_ended:
+            raise StopAsyncIteration
+        chunks = self._prompt_chunks() if self._step == 0 else []
+        for _ in range(backend.max_steps_in_chunk):
+            if backend.error is not None and self._step == (backend.fail_at_step or 0):
+                raise backend.error
+            chunks += self._next_step()
+        return chunks
+
+    async def aclose(self) -> None:
+        """Count what was aborted."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._backend.num_open -= 1
+            self._backend.num_aborted += not self._is_ended
+
+    def _next_step(self) -> list[OutputChunk]:
+        step, params = self._step, self._request.params
+        chunks = []
+        for choice, script in enumerate(self._scripts):
+            limit = min(len(script), params.max_tokens)
+            if step >= limit or step == self._backend.lost_step:
+                continue
+            token_id = script[step]
+            finish_reason = _finish_reason(token_id, step, limit, params, self._backend.eos_token_id)
+            if finish_reason is not None:
+                self._scripts[choice] = script[: step + 1]
+            chunks.append(
+                OutputChunk(
+                    choice=choice,
+                    first_index=step,
+                    token_ids=[token_id],
+                    logprobs=None if params.num_logprobs is None else [logprobs_of(token_id, params.num_logprobs)],
+                    finish_reason=finish_reason,
+                    stop_token_id=token_id if finish_reason == "stop" else None,
+                )
+            )
+        self._step += 1
+        self._is_ended = all(self._step >= min(len(script), params.max_tokens) for script in self._scripts)
+        return chunks
+
+    def _prompt_chunks(self) -> list[OutputChunk]:
+        """Prompt logprobs in two pieces."""
+        num_top = self._request.params.num_prompt_logprobs
+        if num_top is None or len(self._request.prompt_token_ids) < 2:
+            return []
+        entries = [logprobs_of(token_id, num_top) for token_id in self._request.prompt_token_ids[1:]]
+        return [
+            OutputChunk(choice=0, first_index=0, token_ids=[], prompt_logprobs=piece)
+            for piece in (entries[:1], entries[1:])
+            if piece
+        ]
+
+
+@asynccontextmanager
+async def serving(app: Starlette) -> AsyncIterator[str]:
+    """The application on a free port of 127.0.0.1; gives its base URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)  # a client that does not read is noticed soon
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none"))
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await running
+        listener.close()
+
+
+def logprobs_of(token_id: int, num_top: int) -> TokenLogprobs:
+    """The token is the likeliest, its successors follow."""
+    top = [token_id + offset for offset in range(num_top)]
+    return TokenLogprobs(token_id, -0.5, 1, top, [-0.5 - offset for offset in range(num_top)])
+
+
+def _finish_reason(
+    token_id: int, step: int, limit: int, params: SamplingParams, eos_token_id: int
+) -> FinishReason | None:
+    is_end = (token_id == eos_token_id and not params.ignore_eos) or token_id in params.stop_token_ids
+    if is_end and step + 1 > params.min_tokens:
+        return "stop"
+    return "length" if step + 1 == limit else None
