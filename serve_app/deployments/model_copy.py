@@ -14,6 +14,7 @@ from serve_app.deployments.step_loop import StepLoop
 from serve_app.errors import ConfigError, RayshardError, ShardLostError, UnavailableError
 from serve_app.planning.generation_config import read_eos_token_ids
 from serve_app.planning.model_spec import ModelSpec
+from serve_app.planning.planner import served_max_model_len
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types import CopyState, EngineLimits, GenerateRequest, SamplingParams
@@ -37,7 +38,7 @@ class ModelCopy:
         on_lost: Callable[[RayshardError], None],
     ) -> None:
         self.epoch = 0
-        self.max_model_len = config.max_model_len or spec.max_position_embeddings or 2048
+        self.max_model_len = served_max_model_len(spec, config)
         self.eos_token_ids = frozenset(read_eos_token_ids(spec.source_dir))
         self._config = config
         self._spec = spec

@@ -11,8 +11,9 @@ from ray.util import get_node_ip_address
 
 from serve_app.config import ModelConfig, read_environment
 from serve_app.deployments.model_copy import ModelCopy
-from serve_app.errors import InternalError, QueueFullError, RayshardError
+from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError
 from serve_app.planning.model_spec import read_model_spec
+from serve_app.planning.planner import check_split
 from serve_app.planning.source import resolve_source
 from serve_app.scheduling.scheduler import SequenceOutput
 from serve_app.scheduling.sequence import Sequence, SequenceState
@@ -50,6 +51,9 @@ class Router:
         environment = read_environment()
         source_dir = await asyncio.to_thread(resolve_source, config.source, config.revision, Path.cwd(), environment)
         spec = await asyncio.to_thread(read_model_spec, source_dir)
+        problems = check_split(spec, config)
+        if problems:
+            raise ConfigError("\n".join(problems))
         self._config = config
         self._spec = spec
         self._created_s = int(time.time())

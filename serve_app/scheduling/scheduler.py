@@ -104,7 +104,8 @@ class Scheduler:
             raise RequestError(
                 f"the prompt has {num_tokens - 1} tokens; with one output token at most {self.max_request_tokens} fit "
                 f"(max_model_len={self.limits.max_model_len}, KV cache of "
-                f"{self.limits.num_blocks * self.limits.block_size} tokens); shorten it, or raise engine.kv_cache_bytes",
+                f"{self.limits.num_blocks * self.limits.block_size} tokens); "
+                "shorten it, or raise engine.kv_cache_bytes",
                 field="prompt",
             )
         if len(self._waiting) + request.num_choices > self._max_queued:

@@ -1,0 +1,192 @@
+"""A real `rayshard serve` in processes of its own, driven as a user drives it: by its YAML, its ports and signals."""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEMO_MODEL = ROOT / "examples" / "demo_model" / "model"
+START_S = 300.0
+
+GATEWAY = {
+    "name": "gateway",
+    "route_prefix": "/",
+    "import_path": "serve_app.app:build_gateway",
+    "args": {"queue_timeout_s": 120.0},
+}
+
+
+def model_application(
+    name: str, *, source: Path = DEMO_MODEL, router: dict[str, Any] | None = None, **args: Any
+) -> dict[str, Any]:
+    """A model's part of the YAML."""
+    application: dict[str, Any] = {
+        "name": name,
+        "route_prefix": None,
+        "import_path": "serve_app.app:build_model",
+        "args": {"name": name, "source": str(source), "max_model_len": 1024, **args},
+    }
+    if router is not None:
+        application["deployments"] = [{"name": "Router", **router}]
+    return application
+
+
+class ServeCluster:
+    """One running `rayshard serve`, and what a test wants to know of it."""
+
+    def __init__(self, applications: list[dict[str, Any]]) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="rs-"))  # short: Ray's sockets have long names
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._applications = list(applications)
+        self._environment = {
+            **os.environ,
+            "RAY_TMPDIR": str(self.directory / "ray"),
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_DASHBOARD_PORT": str(_free_port()),
+        }
+        (self.directory / "ray").mkdir()
+        self._write_config()
+        self._output = (self.directory / "output.txt").open("wb")
+        self._process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("rayshard")), "serve", str(self.config_path)],
+            cwd=self.directory,
+            env=self._environment,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            self.wait_until(lambda: "Serving at" in self.output, START_S, "the start")
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def config_path(self) -> Path:
+        """The YAML it runs."""
+        return self.directory / "serve_config.yaml"
+
+    @property
+    def output(self) -> str:
+        """What `rayshard serve` has printed."""
+        return (self.directory / "output.txt").read_text()
+
+    def deploy(self, applications: list[dict[str, Any]]) -> None:
+        """Change the YAML and hand it to the running cluster, by `serve deploy`."""
+        self._applications = list(applications)
+        self._write_config()
+        log = (self.directory / ".rayshard" / f"serve-{self.port}.log").read_text()
+        dashboard = re.search(r"View the dashboard at \D*(http://[0-9.:]+)", re.sub(r"\x1b\[[0-9;]*m", "", log))
+        assert dashboard is not None, log
+        subprocess.run(
+            [
+                str(Path(sys.executable).with_name("serve")),
+                "deploy",
+                "--address",
+                dashboard[1],
+                str(self.config_path),
+            ],
+            cwd=self.directory,
+            env={key: value for key, value in self._environment.items() if key != "RAY_ADDRESS"},
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+
+    @property
+    def applications(self) -> list[dict[str, Any]]:
+        """The applications of the YAML it runs."""
+        return list(self._applications)
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of GET /health."""
+        answer = httpx.get(f"{self.url}/health", timeout=10)
+        return answer.status_code, answer.json()
+
+    def copies(self, model: str) -> list[dict[str, Any]]:
+        """The states of a model's copies."""
+        copies: list[dict[str, Any]] = self.health()[1]["models"].get(model, [])
+        return copies
+
+    def is_healthy(self) -> bool:
+        """Whether GET /health says so."""
+        return self.health()[0] == 200
+
+    def pids(self, title: str) -> list[int]:
+        """Processes of this cluster whose Ray title begins so: `ray::Shard`, `ray::ServeReplica:demo`."""
+        found = []
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if " ".join(process.cmdline()).startswith(title):
+                    found.append(process.pid)
+        return sorted(found)
+
+    def complete(self, model: str, prompt: str, **arguments: Any) -> httpx.Response:
+        """POST /v1/completions, greedy unless said."""
+        body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 32, **arguments}
+        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=120)
+
+    def wait_until(self, is_true: Callable[[], bool], timeout_s: float, what: str) -> float:
+        """Seconds until a condition holds; fails after timeout_s, or when the server has ended."""
+        started = time.monotonic()
+        while time.monotonic() - started < timeout_s:
+            with contextlib.suppress(httpx.TransportError):
+                if is_true():
+                    return time.monotonic() - started
+            if self._process.poll() is not None:
+                raise AssertionError(f"rayshard serve ended during {what}:\n{self.output}")
+            time.sleep(0.05)
+        raise AssertionError(f"{what} took longer than {timeout_s} s\n{self.output[-2000:]}")
+
+    def stop(self) -> None:
+        """Ctrl-C, as a user would; and nothing may be left."""
+        children = psutil.Process(self._process.pid).children(recursive=True) if self._process.poll() is None else []
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(90)
+        finally:
+            self._process.kill()
+            _gone, alive = psutil.wait_procs(children, timeout=5)
+            for process in alive:
+                process.kill()
+            self._output.close()
+            shutil.rmtree(self.directory, ignore_errors=True)
+        assert not alive, f"left behind: {alive}"
+
+    def _write_config(self) -> None:
+        config = {
+            "http_options": {"host": "127.0.0.1", "port": self.port},
+            "applications": self._applications,
+        }
+        self.config_path.write_text(yaml.safe_dump(config))
+
+
+def event_data(line: str) -> dict[str, Any] | None:
+    """The JSON of one server-sent event's line; None for [DONE] and blank lines."""
+    if not line.startswith("data: ") or line == "data: [DONE]":
+        return None
+    data: dict[str, Any] = json.loads(line.removeprefix("data: "))
+    return data
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,93 @@
+"""Models that come, scale and go while others are served."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.integration.serve_cluster import ServeCluster, model_application
+
+DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
+
+
+@pytest.fixture
+def restored(cluster: ServeCluster) -> Iterator[ServeCluster]:
+    before = cluster.applications
+    yield cluster
+    cluster.deploy(before)
+    cluster.wait_until(lambda: set(cluster.health()[1]["models"]) == {"demo"}, 120, "going back")
+
+
+def test_a_second_model_comes_without_touching_the_first(restored: ServeCluster) -> None:
+    cluster = restored
+    pids = cluster.pids("ray::Shard")
+    with constant_requests(cluster, "demo") as failures:
+        cluster.deploy([*cluster.applications, model_application("second", parallel={"pipeline": 1, "tensor": 2})])
+        cluster.wait_until(lambda: len(cluster.copies("second")) == 1 and cluster.is_healthy(), 180, "the second model")
+        assert cluster.complete("second", DATE).json()["choices"][0]["text"].strip() == ANSWER
+        failures.wait_for(200)
+    assert failures.seen == []
+    assert set(pids) <= set(cluster.pids("ray::Shard"))
+
+
+def test_autoscaling_adds_a_copy_under_load_and_takes_it_away(restored: ServeCluster) -> None:
+    cluster = restored
+    scaling = {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": 2,
+        "upscale_delay_s": 1,
+        "downscale_delay_s": 3,
+        "metrics_interval_s": 0.5,
+        "look_back_period_s": 2,
+    }
+    application = model_application("scaled", router={"autoscaling_config": scaling})
+    cluster.deploy([*cluster.applications, application])
+    cluster.wait_until(lambda: len(cluster.copies("scaled")) == 1 and cluster.is_healthy(), 180, "the model")
+    with constant_requests(cluster, "scaled", num_threads=12, max_tokens=400, ignore_eos=True) as failures:
+        cluster.wait_until(lambda: len(cluster.copies("scaled")) == 2, 180, "the second copy")
+        failures.wait_for(failures.num_done + 24)
+    cluster.wait_until(lambda: len(cluster.copies("scaled")) == 1, 180, "the second copy's end")
+    assert failures.seen == []
+    assert cluster.complete("scaled", DATE).json()["choices"][0]["text"].strip() == ANSWER
+
+
+class Failures:
+    """What went wrong in a run of requests, and how many have ended."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.num_done = 0
+
+    def wait_for(self, num_done: int, timeout_s: float = 240) -> None:
+        deadline = time.monotonic() + timeout_s
+        while self.num_done < num_done:
+            assert time.monotonic() < deadline, f"{self.num_done} of {num_done} requests ended; {self.seen[:3]}"
+            time.sleep(0.05)
+
+
+@contextmanager
+def constant_requests(cluster: ServeCluster, model: str, num_threads: int = 4, **arguments: Any) -> Iterator[Failures]:
+    """Requests without pause while the block runs."""
+    failures = Failures()
+    stopped = threading.Event()
+
+    def work() -> None:
+        while not stopped.is_set():
+            answer = cluster.complete(model, DATE, **arguments)
+            if answer.status_code != 200 or ANSWER not in answer.text:
+                failures.seen.append(f"{answer.status_code} {answer.text[:300]}")
+            failures.num_done += 1
+
+    threads = [threading.Thread(target=work) for _ in range(num_threads)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failures
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()

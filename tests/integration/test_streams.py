@@ -1,0 +1,143 @@
+"""Streams on the running cluster: disconnects, unread clients, many at once, and the death of shards."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.integration.serve_cluster import ServeCluster, event_data
+
+LONG: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "stream": True}
+DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
+
+
+def test_a_client_that_leaves_frees_its_blocks_within_a_second(cluster: ServeCluster) -> None:
+    cluster.wait_until(lambda: cluster.copies("demo")[0]["num_running"] == 0, 30, "idle")
+    num_blocks = cluster.copies("demo")[0]["num_blocks"]
+    with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body_of(LONG), timeout=60) as answer:
+        next(answer.iter_lines())
+        cluster.wait_until(lambda: cluster.copies("demo")[0]["num_running"] == 1, 5, "the stream's start")
+    freed_s = cluster.wait_until(
+        lambda: cluster.copies("demo")[0]["num_free_blocks"] == num_blocks, 10, "giving the blocks back"
+    )
+    assert freed_s < 1.0 + 0.5  # the state that /health shows is up to half a second old
+
+
+def test_a_client_that_does_not_read_slows_nobody_down(cluster: ServeCluster) -> None:
+    body = json.dumps(body_of(LONG)).encode()
+    with socket.create_connection(("127.0.0.1", cluster.port)) as unread:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        )
+        unread.sendall(head.encode() + b"\r\n\r\n" + body)
+        for _ in range(5):
+            assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
+        cluster.wait_until(lambda: cluster.copies("demo")[0]["num_running"] == 0, 60, "the end of the unread stream")
+
+
+def test_a_hundred_requests_at_once_all_answer(cluster: ServeCluster) -> None:
+    with ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(lambda day: cluster.complete("demo", f"date jan {1 + day % 28} 2038 ="), range(100)))
+    texts = [answer.json()["choices"][0]["text"].strip() for answer in answers]
+    assert texts == [f"2038-01-{1 + day % 28:02d}" for day in range(100)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_shard_ends_streams_and_is_rebuilt(cluster: ServeCluster, number: signal.Signals) -> None:
+    lose_a_shard(cluster, number, victim=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_ten_lost_shards_are_all_rebuilt(cluster: ServeCluster, number: signal.Signals) -> None:
+    for turn in range(10):
+        lose_a_shard(cluster, number, victim=turn % 2)
+
+
+def test_a_router_that_dies_is_replaced_and_its_streams_end(cluster: ServeCluster) -> None:
+    streams = start_streams(cluster, 4)
+    old = cluster.pids("ray::ServeReplica:demo")
+    os.kill(old[0], signal.SIGKILL)
+    assert wait_for_ends(streams, 15) == ["service_unavailable"] * 4
+    cluster.wait_until(lambda: not cluster.is_healthy(), 5, "noticing")
+    cluster.wait_until(cluster.is_healthy, 120, "a new Router")
+    assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
+    assert cluster.pids("ray::ServeReplica:demo") != old
+
+
+def lose_a_shard(cluster: ServeCluster, number: signal.Signals, victim: int) -> None:
+    """Lose one of two shards under eight streams; check every promise about that."""
+    load_s = measured_load_s(cluster)
+    streams = start_streams(cluster, 8)
+    pids = cluster.pids("ray::Shard")
+    os.kill(pids[victim], number)
+    noticed_s = cluster.wait_until(lambda: not cluster.is_healthy(), 10, "noticing the loss")
+    assert wait_for_ends(streams, 10) == ["shard_lost"] * 8
+    healthy_s = noticed_s + cluster.wait_until(cluster.is_healthy, 120, "the rebuild")
+    print(f"{number.name} noticed_s={noticed_s:.2f} healthy_s={healthy_s:.1f} load_s={load_s:.1f}")
+    assert noticed_s < 5.0
+    assert healthy_s < noticed_s + load_s + 5.0
+    assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
+    assert not set(pids) & {pid for pid in cluster.pids("ray::Shard") if psutil.pid_exists(pid)}
+
+
+def measured_load_s(cluster: ServeCluster) -> float:
+    """What the last start of the demo's shards took, from its log."""
+    logs = (cluster.directory / "ray").glob("**/replica_demo_Router_*.log")
+    lines = [line for log in logs for line in log.read_text().splitlines() if "model copy ready" in line]
+    return max(float(line.rsplit("start_s=", 1)[1].split()[0].strip('",}')) for line in lines)
+
+
+@dataclass
+class Stream:
+    """One stream, read by a thread of its own."""
+
+    num_events: int = 0
+    error: str | None = None
+    is_done: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
+
+
+def start_streams(cluster: ServeCluster, count: int) -> list[Stream]:
+    """Long streams that have all begun."""
+    streams = [Stream() for _ in range(count)]
+    for stream in streams:
+        threading.Thread(target=read_stream, args=(cluster.url, stream), daemon=True).start()
+    cluster.wait_until(lambda: all(stream.num_events for stream in streams), 30, "the streams' start")
+    return streams
+
+
+def read_stream(url: str, stream: Stream) -> None:
+    try:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body_of(LONG), timeout=60) as answer:
+            for line in answer.iter_lines():
+                data = event_data(line)
+                stream.num_events += data is not None
+                stream.is_done |= line == "data: [DONE]"
+                if data is not None and "error" in data:
+                    stream.error = data["error"]["type"]
+    finally:
+        stream.ended.set()
+
+
+def wait_for_ends(streams: list[Stream], timeout_s: float) -> list[str]:
+    """How the streams have ended; fails when one hangs."""
+    deadline = time.monotonic() + timeout_s
+    for stream in streams:
+        assert stream.ended.wait(max(0.0, deadline - time.monotonic())), "a stream hangs"
+    return [stream.error or ("done" if stream.is_done else "broken off") for stream in streams]
+
+
+def body_of(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "demo", "prompt": DATE, "temperature": 0, **arguments}

@@ -1,0 +1,65 @@
+"""The application builders, as Serve itself calls them."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+from serve_app.app import build_gateway, build_model
+from serve_app.config import GatewayConfig, ModelConfig
+
+MODEL: dict[str, Any] = {"name": "demo", "source": "examples/demo_model/model"}
+
+
+def test_serve_sees_classes_as_annotations_so_that_it_validates() -> None:
+    assert inspect.signature(build_model).parameters["args"].annotation is ModelConfig
+    assert inspect.signature(build_gateway).parameters["args"].annotation is GatewayConfig
+
+
+@pytest.mark.parametrize(
+    ("builder", "args"),
+    [(build_model, {**MODEL, "nosuch": 1}), (build_model, {"name": "demo"}), (build_gateway, {"max_request_byte": 1})],
+)
+def test_serve_refuses_args_that_our_models_refuse(builder: Any, args: dict[str, Any]) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        call_user_app_builder_with_args_if_necessary(builder, args)
+
+
+def test_a_model_reserves_one_bundle_for_each_shard_beside_its_router() -> None:
+    options = deployment_options({**MODEL, "parallel": {"pipeline": 2, "tensor": 2}})
+    assert options["placement_group_bundles"] == [{"CPU": 0.1}] * 5
+    assert sum(bundle["CPU"] for bundle in options["placement_group_bundles"]) < 2
+
+
+def test_shards_on_gpus_reserve_them() -> None:
+    device = {"type": "cuda", "gpus_per_shard": 1.0, "accelerator_type": "H100"}
+    options = deployment_options({**MODEL, "device": device, "parallel": {"pipeline": 1, "tensor": 2}})
+    shard = {"CPU": 0.1, "GPU": 1.0, "accelerator_type:H100": 0.001}
+    assert options["placement_group_bundles"] == [{"CPU": 0.1}, shard, shard]
+
+
+def test_a_router_takes_as_many_calls_as_it_may_run_and_queue() -> None:
+    application = build(build_model, {**MODEL, "engine": {"max_num_seqs": 8, "max_queued": 100}})
+    assert application._bound_deployment.max_ongoing_requests == 108
+
+
+def test_a_relative_source_is_absolute_in_the_replicas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    application = build(build_model, {"name": "x", "source": "model"})
+    assert application._bound_deployment.init_args[0].source == str(tmp_path / "model")
+
+
+def deployment_options(args: dict[str, Any]) -> dict[str, Any]:
+    config = build(build_model, args)._bound_deployment._replica_config
+    return {"placement_group_bundles": config.placement_group_bundles}
+
+
+def build(builder: Any, args: dict[str, Any]) -> Application:
+    application = call_user_app_builder_with_args_if_necessary(builder, args)
+    assert isinstance(application, Application)
+    return application
