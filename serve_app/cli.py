@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from serve_app.config import (
-    Environment,
-    ModelApplication,
-    Problem,
-    ServeFile,
-    inspect_serve_file,
-    read_environment,
-)
+from serve_app.config import Environment, read_environment
 from serve_app.errors import ConfigError
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import (
@@ -25,19 +18,26 @@ from serve_app.planning.planner import (
     served_dtype,
     served_max_model_len,
 )
+from serve_app.planning.serve_file import ModelApplication, ServeFile, inspect_serve_file
+from serve_app.planning.setting_problems import Problem
 from serve_app.planning.source import find_snapshot, is_hub_id, resolve_source
+from serve_app.serve_command import serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives its exit status."""
     arguments = _parser().parse_args(argv)
+    if arguments.command == "serve":
+        return _serve(arguments.file)
     return _validate(arguments.file, can_download=arguments.download)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rayshard", description="Serve PyTorch models split over GPU actors.")
     parser.add_argument("--version", action="version", version=f"rayshard {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serving = commands.add_parser("serve", help="check a Serve file, then serve it on this machine until Ctrl-C")
+    serving.add_argument("file", type=Path, metavar="FILE")
     validate = commands.add_parser("validate", help="name every mistake in a Serve file, without starting Ray")
     validate.add_argument("file", type=Path, metavar="FILE")
     validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
@@ -64,13 +64,24 @@ class _CheckedModel:
     problems: list[Problem]
 
 
+def _serve(path: Path) -> int:
+    checked = _check_file(path, can_download=True)
+    if checked.serve_file is None:
+        return _refuse(checked.problems)
+    return serve(checked.serve_file, checked.plan_text)
+
+
 def _validate(path: Path, *, can_download: bool) -> int:
     checked = _check_file(path, can_download=can_download)
     if checked.serve_file is None:
-        print(*checked.problems, sep="\n", file=sys.stderr)
-        return 1
+        return _refuse(checked.problems)
     print(_headline(checked.serve_file), checked.plan_text, sep="\n\n")
     return 0
+
+
+def _refuse(problems: Sequence[Problem]) -> int:
+    print(*problems, sep="\n", file=sys.stderr)
+    return 1
 
 
 def _check_file(path: Path, *, can_download: bool) -> _CheckedFile:

@@ -17,8 +17,8 @@ from http.client import HTTPResponse
 from pathlib import Path
 from types import FrameType
 
-from serve_app.config import ServeFile
 from serve_app.errors import ConfigError, RayshardError
+from serve_app.planning.serve_file import ServeFile
 from serve_app.serve_process import ServeProcess, without_colours
 
 _MAX_STARTS = 3  # a raylet has 30 s to come up, and on a busy machine it sometimes misses them

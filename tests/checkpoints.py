@@ -5,8 +5,11 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 VOCAB_SIZE = 99  # odd, so that a cut along the vocabulary is uneven
+
+_LAST_NORMS = ("model.norm.weight", "ln_f.weight", "decoder.final_layer_norm.weight")
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
@@ -73,26 +76,41 @@ def make_checkpoint(name: str, directory: Path, seed: int = 0, **changes: Any) -
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     _widen(model)
     model.generation_config.eos_token_id = None
+    logging.disable_progress_bar()
     model.save_pretrained(str(directory), max_shard_size=max_shard_size)
     return directory
 
 
+def load_reference(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The unsplit model, as transformers loads it."""
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=dtype, attn_implementation="eager")
+    return model.eval()
+
+
 @torch.no_grad()
 def _widen(model: PreTrainedModel) -> None:
-    """Draw matrices and biases anew, so that activations stay of order one and biases and positions count."""
+    """Draw all parameters anew: activations of order one, biases and positions that count, sharp attention.
+
+    A tied head favours the token that came in. So there the embeddings are smaller than what the layers add, and the
+    last norm makes up for it.
+    """
+    embedding = model.get_input_embeddings()
+    embedding_scale = getattr(embedding, "scalar_embed_scale", 1.0)  # Gemma multiplies what it looks up
+    is_tied = model.config.tie_word_embeddings
     for name, parameter in model.named_parameters():
         if "norm" in name or "ln_" in name:
             parameter.add_(torch.randn_like(parameter) * 0.1)
+            if "q_norm" in name or "k_norm" in name:
+                parameter.add_(1.0)
+            elif is_tied and name.endswith(_LAST_NORMS):
+                parameter.add_(8.0 * embedding_scale)
         elif parameter.dim() == 1:
             parameter.normal_(0, 0.1)
-        elif "embed" in name or "wte" in name or "wpe" in name:
+        elif parameter is embedding.weight and is_tied:
+            parameter.normal_(0, 0.1 / embedding_scale)
+        elif "embed" in name or "wpe" in name:
             parameter.normal_(0, 0.7)
         else:
             fan_in = parameter.shape[0] if "c_" in name else parameter.shape[-1]
-            parameter.normal_(0, 1.5 * fan_in**-0.5)
-
-
-def load_reference(directory: Path) -> PreTrainedModel:
-    """The unsplit model, as transformers loads it."""
-    model = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32, attn_implementation="eager")
-    return model.eval()
+            parameter.normal_(0, 2.5 * fan_in**-0.5)

@@ -5,7 +5,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -117,6 +117,8 @@ class ScriptedBackend:
     max_steps_in_chunk: int = 1  # tokens that arrive together
     fail_at_step: int | None = None
     lost_step: int | None = None  # its tokens never arrive
+    is_merged: bool = False  # tokens that arrive together come in one chunk for each choice
+    prompt_logprobs_delay_steps: int = 0  # the second half of them comes that much later
     error: RayshardError | None = None
     is_healthy: bool = True
     extra_models: list[ModelDescription] = field(default_factory=list)
@@ -179,12 +181,13 @@ class ScriptedStream:
         await asyncio.sleep(backend.first_step_s if self._step == 0 else backend.step_s)
         if self._is_ended:
             raise StopAsyncIteration
-        chunks = self._prompt_chunks() if self._step == 0 else []
+        chunks = []
         for _ in range(backend.max_steps_in_chunk):
+            chunks += self._prompt_chunks()
             if backend.error is not None and self._step == (backend.fail_at_step or 0):
                 raise backend.error
             chunks += self._next_step()
-        return chunks
+        return _merged(chunks) if backend.is_merged else chunks
 
     async def aclose(self) -> None:
         """Count what was aborted."""
@@ -219,16 +222,33 @@ class ScriptedStream:
         return chunks
 
     def _prompt_chunks(self) -> list[OutputChunk]:
-        """Prompt logprobs in two pieces."""
+        """Prompt logprobs in two pieces, each at its step."""
         num_top = self._request.params.num_prompt_logprobs
-        if num_top is None or len(self._request.prompt_token_ids) < 2:
+        if num_top is None:
             return []
         entries = [logprobs_of(token_id, num_top) for token_id in self._request.prompt_token_ids[1:]]
+        pieces = ((0, entries[:1]), (self._backend.prompt_logprobs_delay_steps, entries[1:]))
         return [
             OutputChunk(choice=0, first_index=0, token_ids=[], prompt_logprobs=piece)
-            for piece in (entries[:1], entries[1:])
-            if piece
+            for step, piece in pieces
+            if piece and step == self._step
         ]
+
+
+def _merged(chunks: list[OutputChunk]) -> list[OutputChunk]:
+    """One chunk for each choice."""
+    by_choice: dict[int, OutputChunk] = {}
+    for chunk in chunks:
+        before = by_choice.get(chunk.choice)
+        if before is not None:
+            chunk = replace(
+                chunk,
+                first_index=before.first_index,
+                token_ids=before.token_ids + chunk.token_ids,
+                logprobs=None if chunk.logprobs is None else (before.logprobs or []) + chunk.logprobs,
+            )
+        by_choice[chunk.choice] = chunk
+    return list(by_choice.values())
 
 
 @asynccontextmanager
@@ -238,7 +258,7 @@ async def serving(app: Starlette) -> AsyncIterator[str]:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)  # a client that does not read is noticed soon
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none"))
     running = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.005)
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -27,7 +27,7 @@ class Settings:
     """What the result depends on, besides the code."""
 
     seed: int = 20380108
-    num_steps: int = 4700
+    num_steps: int = 3500
     warmup_steps: int = 100
     decay_share: float = 0.3  # of the steps, at the end
     batch_tokens: int = 3072

@@ -12,6 +12,7 @@ from ray.util import get_node_ip_address
 from serve_app.config import ModelConfig, read_environment
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError
+from serve_app.observability import configure_logging
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import check_split
 from serve_app.planning.source import resolve_source
@@ -48,6 +49,7 @@ class Router:
     """Takes requests over Serve, one unary call each; their tokens leave by the token links."""
 
     async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        configure_logging()
         environment = read_environment()
         source_dir = await asyncio.to_thread(resolve_source, config.source, config.revision, Path.cwd(), environment)
         spec = await asyncio.to_thread(read_model_spec, source_dir)

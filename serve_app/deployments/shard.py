@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import ray
 from ray.util import get_node_ip_address
 
+from serve_app.observability import configure_logging
 from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings
 from serve_app.wire.links import ControlAddress
 
@@ -16,6 +17,7 @@ class Shard:
     """One stage and rank of one model copy, in a process of its own; a thin coat around EngineShard."""
 
     def __init__(self) -> None:
+        configure_logging()
         self._engine: EngineShard | None = None
 
     def node(self) -> str:

@@ -15,7 +15,8 @@ from serve_app.models.checkpoint_keys import Source, map_keys
 from serve_app.models.transformers_model import TransformersStage, read_config, resolve_dtype
 from serve_app.parallel.communicator import Communicator
 from serve_app.parallel.tensor_parallel import Part, cut_stage
-from serve_app.planning.model_spec import TensorHeader, read_model_spec
+from serve_app.planning.model_spec import read_model_spec
+from serve_app.planning.safetensors_header import TensorHeader
 from serve_app.types import ShardSpec
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import ConfigError
-from serve_app.planning.model_spec import TensorHeader
+from serve_app.planning.safetensors_header import TensorHeader
 
 _CHUNK_BYTES = 8 << 20
 

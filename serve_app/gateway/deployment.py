@@ -20,6 +20,7 @@ from serve_app.errors import InternalError, QueueFullError, RayshardError, Unava
 from serve_app.gateway.backend import GenerationStream, HealthReport
 from serve_app.gateway.http import build_http_app
 from serve_app.gateway.token_streams import TokenStream
+from serve_app.observability import configure_logging
 from serve_app.types import CopyState, GenerateRequest, ModelDescription
 from serve_app.wire.links import TokenReceiver
 from serve_app.wire.messages import TokenBatch, unpack_batch
@@ -185,6 +186,7 @@ class Gateway:
     """HTTP in front of all models. One application, one route."""
 
     async def __init__(self, config: GatewayConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        configure_logging()
         self._config = config
         self._backend = ServeBackend()
         self._backend.start()

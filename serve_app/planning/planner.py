@@ -15,7 +15,8 @@ from serve_app.planning.architectures import (
     WHOLE_PATTERN,
     layer_of,
 )
-from serve_app.planning.model_spec import DTYPE_BITS, ModelSpec, TensorHeader
+from serve_app.planning.model_spec import ModelSpec
+from serve_app.planning.safetensors_header import DTYPE_BITS, TensorHeader
 from serve_app.types import ShardSpec
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -150,13 +151,25 @@ def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
         problems.append(
             f"dtype=auto means {spec.dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}"
         )
-    longest = spec.max_position_embeddings
+    return problems + _context_problems(spec, config)
+
+
+def _context_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
+    longest, limit = spec.max_position_embeddings, spec.rope_limit
+    served = served_max_model_len(spec, config)
+    if limit is not None and served > limit.max_positions:
+        whose = "" if config.max_model_len is not None else " (the model's own)"
+        return [
+            f"max_model_len={served}{whose} is above {limit.setting}={limit.max_positions}, where rope_type="
+            f"{limit.rope_type} lets the longest request of a batch change the answers of the others; "
+            f"set max_model_len to {limit.max_positions} or lower"
+        ]
     if config.max_model_len is not None and longest is not None and config.max_model_len > longest:
-        problems.append(
+        return [
             f"max_model_len={config.max_model_len} is above the model's max_position_embeddings={longest}; "
             f"use at most {longest}"
-        )
-    return problems
+        ]
+    return []
 
 
 def _tensor_problems(spec: ModelSpec, tensor: int) -> list[str]:

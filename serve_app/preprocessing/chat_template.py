@@ -30,13 +30,15 @@ class ChatTemplateRenderer:
         max_output_bytes: int = 1_000_000,
         max_memory_bytes: int = 512 * 2**20,
     ) -> None:
-        self._arguments = [str(timeout_s), str(max_output_bytes), str(max_memory_bytes)]
+        arguments = [str(timeout_s), str(max_output_bytes), str(max_memory_bytes)]
         self._timeout_s = timeout_s
         self._max_output_bytes = max_output_bytes
         self._threads = TextPool(num_workers, max_waiting=256, name="chat template")
-        self._is_closed = False
+        self._workers = [_Worker(arguments) for _ in range(num_workers)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
-        self._workers = [self._start_worker() for _ in range(num_workers)]
+        for worker in self._workers:
+            worker.start()
+            self._idle.put(worker)
 
     async def render(
         self,
@@ -66,35 +68,22 @@ class ChatTemplateRenderer:
 
     def close(self) -> None:
         """End all workers; nothing can be rendered afterwards."""
-        self._is_closed = True
-        self._threads.close()
         for worker in self._workers:
-            worker.kill()
-
-    def _start_worker(self) -> "_Worker":
-        worker = _Worker(self._arguments)
-        self._idle.put(worker)
-        return worker
+            worker.stop()
+        self._threads.close(is_waiting=True)  # a thread that was reading sees its pipe end
+        for worker in self._workers:
+            worker.discard()
 
     def _render(self, request: bytes) -> str:
         """Runs in a thread; there are as many threads as workers, so one is always idle."""
         worker = self._idle.get()
         try:
-            worker.wait_until_ready()
-            reply = worker.exchange(request, time.monotonic() + self._timeout_s)
+            reply = worker.exchange(request, self._timeout_s)
         except (TimeoutError, EOFError) as error:
-            self._replace(worker)
-            if not worker.is_ready:
-                raise InternalError("the chat template worker does not start; see the server's log") from error
             raise self._stopped(error) from error
-        self._idle.put(worker)
+        finally:
+            self._idle.put(worker)
         return self._text_of(reply)
-
-    def _replace(self, worker: "_Worker") -> None:
-        worker.kill()
-        self._workers.remove(worker)
-        if not self._is_closed:
-            pass
 
     def _text_of(self, reply: bytes) -> str:
         status, text = reply[:1], reply[1:].decode("utf-8", errors="replace")
@@ -118,13 +107,22 @@ class ChatTemplateRenderer:
 
 
 class _Worker:
-    """One worker process and its two pipes."""
+    """One worker process and its two pipes; a process that had to be killed is replaced."""
 
     def __init__(self, arguments: list[str]) -> None:
-        self.is_ready = False
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stdin = self._stdout = -1
+        self._is_ready = False  # has imported what it needs
+        self._is_stopped = False
+
+    def start(self) -> None:
+        """Starts the process; does not wait for it."""
+        if self._is_stopped:
+            raise InternalError("the chat template workers are closed")
         search_path = os.pathsep.join([str(_IMPORT_ROOT), *filter(None, sys.path)])
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", template_worker.__name__, *arguments],
+            [sys.executable, "-P", "-m", template_worker.__name__, *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={"PYTHONPATH": search_path, "PYTHONUTF8": "1"},  # nothing of ours is handed on
@@ -137,21 +135,43 @@ class _Worker:
         os.set_blocking(self._stdin, False)
         os.set_blocking(self._stdout, False)
 
-    def wait_until_ready(self) -> None:
-        """Returns once the worker has imported what it needs. Raises TimeoutError, EOFError."""
-        if not self.is_ready:
+    def exchange(self, request: bytes, timeout_s: float) -> bytes:
+        """The reply to one request. TimeoutError, EOFError: there was none, and the process is a new one."""
+        self._wait_until_ready()
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._write(template_worker.LENGTH.pack(len(request)) + request, deadline)
+            return self._read_frame(deadline)
+        except (TimeoutError, EOFError):
+            self.discard()
+            self.start()
+            raise
+
+    def stop(self) -> None:
+        """End the process for good. The only method that any thread may call at any time: it closes no pipe."""
+        self._is_stopped = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
+    def discard(self) -> None:
+        """End the process, close its pipes, reap it."""
+        process, self._process, self._is_ready = self._process, None, False
+        if process is not None:
+            with process:
+                process.kill()
+
+    def _wait_until_ready(self) -> None:
+        if self._process is None:  # the last start failed
+            self.start()
+        if self._is_ready:
+            return
+        try:
             self._read_frame(time.monotonic() + _START_TIMEOUT_S)
-            self.is_ready = True
-
-    def exchange(self, request: bytes, deadline: float) -> bytes:
-        """The reply to one request. Raises TimeoutError at the deadline, EOFError when the worker died."""
-        self._write(template_worker.LENGTH.pack(len(request)) + request, deadline)
-        return self._read_frame(deadline)
-
-    def kill(self) -> None:
-        """End the process now and reap it."""
-        with self._process:
-            self._process.kill()
+        except (TimeoutError, EOFError) as error:
+            self.discard()
+            raise InternalError("the chat template worker does not start; see the server's log") from error
+        self._is_ready = True
 
     def _read_frame(self, deadline: float) -> bytes:
         (num_bytes,) = template_worker.LENGTH.unpack(self._read(template_worker.LENGTH.size, deadline))

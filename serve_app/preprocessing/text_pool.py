@@ -32,9 +32,9 @@ class TextPool:
         wrapped.add_done_callback(self._finished)
         return await wrapped
 
-    def close(self) -> None:
-        """Stop taking work; running work ends by itself."""
-        self._executor.shutdown(wait=False, cancel_futures=True)
+    def close(self, *, is_waiting: bool = False) -> None:
+        """Stop taking work; running work ends by itself, and may be waited for."""
+        self._executor.shutdown(wait=is_waiting, cancel_futures=True)
 
     def _finished(self, _future: asyncio.Future[T]) -> None:
         self._num_pending -= 1

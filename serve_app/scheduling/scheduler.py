@@ -175,7 +175,7 @@ class Scheduler:
         """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left."""
         max_sequences = -(-len(self._running) // self._num_stages)  # spread evenly over the steps in flight
         ready = [sequence for sequence in self._running if not sequence.is_draw_in_flight and sequence.num_unscheduled]
-        ready.sort(key=_is_prefilling)  # stable: in order of admission otherwise
+        ready.sort(key=_turn)
         for sequence in ready:
             if budget == 0 or len(step.sequences) >= max_sequences:
                 break
@@ -268,6 +268,7 @@ class Scheduler:
         step.samples.append(is_last_chunk)
         sequence.num_sent_blocks = len(sequence.block_table)
         sequence.num_scheduled = end
+        sequence.last_step_id = step.step_id
         sequence.num_steps_in_flight += 1
         sequence.is_draw_in_flight = is_last_chunk
 
@@ -331,5 +332,7 @@ class Scheduler:
         sequence.num_sent_blocks = 0
 
 
-def _is_prefilling(sequence: Sequence) -> bool:
-    return sequence.num_unscheduled > 1
+def _turn(sequence: Sequence) -> tuple[bool, int]:
+    """Those that decode come first, the one that has waited longest before all; prefills in order of admission."""
+    is_prefilling = sequence.num_unscheduled > 1
+    return is_prefilling, 0 if is_prefilling else sequence.last_step_id

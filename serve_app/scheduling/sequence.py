@@ -30,6 +30,7 @@ class Sequence:
     num_sent_blocks: int = 0  # prefix of block_table that the shards know
     num_scheduled: int = 0  # tokens whose keys and values are in the cache, or will be when the steps in flight end
     num_steps_in_flight: int = 0
+    last_step_id: int = -1  # the step that took its latest tokens
     is_draw_in_flight: bool = False  # its next token is being drawn: nothing to schedule until it is back
     num_prompt_logprobs_sent: int = 0
     num_preemptions: int = 0

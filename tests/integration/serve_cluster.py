@@ -87,13 +87,18 @@ class ServeCluster:
         """What `rayshard serve` has printed."""
         return (self.directory / "output.txt").read_text()
 
+    @property
+    def log(self) -> str:
+        """What `serve run` has logged, without colours."""
+        text = (self.directory / ".rayshard" / f"serve-{self.port}.log").read_text()
+        return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
     def deploy(self, applications: list[dict[str, Any]]) -> None:
         """Change the YAML and hand it to the running cluster, by `serve deploy`."""
         self._applications = list(applications)
         self._write_config()
-        log = (self.directory / ".rayshard" / f"serve-{self.port}.log").read_text()
-        dashboard = re.search(r"View the dashboard at \D*(http://[0-9.:]+)", re.sub(r"\x1b\[[0-9;]*m", "", log))
-        assert dashboard is not None, log
+        dashboard = re.search(r"View the dashboard at \D*(http://[0-9.:]+)", self.log)
+        assert dashboard is not None, self.log
         subprocess.run(
             [
                 str(Path(sys.executable).with_name("serve")),

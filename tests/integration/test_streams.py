@@ -24,7 +24,8 @@ def test_a_client_that_leaves_frees_its_blocks_within_a_second(cluster: ServeClu
     cluster.wait_until(lambda: cluster.copies("demo")[0]["num_running"] == 0, 30, "idle")
     num_blocks = cluster.copies("demo")[0]["num_blocks"]
     with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body_of(LONG), timeout=60) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: httpx closes the connection with its iterator
+        next(lines)
         cluster.wait_until(lambda: cluster.copies("demo")[0]["num_running"] == 1, 5, "the stream's start")
     freed_s = cluster.wait_until(
         lambda: cluster.copies("demo")[0]["num_free_blocks"] == num_blocks, 10, "giving the blocks back"
@@ -78,25 +79,24 @@ def test_a_router_that_dies_is_replaced_and_its_streams_end(cluster: ServeCluste
 
 def lose_a_shard(cluster: ServeCluster, number: signal.Signals, victim: int) -> None:
     """Lose one of two shards under eight streams; check every promise about that."""
-    load_s = measured_load_s(cluster)
     streams = start_streams(cluster, 8)
     pids = cluster.pids("ray::Shard")
     os.kill(pids[victim], number)
     noticed_s = cluster.wait_until(lambda: not cluster.is_healthy(), 10, "noticing the loss")
     assert wait_for_ends(streams, 10) == ["shard_lost"] * 8
     healthy_s = noticed_s + cluster.wait_until(cluster.is_healthy, 120, "the rebuild")
+    load_s = measured_load_s(cluster)
     print(f"{number.name} noticed_s={noticed_s:.2f} healthy_s={healthy_s:.1f} load_s={load_s:.1f}")
     assert noticed_s < 5.0
-    assert healthy_s < noticed_s + load_s + 5.0
+    assert healthy_s < load_s + 5.0
     assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
     assert not set(pids) & {pid for pid in cluster.pids("ray::Shard") if psutil.pid_exists(pid)}
 
 
 def measured_load_s(cluster: ServeCluster) -> float:
-    """What the last start of the demo's shards took, from its log."""
-    logs = (cluster.directory / "ray").glob("**/replica_demo_Router_*.log")
-    lines = [line for log in logs for line in log.read_text().splitlines() if "model copy ready" in line]
-    return max(float(line.rsplit("start_s=", 1)[1].split()[0].strip('",}')) for line in lines)
+    """What the last start of the demo's shards took: processes, imports, weights, warm-up."""
+    lines = [line for line in cluster.log.splitlines() if "model copy ready" in line and "model=demo " in line]
+    return float(lines[-1].rsplit("start_s=", 1)[1].split()[0])
 
 
 @dataclass

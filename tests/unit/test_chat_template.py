@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from serve_app.errors import QueueFullError, RequestError, UnprocessableError
+from serve_app.errors import InternalError, QueueFullError, RequestError, UnprocessableError
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.text_pool import TextPool
 
@@ -48,6 +48,22 @@ async def test_an_endless_template_is_stopped_and_the_next_request_works(rendere
         await renderer.render(ENDLESS, MESSAGES)
     assert time.monotonic() - start < 2
     assert await renderer.render(PLAIN, MESSAGES) == "[user]hé <b>"
+
+
+async def test_workers_that_fail_do_not_run_out(renderer: ChatTemplateRenderer) -> None:
+    for _ in range(4):
+        with pytest.raises(UnprocessableError):
+            await renderer.render("{{ 'a' * 20000 }}" + ENDLESS, MESSAGES)
+    assert await renderer.render(PLAIN, MESSAGES) == "[user]hé <b>"
+
+
+async def test_a_closed_renderer_says_so() -> None:
+    renderer = ChatTemplateRenderer()
+    hanging = asyncio.create_task(renderer.render(ENDLESS, MESSAGES))
+    await asyncio.sleep(0.3)
+    renderer.close()
+    with pytest.raises((UnprocessableError, InternalError)):
+        await hanging
 
 
 async def test_the_loop_runs_on_while_a_template_hangs(renderer: ChatTemplateRenderer) -> None:

@@ -88,6 +88,21 @@ def test_a_hub_model_that_is_not_here_is_said_to_be_unchecked(
     assert "chat: org/model is not on this machine yet; --download fetches and checks it" in capsys.readouterr().out
 
 
+def test_serving_begins_with_the_same_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(write(tmp_path, "parallel: {pipeline: 9}"))]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "parallel.pipeline=9 is longer than the model's num_layers=4; use at most 4" in printed.err
+
+
+def test_a_right_file_is_handed_to_serve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # refused there, before anything is started
+    assert main(["serve", str(write(tmp_path))]) == 1
+    assert "error: RAY_ADDRESS=10.0.0.1:6379 names a cluster" in capsys.readouterr().err
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["--version"])

@@ -1,7 +1,6 @@
 """Reading a checkpoint's sizes from config.json and safetensors headers."""
 
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,8 @@ from transformers import CONFIG_MAPPING
 
 from serve_app.errors import ConfigError
 from serve_app.planning.architectures import ARCHITECTURES, layer_of
-from serve_app.planning.model_spec import ModelSpec, read_model_spec, read_safetensors_header
+from serve_app.planning.model_spec import ModelSpec, read_model_spec
+from serve_app.planning.rope_scaling import RopeLimit
 
 LLAMA = {
     "model_type": "llama",
@@ -41,12 +41,6 @@ def checkpoint(directory: Path, config: dict[str, object], names: tuple[str, ...
 
 def spec_of(directory: Path, **changes: object) -> ModelSpec:
     return read_model_spec(checkpoint(directory, LLAMA | changes))
-
-
-def raw_file(path: Path, header: object, data: bytes = b"", header_bytes: int | None = None) -> Path:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text) if header_bytes is None else header_bytes) + text + data)
-    return path
 
 
 def test_a_checkpoint_gives_its_sizes_and_tensors(tmp_path: Path) -> None:
@@ -138,6 +132,12 @@ def test_yarn_lengthens_the_model_and_other_ropes_do_not(tmp_path: Path) -> None
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
     assert spec_of(tmp_path, rope_scaling=yarn).max_position_embeddings == 8192
     assert spec_of(tmp_path, rope_parameters=yarn | {"rope_type": "llama3"}).max_position_embeddings == 2048
+
+
+def test_ropes_whose_frequencies_depend_on_the_batch_give_a_limit(tmp_path: Path) -> None:
+    assert spec_of(tmp_path).rope_limit is None
+    dynamic = {"type": "dynamic", "factor": 4.0}
+    assert spec_of(tmp_path, rope_scaling=dynamic).rope_limit == RopeLimit("dynamic", "max_position_embeddings", 2048)
 
 
 def test_a_quantized_checkpoint_names_its_method(tmp_path: Path) -> None:
@@ -237,55 +237,6 @@ def test_an_untied_model_needs_a_head(tmp_path: Path) -> None:
     checkpoint(tmp_path, LLAMA, tuple(name for name in TENSORS if name != "lm_head.weight"))
     with pytest.raises(ConfigError, match="tie_word_embeddings=false but there is no lm_head tensor; give a model for"):
         read_model_spec(tmp_path)
-
-
-ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-
-
-@pytest.mark.parametrize(
-    ("header", "data", "header_bytes", "expected"),
-    [
-        ({"a": ONE}, b"", None, "'a' at bytes 0 to 8 of 0"),
-        ({"a": ONE}, b"1234567", None, "'a' at bytes 0 to 8 of 7"),
-        ({"a": ONE}, b"123456789", None, "1 bytes that belong to no tensor"),
-        ({"a": ONE, "b": ONE}, b"12345678", None, "'b' at bytes 0 to 8 of 8"),
-        ({"a": ONE | {"data_offsets": [4, 12]}}, b"123456789012", None, "'a' at bytes 4 to 12"),
-        ({"a": ONE | {"data_offsets": [8, 0]}}, b"12345678", None, "'a' at bytes 8 to 0"),
-        ({"a": ONE | {"data_offsets": [0, -8]}}, b"12345678", None, r"data_offsets \[0, -8\] of tensor 'a'"),
-        ({"a": ONE | {"shape": [3]}}, b"12345678", None, "'a' at bytes 0 to 8 of 8"),
-        ({"a": ONE | {"shape": [-2]}}, b"12345678", None, r"shape \[-2\] of tensor 'a'"),
-        ({"a": ONE | {"shape": [True]}}, b"12345678", None, r"shape \[True\] of tensor 'a'"),
-        ({"a": ONE | {"dtype": "F7"}}, b"12345678", None, "dtype 'F7' of tensor 'a'"),
-        ({"a": 3}, b"", None, "no description of tensor 'a'"),
-        (b'{"a": {}, "a": {}}', b"", None, r"broken JSON \(key 'a' twice\)"),
-        (b"{" * 200_000, b"", None, "broken JSON"),
-        ({}, b"", 2**60, "a header of 1152921504606846976 bytes in a file of 10"),
-        ({}, b"", 0, "a header of 0 bytes"),
-    ],
-)
-def test_a_safetensors_file_that_lies_is_refused(
-    tmp_path: Path, header: object, data: bytes, header_bytes: int | None, expected: str
-) -> None:
-    path = raw_file(tmp_path / "model.safetensors", header, data, header_bytes)
-    with pytest.raises(ConfigError, match=f"model.safetensors has .*{expected}.*download or copy it again"):
-        read_safetensors_header(path)
-
-
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
-    checkpoint(tmp_path, LLAMA)
-    path = tmp_path / "model.safetensors"
-    content = path.read_bytes()
-    for length in (0, 7, 20, len(content) - 1):
-        path.write_bytes(content[:length])
-        with pytest.raises(ConfigError, match=r"model.safetensors has .*: it is damaged or incomplete"):
-            read_model_spec(tmp_path)
-
-
-def test_too_many_tensors_are_refused(tmp_path: Path) -> None:
-    empty = '"{}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
-    header = "{" + ",".join(empty.format(number) for number in range(100_001)) + "}"
-    with pytest.raises(ConfigError, match="100001 tensors, more than 100000"):
-        read_safetensors_header(raw_file(tmp_path / "model.safetensors", header.encode()))
 
 
 @pytest.mark.parametrize(

@@ -410,18 +410,21 @@ async def test_tokenize_answers_as_vllm_does(client: httpx.AsyncClient) -> None:
 # Answers
 
 
+@pytest.mark.parametrize("num_merged", [1, 4, 100])
 async def test_a_stop_string_ends_a_choice_and_counts_its_tokens(
-    client: httpx.AsyncClient, backend: ScriptedBackend
+    client: httpx.AsyncClient, backend: ScriptedBackend, num_merged: int
 ) -> None:
+    backend.max_steps_in_chunk, backend.is_merged = num_merged, True
     backend.script = lambda _request, choice: backend.ids("xx|yy|zz" if choice else "one END two")
-    body = prompt_body(stop=["END", "|z"], n=2, max_tokens=50, return_token_ids=True)
+    body = prompt_body(stop=["END", "|z"], n=2, max_tokens=50, return_token_ids=True, logprobs=0)
     answer = await ask(client, COMPLETIONS, body)
     first, second = answer["choices"]
     assert (first["text"], first["finish_reason"], first["stop_reason"]) == ("one ", "stop", "END")
     assert (second["text"], second["finish_reason"], second["stop_reason"]) == ("xx|yy", "stop", "|z")
     assert first["token_ids"] == backend.ids("one END")
     assert answer["usage"]["completion_tokens"] == len(backend.ids("one END")) + len(backend.ids("xx|yy|z"))
-    assert (backend.num_open, backend.num_aborted) == (0, 1)
+    assert len(first["logprobs"]["tokens"]) == len(first["token_ids"])
+    assert (backend.num_open, backend.num_aborted) == (0, num_merged < 100)
 
 
 async def test_a_stop_string_is_shown_when_asked_for(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
@@ -470,8 +473,8 @@ async def test_echo_with_logprobs_holds_the_prompt(client: httpx.AsyncClient, ba
 async def test_echo_and_logprobs_stream_to_the_same(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
     body = prompt_body(prompt=[[64, 65, 66], [67]], echo=True, logprobs=2, max_tokens=4, n=2, return_token_ids=True)
     whole = (await ask(client, COMPLETIONS, body))["choices"]
-    for num_steps in (1, 3):
-        backend.max_steps_in_chunk = num_steps
+    for num_steps, num_delayed in ((1, 0), (3, 0), (1, 2)):
+        backend.max_steps_in_chunk, backend.prompt_logprobs_delay_steps = num_steps, num_delayed
         pieces = [event["choices"][0] for event in await events(client, COMPLETIONS, body)]
         for choice in whole:
             mine = [piece for piece in pieces if piece["index"] == choice["index"]]
@@ -539,9 +542,10 @@ async def test_events_are_one_line_even_with_unicode_separators(
     assert "".join(delta.get("content", "") for delta in deltas) == text
 
 
-async def test_a_model_may_have_any_name(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
-    backend.name = 'org/@text@ "x"'
-    received = await events(client, COMPLETIONS, prompt_body(model=backend.name, prompt=[64], max_tokens=3))
+@pytest.mark.parametrize("name", ["@text@", 'org/model "x"', "模型"])
+async def test_a_model_may_have_any_name(client: httpx.AsyncClient, backend: ScriptedBackend, name: str) -> None:
+    backend.name = name
+    received = await events(client, COMPLETIONS, prompt_body(model=name, prompt=[64], max_tokens=3))
     assert [event["choices"][0]["text"] for event in received] == ["a", "a", "a"]
-    assert {event["model"] for event in received} == {backend.name}
-    assert (await client.get("/v1/models/" + 'org/@text@ "x"')).json()["id"] == backend.name
+    assert {event["model"] for event in received} == {name}
+    assert (await client.get(f"/v1/models/{name}")).json()["id"] == name

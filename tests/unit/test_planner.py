@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from serve_app.config import DeviceConfig, EngineConfig, ModelConfig, ParallelConfig
 from serve_app.errors import ConfigError
-from serve_app.planning.model_spec import ModelSpec, TensorHeader
+from serve_app.planning.model_spec import ModelSpec
 from serve_app.planning.planner import (
     check_split,
     describe_plan,
@@ -20,6 +20,8 @@ from serve_app.planning.planner import (
     plan_shards,
     shard_parameter_bytes,
 )
+from serve_app.planning.rope_scaling import RopeLimit
+from serve_app.planning.safetensors_header import TensorHeader
 from serve_app.types import ShardSpec
 
 
@@ -52,6 +54,7 @@ def make_spec(
         "num_experts": None,
         "vocab_size": embedding_rows,
         "max_position_embeddings": 2048,
+        "rope_limit": None,
         "is_tied": is_tied,
         "dtype": "float32",
         "sliding_window": None,
@@ -154,6 +157,22 @@ def test_a_max_model_len_above_the_models_is_refused() -> None:
     (problem,) = check_split(make_spec([4] * 8), make_config(max_model_len=4096))
     assert problem == "max_model_len=4096 is above the model's max_position_embeddings=2048; use at most 2048"
     assert check_split(make_spec([4] * 8), make_config(max_model_len=2048)) == []
+
+
+def test_a_length_at_which_batch_mates_change_each_others_answers_is_refused() -> None:
+    longrope = make_spec([4], rope_limit=RopeLimit("longrope", "original_max_position_embeddings", 512))
+    (problem,) = check_split(longrope, make_config())
+    assert problem == (
+        "max_model_len=2048 (the model's own) is above original_max_position_embeddings=512, where rope_type=longrope "
+        "lets the longest request of a batch change the answers of the others; set max_model_len to 512 or lower"
+    )
+    (problem,) = check_split(longrope, make_config(max_model_len=513))
+    assert problem.startswith("max_model_len=513 is above original_max_position_embeddings=512, where")
+    assert check_split(longrope, make_config(max_model_len=512)) == []
+    dynamic = make_spec([4], rope_limit=RopeLimit("dynamic", "max_position_embeddings", 2048))
+    assert check_split(dynamic, make_config()) == []
+    (problem,) = check_split(dynamic, make_config(max_model_len=4096))
+    assert problem.startswith("max_model_len=4096 is above max_position_embeddings=2048, where rope_type=dynamic lets")
 
 
 def test_quantized_checkpoints_and_odd_types_are_refused() -> None:

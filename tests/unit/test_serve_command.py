@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.config import GatewayConfig, ModelApplication, ModelConfig, ServeFile
+from serve_app.config import GatewayConfig, ModelConfig
 from serve_app.errors import ConfigError
+from serve_app.planning.serve_file import ModelApplication, ServeFile
 from serve_app.serve_command import application_states, child_environment, ready_text, serve
 from serve_app.serve_process import session_members
 

@@ -1,0 +1,213 @@
+"""A Serve file as a whole: its Gateway, its models, and every mistake in it at once."""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from serve_app.config import ConfigModel, GatewayConfig, ModelConfig
+from serve_app.errors import ConfigError
+from serve_app.planning.serve_options import (
+    GATEWAY_IMPORT_PATH,
+    MODEL_IMPORT_PATH,
+    ApplicationOptions,
+    DeploymentOptions,
+    ServeOptions,
+)
+from serve_app.planning.setting_problems import Problem, problem_of, shown
+from serve_app.planning.yaml_document import read_document
+
+
+@dataclass(frozen=True, slots=True)
+class ModelApplication:
+    """One model of a Serve file."""
+
+    name: str  # of the application
+    config: ModelConfig
+    router: DeploymentOptions | None  # None: the file leaves the Router as it is
+
+
+@dataclass(frozen=True, slots=True)
+class ServeFile:
+    """A Serve file without mistakes."""
+
+    path: Path
+    http_host: str
+    http_port: int
+    gateway_name: str
+    gateway: GatewayConfig
+    models: list[ModelApplication]
+
+
+@dataclass(frozen=True, slots=True)
+class ServeFileReport:
+    """All that is known of a Serve file, mistaken or not."""
+
+    serve_file: ServeFile | None  # None when there are problems
+    models: list[ModelApplication]  # those whose args are well-formed
+    problems: list[Problem]
+
+
+def load_serve_file(path: Path) -> ServeFile:
+    """The Serve file at `path`. Raises ConfigError naming every mistake."""
+    report = inspect_serve_file(path)
+    if report.serve_file is None:
+        raise ConfigError("\n".join(str(problem) for problem in report.problems))
+    return report.serve_file
+
+
+def check_serve_file(path: Path) -> list[Problem]:
+    """Every mistake of the Serve file at `path`; the models' directories are not looked at."""
+    return inspect_serve_file(path).problems
+
+
+def inspect_serve_file(path: Path) -> ServeFileReport:
+    """The Serve file at `path` as far as it can be read, and every mistake in it."""
+    return _Inspection(path).run()
+
+
+_AnyModel = TypeVar("_AnyModel", bound=ConfigModel)
+
+
+class _Inspection:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._problems: list[Problem] = []
+        self._gateways: dict[str, GatewayConfig] = {}  # by application; the config is of use only without problems
+        self._models: list[ModelApplication] = []
+        self._num_models = 0
+
+    def run(self) -> ServeFileReport:
+        document = read_document(self._path)
+        self._problems += document.problems
+        if document.value is None:
+            return ServeFileReport(None, [], self._problems)
+        if not isinstance(document.value, dict):
+            self._add(str(self._path), f"{shown(document.value)} is not a Serve file; begin with applications:")
+            return ServeFileReport(None, [], self._problems)
+        options = self._parse(ServeOptions, document.value, "")
+        applications = document.value.get("applications")
+        self._check_applications(applications if isinstance(applications, list) else [])
+        if options is None or self._problems:
+            return ServeFileReport(None, self._models, self._problems)
+        ((gateway_name, gateway),) = self._gateways.items()
+        http = options.http_options
+        serve_file = ServeFile(self._path, http.host, http.port, gateway_name, gateway, self._models)
+        return ServeFileReport(serve_file, self._models, [])
+
+    def _add(self, where: str, message: str) -> None:
+        self._problems.append(Problem(where, message))
+
+    def _parse(self, model: type[_AnyModel], values: object, where: str) -> _AnyModel | None:
+        try:
+            return model.model_validate(values)
+        except ValidationError as error:
+            self._problems += [problem_of(details, model, where) for details in error.errors()]
+            return None
+
+    def _check_applications(self, applications: list[object]) -> None:
+        names = [raw.get("name") for raw in applications if isinstance(raw, dict)]
+        for index, raw in enumerate(applications):
+            name = raw.get("name") if isinstance(raw, dict) else None
+            is_clear = isinstance(name, str) and bool(name) and names.count(name) == 1
+            self._check_application(raw, f"applications[{name if is_clear else index}]")
+        for name in sorted({str(name) for name in names if name is not None and names.count(name) > 1}):
+            self._add("applications", f"name={name!r} is given more than once; give each application its own name")
+        self._check_routes(applications)
+        self._check_model_names()
+        if not self._gateways:
+            self._add("applications", f"no Gateway; add an application with import_path: {GATEWAY_IMPORT_PATH}")
+        if not self._num_models:
+            self._add("applications", f"no model; add an application with import_path: {MODEL_IMPORT_PATH}")
+
+    def _check_application(self, raw: object, where: str) -> None:
+        options = self._parse(ApplicationOptions, raw, where)
+        if not isinstance(raw, dict):
+            return
+        name = options.name if options is not None else str(raw.get("name"))
+        import_path = raw.get("import_path")
+        if import_path == GATEWAY_IMPORT_PATH:
+            self._check_gateway(name, raw, where)
+        elif import_path == MODEL_IMPORT_PATH:
+            self._check_model(name, raw, where)
+        elif isinstance(import_path, str):
+            ours = [GATEWAY_IMPORT_PATH, MODEL_IMPORT_PATH]
+            closest = difflib.get_close_matches(import_path, ours, n=1, cutoff=0.8)
+            if closest or import_path.startswith("serve_app"):
+                use = closest[0] if closest else " or ".join(ours)
+                self._add(f"{where}.import_path", f"{shown(import_path)} is not one of ours; use {use}")
+
+    def _check_gateway(self, name: str, raw: dict[str, object], where: str) -> None:
+        config = self._parse(GatewayConfig, raw.get("args", {}), f"{where}.args")
+        self._check_deployments(raw, "Gateway", where)
+        if raw.get("route_prefix", "/") != "/":
+            self._add(f"{where}.route_prefix", f"{shown(raw['route_prefix'])} cannot serve the Gateway; write /")
+        if self._gateways:
+            first = next(iter(self._gateways))
+            self._add(where, f"second Gateway beside applications[{first}]; keep one: it serves all models")
+        self._gateways[name] = config or GatewayConfig()
+
+    def _check_model(self, name: str, raw: dict[str, object], where: str) -> None:
+        self._num_models += 1
+        config = self._parse(ModelConfig, raw.get("args", {}), f"{where}.args")
+        router = self._check_deployments(raw, "Router", where)
+        if "route_prefix" not in raw:
+            self._add(f"{where}.route_prefix", "missing, and Serve would take /; write route_prefix: null")
+        elif raw["route_prefix"] is not None:
+            message = f"{shown(raw['route_prefix'])} would bypass the Gateway; write null"
+            self._add(f"{where}.route_prefix", message)
+        if router is not None:
+            self._check_router(router, config, f"{where}.deployments[Router]")
+        if config is not None:
+            self._models.append(ModelApplication(name, config, router))
+
+    def _check_deployments(self, raw: dict[str, object], expected: str, where: str) -> DeploymentOptions | None:
+        found: DeploymentOptions | None = None
+        deployments = raw.get("deployments", [])
+        for index, entry in enumerate(deployments if isinstance(deployments, list) else []):
+            name = entry.get("name") if isinstance(entry, dict) else None
+            label = f"{where}.deployments[{expected if name == expected else index}]"
+            options = self._parse(DeploymentOptions, entry, label)
+            if isinstance(name, str) and name != expected:
+                self._add(f"{label}.name", f"{shown(name)} is no deployment of this application; use {expected}")
+            elif options is not None and found is not None:
+                self._add(label, f"{expected} is given more than once; write one entry")
+            elif options is not None:
+                found = options
+        return found
+
+    def _check_router(self, router: DeploymentOptions, config: ModelConfig | None, where: str) -> None:
+        derived = [setting for setting in sorted(router.model_fields_set) if setting.startswith("placement_group_")]
+        derived += sorted(router.model_fields_set & {"max_replicas_per_node", "gang_scheduling_config"})
+        for setting in derived:
+            value = shown(getattr(router, setting))
+            message = f"{value} cannot be set: placement follows from args.parallel and args.device; remove it"
+            self._add(f"{where}.{setting}", message)
+        actor = router.ray_actor_options
+        for setting in sorted(actor.model_fields_set & {"num_cpus", "num_gpus", "accelerator_type"}):
+            message = f"{shown(getattr(actor, setting))} cannot be set for the Router; use args.device for its shards"
+            self._add(f"{where}.ray_actor_options.{setting}", message)
+        needed = config.max_ongoing_requests if config is not None else 0
+        if router.max_ongoing_requests is not None and router.max_ongoing_requests < needed:
+            message = (
+                f"{router.max_ongoing_requests} is less than max_num_seqs + max_queued = {needed}; "
+                "remove it, or lower args.engine.max_queued"
+            )
+            self._add(f"{where}.max_ongoing_requests", message)
+
+    def _check_routes(self, applications: list[object]) -> None:
+        routes = [raw.get("route_prefix") for raw in applications if isinstance(raw, dict)]
+        for route in sorted({route for route in routes if isinstance(route, str) and routes.count(route) > 1}):
+            self._add(
+                "applications", f"route_prefix={route!r} is given more than once; the Gateway's is /, models' null"
+            )
+
+    def _check_model_names(self) -> None:
+        owners: dict[str, str] = {}
+        for model in self._models:
+            owner = owners.setdefault(model.config.name, model.name)
+            if owner != model.name:
+                message = f"{model.config.name!r} is the model of applications[{owner}] too; give it another name"
+                self._add(f"applications[{model.name}].args.name", message)

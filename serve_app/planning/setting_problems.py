@@ -1,0 +1,94 @@
+"""Mistakes in a Serve file, each as one message that names the setting, the value and the way out."""
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import get_args
+
+from pydantic_core import ErrorDetails
+
+from serve_app.config import ConfigModel
+from serve_app.planning.serve_options import ApplicationOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake in a Serve file."""
+
+    where: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message}"
+
+
+def problem_of(details: ErrorDetails, model: type[ConfigModel], where: str) -> Problem:
+    """A mistake that pydantic found in the settings `model` at `where`."""
+    path = ".".join([*([where] if where else []), *(str(part) for part in details["loc"])]) or "file"
+    is_secret = bool(details["loc"]) and re.search("password|token|secret", str(details["loc"][-1])) is not None
+    value = "the value" if is_secret else shown(details["input"])
+    return Problem(path, _message_of(details, model, value))
+
+
+def shown(value: object) -> str:
+    """The value as a message shows it: short."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _message_of(details: ErrorDetails, model: type[ConfigModel], value: str) -> str:
+    context = details.get("ctx", {})
+    match details["type"]:
+        case "extra_forbidden":
+            return _unknown_setting(details["loc"], model)
+        case "missing":
+            return "missing; add it"
+        case "value_error":
+            return str(context["error"])
+        case "int_type" | "int_parsing" | "int_from_float":
+            return f"{value} is not a whole number; write digits without quotes or point"
+        case "float_type" | "float_parsing":
+            return f"{value} is not a number; write it without quotes"
+        case "finite_number":
+            return f"{value} is not finite; write a plain number"
+        case "string_type":
+            return f"{value} is not text; put it in quotes (YAML reads yes, no, on, off and bare numbers as values)"
+        case "string_too_short":
+            return f"{value} is empty; write a name"
+        case "bool_type":
+            return f"{value} is neither true nor false; write one of them without quotes"
+        case "literal_error":
+            return f"{value} is not known; use {context['expected']}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{value} is not a group of settings; write `setting: value` lines below it"
+        case "list_type":
+            return f"{value} is not a list; write entries that begin with a dash"
+        case "greater_than":
+            return f"{value} is too small; use more than {context['gt']:g}"
+        case "greater_than_equal":
+            return f"{value} is too small; use {context['ge']:g} or more"
+        case "less_than_equal":
+            return f"{value} is too large; use {context['le']:g} or less"
+    return f"{value}: {details['msg']}"
+
+
+def _unknown_setting(location: tuple[int | str, ...], model: type[ConfigModel]) -> str:
+    *groups, unknown = location
+    known = _group_at(model, groups).model_fields
+    if model is ApplicationOptions and unknown in ("host", "port"):
+        return f"belongs to the whole file; write http_options.{unknown}"
+    closest = difflib.get_close_matches(str(unknown), known, n=1)
+    if closest:
+        return f"unknown setting; did you mean {closest[0]}?"
+    return f"unknown setting; remove it, or use one of {', '.join(known)}"
+
+
+def _group_at(model: type[ConfigModel], groups: list[int | str]) -> type[ConfigModel]:
+    for group in groups:
+        annotation = model.model_fields[str(group)].annotation
+        (model,) = (
+            option
+            for option in (annotation, *get_args(annotation))
+            if isinstance(option, type) and issubclass(option, ConfigModel)
+        )
+    return model

@@ -1,0 +1,276 @@
+"""Fakes of the engine: a cache that proves the scheduler right, a deterministic "model", shards in threads."""
+
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pytest
+import zmq
+
+from serve_app.types import (
+    EngineLimits,
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    SequenceStart,
+    StepInput,
+    StepOutput,
+    TokenLogprobs,
+)
+from serve_app.wire.links import ControlAddress, ControlClient
+
+BEAT_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class FakeModel:
+    """Draws the next token as a pure function of seed, choice and all tokens before it."""
+
+    vocab_size: int = 29
+    broken_seeds: frozenset[int] = frozenset()  # their logits are not finite once three tokens are out
+
+    def next_token(self, history: list[int], num_outputs: int, start: SequenceStart) -> int:
+        """The token after `history`; -1 where the logits are not finite."""
+        if start.params.seed in self.broken_seeds and num_outputs == 3:
+            return -1
+        token_id = zlib.crc32(repr((start.params.seed, start.choice, history)).encode()) % self.vocab_size
+        while num_outputs < start.params.min_tokens and token_id in start.end_token_ids:
+            token_id = (token_id + 1) % self.vocab_size
+        return token_id
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What one choice of a request gives when it runs alone."""
+
+    token_ids: list[int]
+    finish_reason: FinishReason
+
+
+def run_alone(
+    model: FakeModel, request: GenerateRequest, choice: int, max_request_tokens: int, eos_token_ids: frozenset[int]
+) -> Reference:
+    """One choice, token by token: the plainest thing that can be right."""
+    params = request.params
+    end_token_ids = set(params.stop_token_ids) | (set() if params.ignore_eos else eos_token_ids)
+    start = start_of(params, choice, sorted(end_token_ids))
+    history, outputs = list(request.prompt_token_ids), list[int]()
+    while True:
+        token_id = model.next_token(history, len(outputs), start)
+        if token_id < 0:
+            return Reference(outputs, "error")
+        history.append(token_id)
+        outputs.append(token_id)
+        if token_id in end_token_ids and len(outputs) >= params.min_tokens:
+            return Reference(outputs, "stop")
+        if len(outputs) == params.max_tokens or len(history) == max_request_tokens:
+            return Reference(outputs, "length")
+
+
+def start_of(params: SamplingParams, choice: int = 0, end_token_ids: list[int] | None = None) -> SequenceStart:
+    """A start as the scheduler would send it for a fresh sequence."""
+    return SequenceStart(0, choice, params, end_token_ids or [], 0, [], 0)
+
+
+def logprob_at(token_id: int, position: int) -> TokenLogprobs:
+    """A log-probability that tells which position it is of."""
+    return TokenLogprobs(token_id, -float(position), 1, [], [])
+
+
+class Slot(NamedTuple):
+    """What a cache slot holds."""
+
+    sequence: tuple[int, int]  # seed, choice: each request has a seed of its own
+    position: int
+    token_id: int
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row of the block tables, and what the sampler knows of the sequence in it."""
+
+    sequence: tuple[int, int]
+    start: SequenceStart
+    num_outputs: int
+    block_table: list[int] = field(default_factory=list)
+
+
+class CacheOracle:
+    """Plays all shards of a group: knows only what steps tell, and fails when a sequence would read a wrong slot."""
+
+    def __init__(self, limits: EngineLimits, model: FakeModel) -> None:
+        self.num_steps = 0
+        self._limits = limits
+        self._model = model
+        self._slots: dict[int, Slot] = {}
+        self._rows: dict[int, _Row] = {}
+        self._histories: dict[tuple[int, int], list[int]] = {}  # tokens that were fed or drawn
+
+    def run(self, step: StepInput) -> StepOutput:
+        """Run one step: all tokens are written, then each sequence reads all its positions."""
+        self._check_shape(step)
+        self.num_steps += 1
+        for start in step.starts:
+            self._start(start)
+        for row, blocks in zip(step.rows, step.new_blocks, strict=True):
+            self._rows[row].block_table.extend(blocks)
+            assert len(self._rows[row].block_table) <= self._limits.max_blocks_per_seq
+        first = 0
+        for row, computed, count in zip(step.rows, step.num_computed, step.num_tokens, strict=True):
+            self._write(self._rows[row], computed, step.token_ids[first : first + count])
+            first += count
+        for row, computed, count in zip(step.rows, step.num_computed, step.num_tokens, strict=True):
+            self._read(self._rows[row], computed + count)
+        return self._draw(step)
+
+    def sequences(self, step: StepInput) -> list[tuple[int, int]]:
+        """Who is in a step that has run last."""
+        return [self._rows[row].sequence for row in step.rows]
+
+    def _check_shape(self, step: StepInput) -> None:
+        limits = self._limits
+        assert step.step_id == self.num_steps
+        assert 0 < len(step.token_ids) <= limits.max_num_batched_tokens
+        assert sum(step.num_tokens) == len(step.token_ids)
+        assert min(step.num_tokens) > 0
+        assert len(set(step.rows)) == len(step.rows) <= limits.max_num_seqs
+        assert {start.row for start in step.starts} <= set(step.rows)
+        assert set(step.rows) <= set(range(limits.max_num_seqs))
+
+    def _start(self, start: SequenceStart) -> None:
+        sequence = (start.params.seed, start.choice)
+        history = self._histories.setdefault(sequence, [])
+        if start.history_token_ids:
+            num_outputs = len(start.history_token_ids) - start.num_history_prompt_tokens
+            assert num_outputs == start.num_outputs
+            assert history == start.history_token_ids[: len(history)]
+        assert bool(start.history_token_ids) == start.params.has_penalties
+        self._rows[start.row] = _Row(sequence, start, start.num_outputs)
+
+    def _write(self, row: _Row, computed: int, token_ids: list[int]) -> None:
+        history = self._histories[row.sequence]
+        for position, token_id in enumerate(token_ids, computed):
+            assert position <= len(history), "a position was left out"
+            if position == len(history):
+                history.append(token_id)
+            assert history[position] == token_id, "the scheduler fed a token that was not drawn"
+            self._slots[self._slot(row, position)] = Slot(row.sequence, position, token_id)
+
+    def _read(self, row: _Row, num_positions: int) -> None:
+        expected = self._histories[row.sequence]
+        for position in range(num_positions):
+            found = self._slots.get(self._slot(row, position))
+            assert found == Slot(row.sequence, position, expected[position]), f"position {position} reads {found}"
+
+    def _slot(self, row: _Row, position: int) -> int:
+        block_size = self._limits.block_size
+        block = row.block_table[position // block_size]
+        assert 0 <= block < self._limits.num_blocks
+        return block * block_size + position % block_size
+
+    def _draw(self, step: StepInput) -> StepOutput:
+        token_ids: list[int] = []
+        logprobs: list[TokenLogprobs | None] = []
+        for index, is_drawn in enumerate(step.samples):
+            if not is_drawn:
+                continue
+            row = self._rows[step.rows[index]]
+            history = self._histories[row.sequence]
+            assert len(history) == step.num_computed[index] + step.num_tokens[index], "drawn before its last token"
+            token_id = self._model.next_token(history, row.num_outputs, row.start)
+            token_ids.append(token_id)
+            logprobs.append(None if row.start.params.num_logprobs is None else logprob_at(token_id, len(history)))
+            row.num_outputs += 1
+            if token_id >= 0:
+                history.append(token_id)
+        has_logprobs = any(entry is not None for entry in logprobs)
+        return StepOutput(step.step_id, token_ids, logprobs if has_logprobs else None, _prompt_logprobs(step))
+
+
+def _prompt_logprobs(step: StepInput) -> dict[int, list[TokenLogprobs]]:
+    found = {}
+    for index, targets in step.prompt_targets.items():
+        first = step.num_computed[index] + targets.offset + 1
+        assert targets.offset + len(targets.token_ids) <= step.num_tokens[index]
+        found[index] = [logprob_at(token_id, position) for position, token_id in enumerate(targets.token_ids, first)]
+    return found
+
+
+class FakeShard:
+    """A shard in a thread of this process: the real control link, a CacheOracle for an engine."""
+
+    def __init__(self, address: ControlAddress, index: int, num_shards: int, oracle: CacheOracle) -> None:
+        self.failure: BaseException | None = None
+        self.is_silent = threading.Event()  # set: lives on without heartbeats
+        self.is_stuck = threading.Event()  # set: the step at hand does not end
+        self.is_free = threading.Event()  # set: a stuck step ends after all
+        self.step_s = 0.0
+        self._index = index
+        self._is_last = index == num_shards - 1
+        self._oracle = oracle
+        self._client = ControlClient(address, index)
+        self._is_stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._run), threading.Thread(target=self._beat)]
+
+    def start(self) -> None:
+        """Connect and wait for steps."""
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Wait for its end, which the server's stop message brings, and tell what went wrong in it."""
+        self.is_free.set()
+        for thread in self._threads:
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+        self._client.close()
+        if self.failure is not None:
+            raise self.failure
+
+    def _run(self) -> None:
+        try:
+            self._client.send_hello()
+            while (step := self._client.receive()) is not None:
+                output = self._oracle.run(step)
+                time.sleep(self.step_s)
+                if self.is_stuck.is_set():
+                    self.is_free.wait()
+                if self._is_last:
+                    self._client.send_output(output)
+        except BaseException as error:  # shown by join
+            self.failure = error
+        finally:
+            self._is_stopped.set()
+
+    def _beat(self) -> None:
+        send = self._client.heartbeat_sender()
+        while not self._is_stopped.wait(BEAT_S):
+            if not self.is_silent.is_set():
+                send(self._oracle.num_steps)
+
+
+@contextmanager
+def no_connection_with(socket_type: int, endpoint: str, server_key: bytes | None) -> Iterator[None]:
+    """A stranger's socket, with some key or none: fails when its handshake succeeds or its peer takes a message."""
+    context = zmq.Context()
+    socket = context.socket(socket_type)
+    socket.linger = 0
+    socket.immediate = True  # sends only over a connection that stands
+    if server_key is not None:
+        socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+        socket.curve_serverkey = server_key
+    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
+    socket.connect(endpoint)
+    try:
+        yield
+        assert monitor.poll(0) == 0, "the handshake succeeded"
+        with pytest.raises(zmq.Again):
+            socket.send(b"anything", flags=zmq.NOBLOCK)
+    finally:
+        socket.disable_monitor()
+        monitor.close()
+        context.destroy(linger=0)
