@@ -90,6 +90,15 @@ class LinkAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's files are: a directory of every node, or a hub repository at one commit."""
+
+    directory: str  # absolute, on the Router's node
+    hub_id: str | None = None
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDescription:
     """What a Router tells a Gateway about its model."""
 
@@ -101,6 +110,7 @@ class ModelDescription:
     vocab_size: int
     eos_token_ids: list[int]
     created_s: int  # Unix time
+    source: ModelSource | None = None  # to find the files on a node that has no source_dir
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def _widen(model: PreTrainedModel) -> None:
             if "q_norm" in name or "k_norm" in name:
                 parameter.add_(1.0)
             elif is_tied and name.endswith(_LAST_NORMS):
-                parameter.add_(8.0 * embedding_scale)
+                parameter.add_(6.0 * embedding_scale)
         elif parameter.dim() == 1:
             parameter.normal_(0, 0.1)
         elif parameter is embedding.weight and is_tied:

@@ -3,13 +3,8 @@
 import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-import pytest
-import zmq
 
 from serve_app.types import (
     EngineLimits,
@@ -251,26 +246,3 @@ class FakeShard:
         while not self._is_stopped.wait(BEAT_S):
             if not self.is_silent.is_set():
                 send(self._oracle.num_steps)
-
-
-@contextmanager
-def no_connection_with(socket_type: int, endpoint: str, server_key: bytes | None) -> Iterator[None]:
-    """A stranger's socket, with some key or none: fails when its handshake succeeds or its peer takes a message."""
-    context = zmq.Context()
-    socket = context.socket(socket_type)
-    socket.linger = 0
-    socket.immediate = True  # sends only over a connection that stands
-    if server_key is not None:
-        socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-        socket.curve_serverkey = server_key
-    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-    socket.connect(endpoint)
-    try:
-        yield
-        assert monitor.poll(0) == 0, "the handshake succeeded"
-        with pytest.raises(zmq.Again):
-            socket.send(b"anything", flags=zmq.NOBLOCK)
-    finally:
-        socket.disable_monitor()
-        monitor.close()
-        context.destroy(linger=0)

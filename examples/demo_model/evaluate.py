@@ -135,7 +135,7 @@ def local_answerer(model_dir: Path, dtype: str) -> Answerer:
     model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=getattr(torch, dtype))
     model.eval()
 
-    def answer(form: Form, prompts: Sequence[str], batch_size: int = 100) -> list[str]:
+    def answer(form: Form, prompts: Sequence[str], batch_size: int = 250) -> list[str]:
         answers: list[str] = []
         for start in range(0, len(prompts), batch_size):
             texts = [render(tokenizer, form, prompt) for prompt in prompts[start : start + batch_size]]

@@ -1,12 +1,12 @@
 """The demo model's byte-level tokenizer and the two forms in which it reads and writes examples."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from tasks import COMPLETION_SUFFIX, TASKS, Example, sample_training
+from tasks import COMPLETION_SUFFIX, Example, sample_training
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 BOS, END, PAD = "<|bos|>", "<|end|>", "<|pad|>"
@@ -27,7 +27,6 @@ CHAT_TEMPLATE = """\
 {{- '<|assistant|>' }}
 {%- endif %}
 """
-TASK_WEIGHTS = {"date": 0.12, "spell": 0.14, "sort": 0.28, "reverse": 0.18, "add": 0.28}
 SYSTEM_MESSAGES = ("You are a helpful assistant.", "Answer briefly.", "Be exact.", "You solve small tasks.")
 
 
@@ -81,19 +80,19 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
-def sample_segments(rng: Random) -> list[Segment]:
+def sample_segments(rng: Random, task_weights: Mapping[str, float]) -> list[Segment]:
     """A training text: as often a plain completion as a chat of one to ten turns."""
     if rng.random() < 0.5:
-        return completion_segments(sample_task(rng))
+        return completion_segments(sample_task(rng, task_weights))
     draw = rng.random()
     num_turns = 1 if draw < 0.6 else rng.randint(2, 4) if draw < 0.96 else rng.randint(5, 10)
     system = rng.choice(SYSTEM_MESSAGES) if rng.random() < 0.1 else None
-    return chat_segments([sample_task(rng) for _ in range(num_turns)], system)
+    return chat_segments([sample_task(rng, task_weights) for _ in range(num_turns)], system)
 
 
-def sample_task(rng: Random) -> Example:
+def sample_task(rng: Random, task_weights: Mapping[str, float]) -> Example:
     """A training example of a task drawn by weight."""
-    task = rng.choices(list(TASK_WEIGHTS), list(TASK_WEIGHTS.values()))[0]
+    task = rng.choices(list(task_weights), list(task_weights.values()))[0]
     return sample_training(task, rng)
 
 
@@ -119,6 +118,3 @@ def tokenize(tokenizer: Tokenizer, segments: Sequence[Segment]) -> TokenRow:
         row.ids.extend(ids)
         row.is_target.extend([is_target] * len(ids))
     return row
-
-
-assert set(TASK_WEIGHTS) == set(TASKS)

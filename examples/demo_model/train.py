@@ -20,6 +20,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 logger = logging.getLogger("train")
 STEPS_PER_ROUND = 50
 IGNORED_LABEL = -100
+TASK_WEIGHTS = {"date": 0.12, "spell": 0.14, "sort": 0.28, "reverse": 0.18, "add": 0.28}
+POLISH_TASK_WEIGHTS = {"date": 0.06, "spell": 0.18, "sort": 0.32, "reverse": 0.06, "add": 0.38}
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,11 @@ class Settings:
     """What the result depends on, besides the code."""
 
     seed: int = 20380108
-    num_steps: int = 3500
+    num_steps: int = 2650
     warmup_steps: int = 100
-    decay_share: float = 0.3  # of the steps, at the end
+    decay_share: float = 0.094  # of the steps, at the end
+    num_polish_steps: int = 250  # a second, lower cycle with more of the tasks that lag
+    polish_scale: float = 0.5  # of the peak learning rates
     batch_tokens: int = 3072
     muon_lr: float = 4e-3  # matrices of the layers
     adam_lr: float = 2e-3  # embedding, head and norms
@@ -88,7 +92,7 @@ class Run:
     def train(self, checkpoint_rounds: int) -> None:
         """Run the rounds that are left."""
         self.model.train()
-        while self.num_rounds * STEPS_PER_ROUND < self.settings.num_steps:
+        while self.num_rounds * STEPS_PER_ROUND < self.settings.num_steps + self.settings.num_polish_steps:
             self.run_round()
             if self.num_rounds % checkpoint_rounds == 0:
                 self.save()
@@ -192,7 +196,10 @@ def is_layer_matrix(name: str, weight: Tensor) -> bool:
 
 
 def rate_scale(settings: Settings, step: int) -> float:
-    """Linear warm-up, a plateau, then a linear fall to zero."""
+    """Linear warm-up, a plateau, a linear fall to zero; to polish, a second fall from a lower rate."""
+    if step >= settings.num_steps:
+        polish_step = step - settings.num_steps
+        return settings.polish_scale * min((polish_step + 1) / 10, 1 - polish_step / settings.num_polish_steps)
     decay_steps = settings.decay_share * settings.num_steps
     return min(1.0, (step + 1) / settings.warmup_steps, (settings.num_steps - step) / decay_steps)
 
@@ -201,9 +208,11 @@ def sample_batches(tokenizer: Tokenizer, settings: Settings, round_index: int) -
     """Draw the batches of one round, each of rows of similar length, in random order."""
     rng = Random(f"{settings.seed}-{round_index}")
     budget_tokens = settings.batch_tokens * STEPS_PER_ROUND
+    is_polish = round_index * STEPS_PER_ROUND >= settings.num_steps
+    weights = POLISH_TASK_WEIGHTS if is_polish else TASK_WEIGHTS
     rows: list[TokenRow] = []
     while budget_tokens > 0:
-        rows.append(tokenize(tokenizer, sample_segments(rng)))
+        rows.append(tokenize(tokenizer, sample_segments(rng, weights)))
         budget_tokens -= len(rows[-1].ids)
     groups = group_by_length(rows, settings.batch_tokens)
     rng.shuffle(groups)

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from ray.exceptions import RayError
 
 from serve_app.config import ModelConfig
+from serve_app.deployments.shard import ShardActor
 from serve_app.deployments.shard_group import ShardGroup
 from serve_app.deployments.step_loop import StepLoop
 from serve_app.errors import ConfigError, RayshardError, ShardLostError, UnavailableError
@@ -17,7 +18,7 @@ from serve_app.planning.model_spec import ModelSpec
 from serve_app.planning.planner import served_max_model_len
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence
-from serve_app.types import CopyState, EngineLimits, GenerateRequest, SamplingParams
+from serve_app.types import CopyState, EngineLimits, GenerateRequest, ModelSource, SamplingParams
 from serve_app.wire.links import ControlServer
 
 logger = logging.getLogger(__name__)
@@ -33,16 +34,20 @@ class ModelCopy:
         self,
         config: ModelConfig,
         spec: ModelSpec,
+        source: ModelSource,
         own_node: str,
         on_outputs: Callable[[list[SequenceOutput]], None],
         on_lost: Callable[[RayshardError], None],
+        shard_actor: Any = ShardActor,
     ) -> None:
         self.epoch = 0
         self.max_model_len = served_max_model_len(spec, config)
         self.eos_token_ids = frozenset(read_eos_token_ids(spec.source_dir))
         self._config = config
         self._spec = spec
+        self._source = source
         self._own_node = own_node
+        self._shard_actor = shard_actor
         self._on_outputs = on_outputs
         self._on_lost = on_lost
         self._loop: StepLoop | None = None
@@ -112,7 +117,7 @@ class ModelCopy:
     async def _start_group(self) -> None:
         started = time.monotonic()
         self.epoch += 1
-        self._group = ShardGroup(self._config, self._spec, self._own_node)
+        self._group = ShardGroup(self._config, self._spec, self._source, self._own_node, self._shard_actor)
         try:
             await self._group.start()
             limits = self._limits(self._group)

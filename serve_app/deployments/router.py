@@ -5,17 +5,19 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ray import serve
 from ray.util import get_node_ip_address
 
 from serve_app.config import ModelConfig, read_environment
 from serve_app.deployments.model_copy import ModelCopy
+from serve_app.deployments.shard import ShardActor
 from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError
 from serve_app.observability import configure_logging
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import check_split
-from serve_app.planning.source import resolve_source
+from serve_app.planning.source import pin_source
 from serve_app.scheduling.scheduler import SequenceOutput
 from serve_app.scheduling.sequence import Sequence, SequenceState
 from serve_app.types import (
@@ -48,11 +50,13 @@ class _Call:
 class Router:
     """Takes requests over Serve, one unary call each; their tokens leave by the token links."""
 
-    async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: ModelConfig, shard_actor: Any = ShardActor
+    ) -> None:
         configure_logging()
         environment = read_environment()
-        source_dir = await asyncio.to_thread(resolve_source, config.source, config.revision, Path.cwd(), environment)
-        spec = await asyncio.to_thread(read_model_spec, source_dir)
+        self._source = await asyncio.to_thread(pin_source, config.source, config.revision, Path.cwd(), environment)
+        spec = await asyncio.to_thread(read_model_spec, Path(self._source.directory))
         problems = check_split(spec, config)
         if problems:
             raise ConfigError("\n".join(problems))
@@ -64,7 +68,7 @@ class Router:
         self._links = TokenLinks(self._replica_id, node)
         self._calls: dict[Sequence, _Call] = {}
         self._gateways: dict[LinkAddress, float] = {}  # when each last registered
-        self._copy = ModelCopy(config, spec, node, self._take_outputs, self._lose)
+        self._copy = ModelCopy(config, spec, self._source, node, self._take_outputs, self._lose, shard_actor)
         logger.info("model starting %s", config.model_dump_json())
         await self._copy.start()
         self._supervising = asyncio.create_task(self._copy.supervise())
@@ -103,6 +107,7 @@ class Router:
             vocab_size=self._spec.vocab_size,
             eos_token_ids=sorted(self._copy.eos_token_ids),
             created_s=self._created_s,
+            source=self._source,
         )
 
     async def check_health(self) -> None:

@@ -1,12 +1,15 @@
 """The actor that holds one shard."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ray
 from ray.util import get_node_ip_address
 
+from serve_app.config import read_environment
 from serve_app.observability import configure_logging
-from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings
+from serve_app.planning.source import local_directory
+from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardReport, ShardSettings
 from serve_app.wire.links import ControlAddress
 
 if TYPE_CHECKING:
@@ -24,11 +27,12 @@ class Shard:
         """The address of the node that Ray has put this shard on."""
         return str(get_node_ip_address())
 
-    def create(self, settings: ShardSettings, host: str) -> None:
-        """Bring torch up; `host` is the address to meet the others on."""
+    def create(self, settings: ShardSettings, source: ModelSource, host: str) -> None:
+        """Bring torch up, and the model's files onto this node; `host` is the address to meet the others on."""
         from serve_app.engine.shard import EngineShard
 
-        self._engine = EngineShard(settings, host)
+        directory = local_directory(source, read_environment())
+        self._engine = EngineShard(replace(settings, source_dir=str(directory)), host)
 
     def open_store(self, rendezvous_s: float) -> int:
         """Listen for the rest of the group; gives the port."""

@@ -15,7 +15,7 @@ from serve_app.deployments.shard import ShardActor
 from serve_app.errors import UnavailableError
 from serve_app.planning.model_spec import ModelSpec
 from serve_app.planning.planner import plan_shards
-from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings, ShardSpec
+from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardReport, ShardSettings, ShardSpec
 from serve_app.wire.links import LOOPBACK, ControlAddress
 
 logger = logging.getLogger(__name__)
@@ -24,10 +24,14 @@ logger = logging.getLogger(__name__)
 class ShardGroup:
     """The shard actors of one life of a model copy. When one is lost, the whole group is ended and made anew."""
 
-    def __init__(self, config: ModelConfig, spec: ModelSpec, own_node: str) -> None:
+    def __init__(
+        self, config: ModelConfig, spec: ModelSpec, source: ModelSource, own_node: str, shard_actor: Any = ShardActor
+    ) -> None:
         self._config = config
         self._own_node = own_node
+        self._shard_actor = shard_actor
         self._spec = spec
+        self._source = source
         self.shards = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor).shards
         self._actors: list[Any] = []
         self.host = LOOPBACK  # where the Router's control link listens; set by start
@@ -68,7 +72,7 @@ class ShardGroup:
         self.host = LOOPBACK if is_one_node else self._own_node
         await _first_failure(
             [
-                actor.create.remote(self._settings(shard, nodes.count(node)), host)
+                actor.create.remote(self._settings(shard, nodes.count(node)), self._source, host)
                 for actor, shard, host, node in zip(self._actors, self.shards, hosts, nodes, strict=True)
             ]
         )
@@ -100,7 +104,7 @@ class ShardGroup:
         group = get_current_placement_group()
         assert group is not None, "a Router replica has a placement group"
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + index)
-        return ShardActor.options(
+        return self._shard_actor.options(
             num_cpus=device.cpus_per_shard,
             num_gpus=device.gpus_per_shard if device.type == "cuda" else 0,
             scheduling_strategy=strategy,

@@ -39,18 +39,17 @@ class StepLoop:
         self._greeted: set[int] = set()
         self._all_greeted = asyncio.Event()
         self._progress_s = time.monotonic()
-        self._is_pump_due = False
+        self._pump_due = asyncio.Event()
         self._num_shards = num_shards
 
     async def run(self) -> None:
         """Run until cancelled or until the group is lost."""
-        receiving = asyncio.create_task(self._receive())
-        watching = asyncio.create_task(self._watch())
+        tasks = [asyncio.create_task(work) for work in (self._receive(), self._pump_when_due(), self._watch())]
         try:
-            await asyncio.gather(receiving, watching)
+            await asyncio.gather(*tasks)
         finally:
-            receiving.cancel()
-            watching.cancel()
+            for task in tasks:
+                task.cancel()
 
     async def wait_for_shards(self) -> None:
         """Return when all shards have connected."""
@@ -59,23 +58,23 @@ class StepLoop:
     def submit(self, request: GenerateRequest) -> list[Sequence]:
         """Queue a request; raises what Scheduler.add raises."""
         sequences = self.scheduler.add(request)
-        self._pump_soon()
+        self._pump_due.set()
         return sequences
 
     def abort(self, sequences: list[Sequence]) -> None:
         """End sequences; their blocks are free at once."""
         for sequence in sequences:
             self.scheduler.abort(sequence)
-        self._pump_soon()
+        self._pump_due.set()
 
-    def _pump_soon(self) -> None:
+    async def _pump_when_due(self) -> None:
         """Schedule after the events at hand, so that requests that come together start together."""
-        if not self._is_pump_due:
-            self._is_pump_due = True
-            asyncio.get_running_loop().call_soon(self._pump)
+        while True:
+            await self._pump_due.wait()
+            self._pump_due.clear()
+            self._pump()
 
     def _pump(self) -> None:
-        self._is_pump_due = False
         if not self._all_greeted.is_set():
             return
         while (step := self.scheduler.schedule()) is not None:
@@ -103,7 +102,7 @@ class StepLoop:
         self._greeted.add(shard_index)
         if len(self._greeted) == self._num_shards:
             self._all_greeted.set()
-            self._pump_soon()
+            self._pump_due.set()
 
     async def _watch(self) -> None:
         """Notice shards that fall silent (killed, stopped) and steps that never end (a collective that hangs)."""
@@ -115,8 +114,7 @@ class StepLoop:
             late_s = time.monotonic() - now - _WATCH_INTERVAL_S
             now = time.monotonic()
             if late_s > _WATCH_INTERVAL_S:  # this process itself stood still: the shards' messages are still unread
-                self._heard_s = [heard + late_s for heard in self._heard_s]
-                continue
+                self._heard_s = [min(heard + late_s, now) for heard in self._heard_s]
             for index, heard in enumerate(self._heard_s):
                 if now - heard > self._heartbeat_s:
                     raise ShardLostError(f"shard {index} has been silent for {now - heard:.1f} s")

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -15,12 +15,13 @@ from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 from starlette.applications import Starlette
 
-from serve_app.config import GatewayConfig
+from serve_app.config import GatewayConfig, read_environment
 from serve_app.errors import InternalError, QueueFullError, RayshardError, UnavailableError
 from serve_app.gateway.backend import GenerationStream, HealthReport
 from serve_app.gateway.http import build_http_app
 from serve_app.gateway.token_streams import TokenStream
 from serve_app.observability import configure_logging
+from serve_app.planning.source import local_directory
 from serve_app.types import CopyState, GenerateRequest, ModelDescription
 from serve_app.wire.links import TokenReceiver
 from serve_app.wire.messages import TokenBatch, unpack_batch
@@ -159,10 +160,11 @@ class ServeBackend:
                 described = await application.handle.broadcast("register", self._receiver.address).results_async(
                     return_exceptions=True
                 )
-            for one in described:
-                if isinstance(one, ModelDescription):
-                    application.description = one
-                    application.registered_s = now
+            descriptions = [one for one in described if isinstance(one, ModelDescription)]
+            if descriptions:
+                oldest = min(descriptions, key=lambda one: one.created_s)
+                application.description = await asyncio.to_thread(_on_this_node, oldest)
+                application.registered_s = now
 
     def _index(self) -> None:
         """Tables by model name; of two applications with one name the first stays."""
@@ -193,6 +195,12 @@ class Gateway:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_http_app(self._backend, self._config)
+
+
+def _on_this_node(description: ModelDescription) -> ModelDescription:
+    """The description with a source_dir that this node has: tokenizer and chat template are read from it."""
+    assert description.source is not None
+    return replace(description, source_dir=str(local_directory(description.source, read_environment())))
 
 
 def _why_ill(application: _Application, fresh: list[CopyState]) -> str:

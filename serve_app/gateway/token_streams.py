@@ -13,10 +13,11 @@ _LAST_CHUNKS_S = 5.0  # how long the last tokens may come after the call has ret
 class TokenStream:
     """Tokens of one request; fed by the link and by the end of its unary call."""
 
-    def __init__(self, num_choices: int, cancel: Callable[[], None]) -> None:
+    def __init__(self, num_choices: int, cancel: Callable[[], None], *, last_chunks_s: float = _LAST_CHUNKS_S) -> None:
         self._num_unfinished = num_choices
         self._next_indexes = [0] * num_choices
         self._cancel = cancel
+        self._last_chunks_s = last_chunks_s
         self._pending: list[OutputChunk] = []
         self._arrived = asyncio.Event()
         self._error: RayshardError | None = None
@@ -72,7 +73,7 @@ class TokenStream:
         """The call has returned: the last chunks must be here soon, or were lost."""
         if self._num_unfinished:
             lost = InternalError(f"the last tokens were lost: {sum(completion.num_output_tokens)} were drawn")
-            self._expiry = asyncio.get_running_loop().call_later(_LAST_CHUNKS_S, self.fail, lost)
+            self._expiry = asyncio.get_running_loop().call_later(self._last_chunks_s, self.fail, lost)
 
     def _close(self) -> None:
         self._is_closed = True

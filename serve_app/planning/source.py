@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import platform
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
 
 from serve_app.config import Environment
 from serve_app.errors import ConfigError
+from serve_app.types import ModelSource
 
 ALLOWED_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 IGNORED_FILES = ["*/*", "consolidated*"]  # copies of the weights in other layouts
@@ -37,6 +39,27 @@ def resolve_source(source: str, revision: str | None, base_dir: Path, environmen
     if revision is not None:
         raise ConfigError(f"revision={revision} has no effect on the directory source={source}; remove it")
     return directory
+
+
+def pin_source(source: str, revision: str | None, base_dir: Path, environment: Environment) -> ModelSource:
+    """The source as every node can find it: an absolute directory, or a hub id with its commit. Raises ConfigError."""
+    directory = resolve_source(source, revision, base_dir, environment)
+    if is_hub_id(source, base_dir):
+        return ModelSource(str(directory), source, directory.name)
+    return ModelSource(str(directory))
+
+
+def local_directory(source: ModelSource, environment: Environment) -> Path:
+    """A pinned source on this node; a hub repository is downloaded once per node. Raises ConfigError."""
+    directory = Path(source.directory)
+    if directory.is_dir():
+        return directory
+    if source.hub_id is None:
+        raise ConfigError(
+            f"source={directory} is not on the node {platform.node()}; keep models on storage that all nodes share, "
+            "or give a hub id"
+        )
+    return _download(source.hub_id, source.commit, environment)
 
 
 def is_hub_id(source: str, base_dir: Path) -> bool:

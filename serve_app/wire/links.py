@@ -30,6 +30,7 @@ from serve_app.wire.messages import (
 LOOPBACK = "127.0.0.1"
 _HANDSHAKE_MS = 30_000
 _MAX_MESSAGE_BYTES = 64 << 20
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what msgspec raises for foreign bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,10 @@ class ControlServer:
     async def receive(self) -> ToRouter:
         """The next message of this epoch; others, and what cannot be read, are dropped."""
         while True:
-            _peer, payload = await self._socket.recv_multipart()
+            frames = await self._socket.recv_multipart()
             try:
-                message: ToRouter = self._decoder.decode(payload)
-            except msgspec.DecodeError:
+                message: ToRouter = self._decoder.decode(frames[-1])
+            except _UNREADABLE:
                 continue
             if message.version == PROTOCOL_VERSION and message.epoch == self._epoch:
                 return message
@@ -91,6 +92,7 @@ class ControlClient:
         self._epoch = address.epoch
         self._shard_index = shard_index
         self._context = zmq.Context()
+        self._sockets: list[zmq.Socket[Any]] = []  # open until `close`, whoever else lets go of them
         self._address = address
         self._socket = self._connect(f"{address.epoch}:{shard_index}")
         self._encoder = msgspec.msgpack.Encoder()
@@ -129,6 +131,7 @@ class ControlClient:
 
     def _connect(self, identity: str) -> zmq.Socket[Any]:
         socket = self._context.socket(zmq.DEALER)
+        self._sockets.append(socket)
         socket.identity = identity.encode()
         _make_client(socket, self._address.server_key)
         socket.connect(self._address.endpoint)
@@ -156,7 +159,7 @@ class TokenReceiver:
             payload = await self._socket.recv()
             try:
                 message: ToGateway = self._decoder.decode(payload)
-            except msgspec.DecodeError:
+            except _UNREADABLE:
                 continue
             if message.version == PROTOCOL_VERSION:
                 return message

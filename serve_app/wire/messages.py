@@ -81,14 +81,16 @@ ToRouter = HelloMessage | OutputMessage | HeartbeatMessage
 def token_batch(epoch: int, sender: str, chunks: list[tuple[int, OutputChunk]]) -> TokenBatch:
     """Pack (stream, chunk) pairs; the order within a stream is kept."""
     batch = TokenBatch(PROTOCOL_VERSION, epoch, sender, [], [], [], [], [])
+    in_others: set[int] = set()  # streams whose next chunks must not overtake
     for stream, chunk in chunks:
         is_plain = chunk.finish_reason is None and chunk.logprobs is None and chunk.prompt_logprobs is None
-        if is_plain and len(chunk.token_ids) == 1:
+        if is_plain and len(chunk.token_ids) == 1 and stream not in in_others:
             batch.streams.append(stream)
             batch.choices.append(chunk.choice)
             batch.first_indexes.append(chunk.first_index)
             batch.token_ids.append(chunk.token_ids[0])
         else:
+            in_others.add(stream)
             batch.others.append(StreamChunk(stream, chunk))
     return batch
 

@@ -36,11 +36,12 @@ def model_application(
     name: str, *, source: Path = DEMO_MODEL, router: dict[str, Any] | None = None, **args: Any
 ) -> dict[str, Any]:
     """A model's part of the YAML."""
+    device = {"cpu_threads": 1}  # several copies share the cores; waiting threads of one would stall another
     application: dict[str, Any] = {
         "name": name,
         "route_prefix": None,
         "import_path": "serve_app.app:build_model",
-        "args": {"name": name, "source": str(source), "max_model_len": 1024, **args},
+        "args": {"name": name, "source": str(source), "max_model_len": 1024, "device": device, **args},
     }
     if router is not None:
         application["deployments"] = [{"name": "Router", **router}]
@@ -59,6 +60,7 @@ class ServeCluster:
             **os.environ,
             "RAY_TMPDIR": str(self.directory / "ray"),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_AUTH_MODE": "token",
             "RAY_DASHBOARD_PORT": str(_free_port()),
         }
         (self.directory / "ray").mkdir()
@@ -99,7 +101,7 @@ class ServeCluster:
         self._write_config()
         dashboard = re.search(r"View the dashboard at \D*(http://[0-9.:]+)", self.log)
         assert dashboard is not None, self.log
-        subprocess.run(
+        done = subprocess.run(
             [
                 str(Path(sys.executable).with_name("serve")),
                 "deploy",
@@ -109,10 +111,12 @@ class ServeCluster:
             ],
             cwd=self.directory,
             env={key: value for key, value in self._environment.items() if key != "RAY_ADDRESS"},
-            check=True,
             capture_output=True,
+            text=True,
             timeout=60,
+            check=False,
         )
+        assert done.returncode == 0, done.stdout + done.stderr
 
     @property
     def applications(self) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def test_autoscaling_adds_a_copy_under_load_and_takes_it_away(restored: ServeClu
     application = model_application("scaled", router={"autoscaling_config": scaling})
     cluster.deploy([*cluster.applications, application])
     cluster.wait_until(lambda: len(cluster.copies("scaled")) == 1 and cluster.is_healthy(), 180, "the model")
-    with constant_requests(cluster, "scaled", num_threads=12, max_tokens=400, ignore_eos=True) as failures:
+    with constant_requests(cluster, "scaled", num_threads=12, max_tokens=200, ignore_eos=True) as failures:
         cluster.wait_until(lambda: len(cluster.copies("scaled")) == 2, 180, "the second copy")
         failures.wait_for(failures.num_done + 24)
     cluster.wait_until(lambda: len(cluster.copies("scaled")) == 1, 180, "the second copy's end")

@@ -1,0 +1,47 @@
+"""bench/gpu.py runs where only torch and transformers are installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STRANGERS = ("ray", "zmq", "msgspec", "pydantic", "starlette")
+# Python imports a module of this name at its start: from then on the strangers are as if not installed.
+BLOCKER = f"""
+import importlib.machinery, sys
+
+class Blocker(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {STRANGERS} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = Blocker
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "blocker").mkdir()
+    (tmp_path / "blocker" / "sitecustomize.py").write_text(BLOCKER)
+    paths = os.pathsep.join([str(tmp_path / "blocker"), str(ROOT)])
+    return {**os.environ, "PYTHONPATH": paths, "OUT": str(tmp_path)}
+
+
+def test_the_blocker_blocks(environment: dict[str, str]) -> None:
+    for name in STRANGERS:
+        finished = subprocess.run([sys.executable, "-c", f"import {name}"], env=environment, capture_output=True)
+        assert f"No module named '{name}'".encode() in finished.stderr
+
+
+def test_parity_and_decode_speed_need_neither_ray_nor_links(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny"]
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert finished.returncode == 0, finished.stderr
+    assert "parity holds" in finished.stdout
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["batch_size"] for row in report["decode"]] == [1, 8, 64]
+    assert all(row["tokens_per_s"] > 0 and row["transformers_tokens_per_s"] > 0 for row in report["decode"])

@@ -1,0 +1,89 @@
+"""Blocks of the KV cache: given out once, taken back whole."""
+
+import pytest
+
+from serve_app.errors import InternalError
+from serve_app.scheduling.block_manager import BlockManager
+
+
+@pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
+def test_a_part_of_a_block_counts_as_a_block(num_tokens: int, num_blocks: int) -> None:
+    assert BlockManager(num_blocks=8, block_size=4).num_blocks_for(num_tokens) == num_blocks
+
+
+def test_a_table_grows_only_by_what_is_missing() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=4)
+    table: list[int] = []
+    blocks.grow(table, 3)
+    blocks.grow(table, 4)
+    assert (table, blocks.num_free) == ([0], 3)
+    blocks.grow(table, 9)
+    assert (table, blocks.num_free) == ([0, 1, 2], 1)
+
+
+def test_tables_never_share_a_block() -> None:
+    blocks = BlockManager(num_blocks=5, block_size=2)
+    first: list[int] = []
+    second: list[int] = []
+    for num_tokens in (1, 3, 5):
+        blocks.grow(first, num_tokens)
+        blocks.grow(second, num_tokens - 1)
+    assert sorted(first + second) == list(range(5))
+
+
+def test_a_table_can_grow_to_the_last_block_and_no_further() -> None:
+    blocks = BlockManager(num_blocks=3, block_size=4)
+    table: list[int] = []
+    blocks.grow(table, 4)
+    assert blocks.can_grow(table, 12)
+    assert not blocks.can_grow(table, 13)
+    blocks.grow(table, 12)
+    assert blocks.can_grow(table, 12)
+    assert not blocks.can_grow([], 1)
+
+
+def test_a_released_table_is_empty_and_its_blocks_are_given_out_again() -> None:
+    blocks = BlockManager(num_blocks=3, block_size=1)
+    table: list[int] = []
+    blocks.grow(table, 3)
+    blocks.release(table)
+    assert (table, blocks.num_free) == ([], 3)
+    blocks.grow(table, 3)
+    assert sorted(table) == [0, 1, 2]
+
+
+def test_blocks_freed_last_are_used_first() -> None:
+    blocks = BlockManager(num_blocks=6, block_size=1)
+    old: list[int] = []
+    new: list[int] = []
+    blocks.grow(old, 2)
+    blocks.grow(new, 2)
+    blocks.release(old)
+    blocks.grow(new, 3)
+    assert new == [2, 3, 0]
+
+
+def test_the_check_passes_when_every_block_is_free_or_in_one_table() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=1)
+    table: list[int] = []
+    blocks.grow(table, 2)
+    blocks.check([table])
+    blocks.check([table, []])
+
+
+def test_the_check_finds_a_block_that_nobody_holds() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=1)
+    blocks.grow([], 1)
+    with pytest.raises(InternalError, match=r"lost=\[0\] doubled=\[\] of 4"):
+        blocks.check([])
+
+
+def test_the_check_finds_a_block_that_two_hold() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=1)
+    table: list[int] = []
+    blocks.grow(table, 2)
+    with pytest.raises(InternalError, match=r"lost=\[\] doubled=\[1\]"):
+        blocks.check([table, [1]])
+    blocks.release(list(table))
+    with pytest.raises(InternalError, match=r"doubled=\[0, 1\]"):
+        blocks.check([table])
