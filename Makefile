@@ -53,7 +53,7 @@ cluster: $(STAMP)  ## write cluster/rayservice.yaml from serve_config.yaml
 	.venv/bin/python cluster/render.py
 
 bench-overhead: $(STAMP)  ## what serving costs beside the engine (minutes)
-	.venv/bin/python bench/overhead.py
+	.venv/bin/python -m bench.overhead --record
 
 clean:  ## remove .venv, caches and logs
 	rm -rf .venv .venv-lock .rayshard .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--num-blocks", type=int, default=2048)
+    parser.add_argument("--cache-tokens", type=int, default=32_768)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device("cpu")
@@ -96,7 +96,7 @@ def main() -> None:
         max_num_batched_tokens=options.max_num_batched_tokens,
         max_model_len=options.max_model_len,
         block_size=options.block_size,
-        num_blocks=options.num_blocks,
+        num_blocks=options.cache_tokens // options.block_size,
     )
     engine = EngineAlone(whole_model(options.model, "auto", device), limits, device)
     items = read_workload(options.workload)

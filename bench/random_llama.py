@@ -78,21 +78,12 @@ def write_checkpoint(size: LlamaSize, dtype: torch.dtype, directory: Path, seed:
     if not (directory / "tokenizer.json").is_file():
         directory.mkdir(parents=True, exist_ok=True)
         make_model(size, dtype, torch.device("cpu"), seed).save_pretrained(str(directory))
-        (directory / "tokenizer.json").write_text(json.dumps(_tokenizer(size.vocab_size)))
+        (directory / "tokenizer.json").write_text(json.dumps(byte_level_tokenizer(size.vocab_size)))
     return directory
 
 
-@torch.no_grad()
-def _widen(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw the matrices anew, so that activations stay of order one."""
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
-            scale = 0.7 if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5
-            parameter.normal_(0, scale, generator=generator)
-
-
-def _tokenizer(vocab_size: int) -> dict[str, object]:
-    """A byte-level BPE tokenizer.json: the bytes, then pairs of letters, then letters before those."""
+def byte_level_tokenizer(vocab_size: int) -> dict[str, object]:
+    """A tokenizer.json of byte-level BPE: the bytes, then pairs of letters, then pairs and a letter."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
     pairs = [(first, second) for first in letters for second in letters]
     triples = [(first + second, third) for third in letters for first, second in pairs]
@@ -108,6 +99,15 @@ def _tokenizer(vocab_size: int) -> dict[str, object]:
             "merges": [list(merge) for merge in merges],
         },
     }
+
+
+@torch.no_grad()
+def _widen(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw the matrices anew, so that activations stay of order one."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            scale = 0.7 if "embed" in name else 1.5 * parameter.shape[-1] ** -0.5
+            parameter.normal_(0, scale, generator=generator)
 
 
 def _byte_symbols() -> list[str]:

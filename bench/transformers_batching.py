@@ -76,17 +76,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--max-num-seqs", type=int, default=64)
     parser.add_argument("--max-num-batched-tokens", type=int, default=2048)
-    parser.add_argument("--block-size", type=int, default=16)
-    parser.add_argument("--num-blocks", type=int, default=2048)
+    parser.add_argument("--cache-tokens", type=int, default=32_768)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = AutoModelForCausalLM.from_pretrained(str(options.model), dtype="auto", attn_implementation="sdpa").eval()
-    settings = ContinuousBatchingConfig(
-        block_size=options.block_size,
-        num_blocks=options.num_blocks,
-        max_batch_tokens=options.max_num_batched_tokens,
-        max_requests_per_batch=options.max_num_seqs,
+    settings = ContinuousBatchingConfig(  # with a block size of its own choice
+        max_batch_tokens=options.max_num_batched_tokens, max_requests_per_batch=options.max_num_seqs
     )
+    settings.num_blocks = options.cache_tokens // settings.block_size
     items = read_workload(options.workload)
     generate_batched(model, [WorkItem(0.0, items[0].prompt_token_ids, 2)], settings)
     begin_cpu_s = time.process_time()

@@ -58,7 +58,9 @@ class Outcome:
     finish_reason: FinishReason | None = None
 
 
-def greedy(request_id: str, prompt: list[int], max_tokens: int, *, with_prompt_logprobs: bool = False) -> GenerateRequest:
+def greedy(
+    request_id: str, prompt: list[int], max_tokens: int, *, with_prompt_logprobs: bool = False
+) -> GenerateRequest:
     """A request for so many most probable tokens."""
     num_prompt_logprobs = 0 if with_prompt_logprobs else None
     params = SamplingParams(max_tokens, seed=0, temperature=0.0, num_prompt_logprobs=num_prompt_logprobs)

@@ -36,6 +36,14 @@ STATE_INTERVAL_S = 0.5
 _REGISTRATION_S = 30.0  # a Gateway that has not registered again for so long is gone
 
 
+@dataclass(frozen=True, slots=True)
+class _Registration:
+    """A Gateway replica, and when it last registered."""
+
+    address: LinkAddress
+    registered_s: float
+
+
 @dataclass(slots=True, eq=False)
 class _Call:
     """One request while its unary call is open."""
@@ -67,7 +75,7 @@ class Router:
         node = get_node_ip_address()
         self._links = TokenLinks(self._replica_id, node)
         self._calls: dict[Sequence, _Call] = {}
-        self._gateways: dict[LinkAddress, float] = {}  # when each last registered
+        self._gateways: dict[str, _Registration] = {}  # by server key
         self._copy = ModelCopy(config, spec, self._source, node, self._take_outputs, self._lose, shard_actor)
         logger.info("model starting %s", config.model_dump_json())
         await self._copy.start()
@@ -96,7 +104,7 @@ class Router:
 
     async def register(self, gateway: LinkAddress) -> ModelDescription:
         """Describe the model to a Gateway replica, and tell it this copy's state from now on."""
-        self._gateways[gateway] = time.monotonic()
+        self._gateways[gateway.server_key] = _Registration(gateway, time.monotonic())
         self._links.send_state(gateway, self._copy.epoch, self._config.name, self._copy.state(self._replica_id))
         return ModelDescription(
             name=self._config.name,
@@ -138,7 +146,7 @@ class Router:
 
     def _fail_calls_of(self, gateway: LinkAddress) -> None:
         error = InternalError(f"tokens cannot be sent to the Gateway on node {gateway.node}")
-        for call in {call for call in self._calls.values() if call.reply_to == gateway}:
+        for call in {call for call in self._calls.values() if call.reply_to.server_key == gateway.server_key}:
             if not call.ended.done():
                 call.ended.set_exception(error)
 
@@ -180,9 +188,11 @@ class Router:
     def _send_states(self) -> None:
         now = time.monotonic()
         state = self._copy.state(self._replica_id)
-        for gateway, registered_s in list(self._gateways.items()):
-            if now - registered_s > _REGISTRATION_S:
-                del self._gateways[gateway]
+        for key, registration in list(self._gateways.items()):
+            gateway = registration.address
+            if now - registration.registered_s > _REGISTRATION_S:
+                del self._gateways[key]
+                self._fail_calls_of(gateway)
                 self._links.forget(gateway)
             else:
                 self._links.send_state(gateway, self._copy.epoch, self._config.name, state)

@@ -115,6 +115,7 @@ class StepLoop:
             now = time.monotonic()
             if late_s > _WATCH_INTERVAL_S:  # this process itself stood still: the shards' messages are still unread
                 self._heard_s = [min(heard + late_s, now) for heard in self._heard_s]
+                self._progress_s = min(self._progress_s + late_s, now)
             for index, heard in enumerate(self._heard_s):
                 if now - heard > self._heartbeat_s:
                     raise ShardLostError(f"shard {index} has been silent for {now - heard:.1f} s")

@@ -1,5 +1,6 @@
 """A shard group in plain processes, without Ray: for tests, benchmarks and machines that have only torch."""
 
+import gc
 import multiprocessing
 import time
 from dataclasses import replace
@@ -41,7 +42,7 @@ class PlainProcesses:
         """Make a group of the first processes; raises UnavailableError, and ends all, when one dies or fails."""
         pipes = self._pipes[: len(shards)]
         for pipe, shard in zip(pipes, shards, strict=True):
-            pipe.send(("create", (replace(settings, shard=shard), HOST)))
+            self._send(pipe, "create", replace(settings, shard=shard), HOST)
         self._results(pipes, "create")
         rendezvous = None
         if len(shards) > 1:
@@ -56,7 +57,7 @@ class PlainProcesses:
     def run(self, num_shards: int, address: ControlAddress) -> None:
         """Let the group run; `wait` for its end."""
         for pipe in self._pipes[:num_shards]:
-            pipe.send(("run", (address,)))
+            self._send(pipe, "run", address)
 
     def wait(self, num_shards: int) -> None:
         """Wait until the group's run has been stopped; raises UnavailableError when a shard failed."""
@@ -72,8 +73,15 @@ class PlainProcesses:
 
     def _call(self, pipes: list[Connection], method: str, *args: Any) -> list[Any]:
         for pipe in pipes:
-            pipe.send((method, args))
+            self._send(pipe, method, *args)
         return self._results(pipes, method)
+
+    def _send(self, pipe: Connection, method: str, *args: Any) -> None:
+        try:
+            pipe.send((method, args))
+        except OSError as lost:
+            self.kill()
+            raise UnavailableError(f"a shard died during {method}") from lost
 
     def _results(self, pipes: list[Connection], method: str) -> list[Any]:
         results: dict[int, Any] = {}
@@ -90,7 +98,7 @@ class PlainProcesses:
     def _receive(self, pipe: Connection, method: str) -> Any:
         try:
             error, result = pipe.recv()
-        except EOFError as lost:
+        except (EOFError, OSError) as lost:  # a connection reset when it died with a call unread
             self.kill()
             raise UnavailableError(f"a shard died during {method}") from lost
         if error is not None:
@@ -110,6 +118,8 @@ def _serve(pipe: Connection) -> None:
         result = None
         try:
             if method == "create":
+                shard = None
+                gc.collect()  # modules and hooks refer to each other: without this, two models are held at once
                 shard = EngineShard(*args)
             else:
                 result = getattr(shard, method)(*args)

@@ -16,7 +16,7 @@ from torch import Tensor
 from serve_app.errors import ConfigError
 from serve_app.planning.safetensors_header import TensorHeader
 
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 1 << 20
 
 _DTYPES = {
     "F64": torch.float64,
@@ -47,7 +47,7 @@ class TensorReader:
     def read(self, header: TensorHeader, out: Tensor, dim: int | None, ranges: tuple[tuple[int, int], ...]) -> None:
         """Fill `out` with the given ranges of a stored tensor along `dim`, joined; with all of it when dim is None.
 
-        out: the shape of the part, any dtype and device; converted while reading, 8 MiB at a time.
+        out: the shape of the part, any dtype and device; converted while reading, 1 MiB at a time.
         """
         if header.dtype not in _DTYPES:
             raise ConfigError(f"a tensor in {header.file} has dtype {header.dtype}, which is not supported")
@@ -89,7 +89,7 @@ class TensorReader:
     def _chunks(
         self, header: TensorHeader, first_element: int, num_rows: int, row_size: int
     ) -> Iterator[tuple[int, Tensor]]:
-        """Consecutive rows, at most 8 MiB (or one row) at a time; each chunk is overwritten by the next."""
+        """Consecutive rows, at most 1 MiB (or one row) at a time; each chunk is overwritten by the next."""
         dtype = _DTYPES[header.dtype]
         rows_per_chunk = max(1, _CHUNK_BYTES // max(1, row_size * dtype.itemsize))
         buffer = torch.empty(min(rows_per_chunk, num_rows) * row_size, dtype=dtype)

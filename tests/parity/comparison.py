@@ -40,7 +40,10 @@ class Difference:
 
 @dataclass(slots=True)
 class Comparison:
-    """Differences among all sequences seen."""
+    """Differences among all sequences seen.
+
+    Sequences equal the reference when none differs at another place than a near tie, and few differ there.
+    """
 
     num_sequences: int = 0
     differences: list[Difference] = field(default_factory=list)
@@ -53,15 +56,13 @@ class Comparison:
             if difference is not None:
                 self.differences.append(difference)
 
-    def problems(self) -> list[str]:
-        """Why the sequences do not count as the same; empty when they do."""
-        problems = [f"{one.label} differs at token {one.index}, gap {one.gap:.2e}" for one in self._real_differences()]
-        if len(self.differences) > ALLOWED_SHARE * self.num_sequences:
-            problems.append(f"{len(self.differences)} of {self.num_sequences} sequences differ")
-        return problems
-
-    def _real_differences(self) -> list[Difference]:
+    def unexplained(self) -> list[Difference]:
+        """Differences at no near tie."""
         return [one for one in self.differences if not one.is_near_tie]
+
+    def is_too_much(self) -> bool:
+        """Whether more sequences differ than near ties may explain."""
+        return len(self.differences) > ALLOWED_SHARE * self.num_sequences
 
 
 def first_difference(label: str, reference: Reference, token_ids: Sequence[int]) -> Difference | None:

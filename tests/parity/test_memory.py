@@ -35,7 +35,7 @@ def big_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for layer in range(NUM_LAYERS):
         files[1 + layer * 2 // NUM_LAYERS] |= _layer(layer)
     files.append({"model.norm.weight": _random(HIDDEN_SIZE), "lm_head.weight": _random(VOCAB_SIZE, HIDDEN_SIZE)})
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index, tensors in enumerate(files):
         name = f"model-{index + 1:05}-of-{len(files):05}.safetensors"
         save_file(tensors, directory / name)
@@ -44,27 +44,32 @@ def big_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def empty_bytes(pool: PlainProcesses, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """Resident memory of each process with next to nothing loaded, all modules imported."""
+    load_group(pool, make_checkpoint("llama", tmp_path_factory.mktemp("tiny")), Split(2, 2))
+    return [_memory_bytes(process.pid, "VmRSS") for process in pool.processes]
+
+
 @pytest.mark.parametrize("split", [Split(2, 2), Split(1, 2), Split(2, 1)], ids=str)
 def test_shards_hold_and_touch_little_more_than_their_own_tensors(
-    pool: PlainProcesses, big_checkpoint: Path, tmp_path: Path, split: Split
+    pool: PlainProcesses, empty_bytes: list[int], big_checkpoint: Path, split: Split
 ) -> None:
     files = list(big_checkpoint.glob("*.safetensors"))
     model_bytes = sum(file.stat().st_size for file in files)
     assert len(files) >= 3
     assert model_bytes >= MODEL_BYTES
-    load_group(pool, make_checkpoint("llama", tmp_path), split)  # an empty shard, all its modules imported
     pids = [process.pid for process in pool.processes[: split.num_shards]]
-    empty_bytes = [_memory_bytes(pid, "VmRSS") for pid in pids]
     for pid in pids:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): the peak begins anew
     reports = load_group(pool, big_checkpoint, split, dtype="auto")
-    peaks = [_memory_bytes(pid, "VmHWM") - empty for pid, empty in zip(pids, empty_bytes, strict=True)]
+    peaks = [_memory_bytes(pid, "VmHWM") - empty for pid, empty in zip(pids, empty_bytes, strict=False)]
     ratios = [peak / report.parameter_bytes for peak, report in zip(peaks, reports, strict=True)]
     held_ratio = sum(report.parameter_bytes for report in reports) / model_bytes
     print(f"{split}: held / model {held_ratio:.4f}, peak / own", *(f"{ratio:.3f}" for ratio in ratios))
     assert held_ratio <= 1.02
     assert max(ratios) <= 1.15
-    assert min(ratios) >= 0.9, "the tensors were in memory when this was measured"
+    assert min(ratios) >= 0.95, "the tensors were not in memory when this was measured"
 
 
 def _layer(index: int) -> dict[str, Tensor]:

@@ -1,19 +1,35 @@
-"""Split models give the tokens and the log-probabilities that transformers gives (fp32)."""
+"""Split models give the tokens and the log-probabilities that transformers gives (fp32).
 
-import asyncio
-import time
+Batches and single requests are both compared with transformers: where they equal it, they equal each other.
+"""
+
 import pytest
 
 from serve_app.engine.plain_processes import PlainProcesses
 from serve_app.types import EngineLimits
 from tests.checkpoints import ARCHITECTURES
-from tests.parity.comparison import LOGPROB_TOLERANCE, Comparison, logprob_error
+from tests.parity.comparison import LOGPROB_TOLERANCE, Comparison, Reference, first_difference, logprob_error
 from tests.parity.conftest import NUM_OUTPUTS, References
-from tests.plain_driver import Split, greedy, load_group, plain_copy
+from tests.plain_driver import Outcome, PlainCopy, Split, greedy, load_group, plain_copy
 
 SPLITS = (Split(1, 1), Split(2, 1), Split(1, 2), Split(2, 2), Split(3, 1))
+THOROUGH = ("llama", "gpt2", "phi3", "mixtral")  # every split, in the fast set too
 # Eight sequences of up to 72 tokens want 144 blocks; prompts above 32 tokens are prefilled in chunks.
 LIMITS = EngineLimits(max_num_seqs=8, max_num_batched_tokens=32, max_model_len=128, block_size=4, num_blocks=64)
+
+
+def cases() -> list[object]:
+    """Architecture and split; the least telling ones are slow."""
+    return [
+        pytest.param(
+            name,
+            split,
+            id=f"{name}-{split}",
+            marks=pytest.mark.slow if name not in THOROUGH and split in (Split(1, 2), Split(3, 1)) else (),
+        )
+        for name in ARCHITECTURES
+        for split in SPLITS
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -27,18 +43,13 @@ def test_greedy_output_of_the_checkpoint_is_varied(reference_of: References, nam
     assert min(len(set(reference.token_ids)) for reference in references) >= 8
 
 
-@pytest.mark.parametrize("split", SPLITS, ids=str)
-@pytest.mark.parametrize("name", ARCHITECTURES)
-async def test_batches_and_single_requests_give_what_transformers_gives(
+@pytest.mark.parametrize(("name", "split"), cases())
+async def test_a_batch_with_preemptions_and_single_requests_give_what_transformers_gives(
     pool: PlainProcesses, reference_of: References, comparison: Comparison, name: str, split: Split
 ) -> None:
-    import psutil
-    def cpu(): return sum(sum(psutil.Process(p.pid).cpu_times()[:2]) for p in pool.processes)+time.process_time()
-    t0=cpu(); w0=time.time()
     directory, references = reference_of(name)
-    t1=cpu()
     load_group(pool, directory, split, block_size=LIMITS.block_size)
-    t2=cpu()
+    alone = references if split.num_shards == 1 else references[1:5]  # lengths 7, 20, 33 and 40
     async with plain_copy(pool, split, LIMITS) as copy:
         batch = await copy.generate(
             (
@@ -47,15 +58,61 @@ async def test_batches_and_single_requests_give_what_transformers_gives(
             ),
             gap_s=0.003,
         )
-        num_preemptions = copy.scheduler.num_preemptions
-        t3=cpu()
-        singles = []
-        for index, reference in enumerate(references):
-            singles += await copy.generate([greedy(f"single {index}", reference.prompt, NUM_OUTPUTS)])
-        t4=cpu()
-    print('WALL %.1f'%(time.time()-w0),name,split,'pre',num_preemptions,'ref %.2f load %.2f batch %.2f single %.2f err %.1e'%(t1-t0,t2-t1,t3-t2,t4-t3,max(map(logprob_error, references, batch))))
+        assert copy.scheduler.num_preemptions > 0
+        singles = await _one_at_a_time(copy, alone)
+        copy.scheduler.check()
+        assert copy.scheduler.num_free_blocks == LIMITS.num_blocks
     comparison.add(f"{name} {split} batch", references, batch)
-    comparison.add(f"{name} {split} single", references, singles)
-    assert num_preemptions > 0
+    comparison.add(f"{name} {split} alone", alone, singles)
+    assert comparison.unexplained() == []
     assert max(map(logprob_error, references, batch)) < LOGPROB_TOLERANCE
-    assert comparison.problems() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", SPLITS[1:], ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+async def test_every_prompt_alone_gives_what_transformers_gives(
+    pool: PlainProcesses, reference_of: References, comparison: Comparison, name: str, split: Split
+) -> None:
+    directory, references = reference_of(name)
+    load_group(pool, directory, split, block_size=LIMITS.block_size)
+    async with plain_copy(pool, split, LIMITS) as copy:
+        singles = await _one_at_a_time(copy, references)
+        assert copy.scheduler.num_preemptions == 0
+    comparison.add(f"{name} {split} alone", references, singles)
+    assert comparison.unexplained() == []
+
+
+def test_at_most_one_sequence_in_a_hundred_differs(comparison: Comparison) -> None:
+    if comparison.num_sequences == 0:
+        pytest.skip("the tests that compare sequences were not selected")
+    print(f"{len(comparison.differences)} of {comparison.num_sequences} sequences differ: {comparison.differences}")
+    assert not comparison.is_too_much()
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "index", "is_near_tie"),
+    [([7, 9, 6], 1, True), ([7, 8, 5], 2, False), ([7, 8], 2, False), ([7, 8, 6, 6], 3, False), ([], 0, False)],
+)
+def test_a_difference_is_excused_by_a_near_tie_alone(token_ids: list[int], index: int, is_near_tie: bool) -> None:
+    reference = Reference([1], [7, 8, 6], gaps=[1.0, 0.9e-4, 1.1e-4], prompt_logprobs=[])
+    difference = first_difference("", reference, token_ids)
+    assert difference is not None
+    assert (difference.index, difference.is_near_tie) == (index, is_near_tie)
+
+
+@pytest.mark.parametrize(("num_differences", "is_too_much"), [(1, False), (2, True)])
+def test_near_ties_excuse_one_sequence_in_a_hundred(num_differences: int, is_too_much: bool) -> None:
+    reference = Reference([1], [7, 8], gaps=[1.0, 0.0], prompt_logprobs=[])
+    comparison = Comparison()
+    outcomes = [Outcome([7, 9])] * num_differences + [Outcome([7, 8])] * (100 - num_differences)
+    comparison.add("", [reference] * 100, outcomes)
+    assert comparison.unexplained() == []
+    assert comparison.is_too_much() == is_too_much
+
+
+async def _one_at_a_time(copy: PlainCopy, references: list[Reference]) -> list[Outcome]:
+    outcomes = []
+    for index, reference in enumerate(references):
+        outcomes += await copy.generate([greedy(f"alone {index}", reference.prompt, NUM_OUTPUTS)])
+    return outcomes

@@ -250,13 +250,15 @@ def test_the_sequence_that_has_waited_longest_decodes_first() -> None:
 # Pre-emption
 
 
-def run_out_of_blocks() -> tuple[Scheduler, StepInput]:
-    """Two sequences of 7 tokens in a cache of 4 blocks; the step in which a third block each is due."""
+def run_out_of_blocks(*waiting: GenerateRequest) -> tuple[Scheduler, StepInput]:
+    """Two sequences in a cache of 4 blocks; the step in which a third block each is due."""
     scheduler = scheduler_of(num_blocks=4, max_model_len=16)
     for seed in (1, 2):
         params = SamplingParams(max_tokens=9, seed=seed, presence_penalty=1.0)
         scheduler.add(request_of(3 if seed == 1 else 4, params=params))
         answered(scheduler, scheduled(scheduler))
+    for request in waiting:
+        scheduler.add(request)
     while scheduler.num_preemptions == 0:
         step = scheduled(scheduler)
         if scheduler.num_preemptions == 0:
@@ -287,8 +289,8 @@ def test_a_pre_empted_sequence_starts_again_with_all_its_tokens_and_goes_on_coun
 
 
 def test_a_pre_empted_sequence_comes_before_those_that_wait() -> None:
-    scheduler, step = run_out_of_blocks()
-    scheduler.add(request_of(1, seed=3))
+    scheduler, step = run_out_of_blocks(request_of(12, seed=3))
+    assert scheduler.num_waiting == 2
     started: list[int] = []
     while scheduler.has_work:
         answered(scheduler, step)
@@ -461,6 +463,25 @@ def test_only_the_first_choice_carries_the_prompt_s_logprobs() -> None:
     scheduler.add(request_of(4, num_choices=2, params=params))
     targets = scheduled(scheduler).prompt_targets
     assert {index: (one.token_ids, one.num_top) for index, one in targets.items()} == {0: ([11, 12, 13], 3)}
+
+
+def test_prompt_logprobs_go_on_inside_a_chunk_after_a_pre_emption_in_the_midst_of_a_prompt() -> None:
+    scheduler = scheduler_of(budget=2, num_blocks=4, max_model_len=20)
+    scheduler.add(request_of(3, params=SamplingParams(max_tokens=9, seed=1, ignore_eos=True)))
+    oracle = CacheOracle(scheduler.limits, FakeModel())
+    for _ in range(2):
+        scheduler.update(oracle.run(scheduled(scheduler)))
+    params = SamplingParams(max_tokens=1, seed=2, num_prompt_logprobs=0)
+    (second,) = scheduler.add(request_of(8, params=params))  # one token a step beside the first, two when alone
+    offsets = []
+    got = []
+    while (step := scheduler.schedule()) is not None:
+        offsets += [targets.offset for targets in step.prompt_targets.values()]
+        for output in scheduler.update(oracle.run(step)):
+            got += output.chunk.prompt_logprobs or []
+    assert second.num_preemptions == 1
+    assert max(offsets) == 1
+    assert got == [logprob_at(10 + position, position) for position in range(1, 8)]
 
 
 # Its own check

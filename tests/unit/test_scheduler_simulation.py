@@ -101,7 +101,9 @@ class World:
 
     def schedule(self) -> bool:
         """Schedule one step if there is one; the shards run it, its output is on the way."""
+        oldest = self.scheduler._running[:1]
         step = self.scheduler.schedule()
+        assert oldest == self.scheduler._running[:1] or not oldest, "the first to come was pre-empted"
         if step is None:
             return False
         output = self.oracle.run(step)

@@ -1,0 +1,72 @@
+"""A model that computes nothing, behind the real Router: what is left is what serving itself costs.
+
+In a Serve file: `import_path: bench.constant_engine:build_model`, one shard.
+"""
+
+import threading
+import time
+
+import ray
+from ray.serve import Application
+
+from serve_app import app
+from serve_app.config import ModelConfig
+from serve_app.deployments.router import Router
+from serve_app.deployments.shard import Shard
+from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardReport, ShardSettings, StepOutput
+from serve_app.wire.links import ControlAddress, ControlClient
+
+STEP_S = 0.010
+TOKEN_ID = 300
+_NUM_BLOCKS = 65_536
+_HEARTBEAT_INTERVAL_S = 0.5
+
+
+def build_model(args: ModelConfig) -> Application:
+    """The application of serve_app.app:build_model with the stand-in in place of the shard."""
+    deployment = app.build_model(args)._bound_deployment
+    return deployment.options(func_or_class=ConstantRouter).bind(args)
+
+
+class ConstantShard(Shard):
+    """A shard whose every step takes STEP_S and draws TOKEN_ID for everybody."""
+
+    def create(self, settings: ShardSettings, source: ModelSource, host: str) -> None:
+        """Nothing to bring up."""
+
+    def load(self, _rendezvous: Rendezvous | None) -> ShardReport:
+        """Nothing to load, and room for everybody."""
+        return ShardReport(parameter_bytes=0, num_blocks=_NUM_BLOCKS, load_s=0.0)
+
+    def allocate(self, limits: EngineLimits) -> None:
+        """Nothing to allocate."""
+
+    def run(self, address: ControlAddress) -> None:
+        """Answer the Router's steps until it says stop."""
+        client = ControlClient(address, shard_index=0)
+        stopped = threading.Event()
+        send_heartbeat = client.heartbeat_sender()
+
+        def beat() -> None:
+            while not stopped.wait(_HEARTBEAT_INTERVAL_S):
+                send_heartbeat(0)
+
+        beating = threading.Thread(target=beat, daemon=True)
+        beating.start()
+        client.send_hello()
+        while (step := client.receive()) is not None:
+            time.sleep(STEP_S)
+            client.send_output(StepOutput(step.step_id, [TOKEN_ID] * sum(step.samples)))
+        stopped.set()
+        beating.join()
+        client.close()
+
+
+ConstantShardActor = ray.remote(ConstantShard)
+
+
+class ConstantRouter(Router):
+    """The Router, with stand-ins for shards."""
+
+    async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        await super().__init__(config, ConstantShardActor)

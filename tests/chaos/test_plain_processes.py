@@ -1,0 +1,133 @@
+"""Real shard processes that are killed, stopped and kept busy: nobody hangs, nothing is lost."""
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.engine.plain_processes import PlainProcesses
+from serve_app.errors import ShardLostError, UnavailableError
+from serve_app.scheduling.sequence import Sequence
+from serve_app.types import EngineLimits
+from tests.checkpoints import VOCAB_SIZE, make_checkpoint
+from tests.plain_driver import PlainCopy, Split, greedy, load_group, plain_copy
+
+SPLIT = Split(2, 2)
+LIMITS = EngineLimits(max_num_seqs=8, max_num_batched_tokens=32, max_model_len=256, block_size=4, num_blocks=80)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama", tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def pool() -> Iterator[PlainProcesses]:
+    processes = PlainProcesses(SPLIT.num_shards)
+    yield processes
+    processes.kill()
+
+
+class KilledWhileLoading(PlainProcesses):
+    """The last shard hangs when loading begins, so that the others wait for it, and dies a second later."""
+
+    killed_s = 0.0
+
+    def _call(self, pipes: list[Connection], method: str, *args: Any) -> list[Any]:
+        if method == "load":
+            os.kill(_pid(self, 3), signal.SIGSTOP)
+            threading.Timer(1.0, self._kill_last).start()
+        return super()._call(pipes, method, *args)
+
+    def _kill_last(self) -> None:
+        self.killed_s = time.monotonic()
+        os.kill(_pid(self, 3), signal.SIGKILL)
+
+
+def test_a_shard_killed_while_loading_ends_the_others_within_10_s(checkpoint: Path) -> None:
+    pool = KilledWhileLoading(SPLIT.num_shards)
+    try:
+        with pytest.raises(UnavailableError, match="died during load"):
+            load_group(pool, checkpoint, SPLIT)
+        assert 0 < time.monotonic() - pool.killed_s < 10
+        assert not any(process.is_alive() for process in pool.processes)
+    finally:
+        pool.kill()
+
+
+def test_a_shard_that_died_before_the_next_load_is_an_error(pool: PlainProcesses, checkpoint: Path) -> None:
+    load_group(pool, checkpoint, SPLIT)
+    os.kill(_pid(pool, 2), signal.SIGKILL)
+    pool.processes[2].join()
+    with pytest.raises(UnavailableError, match="died during"):
+        load_group(pool, checkpoint, SPLIT)
+    assert not any(process.is_alive() for process in pool.processes)
+
+
+@pytest.mark.parametrize("index", [0, 3])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_shard_lost_under_running_streams_is_noticed_within_5_s(
+    pool: PlainProcesses, checkpoint: Path, kind: signal.Signals, index: int
+) -> None:
+    load_group(pool, checkpoint, SPLIT, block_size=LIMITS.block_size)
+    copy = PlainCopy(pool, SPLIT, LIMITS, heartbeat_s=3.5)
+    try:
+        await copy.loop.wait_for_shards()
+        for stream in range(8):
+            copy.submit(greedy(str(stream), [5 + stream] * 8, 200))
+        await copy.until(lambda: all(len(copy.outcome(str(stream)).token_ids) >= 3 for stream in range(8)))
+        os.kill(_pid(pool, index), kind)
+        lost_s = time.monotonic()
+        with pytest.raises(ShardLostError, match="silent"):
+            await asyncio.wait_for(copy.running, timeout=10)
+        assert time.monotonic() - lost_s < 5
+        if kind is signal.SIGKILL:
+            with pytest.raises(UnavailableError, match="during run"):
+                await copy.stop()
+            assert not any(process.is_alive() for process in pool.processes)
+    finally:
+        await copy.close()
+
+
+async def test_random_arrivals_and_aborts_under_preemption_end_with_all_blocks_free(
+    pool: PlainProcesses, checkpoint: Path
+) -> None:
+    load_group(pool, checkpoint, SPLIT, block_size=LIMITS.block_size)
+    randomness = random.Random(0)
+    alive: list[Sequence] = []
+    num_submitted = num_aborted = 0
+    async with plain_copy(pool, SPLIT, LIMITS) as copy:
+        deadline_s = time.monotonic() + 10
+        while time.monotonic() < deadline_s:
+            alive = [sequence for sequence in alive if not sequence.is_finished]
+            if len(alive) < 16:
+                prompt = [randomness.randrange(3, VOCAB_SIZE) for _ in range(randomness.randint(1, 60))]
+                alive.append(copy.submit(greedy(str(num_submitted), prompt, randomness.randint(1, 80))))
+                num_submitted += 1
+            elif randomness.random() < 0.5:
+                copy.loop.abort(alive[:1] if randomness.random() < 0.5 else alive[-1:])
+                num_aborted += 1
+            await asyncio.sleep(randomness.random() * 0.02)
+        num_preemptions = copy.scheduler.num_preemptions
+        await asyncio.wait_for(copy.until(lambda: all(sequence.is_finished for sequence in alive)), timeout=30)
+        await asyncio.wait_for(copy.until(lambda: copy.scheduler.num_steps_in_flight == 0), timeout=30)
+        copy.scheduler.check()
+        assert copy.scheduler.num_free_blocks == LIMITS.num_blocks
+    print(f"{num_submitted} requests, {num_aborted} aborted, {num_preemptions} pre-emptions")
+    assert num_submitted > 20
+    assert num_aborted > 5
+    assert num_preemptions > 0
+
+
+def _pid(pool: PlainProcesses, index: int) -> int:
+    pid = pool.processes[index].pid
+    assert pid is not None
+    return pid
