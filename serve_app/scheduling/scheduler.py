@@ -9,18 +9,17 @@ a step in flight still writes to them: the next owner's step comes later and wri
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from serve_app.errors import QueueFullError, RequestError
 from serve_app.scheduling.block_manager import BlockManager
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
+from serve_app.scheduling.step import Step
 from serve_app.types import (
     EngineLimits,
     FinishReason,
     GenerateRequest,
     OutputChunk,
-    PromptTargets,
-    SequenceStart,
     StepInput,
     StepOutput,
 )
@@ -32,21 +31,6 @@ class SequenceOutput:
 
     sequence: Sequence
     chunk: OutputChunk
-
-
-@dataclass(slots=True)
-class _Step:
-    """A step being put together, and then the memory of who was in it."""
-
-    step_id: int
-    sequences: list[Sequence] = field(default_factory=list)
-    starts: list[SequenceStart] = field(default_factory=list)
-    num_tokens: list[int] = field(default_factory=list)
-    num_computed: list[int] = field(default_factory=list)
-    new_blocks: list[list[int]] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    samples: list[bool] = field(default_factory=list)
-    prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -64,7 +48,7 @@ class Scheduler:
         self._rows = list(range(limits.max_num_seqs - 1, -1, -1))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of admission: the last one is pre-empted first
-        self._in_flight: dict[int, _Step] = {}
+        self._in_flight: dict[int, Step] = {}
         self._next_step_id = 0
 
     @property
@@ -129,24 +113,14 @@ class Scheduler:
         """The next step, or None when nothing can run before a step in flight is back."""
         if len(self._in_flight) >= self._num_stages:
             return None
-        step = _Step(self._next_step_id)
+        step = Step(self._next_step_id)
         budget = self._continue_running(step, self.limits.max_num_batched_tokens)
         self._admit_waiting(step, budget)
         if not step.sequences:
             return None
         self._next_step_id += 1
         self._in_flight[step.step_id] = step
-        return StepInput(
-            step_id=step.step_id,
-            starts=step.starts,
-            rows=[sequence.row for sequence in step.sequences],
-            num_tokens=step.num_tokens,
-            num_computed=step.num_computed,
-            new_blocks=step.new_blocks,
-            token_ids=step.token_ids,
-            samples=step.samples,
-            prompt_targets=step.prompt_targets,
-        )
+        return step.to_input()
 
     def update(self, output: StepOutput) -> list[SequenceOutput]:
         """Take a step's tokens in; gives what is new for each sequence that is still alive."""
@@ -171,7 +145,7 @@ class Scheduler:
         self._blocks.check(sequence.block_table for sequence in self._running)
         assert len(self._rows) + len(self._running) == self.limits.max_num_seqs
 
-    def _continue_running(self, step: _Step, budget: int) -> int:
+    def _continue_running(self, step: Step, budget: int) -> int:
         """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left."""
         max_sequences = -(-len(self._running) // self._num_stages)  # spread evenly over the steps in flight
         ready = [sequence for sequence in self._running if not sequence.is_draw_in_flight and sequence.num_unscheduled]
@@ -187,7 +161,7 @@ class Scheduler:
                 budget -= num_tokens
         return budget
 
-    def _admit_waiting(self, step: _Step, budget: int) -> None:
+    def _admit_waiting(self, step: Step, budget: int) -> None:
         while self._waiting and self._rows and budget > 0:
             sequence = self._waiting[0]
             if sequence.num_steps_in_flight:
@@ -204,22 +178,11 @@ class Scheduler:
             self._put(step, sequence, num_tokens)
             budget -= num_tokens
 
-    def _start(self, step: _Step, sequence: Sequence) -> None:
+    def _start(self, step: Step, sequence: Sequence) -> None:
         sequence.state = SequenceState.RUNNING
         sequence.row = self._rows.pop()
         self._running.append(sequence)
-        has_history = sequence.params.has_penalties
-        step.starts.append(
-            SequenceStart(
-                row=sequence.row,
-                choice=sequence.choice,
-                params=sequence.params,
-                end_token_ids=sorted(sequence.end_token_ids),
-                num_outputs=sequence.num_outputs,
-                history_token_ids=list(sequence.token_ids) if has_history else [],
-                num_history_prompt_tokens=sequence.num_prompt_tokens if has_history else 0,
-            )
-        )
+        step.start(sequence)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Find blocks for a sequence's next tokens, pre-empting later sequences; False when it must wait a step."""
@@ -252,37 +215,10 @@ class Scheduler:
         self.num_preemptions += 1
         self._waiting.appendleft(sequence)
 
-    def _put(self, step: _Step, sequence: Sequence, num_tokens: int) -> None:
-        """Add a sequence's next tokens to the step; its blocks are there."""
-        start, end = sequence.num_scheduled, sequence.num_scheduled + num_tokens
-        self._blocks.grow(sequence.block_table, end)
-        is_last_chunk = end == len(sequence.token_ids)
-        targets = self._prompt_targets(sequence, start, end)
-        if targets is not None:
-            step.prompt_targets[len(step.sequences)] = targets
-        step.sequences.append(sequence)
-        step.num_tokens.append(num_tokens)
-        step.num_computed.append(start)
-        step.new_blocks.append(sequence.block_table[sequence.num_sent_blocks :])
-        step.token_ids.extend(sequence.token_ids[start:end])
-        step.samples.append(is_last_chunk)
-        sequence.num_sent_blocks = len(sequence.block_table)
-        sequence.num_scheduled = end
-        sequence.last_step_id = step.step_id
-        sequence.num_steps_in_flight += 1
-        sequence.is_draw_in_flight = is_last_chunk
-
-    @staticmethod
-    def _prompt_targets(sequence: Sequence, start: int, end: int) -> PromptTargets | None:
-        """Prompt tokens that the positions [start, end) predict and whose log-probability is still owed."""
-        if sequence.params.num_prompt_logprobs is None or sequence.choice != 0:
-            return None
-        first = max(start, sequence.num_prompt_logprobs_sent)  # those before were sent before a pre-emption
-        token_ids = sequence.token_ids[first + 1 : min(end + 1, sequence.num_prompt_tokens)]
-        if not token_ids:
-            return None
-        sequence.num_prompt_logprobs_sent = first + len(token_ids)
-        return PromptTargets(first - start, token_ids, sequence.params.num_prompt_logprobs)
+    def _put(self, step: Step, sequence: Sequence, num_tokens: int) -> None:
+        """Add a sequence's next tokens to the step, with blocks for them."""
+        self._blocks.grow(sequence.block_table, sequence.num_scheduled + num_tokens)
+        step.put(sequence, num_tokens)
 
     def _take(self, sequence: Sequence, output: StepOutput, index: int, drawn: int | None) -> OutputChunk | None:
         """Append the drawn token, if any, and end the sequence when it is its last."""

@@ -1,0 +1,81 @@
+"""A step being put together, and then the memory of who is in it."""
+
+from dataclasses import dataclass, field
+
+from serve_app.scheduling.sequence import Sequence
+from serve_app.types import PromptTargets, SequenceStart, StepInput
+
+
+@dataclass(slots=True)
+class Step:
+    """The columns of a StepInput, one entry for each sequence."""
+
+    step_id: int
+    sequences: list[Sequence] = field(default_factory=list)
+    starts: list[SequenceStart] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    num_computed: list[int] = field(default_factory=list)
+    new_blocks: list[list[int]] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    samples: list[bool] = field(default_factory=list)
+    prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)
+
+    def start(self, sequence: Sequence) -> None:
+        """Tell the shards what has taken a row."""
+        has_history = sequence.params.has_penalties
+        self.starts.append(
+            SequenceStart(
+                row=sequence.row,
+                choice=sequence.choice,
+                params=sequence.params,
+                end_token_ids=sorted(sequence.end_token_ids),
+                num_outputs=sequence.num_outputs,
+                history_token_ids=list(sequence.token_ids) if has_history else [],
+                num_history_prompt_tokens=sequence.num_prompt_tokens if has_history else 0,
+            )
+        )
+
+    def put(self, sequence: Sequence, num_tokens: int) -> None:
+        """Add a sequence's next tokens; its blocks are there."""
+        start, end = sequence.num_scheduled, sequence.num_scheduled + num_tokens
+        is_last_chunk = end == len(sequence.token_ids)
+        targets = _prompt_targets(sequence, start, end)
+        if targets is not None:
+            self.prompt_targets[len(self.sequences)] = targets
+        self.sequences.append(sequence)
+        self.num_tokens.append(num_tokens)
+        self.num_computed.append(start)
+        self.new_blocks.append(sequence.block_table[sequence.num_sent_blocks :])
+        self.token_ids.extend(sequence.token_ids[start:end])
+        self.samples.append(is_last_chunk)
+        sequence.num_sent_blocks = len(sequence.block_table)
+        sequence.num_scheduled = end
+        sequence.last_step_id = self.step_id
+        sequence.num_steps_in_flight += 1
+        sequence.is_draw_in_flight = is_last_chunk
+
+    def to_input(self) -> StepInput:
+        """What the shards are told."""
+        return StepInput(
+            step_id=self.step_id,
+            starts=self.starts,
+            rows=[sequence.row for sequence in self.sequences],
+            num_tokens=self.num_tokens,
+            num_computed=self.num_computed,
+            new_blocks=self.new_blocks,
+            token_ids=self.token_ids,
+            samples=self.samples,
+            prompt_targets=self.prompt_targets,
+        )
+
+
+def _prompt_targets(sequence: Sequence, start: int, end: int) -> PromptTargets | None:
+    """Prompt tokens that the positions [start, end) predict and whose log-probability is still owed."""
+    if sequence.params.num_prompt_logprobs is None or sequence.choice != 0:
+        return None
+    first = max(start, sequence.num_prompt_logprobs_sent)  # those before were sent before a pre-emption
+    token_ids = sequence.token_ids[first + 1 : min(end + 1, sequence.num_prompt_tokens)]
+    if not token_ids:
+        return None
+    sequence.num_prompt_logprobs_sent = first + len(token_ids)
+    return PromptTargets(first - start, token_ids, sequence.params.num_prompt_logprobs)
