@@ -19,14 +19,14 @@ MIN_YEAR, MAX_YEAR = 1900, 2099
 MAX_SPELLED = 99_999
 MAX_ADDEND = 999
 
-MONTHS = ("january february march april may june july august september october november december").split()
+MONTHS = ("january february march april may june july august september october november december").split()  # noqa: SIM905
 DAYS_PER_MONTH = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-ONES = (
+ONES = (  # noqa: SIM905
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen"
 ).split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-WORDS = (
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
+WORDS = (  # noqa: SIM905
     "ant apple ash bat bean bear bee bird boat bread cat cedar cherry cloud cow crab crow date deer desk dog door "
     "duck eagle eel egg elm fern fig fish fox frog goat goose grape hare hat hawk hen house ink ivy jam kite kiwi "
     "lamb leaf lemon lime lion lynx mango maple melon mint mole moon moth mouse mule nut oak olive onion otter owl "

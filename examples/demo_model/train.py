@@ -32,8 +32,7 @@ class Settings:
     num_steps: int = 2650
     warmup_steps: int = 100
     decay_share: float = 0.094  # of the steps, at the end
-    num_polish_cycles: int = 2  # lower cycles with more of the tasks that lag
-    polish_steps: int = 250  # of one cycle
+    num_polish_steps: int = 250  # a second, lower cycle with more of the tasks that lag
     polish_scale: float = 0.5  # of the peak learning rates
     batch_tokens: int = 3072
     muon_lr: float = 4e-3  # matrices of the layers
@@ -93,9 +92,7 @@ class Run:
     def train(self, checkpoint_rounds: int) -> None:
         """Run the rounds that are left."""
         self.model.train()
-        settings = self.settings
-        total_steps = settings.num_steps + settings.num_polish_cycles * settings.polish_steps
-        while self.num_rounds * STEPS_PER_ROUND < total_steps:
+        while self.num_rounds * STEPS_PER_ROUND < self.settings.num_steps + self.settings.num_polish_steps:
             self.run_round()
             if self.num_rounds % checkpoint_rounds == 0:
                 self.save()
@@ -199,10 +196,10 @@ def is_layer_matrix(name: str, weight: Tensor) -> bool:
 
 
 def rate_scale(settings: Settings, step: int) -> float:
-    """Linear warm-up, a plateau, a linear fall to zero; to polish, more such falls from a lower rate."""
+    """Linear warm-up, a plateau, a linear fall to zero; to polish, a second fall from a lower rate."""
     if step >= settings.num_steps:
-        cycle_step = (step - settings.num_steps) % settings.polish_steps
-        return settings.polish_scale * min((cycle_step + 1) / 10, 1 - cycle_step / settings.polish_steps)
+        polish_step = step - settings.num_steps
+        return settings.polish_scale * min((polish_step + 1) / 10, 1 - polish_step / settings.num_polish_steps)
     decay_steps = settings.decay_share * settings.num_steps
     return min(1.0, (step + 1) / settings.warmup_steps, (settings.num_steps - step) / decay_steps)
 

@@ -39,13 +39,17 @@ def load_stage(
     parts = cut_stage(stage, communicator)
     headers = read_model_spec(source_dir).tensors
     _fill_buffers(stage, device)
-    _fill_parameters(stage, parts, headers, device)
+    _fill_parameters(source_dir, stage, parts, headers, device)
     parameter_bytes = sum(parameter.nbytes for parameter in stage.model.parameters())
     return LoadedStage(stage, parameter_bytes)
 
 
 def _fill_parameters(
-    stage: TransformersStage, parts: dict[str, Part], headers: Mapping[str, TensorHeader], device: torch.device
+    source_dir: Path,
+    stage: TransformersStage,
+    parts: dict[str, Part],
+    headers: Mapping[str, TensorHeader],
+    device: torch.device,
 ) -> None:
     key_map = map_keys(stage, headers)
     if key_map.unused and stage.shard.index == 0:
@@ -56,7 +60,9 @@ def _fill_parameters(
         for name, meta in list(stage.model.named_parameters(remove_duplicate=False)):
             sources = key_map.sources.get(name)
             if not sources:
-                raise ConfigError(f"the checkpoint has no tensor for parameter {name}; is it complete?", field="source")
+                raise ConfigError(
+                    f"source={source_dir} has no tensor for parameter {name}; download it again", field="source"
+                )
             shared = tied.get(sources[0].tensor_name) if is_tied else None
             if shared is not None:
                 _set_parameter(stage.model, name, shared)
@@ -90,7 +96,7 @@ def _fill(
         _check_shape(name, whole_shape, header)
         reader.read(header, tensor, part.dim, part.ranges)
         return
-    _check_experts(name, whole_shape, sources)
+    _check_experts(name, whole_shape, sources, headers[sources[0].tensor_name].file)
     for source in sources:
         _fill_expert(name, tensor, whole_shape, source, part, headers[source.tensor_name], reader)
 
@@ -136,11 +142,15 @@ def _check_shape(name: str, expected: torch.Size, header: TensorHeader) -> None:
         )
 
 
-def _check_experts(name: str, whole_shape: torch.Size, sources: list[Source]) -> None:
+def _check_experts(name: str, whole_shape: torch.Size, sources: list[Source], file: Path) -> None:
     found = {source.expert for source in sources}
     missing = set(range(whole_shape[0])) - found
     if missing or len(found) != whole_shape[0] or len(sources) % whole_shape[0]:
-        raise ConfigError(f"parameter {name} lacks experts {sorted(missing)[:8]} in the checkpoint", field="source")
+        raise ConfigError(
+            f"parameter {name} has {whole_shape[0]} experts by config.json, but {file} and the files beside it hold "
+            f"{len(found)}, each in {len(sources) / len(found):g} parts; missing: {sorted(missing)[:8]}",
+            field="source",
+        )
 
 
 def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:

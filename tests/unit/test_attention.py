@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -18,8 +19,18 @@ SCALING = 0.4
 SECOND_STAGE = ShardSpec(stage=1, num_stages=2, rank=0, num_ranks=1, first_layer=2, end_layer=3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # tensors are tiny
+
+
 def make_cache(num_kv_heads: int) -> KvCache:
     """A cache of one layer, layer 2 of the model."""
+    return KvCache(one_layer(num_kv_heads), NUM_BLOCKS, BLOCK_SIZE, torch.device("cpu"))
+
+
+@cache
+def one_layer(num_kv_heads: int) -> TransformersStage:
     config = LlamaConfig(
         vocab_size=8,
         hidden_size=4 * HEAD_DIM,
@@ -28,7 +39,7 @@ def make_cache(num_kv_heads: int) -> KvCache:
         num_attention_heads=4,
         num_key_value_heads=num_kv_heads,
     )
-    return KvCache(_stage(config), NUM_BLOCKS, BLOCK_SIZE, torch.device("cpu"))
+    return TransformersStage(config, torch.float32, SECOND_STAGE)
 
 
 @dataclass(slots=True)
@@ -54,7 +65,7 @@ def make_sequence(length: int, num_kv_heads: int, blocks: list[int], seed: int) 
 
 
 def step(
-    cache: KvCache, parts: list[tuple[Sequence, int]], window: int | None = None, softcap: float | None = None
+    kv_cache: KvCache, parts: list[tuple[Sequence, int]], window: int | None = None, softcap: float | None = None
 ) -> list[Tensor]:
     """Run the next so many tokens of each sequence: outputs [q, H, Dh]."""
     slots: list[int] = []
@@ -66,7 +77,7 @@ def step(
         spans.append(SequenceSpan(len(slots), count, first, first_gathered))
         slots += [sequence.blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in range(first, end)]
         blocks += sequence.blocks[: -(-end // BLOCK_SIZE)] if first else []
-    attention = PagedAttention(cache, 2, torch.tensor(slots), torch.tensor(blocks, dtype=torch.int64), spans)
+    attention = PagedAttention(kv_cache, 2, torch.tensor(slots), torch.tensor(blocks, dtype=torch.int64), spans)
     tensors = []
     for name in ("query", "key", "value"):
         pieces = [
@@ -81,19 +92,17 @@ def step(
 
 
 def plain(sequence: Sequence, window: int | None, softcap: float | None) -> Tensor:
-    """The same in float64, one query and one head at a time: [L, H, Dh]."""
+    """The same in float64, with all scores at once: [L, H, Dh]."""
     num_heads, length, _ = sequence.query.shape
     group = num_heads // sequence.key.shape[0]
-    output = torch.zeros(length, num_heads, HEAD_DIM, dtype=torch.float64)
-    for head in range(num_heads):
-        keys, values = sequence.key[head // group].double(), sequence.value[head // group].double()
-        for place in range(length):
-            first = 0 if window is None else max(0, place - window + 1)
-            scores = keys[first : place + 1] @ sequence.query[head, place].double() * SCALING
-            if softcap is not None:
-                scores = torch.tanh(scores / softcap) * softcap
-            output[place, head] = scores.softmax(0) @ values[first : place + 1]
-    return output
+    heads = [head // group for head in range(num_heads)]
+    keys, values = sequence.key[heads].double(), sequence.value[heads].double()
+    scores = torch.einsum("hqd,hkd->hqk", sequence.query.double(), keys) * SCALING
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    is_seen = [[0 <= q - k < (window or length) for k in range(length)] for q in range(length)]
+    weights = scores.masked_fill(~torch.tensor(is_seen), -math.inf).softmax(-1)
+    return torch.einsum("hqk,hkd->qhd", weights, values)
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5], ids=["plain", "softcap"])
@@ -103,9 +112,9 @@ def plain(sequence: Sequence, window: int | None, softcap: float | None) -> Tens
 def test_chunks_over_shuffled_blocks_give_what_plain_attention_gives(
     chunks: list[int], num_kv_heads: int, window: int | None, softcap: float | None
 ) -> None:
-    cache = make_cache(num_kv_heads)
+    kv_cache = make_cache(num_kv_heads)
     sequence = make_sequence(22, num_kv_heads, [17, 3, 22, 4, 0, 9], seed=0)
-    pieces = [step(cache, [(sequence, count)], window, softcap)[0] for count in chunks]
+    pieces = [step(kv_cache, [(sequence, count)], window, softcap)[0] for count in chunks]
     torch.testing.assert_close(torch.cat(pieces), plain(sequence, window, softcap).float(), rtol=1e-5, atol=1e-5)
 
 
@@ -120,11 +129,11 @@ def test_batch_mates_change_no_bit_of_a_sequence(window: int | None, softcap: fl
             make_sequence(length, 2, list(table), seed=length) for length, table in zip(lengths, tables, strict=True)
         ]
 
-    cache, together = make_cache(2), make()
+    kv_cache, together = make_cache(2), make()
     outputs: list[list[Tensor]] = [[], [], []]
     for counts in ((9, 4, 1), (1, 1, 5), (12, 5, 9)):
         for pieces, piece in zip(
-            outputs, step(cache, list(zip(together, counts, strict=True)), window, softcap), strict=True
+            outputs, step(kv_cache, list(zip(together, counts, strict=True)), window, softcap), strict=True
         ):
             pieces.append(piece)
     for sequence, chunks, pieces in zip(make(), ((9, 1, 12), (4, 1, 5), (1, 5, 9)), outputs, strict=True):
@@ -135,11 +144,11 @@ def test_batch_mates_change_no_bit_of_a_sequence(window: int | None, softcap: fl
 
 
 def test_what_a_block_held_before_is_not_seen() -> None:
-    cache = make_cache(2)
-    cache.keys[0].fill_(math.nan)  # the rest of a block in use, too
-    cache.values[0].fill_(math.nan)
+    kv_cache = make_cache(2)
+    kv_cache.keys[0].fill_(math.nan)  # the rest of a block in use, too
+    kv_cache.values[0].fill_(math.nan)
     sequence = make_sequence(9, 2, [3, 1, 2], seed=0)
-    pieces = [step(cache, [(sequence, count)])[0] for count in (3, 3, 1, 1, 1)]
+    pieces = [step(kv_cache, [(sequence, count)])[0] for count in (3, 3, 1, 1, 1)]
     torch.testing.assert_close(torch.cat(pieces), plain(sequence, None, None).float(), rtol=1e-5, atol=1e-5)
 
 
@@ -153,13 +162,10 @@ def test_a_cache_holds_the_heads_and_layers_of_its_shard() -> None:
         num_key_value_heads=4,
         head_dim=16,
     )
-    stage = _stage(config, ShardSpec(stage=1, num_stages=2, rank=1, num_ranks=2, first_layer=1, end_layer=4))
+    shard = ShardSpec(stage=1, num_stages=2, rank=1, num_ranks=2, first_layer=1, end_layer=4)
+    stage = TransformersStage(config, torch.float32, shard)
     assert kv_geometry(stage) == (2, 16)
-    cache = KvCache(stage, 5, 4, torch.device("cpu"))
-    tensors = [*cache.keys, *cache.values]
+    kv_cache = KvCache(stage, 5, 4, torch.device("cpu"))
+    tensors = [*kv_cache.keys, *kv_cache.values]
     assert {tuple(tensor.shape) for tensor in tensors} == {(20, 2, 16)}
     assert sum(tensor.nbytes for tensor in tensors) == 5 * kv_block_bytes(stage, 4)
-
-
-def _stage(config: LlamaConfig, shard: ShardSpec = SECOND_STAGE) -> TransformersStage:
-    return TransformersStage(config, torch.float32, shard)

@@ -13,6 +13,7 @@ from serve_app.config import GatewayConfig
 from serve_app.errors import RequestError
 from serve_app.gateway.http import build_http_app
 from serve_app.gateway.json_body import parse_json_object
+from tests.bad_requests import RAW_BODIES
 from tests.fakes import BOS, ScriptedBackend, save_model_dir, say
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -61,30 +62,6 @@ async def events(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> 
 
 
 # Bad input
-
-
-RAW_BODIES = [
-    (b"", "body"),
-    (b"  \n", "body"),
-    (b"{", "body"),
-    (b"[1]", "body"),
-    (b"nonsense", "body"),
-    (b'{"prompt": "a"} x', "body"),
-    (b'{"prompt": "\xff"}', "body"),
-    (b'{"prompt": ' + b"[" * 100_000, "prompt"),
-    (b"[" * 100_000, "body"),
-    (b'{"a":' * 100_000, "a"),
-    (b'{"prompt": "a", "temperature": NaN}', "temperature"),
-    (b'{"prompt": "a", "temperature": -Infinity}', "temperature"),
-    (b'{"prompt": "a", "top_p": 1e999}', "top_p"),
-    (b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}", "max_tokens"),
-    (b'{"prompt": "a", "max_tokens": 99999999999999999999}', "max_tokens"),
-    (b'{"prompt": "a", "logit_bias": {"3": 1e999}}', "logit_bias.3"),
-    (b'{"prompt": "a\\ud800b"}', "prompt"),
-    (b'{"prompt": ["a", "\\udc00"]}', "prompt[1]"),
-    (b'{"prompt": "a", "\\ud800": 1}', "?"),
-    (b'{"prompt": "a", "prompt": "b"}', "prompt"),
-]
 
 
 @pytest.mark.parametrize(("content", "field"), RAW_BODIES)

@@ -273,6 +273,17 @@ def test_the_latest_sequence_is_pre_empted_when_blocks_run_out() -> None:
     scheduler.check()
 
 
+def test_the_first_to_come_waits_for_no_one_and_is_never_pre_empted() -> None:
+    scheduler = scheduler_of(num_blocks=6, max_model_len=24)
+    sequences = [scheduler.add(request_of(2, params=SamplingParams(max_tokens=22, seed=seed)))[0] for seed in (1, 2, 3)]
+    steps_of_first = 0
+    while not sequences[0].is_finished:
+        steps_of_first += 1
+        answered(scheduler, scheduled(scheduler))
+    assert steps_of_first == 22
+    assert [sequence.num_preemptions > 0 for sequence in sequences] == [False, True, True]
+
+
 def test_a_pre_empted_sequence_starts_again_with_all_its_tokens_and_goes_on_counting() -> None:
     scheduler, step = run_out_of_blocks()
     answered(scheduler, step)

@@ -143,7 +143,7 @@ async def test_no_step_is_sent_before_all_shards_have_connected() -> None:
         sequences = group.loop.submit(request_of(1))
         await until(lambda: group.loop._greeted == {1}, group.running)
         await asyncio.sleep(0.05)
-        assert group.loop.scheduler.num_steps_in_flight == 0
+        assert sequences[0].last_step_id == -1
         group.shards[0].start()
         await group.finish(sequences)
         assert_right(request_of(1), sequences)
@@ -170,9 +170,10 @@ async def test_an_abort_frees_blocks_and_the_others_go_on() -> None:
 async def test_an_abort_lets_the_next_in_the_queue_start_at_once() -> None:
     async with group_of() as group:
         group.shards[-1].is_stuck.set()
-        running = group.loop.submit(request_of(1, num_choices=4))
+        running = group.loop.submit(request_of(1, num_tokens=2, num_choices=4))
         waiting = group.loop.submit(request_of(2))
         await until(lambda: group.loop.scheduler.num_running == 4, group.running)
+        assert group.loop.scheduler.num_steps_in_flight == 1
         group.loop.abort(running)
         await until(lambda: group.loop.scheduler.num_steps_in_flight == 2, group.running)  # no output has come
         group.shards[-1].is_stuck.clear()
