@@ -96,9 +96,10 @@ def _fill(
         _check_shape(name, whole_shape, header)
         reader.read(header, tensor, part.dim, part.ranges)
         return
-    _check_experts(name, whole_shape, sources, headers[sources[0].tensor_name].file)
+    own = {source.tensor_name: headers[source.tensor_name] for source in sources}
+    _check_experts(name, whole_shape, sources, own)
     for source in sources:
-        _fill_expert(name, tensor, whole_shape, source, part, headers[source.tensor_name], reader)
+        _fill_expert(name, tensor, whole_shape, source, part, own[source.tensor_name], reader)
 
 
 def _fill_expert(
@@ -142,13 +143,16 @@ def _check_shape(name: str, expected: torch.Size, header: TensorHeader) -> None:
         )
 
 
-def _check_experts(name: str, whole_shape: torch.Size, sources: list[Source], file: Path) -> None:
-    found = {source.expert for source in sources}
-    missing = set(range(whole_shape[0])) - found
-    if missing or len(found) != whole_shape[0] or len(sources) % whole_shape[0]:
+def _check_experts(
+    name: str, whole_shape: torch.Size, sources: list[Source], headers: Mapping[str, TensorHeader]
+) -> None:
+    missing = set(range(whole_shape[0])) - {source.expert for source in sources}
+    num_elements = sum(math.prod(header.shape) for header in headers.values())
+    if missing or num_elements != math.prod(whole_shape):
         raise ConfigError(
-            f"parameter {name} has {whole_shape[0]} experts by config.json, but {file} and the files beside it hold "
-            f"{len(found)}, each in {len(sources) / len(found):g} parts; missing: {sorted(missing)[:8]}",
+            f"parameter {name} has {math.prod(whole_shape)} elements in {whole_shape[0]} experts by config.json, but "
+            f"{num_elements} in {headers[sources[0].tensor_name].file} and the files beside it"
+            + (f", where experts {sorted(missing)[:8]} are missing" if missing else ""),
             field="source",
         )
 
