@@ -21,6 +21,7 @@ from serve_app.planning.planner import (
 from serve_app.planning.serve_file import ModelApplication, ServeFile, inspect_serve_file
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.source import find_snapshot, is_hub_id, resolve_source
+from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.serve_command import serve
 
 
@@ -110,6 +111,7 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
         else:
             source_dir = resolve_source(config.source, config.revision, base_dir, environment)
         spec = read_model_spec(source_dir)
+        read_tokenizer_files(source_dir)
         problems = [Problem(where, message) for message in check_split(spec, config)]
         if problems:
             return _CheckedModel("", problems)

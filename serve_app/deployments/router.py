@@ -18,6 +18,7 @@ from serve_app.observability import configure_logging
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import check_split
 from serve_app.planning.source import pin_source
+from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.scheduling.scheduler import SequenceOutput
 from serve_app.scheduling.sequence import Sequence, SequenceState
 from serve_app.types import (
@@ -65,6 +66,7 @@ class Router:
         environment = read_environment()
         self._source = await asyncio.to_thread(pin_source, config.source, config.revision, Path.cwd(), environment)
         spec = await asyncio.to_thread(read_model_spec, Path(self._source.directory))
+        read_tokenizer_files(self._source.directory)
         problems = check_split(spec, config)
         if problems:
             raise ConfigError("\n".join(problems))

@@ -92,6 +92,13 @@ class Scheduler:
                 "shorten it, or raise engine.kv_cache_bytes",
                 field="prompt",
             )
+        if num_tokens == 1:
+            raise RequestError("the prompt has no token; send at least one", field="prompt")
+        if request.num_choices > self._max_queued:
+            raise RequestError(
+                f"n={request.num_choices} is more than engine.max_queued={self._max_queued} ever takes; ask for fewer",
+                field="n",
+            )
         if len(self._waiting) + request.num_choices > self._max_queued:
             raise QueueFullError(
                 f"{len(self._waiting)} sequences wait and engine.max_queued={self._max_queued}; try again later",
@@ -164,8 +171,7 @@ class Scheduler:
     def _admit_waiting(self, step: Step, budget: int) -> None:
         while self._waiting and self._rows and budget > 0:
             sequence = self._waiting[0]
-            if sequence.num_steps_in_flight:
-                return  # pre-empted with a prefill chunk in flight: first come, first served, so all wait
+            assert sequence.num_steps_in_flight == 0, "only what no step holds is pre-empted"
             # Room for one more block each keeps the newcomer from being pre-empted at once.
             num_needed = self._blocks.num_blocks_for(len(sequence.token_ids)) + len(self._running)
             if self._running and num_needed > self._blocks.num_free:

@@ -32,6 +32,7 @@ def write(directory: Path, args: str = "dtype: auto", source: str = "model") -> 
     (model_dir / "config.json").write_text(json.dumps(config))
     tensors = {f"model.layers.{layer}.mlp.up_proj.weight": np.zeros((32, 16), np.float32) for layer in range(4)}
     save_file(tensors, model_dir / "model.safetensors")
+    (model_dir / "tokenizer.json").write_text("{}")
     path = directory / "serve_config.yaml"
     path.write_text(CONFIG.format(source=source, args=args))
     return path
@@ -78,6 +79,13 @@ def test_a_wrong_source_is_named(
 ) -> None:
     assert main(["validate", str(write(tmp_path, source=source))]) == 1
     assert expected in capsys.readouterr().err
+
+
+def test_a_model_without_a_fast_tokenizer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path)
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    assert main(["validate", str(path)]) == 1
+    assert "no tokenizer.json there" in capsys.readouterr().err
 
 
 def test_a_hub_model_that_is_not_here_is_said_to_be_unchecked(

@@ -519,3 +519,11 @@ def test_what_runs_alone_is_what_the_scheduler_gives() -> None:
         scheduler.update(oracle.run(step))
     reference = run_alone(FakeModel(), request, 0, scheduler.max_request_tokens, frozenset({EOS}))
     assert (sequence.token_ids[5:], sequence.finish_reason) == (reference.token_ids, reference.finish_reason)
+
+
+def test_requests_that_can_never_run_are_refused_for_good() -> None:
+    scheduler = scheduler_of(max_queued=3)
+    with pytest.raises(RequestError, match="no token"):
+        scheduler.add(request_of(0))
+    with pytest.raises(RequestError, match=r"n=4 is more than engine\.max_queued=3"):
+        scheduler.add(request_of(2, num_choices=4))
