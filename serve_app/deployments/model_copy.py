@@ -57,6 +57,7 @@ class ModelCopy:
         self._state: Literal["ready", "rebuilding", "failed"] = "rebuilding"
         self._detail = "starting"
         self._warm_up_done: asyncio.Event | None = None
+        self._is_closed = False
 
     async def start(self) -> None:
         """Bring the first group up; raises when that fails."""
@@ -68,6 +69,8 @@ class ModelCopy:
         while num_failed < _MAX_FAILED_STARTS:
             if self._state == "ready":
                 error = await self._wait_for_loss()
+                if self._is_closed:
+                    return
                 self._lose(error)
             try:
                 await self._start_group()
@@ -111,7 +114,8 @@ class ModelCopy:
         )
 
     def close(self) -> None:
-        """End the group."""
+        """End the group for good."""
+        self._is_closed = True
         self._end_group()
 
     async def _start_group(self) -> None:
