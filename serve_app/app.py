@@ -9,9 +9,10 @@ from pathlib import Path
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import GatewayConfig, ModelConfig
+from serve_app.config import GatewayConfig, ModelConfig, read_environment
 from serve_app.deployments.router import Router
 from serve_app.gateway.deployment import ROUTER_NAME, Gateway
+from serve_app.planning.source import is_hub_id, pin_revision
 
 _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
 _CPUS_PER_REPLICA = 0.1  # reserved, not a limit: Gateway, Router and four shards fit on two cores
@@ -36,7 +37,7 @@ def build_model(args: ModelConfig) -> Application:
     deployment = serve.deployment(
         Router,
         name=ROUTER_NAME,
-        max_ongoing_requests=args.max_ongoing_requests,
+        max_ongoing_requests=2 * args.max_ongoing_requests,  # above what the scheduler takes: it refuses, Serve waits
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,
@@ -44,14 +45,16 @@ def build_model(args: ModelConfig) -> Application:
         placement_group_bundles=[{"CPU": _CPUS_PER_REPLICA}, *([_shard_bundle(args)] * num_shards)],
         placement_group_strategy="PACK",
     )
-    return deployment.bind(_with_absolute_source(args))
+    return deployment.bind(_with_pinned_source(args))
 
 
-def _with_absolute_source(config: ModelConfig) -> ModelConfig:
-    """A relative directory is relative to where `serve run` was called; replicas run elsewhere."""
-    path = Path(config.source).expanduser()
-    if path.is_dir():
-        return config.model_copy(update={"source": str(path.resolve())})
+def _with_pinned_source(config: ModelConfig) -> ModelConfig:
+    """Resolved once for all replicas: a relative directory (they run elsewhere), a hub id's commit (it may move)."""
+    directory = Path(config.source).expanduser()
+    if directory.is_dir():
+        return config.model_copy(update={"source": str(directory.resolve())})
+    if is_hub_id(config.source, Path.cwd()):
+        return config.model_copy(update={"revision": pin_revision(config.source, config.revision, read_environment())})
     return config
 
 

@@ -70,8 +70,10 @@ class DeviceConfig(ConfigModel):
     @classmethod
     def _can_give_gpus(cls, value: float, info: ValidationInfo) -> float:
         _refuse_on_cpu("gpus_per_shard", value, info.data.get("type"))
-        if value > 1 and not value.is_integer():
-            raise ValueError(f"gpus_per_shard={value} is no share of a GPU; use at most 1, or a whole number")
+        if value > 1:
+            raise ValueError(
+                f"gpus_per_shard={value}: a shard uses one GPU; use at most 1, and more shards (parallel) for more GPUs"
+            )
         return value
 
     @field_validator("accelerator_type")

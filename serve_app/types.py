@@ -86,7 +86,7 @@ class LinkAddress:
     node: str  # address of the Gateway's node
     local_endpoint: str  # loopback, for senders on the same node
     wide_endpoint: str | None  # on the node's own address; None in a cluster of one node
-    server_key: str
+    server_key: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from ray.exceptions import RayError
-
 from serve_app.config import ModelConfig
 from serve_app.deployments.shard import ShardActor
 from serve_app.deployments.shard_group import ShardGroup
@@ -25,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILED_STARTS = 5
 _RETRY_S = 1.0
+_READY_S = 60.0  # how long a request without queue_timeout_s waits for a rebuild
 
 
 class ModelCopy:
@@ -42,7 +41,7 @@ class ModelCopy:
     ) -> None:
         self.epoch = 0
         self.max_model_len = served_max_model_len(spec, config)
-        self.eos_token_ids = frozenset(read_eos_token_ids(spec.source_dir))
+        self.eos_token_ids = frozenset(read_eos_token_ids(spec.source_dir, spec.vocab_size))
         self._config = config
         self._spec = spec
         self._source = source
@@ -56,7 +55,9 @@ class ModelCopy:
         self._running: list[asyncio.Task[None]] = []
         self._state: Literal["ready", "rebuilding", "failed"] = "rebuilding"
         self._detail = "starting"
-        self._warm_up_done: asyncio.Event | None = None
+        self._warm_up: asyncio.Future[str] | None = None  # how the first request of a life has ended
+        self._is_ready = asyncio.Event()
+        self._max_request_tokens = self.max_model_len
         self._is_closed = False
 
     async def start(self) -> None:
@@ -75,12 +76,27 @@ class ModelCopy:
             try:
                 await self._start_group()
                 num_failed = 0
-            except (RayshardError, RayError) as failure:
+            except Exception as failure:  # Ray, zmq, the shards' own: whatever it is, the next start may work
                 num_failed += 1
                 self._detail = f"start {num_failed} failed: {failure}"
                 logger.exception("shard group start failed model=%s attempt=%d", self._config.name, num_failed)
                 await asyncio.sleep(_RETRY_S * 2**num_failed)
         self._state = "failed"
+
+    async def wait_until_ready(self, timeout_s: float | None) -> None:
+        """Return when requests can be taken; raises UnavailableError when the shards are not up again in time."""
+        if self._is_ready.is_set():
+            return
+        limit_s = _READY_S if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._is_ready.wait()
+        except TimeoutError as error:
+            raise UnavailableError(
+                f"model {self._config.name} is {self._state} ({self._detail}), and was not ready within {limit_s:g} s; "
+                "try again",
+                retry_after_s=1.0,
+            ) from error
 
     def submit(self, request: GenerateRequest) -> list[Sequence]:
         """Queue a request; raises UnavailableError while the shards are being made anew."""
@@ -98,7 +114,7 @@ class ModelCopy:
     @property
     def max_request_tokens(self) -> int:
         """Prompt and output tokens of the longest sequence that fits."""
-        return self.max_model_len if self._loop is None else self._loop.scheduler.max_request_tokens
+        return self._max_request_tokens
 
     def state(self, replica_id: str) -> CopyState:
         """Health, and how full the copy is."""
@@ -123,14 +139,22 @@ class ModelCopy:
         self.epoch += 1
         self._group = ShardGroup(self._config, self._spec, self._source, self._own_node, self._shard_actor)
         try:
-            await self._group.start()
-            limits = self._limits(self._group)
-            await self._group.allocate(limits)
-            await self._start_loop(self._group, limits)
+            async with asyncio.timeout(self._config.timeouts.load_s):
+                await self._group.start()
+                limits = self._limits(self._group)
+                await self._group.allocate(limits)
+                await self._start_loop(self._group, limits)
+        except TimeoutError as error:
+            self._end_group()
+            raise UnavailableError(
+                f"the model was not ready within timeouts.load_s={self._config.timeouts.load_s:g}; raise it"
+            ) from error
         except BaseException:
             self._end_group()
             raise
         self._state, self._detail = "ready", ""
+        self._max_request_tokens = min(self.max_model_len, limits.num_blocks * limits.block_size)
+        self._is_ready.set()
         logger.info(
             "model copy ready model=%s epoch=%d shards=%d num_blocks=%d kv_tokens=%d start_s=%.1f",
             self._config.name,
@@ -149,6 +173,20 @@ class ModelCopy:
                 "the memory left for the KV cache holds no block; raise engine.kv_cache_bytes or "
                 "engine.gpu_memory_utilization, or split the model over more shards",
                 field="engine.kv_cache_bytes",
+            )
+        num_tokens = num_blocks * engine.block_size
+        if num_tokens < self.max_model_len:
+            if self._config.max_model_len is not None:
+                raise ConfigError(
+                    f"max_model_len={self.max_model_len} does not fit the KV cache of {num_tokens} tokens; raise "
+                    "engine.kv_cache_bytes or engine.gpu_memory_utilization, or lower max_model_len",
+                    field="max_model_len",
+                )
+            logger.warning(
+                "KV cache shorter than the context model=%s kv_tokens=%d max_model_len=%d",
+                self._config.name,
+                num_tokens,
+                self.max_model_len,
             )
         most = engine.max_num_seqs * -(-self.max_model_len // engine.block_size)
         return EngineLimits(
@@ -182,25 +220,34 @@ class ModelCopy:
             asyncio.create_task(group.run(self._control.address)),
             asyncio.create_task(self._loop.run()),
         ]
-        warm_up = asyncio.create_task(self._warm_up(self._loop))
-        await asyncio.wait([*self._running, warm_up], return_when=asyncio.FIRST_COMPLETED)
+        warm_up = asyncio.create_task(self._run_warm_up(self._loop))
+        limit_s = timeouts.rendezvous_s + timeouts.collective_s
+        await asyncio.wait([*self._running, warm_up], return_when=asyncio.FIRST_COMPLETED, timeout=limit_s)
         if not warm_up.done():
             warm_up.cancel()
             raise self._failure()
         await warm_up
 
-    async def _warm_up(self, loop: StepLoop) -> None:
+    async def _run_warm_up(self, loop: StepLoop) -> None:
         await loop.wait_for_shards()
-        self._warm_up_done = asyncio.Event()
-        num_tokens = max(1, min(8, loop.scheduler.max_request_tokens - 1))
-        params = SamplingParams(max_tokens=1, seed=0, ignore_eos=True)
+        self._warm_up = asyncio.get_running_loop().create_future()
+        num_tokens = max(1, min(8, loop.scheduler.max_request_tokens - 2))
+        params = SamplingParams(max_tokens=2, seed=0, ignore_eos=True)
         loop.submit(GenerateRequest("warm-up", [0] * num_tokens, params))
-        await self._warm_up_done.wait()
-        self._warm_up_done = None
+        reason = await self._warm_up
+        self._warm_up = None
+        if reason == "error":
+            raise ConfigError(
+                f"dtype={self._config.dtype}: the model's first output is not finite; its weights are damaged, or it "
+                "overflows in float16: set dtype to bfloat16 or float32",
+                field="dtype",
+            )
 
     def _take_outputs(self, outputs: list[SequenceOutput]) -> None:
-        if self._warm_up_done is not None:
-            self._warm_up_done.set()
+        if self._warm_up is not None:
+            reason = outputs[0].chunk.finish_reason if outputs else None
+            if reason is not None and not self._warm_up.done():
+                self._warm_up.set_result(reason)
             return
         self._on_outputs(outputs)
 
@@ -215,12 +262,13 @@ class ModelCopy:
             if isinstance(error, ShardLostError):
                 return error
             if error is not None:
-                return ShardLostError(f"a shard was lost: {type(error).__name__}: {str(error).splitlines()[0]}")
+                return ShardLostError(f"a shard was lost: {type(error).__name__}: {_first_line(error)}")
         return ShardLostError("a shard ended its run unasked")
 
     def _lose(self, error: RayshardError) -> None:
         """Take the group out of service; what ran on it ends with the error."""
         self._state, self._detail = "rebuilding", error.message
+        self._is_ready.clear()
         logger.error("shard group lost model=%s epoch=%d reason=%s", self._config.name, self.epoch, error.message)
         self._end_group()
         self._on_lost(error)
@@ -235,4 +283,10 @@ class ModelCopy:
         if self._control is not None:
             self._control.close()
             self._control = None
-        self._loop = None
+        if self._loop is not None:
+            self._loop.scheduler.abort_all()
+            self._loop = None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")

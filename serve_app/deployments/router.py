@@ -16,7 +16,7 @@ from serve_app.deployments.shard import ShardActor
 from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError
 from serve_app.observability import configure_logging
 from serve_app.planning.model_spec import read_model_spec
-from serve_app.planning.planner import check_split
+from serve_app.planning.planner import check_split, describe_plan, format_plan, plan_shards, served_dtype
 from serve_app.planning.source import pin_source
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.scheduling.scheduler import SequenceOutput
@@ -34,7 +34,7 @@ from serve_app.wire.links import TokenLinks
 logger = logging.getLogger(__name__)
 
 STATE_INTERVAL_S = 0.5
-_REGISTRATION_S = 30.0  # a Gateway that has not registered again for so long is gone
+_REGISTRATION_S = 30.0  # a Gateway without calls that has not registered again for so long is forgotten
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +73,29 @@ class Router:
         self._config = config
         self._spec = spec
         self._created_s = int(time.time())
-        self._replica_id = serve.get_replica_context().replica_tag
+        context = serve.get_replica_context()
+        self._application, self._replica_id = context.app_name, context.replica_tag
         node = get_node_ip_address()
         self._links = TokenLinks(self._replica_id, node)
         self._calls: dict[Sequence, _Call] = {}
         self._gateways: dict[str, _Registration] = {}  # by server key
         self._copy = ModelCopy(config, spec, self._source, node, self._take_outputs, self._lose, shard_actor)
-        logger.info("model starting %s", config.model_dump_json())
+        rows = describe_plan(spec, plan_shards(spec, config.parallel.pipeline, config.parallel.tensor), config)
+        logger.info(
+            "model starting source=%s dtype=%s max_model_len=%d settings=%s\n%s",
+            self._source.directory,
+            served_dtype(spec, config),
+            self._copy.max_model_len,
+            config.model_dump_json(),
+            format_plan(rows),
+        )
         await self._copy.start()
         self._supervising = asyncio.create_task(self._copy.supervise())
         self._reporting = asyncio.create_task(self._report_state())
 
     async def generate(self, request: GenerateRequest, reply_to: LinkAddress, stream: int) -> Completion:
         """Run one request to its end. Cancelling this call aborts its sequences."""
+        await self._copy.wait_until_ready(request.queue_timeout_s)
         call = _Call(reply_to, stream, asyncio.get_running_loop().create_future())
         call.sequences = self._copy.submit(request)
         call.num_unfinished = len(call.sequences)
@@ -107,7 +117,7 @@ class Router:
     async def register(self, gateway: LinkAddress) -> ModelDescription:
         """Describe the model to a Gateway replica, and tell it this copy's state from now on."""
         self._gateways[gateway.server_key] = _Registration(gateway, time.monotonic())
-        self._links.send_state(gateway, self._copy.epoch, self._config.name, self._copy.state(self._replica_id))
+        self._links.send_state(gateway, self._copy.epoch, self._application, self._copy.state(self._replica_id))
         return ModelDescription(
             name=self._config.name,
             task=self._config.task,
@@ -126,6 +136,9 @@ class Router:
             raise InternalError("the shards could not be started again; see the replica's log")
 
     def __del__(self) -> None:
+        for task in (getattr(self, "_supervising", None), getattr(self, "_reporting", None)):
+            if task is not None:
+                task.cancel()
         copy = getattr(self, "_copy", None)
         if copy is not None:
             copy.close()
@@ -190,14 +203,14 @@ class Router:
     def _send_states(self) -> None:
         now = time.monotonic()
         state = self._copy.state(self._replica_id)
+        in_use = {call.reply_to.server_key for call in self._calls.values()}  # a copy that drains is registered no more
         for key, registration in list(self._gateways.items()):
             gateway = registration.address
-            if now - registration.registered_s > _REGISTRATION_S:
+            if now - registration.registered_s > _REGISTRATION_S and key not in in_use:
                 del self._gateways[key]
-                self._fail_calls_of(gateway)
                 self._links.forget(gateway)
             else:
-                self._links.send_state(gateway, self._copy.epoch, self._config.name, state)
+                self._links.send_state(gateway, self._copy.epoch, self._application, state)
 
 
 def _reason_of(sequence: Sequence) -> FinishReason:

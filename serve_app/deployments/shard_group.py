@@ -14,7 +14,7 @@ from serve_app.config import ModelConfig
 from serve_app.deployments.shard import ShardActor
 from serve_app.errors import UnavailableError
 from serve_app.planning.model_spec import ModelSpec
-from serve_app.planning.planner import plan_shards
+from serve_app.planning.planner import plan_shards, served_dtype
 from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardReport, ShardSettings, ShardSpec
 from serve_app.wire.links import LOOPBACK, ControlAddress
 
@@ -116,12 +116,12 @@ class ShardGroup:
         return ShardSettings(
             shard=shard,
             source_dir=str(self._spec.source_dir),
-            dtype=config.dtype,
+            dtype=served_dtype(self._spec, config),
             device=config.device.type,
-            num_threads=config.device.cpu_threads or max(1, (os.cpu_count() or 1) // num_on_node),
+            num_threads=config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // num_on_node),
             block_size=config.engine.block_size,
             kv_cache_bytes=config.kv_cache_bytes,
-            gpu_memory_utilization=config.engine.gpu_memory_utilization,
+            gpu_memory_utilization=config.engine.gpu_memory_utilization * config.device.gpus_per_shard,
             max_num_batched_tokens=config.engine.max_num_batched_tokens,
         )
 

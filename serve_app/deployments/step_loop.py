@@ -120,4 +120,7 @@ class StepLoop:
                 if now - heard > self._heartbeat_s:
                     raise ShardLostError(f"shard {index} has been silent for {now - heard:.1f} s")
             if self.scheduler.num_steps_in_flight and now - self._progress_s > self._step_s:
-                raise ShardLostError(f"no step has ended for {now - self._progress_s:.1f} s")
+                raise ShardLostError(
+                    f"no step has ended for {now - self._progress_s:.1f} s; if steps take that long, raise "
+                    "timeouts.collective_s or lower engine.max_num_batched_tokens"
+                )

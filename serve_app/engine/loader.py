@@ -92,6 +92,9 @@ def _fill(
         tensor.zero_()
         return
     if sources[0].expert is None:
+        if len(sources) > 1:
+            names = ", ".join(source.tensor_name for source in sources)
+            raise ConfigError(f"the tensors {names} are all parameter {name}; remove all but one", field="source")
         header = headers[sources[0].tensor_name]
         _check_shape(name, whole_shape, header)
         reader.read(header, tensor, part.dim, part.ranges)

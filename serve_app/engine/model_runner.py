@@ -1,9 +1,12 @@
 """One shard's part of a step: from StepInput to hidden states for the next stage, or to tokens."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from serve_app.engine.attention import PagedAttention, SequenceSpan
 from serve_app.engine.kv_cache import KvCache
@@ -13,6 +16,9 @@ from serve_app.parallel.communicator import Communicator
 from serve_app.types import EngineLimits, StepInput, StepOutput, TokenLogprobs
 
 IntArray = NDArray[np.int64]
+
+# Not cuDNN: it builds and keeps a graph for each length of keys, and decoding has a new one in each step.
+_SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class ModelRunner:
@@ -38,6 +44,10 @@ class ModelRunner:
     def run(self, step: StepInput) -> StepOutput | None:
         """Run one step; the last stage's first rank gives the tokens, the others None."""
         self._take_rows(step)
+        with sdpa_kernel(_SDPA_BACKENDS) if self._device.type == "cuda" else nullcontext():
+            return self._forward(step)
+
+    def _forward(self, step: StepInput) -> StepOutput | None:
         positions, attention = self._prepare(step)
         shard = self._stage.shard
         if shard.is_first:

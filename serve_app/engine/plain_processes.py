@@ -1,6 +1,5 @@
 """A shard group in plain processes, without Ray: for tests, benchmarks and machines that have only torch."""
 
-import gc
 import multiprocessing
 import time
 from dataclasses import replace
@@ -118,8 +117,6 @@ def _serve(pipe: Connection) -> None:
         result = None
         try:
             if method == "create":
-                shard = None
-                gc.collect()  # modules and hooks refer to each other: without this, two models are held at once
                 shard = EngineShard(*args)
             else:
                 result = getattr(shard, method)(*args)

@@ -11,6 +11,7 @@ import torch
 from serve_app.engine.kv_cache import kv_block_bytes
 from serve_app.engine.loader import LoadedStage, load_stage
 from serve_app.engine.model_runner import ModelRunner
+from serve_app.errors import InternalError
 from serve_app.parallel.communicator import (
     Communicator,
     GroupCommunicator,
@@ -75,7 +76,11 @@ class EngineShard:
         try:
             beat.start()
             client.send_hello()
+            next_step_id = 0
             while (step := client.receive()) is not None:
+                if step.step_id != next_step_id:
+                    raise InternalError(f"step {step.step_id} came where step {next_step_id} was due: one was lost")
+                next_step_id = step.step_id + 1
                 output = self._runner.run(step)
                 if output is not None:
                     client.send_output(output)
@@ -94,8 +99,8 @@ class EngineShard:
         if settings.kv_cache_bytes is not None:
             return settings.kv_cache_bytes
         free, total = torch.cuda.mem_get_info(self._device)
-        allowed = total * settings.gpu_memory_utilization - (total - free)
-        return max(0, int(allowed) - self._activation_bytes())
+        allowed = total * settings.gpu_memory_utilization - torch.cuda.memory_reserved(self._device)
+        return max(0, min(int(allowed), free) - self._activation_bytes())
 
     def _activation_bytes(self) -> int:
         """A generous bound of what one step needs beside weights and cache, in bytes."""

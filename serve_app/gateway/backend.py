@@ -13,6 +13,7 @@ class HealthReport:
     is_healthy: bool
     models: dict[str, list[CopyState]] = field(default_factory=dict)
     detail: str = ""
+    is_discovering: bool = False  # an application has not told its model's name yet
 
 
 class GenerationStream(Protocol):

@@ -9,14 +9,14 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util import get_node_ip_address
 from starlette.applications import Starlette
 
 from serve_app.config import GatewayConfig, read_environment
-from serve_app.errors import InternalError, QueueFullError, RayshardError, UnavailableError
+from serve_app.errors import InternalError, ModelNotFoundError, QueueFullError, RayshardError, UnavailableError
 from serve_app.gateway.backend import GenerationStream, HealthReport
 from serve_app.gateway.http import build_http_app
 from serve_app.gateway.token_streams import TokenStream
@@ -24,7 +24,7 @@ from serve_app.observability import configure_logging
 from serve_app.planning.source import local_directory
 from serve_app.types import CopyState, GenerateRequest, ModelDescription
 from serve_app.wire.links import TokenReceiver
-from serve_app.wire.messages import TokenBatch, unpack_batch
+from serve_app.wire.messages import ToGateway, TokenBatch, unpack_batch
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ _DISCOVERY_INTERVAL_S = 1.0
 _REGISTER_INTERVAL_S = 5.0
 _STATE_FRESH_S = 3.0  # a copy that has said nothing for so long counts as gone
 _SERVE_TIMEOUT_S = 20.0
+_FIRST_LOOK_S = 10.0
 
 
 @dataclass(slots=True)
@@ -45,7 +46,13 @@ class _Application:
     message: str
     description: ModelDescription | None = None
     registered_s: float = 0.0
+    registering: asyncio.Task[None] | None = None
     copies: dict[str, tuple[float, CopyState]] = field(default_factory=dict)  # by replica: when it was told
+
+    def fresh_copies(self) -> list[CopyState]:
+        """Copies that have told their state just now."""
+        now = time.monotonic()
+        return [state for told_s, state in self.copies.values() if now - told_s < _STATE_FRESH_S]
 
 
 class ServeBackend:
@@ -59,12 +66,23 @@ class ServeBackend:
         self._streams: dict[int, TokenStream] = {}
         self._next_stream = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._forever: list[asyncio.Task[None]] = []
         self._is_discovered = False
 
     def start(self) -> None:
         """Begin to receive tokens and to look for models."""
-        for work in (self._receive(), self._discover_forever()):
-            self._keep(asyncio.create_task(work))
+        self._forever = [asyncio.create_task(work) for work in (self._receive(), self._discover_forever())]
+
+    async def find_running_models(self) -> None:
+        """Return when every running model has described itself."""
+        await self.discover()
+        running = [application for application in self._applications.values() if application.status == "RUNNING"]
+        await asyncio.gather(*(one.registering for one in running if one.registering is not None))
+
+    def check(self) -> None:
+        """Raises InternalError when this backend has stopped to receive or to look."""
+        if any(task.done() for task in self._forever):
+            raise InternalError("a task of the Gateway has ended; see the log")
 
     def models(self) -> list[ModelDescription]:
         """All models that have described themselves."""
@@ -72,31 +90,56 @@ class ServeBackend:
 
     def open(self, model: str, request: GenerateRequest) -> GenerationStream:
         """Start a request: one unary call to a Router, held open until the request ends."""
-        application = self._by_model[model]
+        application = self._by_model.get(model)
+        if application is None:
+            raise ModelNotFoundError(f"model={model} is served no more", field="model")
         number = self._next_stream
         self._next_stream += 1
         response = application.handle.generate.remote(request, self._receiver.address, number)
         stream = TokenStream(request.num_choices, response.cancel)
         self._streams[number] = stream
         self._keep(asyncio.create_task(self._follow(response, number, stream)))
+        if request.queue_timeout_s is not None:
+            self._watch_for_a_copy(application, stream, request.queue_timeout_s)
         return stream
+
+    def _watch_for_a_copy(self, application: _Application, stream: TokenStream, delay_s: float) -> None:
+        """Serve lets a call wait for ever while no replica runs; end it when its time is up and no copy lives."""
+
+        def check() -> None:
+            if stream.has_begun or stream.is_over:
+                return
+            if application.fresh_copies():
+                self._watch_for_a_copy(application, stream, _STATE_FRESH_S)
+                return
+            stream.abandon(
+                UnavailableError(
+                    f"no copy of the model is running (application {application.status}); try again",
+                    retry_after_s=5.0,
+                )
+            )
+
+        asyncio.get_running_loop().call_later(delay_s, check)
 
     def health(self) -> HealthReport:
         """Healthy when every application of a model has a copy that says that it is ready."""
-        now = time.monotonic()
+        if not self._is_discovered:
+            return HealthReport(False, {}, "the models are still being looked for", is_discovering=True)
         models: dict[str, list[CopyState]] = {}
         ill = []
         for name, application in self._applications.items():
-            fresh = [state for told_s, state in application.copies.values() if now - told_s < _STATE_FRESH_S]
+            fresh = application.fresh_copies()
             label = application.description.name if application.description else name
+            if label in models:
+                ill.append(f"{name}: its model name {label} is taken by another application; rename one")
+                continue
             models[label] = fresh
             if not any(state.state == "ready" for state in fresh):
                 ill.append(f"{label}: {_why_ill(application, fresh)}")
-        if not self._is_discovered:
-            return HealthReport(False, {}, "the models are still being looked for")
         if not models:
             return HealthReport(False, {}, "no model is deployed")
-        return HealthReport(not ill, models, "; ".join(ill))
+        is_discovering = any(application.description is None for application in self._applications.values())
+        return HealthReport(not ill, models, "; ".join(ill), is_discovering)
 
     async def _follow(self, response: Any, number: int, stream: TokenStream) -> None:
         """Wait for the end of a request's call and tell its stream."""
@@ -114,30 +157,40 @@ class ServeBackend:
     async def _receive(self) -> None:
         while True:
             message = await self._receiver.receive()
-            if isinstance(message, TokenBatch):
-                for number, chunk in unpack_batch(message):
-                    stream = self._streams.get(number)
-                    if stream is not None:
-                        stream.feed(chunk)
-            else:
-                application = self._by_model.get(message.model)
-                if application is not None:
-                    application.copies[message.state.replica_id] = (time.monotonic(), message.state)
+            try:
+                self._take(message)
+            except Exception:  # what one Router sends must not make this Gateway deaf to the others
+                logger.exception("message of a Router not understood")
+
+    def _take(self, message: ToGateway) -> None:
+        if isinstance(message, TokenBatch):
+            for number, chunk in unpack_batch(message):
+                stream = self._streams.get(number)
+                if stream is not None:
+                    stream.feed(chunk)
+            return
+        application = self._applications.get(message.application)
+        if application is not None:
+            application.copies[message.state.replica_id] = (time.monotonic(), message.state)
 
     async def _discover_forever(self) -> None:
         while True:
             try:
-                await self._discover()
+                await self.discover()
             except Exception:  # Serve's controller may be restarting: look again
                 logger.warning("looking for models failed", exc_info=True)
             await asyncio.sleep(_DISCOVERY_INTERVAL_S)
 
-    async def _discover(self) -> None:
+    async def discover(self) -> None:
         """Compare what Serve runs with what is known; register with Routers that are new or due."""
         status = await asyncio.to_thread(serve.status)
         if len(await asyncio.to_thread(ray.nodes)) > 1:
             self._receiver.listen_wide()
-        found = {name: app for name, app in status.applications.items() if ROUTER_NAME in app.deployments}
+        found = {
+            name: app
+            for name, app in status.applications.items()
+            if ROUTER_NAME in app.deployments and app.status.value != "DELETING"
+        }
         for name in self._applications.keys() - found.keys():
             del self._applications[name]
         for name, app in found.items():
@@ -147,15 +200,20 @@ class ServeBackend:
                 known = self._applications[name] = _Application(handle, app.status.value, app.message)
             known.status, known.message = app.status.value, app.message
         self._is_discovered = True
-        await asyncio.gather(*(self._register(application) for application in self._applications.values()))
+        for name, application in self._applications.items():
+            self._register_if_due(name, application)
         self._index()
 
-    async def _register(self, application: _Application) -> None:
-        now = time.monotonic()
+    def _register_if_due(self, name: str, application: _Application) -> None:
+        """One task for each application: none waits for another's Router."""
         interval = _REGISTER_INTERVAL_S if application.description else _DISCOVERY_INTERVAL_S
-        if application.status not in ("RUNNING", "UNHEALTHY", "DEPLOYING") or now - application.registered_s < interval:
+        is_under_way = application.registering is not None and not application.registering.done()
+        if is_under_way or time.monotonic() - application.registered_s < interval:
             return
-        with contextlib.suppress(RayError, RayServeException, DeploymentUnavailableError, TimeoutError):
+        application.registering = asyncio.create_task(self._register(name, application))
+
+    async def _register(self, name: str, application: _Application) -> None:
+        try:
             async with asyncio.timeout(_SERVE_TIMEOUT_S):
                 described = await application.handle.broadcast("register", self._receiver.address).results_async(
                     return_exceptions=True
@@ -163,8 +221,15 @@ class ServeBackend:
             descriptions = [one for one in described if isinstance(one, ModelDescription)]
             if descriptions:
                 oldest = min(descriptions, key=lambda one: one.created_s)
-                application.description = await asyncio.to_thread(_on_this_node, oldest)
-                application.registered_s = now
+                if application.description is None or application.description.created_s != oldest.created_s:
+                    application.description = await asyncio.to_thread(_on_this_node, oldest)
+                self._index()
+        except (RayError, RayServeException, DeploymentUnavailableError, TimeoutError):
+            logger.debug("no Router answered application=%s", name)
+        except Exception:  # its files cannot be had here: the others are served all the same
+            logger.exception("model not usable application=%s", name)
+        finally:
+            application.registered_s = time.monotonic()
 
     def _index(self) -> None:
         """Tables by model name; of two applications with one name the first stays."""
@@ -190,8 +255,16 @@ class Gateway:
     async def __init__(self, config: GatewayConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         configure_logging()
         self._config = config
+        logger.info("gateway starting settings=%s", config.model_dump_json())
         self._backend = ServeBackend()
+        with contextlib.suppress(TimeoutError):  # ready when the models that run are known
+            async with asyncio.timeout(_FIRST_LOOK_S):
+                await self._backend.find_running_models()
         self._backend.start()
+
+    async def check_health(self) -> None:
+        """Serve replaces this replica when it cannot hear its Routers any more."""
+        self._backend.check()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return build_http_app(self._backend, self._config)
@@ -200,7 +273,8 @@ class Gateway:
 def _on_this_node(description: ModelDescription) -> ModelDescription:
     """The description with a source_dir that this node has: tokenizer and chat template are read from it."""
     assert description.source is not None
-    return replace(description, source_dir=str(local_directory(description.source, read_environment())))
+    directory = local_directory(description.source, read_environment(), needs_weights=False)
+    return replace(description, source_dir=str(directory))
 
 
 def _why_ill(application: _Application, fresh: list[CopyState]) -> str:
@@ -217,7 +291,9 @@ def _error_of(error: Exception) -> RayshardError:
         return cause
     if isinstance(cause, BackPressureError):
         return QueueFullError("too many requests are waiting for this model; try again later", retry_after_s=1.0)
-    if isinstance(cause, RayActorError | DeploymentUnavailableError):
+    if isinstance(cause, DeploymentUnavailableError):
+        return UnavailableError("the model is not available; see /health", retry_after_s=5.0)
+    if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
         return UnavailableError("the copy of the model that ran the request has died; try again", retry_after_s=1.0)
     logger.error("call of a Router failed", exc_info=error)
     return InternalError(f"the request failed: {type(cause).__name__}")

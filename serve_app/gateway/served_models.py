@@ -4,7 +4,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from serve_app.errors import ConfigError, InternalError, ModelNotFoundError, RequestError
+from serve_app.errors import ConfigError, InternalError, ModelNotFoundError, RequestError, UnavailableError
 from serve_app.gateway.backend import GatewayBackend
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -41,6 +41,10 @@ class ServedModels:
         for description in descriptions:
             if description.name == name:
                 return description
+        if self._backend.health().is_discovering:
+            raise UnavailableError(
+                f"model={name[:100]!r} is not known yet: some models are still starting; try again", retry_after_s=1.0
+            )
         raise _not_found(name, descriptions)
 
     async def find(self, name: str | None) -> ServedModel:

@@ -22,6 +22,7 @@ class TokenStream:
         self._arrived = asyncio.Event()
         self._error: RayshardError | None = None
         self._is_closed = False
+        self._has_begun = False
         self._expiry: asyncio.TimerHandle | None = None
 
     def __aiter__(self) -> Self:
@@ -46,6 +47,21 @@ class TokenStream:
         self._close()
 
     @property
+    def has_begun(self) -> bool:
+        """Whether anything has arrived."""
+        return self._has_begun
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self._is_closed or self._error is not None or self._num_unfinished == 0
+
+    def abandon(self, error: RayshardError) -> None:
+        """Cancel the request and end the stream with an error."""
+        self._cancel()
+        self.fail(error)
+
+    @property
     def num_pending_tokens(self) -> int:
         """Tokens that have arrived and were not read."""
         return sum(len(chunk.token_ids) for chunk in self._pending)
@@ -55,12 +71,12 @@ class TokenStream:
         if self._error is not None or self._is_closed:
             return
         if chunk.first_index != self._next_indexes[chunk.choice]:
-            self._cancel()
-            self.fail(InternalError(f"tokens were lost before token {chunk.first_index} of choice {chunk.choice}"))
+            self.abandon(InternalError(f"tokens were lost before token {chunk.first_index} of choice {chunk.choice}"))
             return
         self._next_indexes[chunk.choice] += len(chunk.token_ids)
         self._num_unfinished -= chunk.finish_reason is not None
         self._pending.append(chunk)
+        self._has_begun = True
         self._arrived.set()
 
     def fail(self, error: RayshardError) -> None:

@@ -88,7 +88,9 @@ def _tie_head(stage: TransformersStage, sources: dict[str, list[Source]]) -> Non
     if not getattr(stage.config, "tie_word_embeddings", False):
         return
     if embedding in sources:
-        sources[head] = sources[embedding]
+        sources.setdefault(
+            head, sources[embedding]
+        )  # a head of its own is kept, as transformers does where they differ
     elif head in sources:
         sources[embedding] = sources[head]
 

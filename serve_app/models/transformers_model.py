@@ -34,7 +34,14 @@ class StageAttention(Protocol):
 
 def read_config(source_dir: Path) -> PreTrainedConfig:
     """The transformers config of a checkpoint directory."""
-    return AutoConfig.from_pretrained(str(source_dir), local_files_only=True, trust_remote_code=False)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(
+        str(source_dir), local_files_only=True, trust_remote_code=False
+    )
+    config.return_dict = True  # whatever the file says of outputs: ours are these
+    for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
+        if getattr(config, name, False):
+            setattr(config, name, False)
+    return config
 
 
 def resolve_dtype(config: PreTrainedConfig, dtype: str) -> torch.dtype:

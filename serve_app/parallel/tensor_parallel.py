@@ -48,9 +48,8 @@ def cut_stage(stage: TransformersStage, communicator: Communicator) -> dict[str,
 
 
 def even_range(size: int, rank: int, num_ranks: int) -> Range:
-    """The rank's share of `size`; the last ranks hold less where it does not divide."""
-    share = -(-size // num_ranks)
-    return min(rank * share, size), min((rank + 1) * share, size)
+    """The rank's share of `size`; shares differ by one where it does not divide."""
+    return rank * size // num_ranks, (rank + 1) * size // num_ranks
 
 
 def packed_ranges(sizes: tuple[int, ...], rank: int, num_ranks: int) -> tuple[Range, ...]:
@@ -141,8 +140,7 @@ def _cut_vocabulary(stage: TransformersStage, communicator: Communicator) -> dic
     if stage.shard.is_last:
         parts[f"{stage.architecture.head}.weight"] = part
         head = stage.model.get_submodule(stage.architecture.head)
-        share = -(-num_tokens // stage.shard.num_ranks)
-        head.register_forward_hook(_gather_logits(communicator, share, num_tokens))
+        head.register_forward_hook(_gather_logits(communicator, num_tokens, stage.shard.num_ranks))
     return parts
 
 
@@ -171,10 +169,15 @@ def _sum_output(communicator: Communicator) -> OutputHook:
     return hook
 
 
-def _gather_logits(communicator: Communicator, share: int, num_tokens: int) -> OutputHook:
+def _gather_logits(communicator: Communicator, num_tokens: int, num_ranks: int) -> OutputHook:
+    bounds = [even_range(num_tokens, rank, num_ranks) for rank in range(num_ranks)]
+    sizes = [end - start for start, end in bounds]
+
     def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        padded = nn.functional.pad(output, (0, share - output.shape[-1]))  # [1, N, share]
-        return torch.cat(communicator.all_gather(padded.contiguous()), dim=-1)[..., :num_tokens]  # [1, N, V]
+        padded = nn.functional.pad(output, (0, max(sizes) - output.shape[-1]))  # [1, N, largest share]
+        gathered = communicator.all_gather(padded.contiguous())
+        own = [logits[..., :size] for logits, size in zip(gathered, sizes, strict=True)]
+        return torch.cat(own, dim=-1)  # [1, N, V]
 
     return hook
 

@@ -36,7 +36,6 @@ class Architecture:
     sliding_window: int | None = None
     has_window_switch: bool = False  # sliding_window counts only with use_sliding_window
     num_experts: int | None = None
-    is_nested: bool = False  # the language model's keys are in text_config
     keys: ConfigKeys = field(default_factory=ConfigKeys)
 
 
@@ -72,7 +71,6 @@ ARCHITECTURES = {
     ),
     "gemma2": Architecture(26, 8, 4, 256, 2304, 9216, 256_000, 8192, True, sliding_window=4096),
     "gemma3_text": GEMMA3,
-    "gemma3": Architecture(26, 8, 4, 256, 2304, 9216, 262_208, 131_072, True, sliding_window=4096, is_nested=True),
     "gpt2": Architecture(12, 12, None, None, 768, None, 50257, 1024, True, keys=GPT2_KEYS),
     "phi3": Architecture(32, 32, None, None, 3072, 8192, 32064, 4096, False),
     "opt": Architecture(

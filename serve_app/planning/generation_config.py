@@ -6,7 +6,7 @@ from pathlib import Path
 from serve_app.errors import ConfigError
 
 
-def read_eos_token_ids(source_dir: Path) -> list[int]:
+def read_eos_token_ids(source_dir: Path, vocab_size: int) -> list[int]:
     """The end-of-sequence tokens: of generation_config.json, else of config.json, else none."""
     for name in ("generation_config.json", "config.json"):
         path = source_dir / name
@@ -21,5 +21,11 @@ def read_eos_token_ids(source_dir: Path) -> list[int]:
             token_ids = found if isinstance(found, list) else [found]
             if not all(type(token_id) is int for token_id in token_ids):
                 raise ConfigError(f"{path}: eos_token_id={found!r} is no token id or list of them", field="source")
+            outside = [token_id for token_id in token_ids if not 0 <= token_id < vocab_size]
+            if outside:
+                raise ConfigError(
+                    f"{path}: eos_token_id={outside[0]} is not below vocab_size={vocab_size}; correct it or remove it",
+                    field="source",
+                )
             return token_ids
     return []

@@ -131,31 +131,30 @@ def _read_tensors(source_dir: Path, files: list[Path]) -> dict[str, TensorHeader
 def _spec_of(
     source_dir: Path, defaults: Architecture, config: dict[str, object], tensors: dict[str, TensorHeader]
 ) -> ModelSpec:
-    text = _Keys(source_dir / "config.json", config.get("text_config") if defaults.is_nested else config)
-    outer = _Keys(source_dir / "config.json", config)
-    keys = defaults.keys
-    num_heads = text.count(keys.num_heads, defaults.num_heads)
-    hidden_size = text.count(keys.hidden_size, defaults.hidden_size)
+    keys = _Keys(source_dir / "config.json", config)
+    names = defaults.keys
+    num_heads = keys.count(names.num_heads, defaults.num_heads)
+    hidden_size = keys.count(names.hidden_size, defaults.hidden_size)
     architectures, model_type = config.get("architectures"), str(config["model_type"])
-    max_positions = text.count(keys.max_positions, defaults.max_positions)
+    max_positions = keys.count(names.max_positions, defaults.max_positions)
     return ModelSpec(
         source_dir=source_dir,
         model_type=model_type,
         architectures=tuple(str(name) for name in architectures) if isinstance(architectures, list) else (),
-        num_layers=text.count(keys.num_layers, defaults.num_layers),
+        num_layers=keys.count(names.num_layers, defaults.num_layers),
         num_heads=num_heads,
-        num_kv_heads=text.count_or_none(keys.num_kv_heads, defaults.num_kv_heads) or num_heads,
-        head_dim=text.count_or_none(("head_dim",), defaults.head_dim) or hidden_size // num_heads,
+        num_kv_heads=keys.count_or_none(names.num_kv_heads, defaults.num_kv_heads) or num_heads,
+        head_dim=keys.count_or_none(("head_dim",), defaults.head_dim) or hidden_size // num_heads,
         hidden_size=hidden_size,
-        intermediate_size=text.count_or_none(keys.intermediate_size, defaults.intermediate_size) or 4 * hidden_size,
-        num_experts=text.count_or_none(keys.num_experts, defaults.num_experts),
-        vocab_size=text.count(("vocab_size",), defaults.vocab_size),
-        max_position_embeddings=scaled_max_positions(model_type, text.values, max_positions),
-        rope_limit=rope_limit(model_type, text.values, max_positions),
-        is_tied=outer.flag("tie_word_embeddings", text.flag("tie_word_embeddings", defaults.is_tied)),
-        dtype=_dtype_of(outer, text, tensors),
-        sliding_window=_sliding_window(text, defaults),
-        quantization_method=_quantization_method(config) or _quantization_method(text.values),
+        intermediate_size=keys.count_or_none(names.intermediate_size, defaults.intermediate_size) or 4 * hidden_size,
+        num_experts=keys.count_or_none(names.num_experts, defaults.num_experts),
+        vocab_size=keys.count(("vocab_size",), defaults.vocab_size),
+        max_position_embeddings=scaled_max_positions(model_type, keys.values, max_positions),
+        rope_limit=rope_limit(model_type, keys.values, max_positions),
+        is_tied=keys.flag("tie_word_embeddings", defaults.is_tied),
+        dtype=_dtype_of(keys, tensors),
+        sliding_window=_sliding_window(keys, defaults),
+        quantization_method=_quantization_method(config),
         tensors=tensors,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
     )
@@ -164,11 +163,9 @@ def _spec_of(
 class _Keys:
     """Typed look-ups in config.json; the first key that is there counts."""
 
-    def __init__(self, path: Path, values: object) -> None:
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: text_config={shown(values)} is no group of settings; download the file again")
+    def __init__(self, path: Path, values: dict[str, object]) -> None:
         self._path = path
-        self.values: dict[str, object] = values
+        self.values = values
 
     def count(self, keys: tuple[str, ...], default: int) -> int:
         return self.count_or_none(keys, default) or default
@@ -197,11 +194,10 @@ def _sliding_window(text: _Keys, defaults: Architecture) -> int | None:
     return text.count_or_none(("sliding_window",), defaults.sliding_window)
 
 
-def _dtype_of(outer: _Keys, text: _Keys, tensors: Mapping[str, TensorHeader]) -> str:
-    for values in (outer.values, text.values):
-        dtype = values.get("dtype") or values.get("torch_dtype")
-        if isinstance(dtype, str):
-            return dtype.removeprefix("torch.")
+def _dtype_of(keys: _Keys, tensors: Mapping[str, TensorHeader]) -> str:
+    dtype = keys.values.get("dtype") or keys.values.get("torch_dtype")
+    if isinstance(dtype, str):
+        return dtype.removeprefix("torch.")
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
         sizes[SERVED_DTYPES.get(tensor.dtype, tensor.dtype)] += tensor.num_bytes

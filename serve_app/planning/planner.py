@@ -95,9 +95,16 @@ def shard_parameter_bytes(spec: ModelSpec, shard: ShardSpec, dtype: str) -> int:
     total = 0
     for name, tensor in spec.tensors.items():
         if _is_held(spec, name, shard):
-            is_cut = layer_of(name) is not None and len(tensor.shape) > 1 and not WHOLE_PATTERN.search(name)
+            is_cut = len(tensor.shape) > 1 and _is_cut(name)
             total += _bytes_in(tensor, dtype) // (shard.num_ranks if is_cut else 1)
     return total
+
+
+def _is_cut(name: str) -> bool:
+    """Whether tensor ranks share a matrix: those of layers, and along the vocabulary embedding and head."""
+    if layer_of(name) is not None:
+        return WHOLE_PATTERN.search(name) is None
+    return EMBEDDING_PATTERN.search(name) is not None or HEAD_PATTERN.search(name) is not None
 
 
 def describe_plan(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> list[PlanRow]:

@@ -20,7 +20,8 @@ from serve_app.config import Environment
 from serve_app.errors import ConfigError
 from serve_app.types import ModelSource
 
-ALLOWED_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+TEXT_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
+ALLOWED_FILES = ["*.safetensors", *TEXT_FILES]
 IGNORED_FILES = ["*/*", "consolidated*"]  # copies of the weights in other layouts
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,24 @@ def resolve_source(source: str, revision: str | None, base_dir: Path, environmen
     return directory
 
 
+def pin_revision(hub_id: str, revision: str | None, environment: Environment) -> str:
+    """The commit that a branch, tag or commit of a hub repository is now. Raises ConfigError."""
+    if revision is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    if environment.is_hub_offline:
+        return _download(hub_id, revision, environment).name
+    try:
+        commit = huggingface_hub.HfApi(endpoint=environment.hub_endpoint).model_info(hub_id, revision=revision).sha
+    except RevisionNotFoundError as error:
+        raise ConfigError(f"revision={revision} is no branch, tag or commit of source={hub_id}; correct it") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ConfigError(_not_on_hub(hub_id)) from error
+    except OSError as error:
+        raise ConfigError(f"source={hub_id}: the hub did not answer ({type(error).__name__}); try again") from error
+    assert commit is not None
+    return commit
+
+
 def pin_source(source: str, revision: str | None, base_dir: Path, environment: Environment) -> ModelSource:
     """The source as every node can find it: an absolute directory, or a hub id with its commit. Raises ConfigError."""
     directory = resolve_source(source, revision, base_dir, environment)
@@ -49,17 +68,17 @@ def pin_source(source: str, revision: str | None, base_dir: Path, environment: E
     return ModelSource(str(directory))
 
 
-def local_directory(source: ModelSource, environment: Environment) -> Path:
+def local_directory(source: ModelSource, environment: Environment, *, needs_weights: bool = True) -> Path:
     """A pinned source on this node; a hub repository is downloaded once per node. Raises ConfigError."""
     directory = Path(source.directory)
-    if directory.is_dir():
+    if directory.is_dir() and (any(directory.glob("*.safetensors")) or not needs_weights):
         return directory
     if source.hub_id is None:
         raise ConfigError(
             f"source={directory} is not on the node {platform.node()}; keep models on storage that all nodes share, "
             "or give a hub id"
         )
-    return _download(source.hub_id, source.commit, environment)
+    return _download(source.hub_id, source.commit, environment, ALLOWED_FILES if needs_weights else TEXT_FILES)
 
 
 def is_hub_id(source: str, base_dir: Path) -> bool:
@@ -98,12 +117,12 @@ def _why_no_directory(path: Path) -> str:
     return f"is no directory: {parent} exists, but has no {missing!r}; {way_out}"
 
 
-def _download(source: str, revision: str | None, environment: Environment) -> Path:
+def _download(source: str, revision: str | None, environment: Environment, files: list[str] | None = None) -> Path:
     lock_dir = environment.hub_cache_dir / ".locks" / "rayshard"
     try:
         lock_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(lock_dir / f"{source.replace('/', '--')}.lock"):  # the node's other processes find it done
-            path = _snapshot(source, revision, environment, is_local=environment.is_hub_offline)
+            path = _snapshot(source, revision, environment, is_local=environment.is_hub_offline, files=files)
     except GatedRepoError as error:
         raise ConfigError(f"source={source} is gated; accept its terms on the hub and log in") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -123,14 +142,16 @@ def _download(source: str, revision: str | None, environment: Environment) -> Pa
     return path
 
 
-def _snapshot(source: str, revision: str | None, environment: Environment, *, is_local: bool) -> Path:
+def _snapshot(
+    source: str, revision: str | None, environment: Environment, *, is_local: bool, files: list[str] | None = None
+) -> Path:
     path = huggingface_hub.snapshot_download(
         source,
         revision=revision,
         cache_dir=environment.hub_cache_dir,
         endpoint=environment.hub_endpoint,
         local_files_only=is_local,
-        allow_patterns=ALLOWED_FILES,
+        allow_patterns=files or ALLOWED_FILES,
         ignore_patterns=IGNORED_FILES,
     )
     return Path(path).resolve()

@@ -11,7 +11,7 @@ a step in flight still writes to them: the next owner's step comes later and wri
 from collections import deque
 from dataclasses import dataclass
 
-from serve_app.errors import QueueFullError, RequestError
+from serve_app.errors import InternalError, QueueFullError, RequestError
 from serve_app.scheduling.block_manager import BlockManager
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
 from serve_app.scheduling.step import Step
@@ -23,6 +23,8 @@ from serve_app.types import (
     StepInput,
     StepOutput,
 )
+
+_MAX_LOGPROB_TOKENS = 256  # of a prompt in one step: each needs its logits, a row of the vocabulary
 
 
 @dataclass(slots=True)
@@ -116,6 +118,11 @@ class Scheduler:
             self._waiting.remove(sequence)
         self._finish(sequence, "abort")
 
+    def abort_all(self) -> None:
+        """End everything: the shards are gone."""
+        for sequence in [*self._running, *self._waiting]:
+            self.abort(sequence)
+
     def schedule(self) -> StepInput | None:
         """The next step, or None when nothing can run before a step in flight is back."""
         if len(self._in_flight) >= self._num_stages:
@@ -130,7 +137,9 @@ class Scheduler:
         return step.to_input()
 
     def update(self, output: StepOutput) -> list[SequenceOutput]:
-        """Take a step's tokens in; gives what is new for each sequence that is still alive."""
+        """Take a step's tokens in; gives what is new for each sequence that is still alive. Steps end in order."""
+        if output.step_id != next(iter(self._in_flight), None):
+            raise InternalError(f"the output of step {output.step_id} came out of turn: one was lost")
         step = self._in_flight.pop(output.step_id)
         news: list[SequenceOutput] = []
         num_drawn = 0
@@ -162,7 +171,7 @@ class Scheduler:
                 break
             if sequence.state is not SequenceState.RUNNING:
                 continue  # pre-empted by one before it
-            num_tokens = min(sequence.num_unscheduled, budget)
+            num_tokens = _chunk_tokens(sequence, budget)
             if self._make_room(sequence, num_tokens):
                 self._put(step, sequence, num_tokens)
                 budget -= num_tokens
@@ -176,7 +185,7 @@ class Scheduler:
             num_needed = self._blocks.num_blocks_for(len(sequence.token_ids)) + len(self._running)
             if self._running and num_needed > self._blocks.num_free:
                 return
-            num_tokens = min(sequence.num_unscheduled, budget)
+            num_tokens = _chunk_tokens(sequence, budget)
             if not self._blocks.can_grow(sequence.block_table, num_tokens):
                 return
             self._waiting.popleft()
@@ -278,3 +287,10 @@ def _turn(sequence: Sequence) -> tuple[bool, int]:
     """Those that decode come first, the one that has waited longest before all; prefills in order of admission."""
     is_prefilling = sequence.num_unscheduled > 1
     return is_prefilling, 0 if is_prefilling else sequence.last_step_id
+
+
+def _chunk_tokens(sequence: Sequence, budget: int) -> int:
+    """Tokens of a sequence that one step may take."""
+    if sequence.params.num_prompt_logprobs is not None:
+        budget = min(budget, _MAX_LOGPROB_TOKENS)
+    return min(sequence.num_unscheduled, budget)

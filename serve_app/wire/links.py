@@ -5,7 +5,7 @@ public key never crosses the network in clear, and nobody connects without it: i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -38,7 +38,7 @@ class ControlAddress:
     """Where a shard finds its Router; `server_key` is a capability: never logged."""
 
     endpoint: str
-    server_key: str
+    server_key: str = field(repr=False)
     epoch: int
 
 
@@ -183,9 +183,9 @@ class TokenLinks:
         """Send (stream, chunk) pairs as one message; False when that Gateway cannot be reached or takes no more."""
         return self._send(address, token_batch(epoch, self._sender, chunks))
 
-    def send_state(self, address: LinkAddress, epoch: int, model: str, state: CopyState) -> bool:
-        """Tell a Gateway how this copy is; False as above."""
-        return self._send(address, StateMessage(PROTOCOL_VERSION, epoch, model, state))
+    def send_state(self, address: LinkAddress, epoch: int, application: str, state: CopyState) -> bool:
+        """Tell a Gateway how this copy of an application's model is; False as above."""
+        return self._send(address, StateMessage(PROTOCOL_VERSION, epoch, application, state))
 
     def forget(self, address: LinkAddress) -> None:
         """Close the socket to a Gateway that is gone."""

@@ -69,7 +69,7 @@ class TokenBatch(Message, frozen=True, array_like=True, tag="tokens"):
 class StateMessage(Message, frozen=True, array_like=True, tag="state"):
     """Router to every Gateway that has registered: how this model copy is."""
 
-    model: str
+    application: str
     state: CopyState
 
 

@@ -44,26 +44,25 @@ def big_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def empty_bytes(pool: PlainProcesses, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
-    """Resident memory of each process with next to nothing loaded, all modules imported."""
-    load_group(pool, make_checkpoint("llama", tmp_path_factory.mktemp("tiny")), Split(2, 2))
-    return [_memory_bytes(process.pid, "VmRSS") for process in pool.processes]
-
-
 @pytest.mark.parametrize("split", [Split(2, 2), Split(1, 2), Split(2, 1)], ids=str)
 def test_shards_hold_and_touch_little_more_than_their_own_tensors(
-    pool: PlainProcesses, empty_bytes: list[int], big_checkpoint: Path, split: Split
+    big_checkpoint: Path, tmp_path: Path, split: Split
 ) -> None:
     files = list(big_checkpoint.glob("*.safetensors"))
     model_bytes = sum(file.stat().st_size for file in files)
     assert len(files) >= 3
     assert model_bytes >= MODEL_BYTES
-    pids = [process.pid for process in pool.processes[: split.num_shards]]
-    for pid in pids:
-        Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): the peak begins anew
-    reports = load_group(pool, big_checkpoint, split, dtype="auto")
-    peaks = [_memory_bytes(pid, "VmHWM") - empty for pid, empty in zip(pids, empty_bytes, strict=False)]
+    pool = PlainProcesses(split.num_shards)  # new ones: a heap that held a model before is no measure
+    try:
+        load_group(pool, make_checkpoint("llama", tmp_path), split)  # next to nothing, but all modules are imported
+        pids = [process.pid for process in pool.processes]
+        empty_bytes = [_memory_bytes(pid, "VmRSS") for pid in pids]
+        for pid in pids:
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5): the peak begins anew
+        reports = load_group(pool, big_checkpoint, split, dtype="auto")
+        peaks = [_memory_bytes(pid, "VmHWM") - empty for pid, empty in zip(pids, empty_bytes, strict=True)]
+    finally:
+        pool.kill()
     ratios = [peak / report.parameter_bytes for peak, report in zip(peaks, reports, strict=True)]
     held_ratio = sum(report.parameter_bytes for report in reports) / model_bytes
     print(f"{split}: held / model {held_ratio:.4f}, peak / own", *(f"{ratio:.3f}" for ratio in ratios))

@@ -83,7 +83,8 @@ async def test_every_prompt_alone_gives_what_transformers_gives(
     assert comparison.unexplained() == []
 
 
-def test_at_most_one_sequence_in_a_hundred_differs(comparison: Comparison) -> None:
+@pytest.mark.parametrize("_selection", ["fast", pytest.param("slow", marks=pytest.mark.slow)])
+def test_at_most_one_sequence_in_a_hundred_differs(comparison: Comparison, _selection: str) -> None:
     if comparison.num_sequences == 0:
         pytest.skip("the tests that compare sequences were not selected")
     print(f"{len(comparison.differences)} of {comparison.num_sequences} sequences differ: {comparison.differences}")

@@ -42,9 +42,9 @@ def test_shards_on_gpus_reserve_them() -> None:
     assert options["placement_group_bundles"] == [{"CPU": 0.1}, shard, shard]
 
 
-def test_a_router_takes_as_many_calls_as_it_may_run_and_queue() -> None:
+def test_a_router_gets_more_calls_than_it_may_run_and_queue_so_that_it_refuses_them_itself() -> None:
     application = build(build_model, {**MODEL, "engine": {"max_num_seqs": 8, "max_queued": 100}})
-    assert application._bound_deployment.max_ongoing_requests == 108
+    assert application._bound_deployment.max_ongoing_requests == 216
 
 
 def test_a_relative_source_is_absolute_in_the_replicas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -78,17 +78,14 @@ def step(
         slots += [sequence.blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in range(first, end)]
         blocks += sequence.blocks[: -(-end // BLOCK_SIZE)] if first else []
     attention = PagedAttention(kv_cache, 2, torch.tensor(slots), torch.tensor(blocks, dtype=torch.int64), spans)
-    tensors = []
-    for name in ("query", "key", "value"):
-        pieces = [
-            getattr(sequence, name)[:, sequence.num_computed : sequence.num_computed + count]
-            for sequence, count in parts
-        ]
-        tensors.append(torch.cat(pieces, dim=1))
-    output = attention.attend(2, *tensors, SCALING, window, softcap)
+    query, key, value = (
+        torch.cat([getattr(one, name)[:, one.num_computed : one.num_computed + count] for one, count in parts], dim=1)
+        for name in ("query", "key", "value")
+    )
+    output = attention.attend(2, query, key, value, SCALING, window, softcap)
     for sequence, count in parts:
         sequence.num_computed += count
-    return list(output.split([count for _, count in parts]))
+    return list(torch.split(output, [count for _, count in parts]))
 
 
 def plain(sequence: Sequence, window: int | None, softcap: float | None) -> Tensor:

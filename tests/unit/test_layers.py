@@ -38,6 +38,7 @@ MAY_IMPORT_IN_FUNCTIONS = ("serve_app/deployments/shard.py", "serve_app/cli.py")
 MAY_READ_ENVIRONMENT = ("serve_app/config.py", "serve_app/serve_command.py")
 # Where a process meets the outside: a client, foreign code, another process.
 MAY_CATCH_EVERYTHING = (
+    "serve_app/deployments/model_copy.py",
     "serve_app/deployments/router.py",
     "serve_app/deployments/shard.py",
     "serve_app/deployments/step_loop.py",

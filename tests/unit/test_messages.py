@@ -85,7 +85,7 @@ def version(epoch: int = 3) -> dict[str, int]:
         (OutputMessage(**version(), output=StepOutput(0, [])), ToRouter),
         (HeartbeatMessage(**version(), shard_index=1, num_steps_done=2**40), ToRouter),
         (token_batch(3, "replica#1", [(9, PLAIN), (11, ENDED)]), ToGateway),
-        (StateMessage(**version(), model="demo", state=STATE), ToGateway),
+        (StateMessage(**version(), application="demo", state=STATE), ToGateway),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Message) else "",
 )

@@ -69,10 +69,10 @@ def test_missing_keys_mean_what_the_config_class_of_transformers_means(tmp_path:
     ours = ARCHITECTURES[model_type]
     given = {"use_sliding_window": True} if ours.has_window_switch else {}
     theirs = CONFIG_MAPPING[model_type](**given)
-    text = theirs.get_text_config() if ours.is_nested else theirs
+    text = theirs
     names = [f"model.layers.{layer}.x" for layer in range(ours.num_layers)] + ["lm_head.weight"]
     save_file({name: np.zeros(1, np.float32) for name in names}, tmp_path / "model.safetensors")
-    config = {"model_type": model_type, "text_config": {}} if ours.is_nested else {"model_type": model_type} | given
+    config = {"model_type": model_type} | given
     (tmp_path / "config.json").write_text(json.dumps(config))
     spec = read_model_spec(tmp_path)
     assert spec.num_layers == text.num_hidden_layers
@@ -109,17 +109,6 @@ def test_the_keys_of_gpt2_and_opt_are_understood(tmp_path: Path) -> None:
         "ffn_dim": 40,
     }
     assert read_model_spec(checkpoint(tmp_path, opt)).intermediate_size == 40
-
-
-def test_a_nested_gemma3_is_read_from_its_text_config(tmp_path: Path) -> None:
-    text = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "sliding_window": 8}
-    config: dict[str, object] = {
-        "model_type": "gemma3",
-        "text_config": text,
-        "vision_config": {"num_hidden_layers": 12},
-    }
-    spec = read_model_spec(checkpoint(tmp_path, config))
-    assert (spec.num_layers, spec.num_heads, spec.sliding_window, spec.is_tied) == (2, 2, 8, True)
 
 
 def test_dtype_comes_from_either_key_or_else_from_the_tensors(tmp_path: Path) -> None:
@@ -217,7 +206,7 @@ def test_a_broken_config_is_named(tmp_path: Path, text: bytes) -> None:
     [
         (
             {"model_type": "bert"},
-            "model_type='bert' in config.json is not supported; use a model of type gemma2, gemma3",
+            "model_type='bert' in config.json is not supported; use a model of type gemma2, gemma3_text",
         ),
         ({"model_type": None}, "model_type=None in config.json is not supported"),
         ({"num_hidden_layers": "2"}, "num_hidden_layers='2' is no positive whole number"),
@@ -225,7 +214,7 @@ def test_a_broken_config_is_named(tmp_path: Path, text: bytes) -> None:
         ({"vocab_size": True}, "vocab_size=True is no positive whole number"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings=1 is neither true nor false; write one of them"),
         ({"num_hidden_layers": 4}, "has 4 layers, but no tensors are there for layers 2, 3; download the model again"),
-        ({"model_type": "gemma3", "text_config": 3}, "text_config=3 is no group of settings"),
+        ({"model_type": "gemma3"}, "model_type='gemma3' in config.json is not supported"),
     ],
 )
 def test_a_wrong_config_value_is_named(tmp_path: Path, changes: dict[str, object], expected: str) -> None:

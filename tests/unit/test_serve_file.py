@@ -88,7 +88,7 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
         ("engine: {max_num_seqs: 4096}", "max_num_batched_tokens=2048 is less than max_num_seqs=4096; set"),
         ("device: {gpus_per_shard: 1}", "gpus_per_shard=1.0 has no effect on device.type=cpu; remove it"),
         ("device: {accelerator_type: H100}", "accelerator_type='H100' has no effect on device.type=cpu"),
-        ("device: {type: cuda, gpus_per_shard: 1.5}", "gpus_per_shard=1.5 is no share of a GPU; use at most 1, or"),
+        ("device: {type: cuda, gpus_per_shard: 1.5}", "gpus_per_shard=1.5: a shard uses one GPU; use at most 1"),
         ("engine: {gpu_memory_utilization: 0.5}", "gpu_memory_utilization=0.5 has no effect on device.type=cpu; set"),
         (
             "device: {type: cuda}, engine: {gpu_memory_utilization: 0.5, kv_cache_bytes: 1GB}",

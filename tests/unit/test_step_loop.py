@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from serve_app.deployments.step_loop import StepLoop
-from serve_app.errors import InternalError, QueueFullError, ShardLostError
+from serve_app.errors import InternalError, RequestError, ShardLostError
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types import EngineLimits, GenerateRequest, SamplingParams
@@ -134,7 +134,7 @@ async def test_requests_that_come_together_start_in_one_step() -> None:
 
 async def test_what_the_scheduler_refuses_reaches_who_submits() -> None:
     async with group_of() as group:
-        with pytest.raises(QueueFullError):
+        with pytest.raises(RequestError):
             group.loop.submit(request_of(1, num_choices=9))
 
 
