@@ -169,6 +169,14 @@ class ShardSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ShardLocation:
+    """The process that holds a shard."""
+
+    node: str  # address
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
 class ShardReport:
     """What a loaded shard holds, and how many KV blocks it has room for."""
 

@@ -1,5 +1,6 @@
 """The actor that holds one shard."""
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from ray.util import get_node_ip_address
 from serve_app.config import read_environment
 from serve_app.observability import configure_logging
 from serve_app.planning.source import local_directory
-from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardReport, ShardSettings
+from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardLocation, ShardReport, ShardSettings
 from serve_app.wire.links import ControlAddress
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ class Shard:
         configure_logging()
         self._engine: EngineShard | None = None
 
-    def node(self) -> str:
-        """The address of the node that Ray has put this shard on."""
-        return str(get_node_ip_address())
+    def location(self) -> ShardLocation:
+        """Where Ray has put this shard."""
+        return ShardLocation(str(get_node_ip_address()), os.getpid())
 
     def create(self, settings: ShardSettings, source: ModelSource, host: str) -> None:
         """Bring torch up, and the model's files onto this node; `host` is the address to meet the others on."""

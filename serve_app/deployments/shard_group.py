@@ -1,8 +1,10 @@
 """All shards of one model copy, started in the placement group of its Router replica."""
 
 import asyncio
+import contextlib
 import logging
 import os
+import signal
 from collections.abc import Awaitable
 from typing import Any
 
@@ -15,7 +17,7 @@ from serve_app.deployments.shard import ShardActor
 from serve_app.errors import UnavailableError
 from serve_app.planning.model_spec import ModelSpec
 from serve_app.planning.planner import plan_shards, served_dtype
-from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardReport, ShardSettings, ShardSpec
+from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardLocation, ShardReport, ShardSettings, ShardSpec
 from serve_app.wire.links import LOOPBACK, ControlAddress
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class ShardGroup:
         self._source = source
         self.shards = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor).shards
         self._actors: list[Any] = []
+        self._process_handles: list[int] = []  # of the shards on this node
         self.host = LOOPBACK  # where the Router's control link listens; set by start
         self.reports: list[ShardReport] = []
 
@@ -61,12 +64,21 @@ class ShardGroup:
 
     def kill(self) -> None:
         """End all actors at once."""
+        for handle in self._process_handles:  # Ray first asks the process itself, for seconds if it is stopped
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            os.close(handle)
+        self._process_handles = []
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
 
     async def _load(self) -> None:
-        nodes = await self._all("node")
+        locations: list[ShardLocation] = await self._all("location")
+        nodes = [location.node for location in locations]
+        for location in locations:
+            if location.node == self._own_node:
+                self._process_handles.append(os.pidfd_open(location.pid))
         is_one_node = all(node == self._own_node for node in nodes)
         hosts = [LOOPBACK if is_one_node else node for node in nodes]
         self.host = LOOPBACK if is_one_node else self._own_node
