@@ -224,8 +224,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny model and few tokens: the figures mean nothing")
     parser.add_argument("--record", action="store_true", help="append what was found to bench/results.md")
     parser.add_argument("--part", choices=["serving", "roads"], help="measure one part only")
+    parser.add_argument("--threads", type=int, help="of torch, on each road; all cores unless said")
     options = parser.parse_args()
     scale = QUICK if options.quick else FULL
+    if options.threads is not None:
+        scale = replace(scale, num_threads=options.threads)
     machine = describe_machine()
     tables: list[str] = []
     if options.part != "roads":

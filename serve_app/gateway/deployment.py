@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 ROUTER_NAME = "Router"
 
-_DISCOVERY_INTERVAL_S = 1.0
+_DISCOVERY_INTERVAL_S = 1.0  # while a model has not described itself
+_SETTLED_INTERVAL_S = 3.0  # a look costs Serve's controller and this process some 40 ms of CPU
+_NODES_INTERVAL_S = 10.0
 _REGISTER_INTERVAL_S = 5.0
 _STATE_FRESH_S = 3.0  # a copy that has said nothing for so long counts as gone
 _SERVE_TIMEOUT_S = 20.0
@@ -68,6 +70,7 @@ class ServeBackend:
         self._tasks: set[asyncio.Task[None]] = set()
         self._forever: list[asyncio.Task[None]] = []
         self._is_discovered = False
+        self._nodes_counted_s = -_NODES_INTERVAL_S
 
     def start(self) -> None:
         """Begin to receive tokens and to look for models."""
@@ -179,13 +182,16 @@ class ServeBackend:
                 await self.discover()
             except Exception:  # Serve's controller may be restarting: look again
                 logger.warning("looking for models failed", exc_info=True)
-            await asyncio.sleep(_DISCOVERY_INTERVAL_S)
+            is_settled = all(one.description is not None for one in self._applications.values())
+            await asyncio.sleep(_SETTLED_INTERVAL_S if is_settled else _DISCOVERY_INTERVAL_S)
 
     async def discover(self) -> None:
         """Compare what Serve runs with what is known; register with Routers that are new or due."""
         status = await asyncio.to_thread(serve.status)
-        if len(await asyncio.to_thread(ray.nodes)) > 1:
-            self._receiver.listen_wide()
+        if time.monotonic() - self._nodes_counted_s > _NODES_INTERVAL_S:
+            self._nodes_counted_s = time.monotonic()
+            if len(await asyncio.to_thread(ray.nodes)) > 1:
+                self._receiver.listen_wide()
         found = {
             name: app
             for name, app in status.applications.items()
