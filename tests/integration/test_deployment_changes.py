@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +54,20 @@ def test_autoscaling_adds_a_copy_under_load_and_takes_it_away(restored: ServeClu
     cluster.wait_until(lambda: len(cluster.copies("scaled")) == 1, 180, "the second copy's end")
     assert failures.seen == []
     assert cluster.complete("scaled", DATE).json()["choices"][0]["text"].strip() == ANSWER
+
+
+def test_a_full_queue_refuses_with_a_time_to_come_again(restored: ServeCluster) -> None:
+    cluster = restored
+    cluster.deploy([*cluster.applications, model_application("small", engine={"max_num_seqs": 1, "max_queued": 2})])
+    cluster.wait_until(lambda: len(cluster.copies("small")) == 1 and cluster.is_healthy(), 180, "the model")
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: cluster.complete("small", DATE, max_tokens=300, ignore_eos=True), range(6)))
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200, 200, 200, 429, 429, 429]
+    for answer in answers:
+        if answer.status_code == 429:
+            assert int(answer.headers["retry-after"]) >= 1
+            assert "max_queued=2" in answer.json()["error"]["message"]
 
 
 class Failures:
