@@ -195,13 +195,17 @@ def _tensor_problems(spec: ModelSpec, tensor: int) -> list[str]:
 
 def _cache_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     plan = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor)
-    if config.kv_cache_bytes is None or num_kv_blocks(spec, plan, config, config.kv_cache_bytes) > 0:
+    if config.kv_cache_bytes is None:
+        return []
+    num_tokens = num_kv_blocks(spec, plan, config, config.kv_cache_bytes) * config.engine.block_size
+    if num_tokens >= (config.max_model_len or 1):
         return []
     dtype_bytes = DTYPE_BYTES[served_dtype(spec, config)]
     needed = max(kv_block_bytes(spec, shard, config.engine.block_size, dtype_bytes) for shard in plan.shards)
     longest = -(-served_max_model_len(spec, config) // config.engine.block_size)
     return [
-        f"engine.kv_cache_bytes={config.kv_cache_bytes} holds 0 tokens: one block of {config.engine.block_size} tokens "
+        f"engine.kv_cache_bytes={config.kv_cache_bytes} holds {num_tokens} tokens, max_model_len is "
+        f"{served_max_model_len(spec, config)}: one block of {config.engine.block_size} tokens "
         f"takes {needed} bytes on the largest shard; use {needed} or more ({needed * longest} for one sequence of "
         f"{served_max_model_len(spec, config)} tokens)"
     ]

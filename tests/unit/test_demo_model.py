@@ -9,6 +9,7 @@ from random import Random
 from types import ModuleType
 from typing import Any
 
+import jinja2
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
@@ -174,7 +175,6 @@ def test_the_shipped_tokenizer_is_the_one_that_training_builds(text: ModuleType,
 
 
 def test_the_chat_template_renders_what_training_saw(text: ModuleType, tasks: ModuleType) -> None:
-    jinja2 = pytest.importorskip("jinja2")
     turns = [tasks.Example("add 1 2", "3"), tasks.Example("reverse abc", "cba")]
     messages = [{"role": "system", "content": "Be exact."}]
     for prompt, answer in turns:

@@ -185,12 +185,15 @@ def test_quantized_checkpoints_and_odd_types_are_refused() -> None:
     assert check_split(make_spec([4], dtype="float64"), make_config(dtype="float32")) == []
 
 
-def test_a_cache_that_holds_no_block_is_refused() -> None:
-    config = make_config(pipeline=2, engine=EngineConfig(kv_cache_bytes=65535), max_model_len=17)
+def test_a_cache_that_does_not_hold_the_longest_sequence_is_refused() -> None:
     # 4 layers on the larger shard x 16 tokens x 4 kv heads x 16 x float32, keys and values
     (problem,) = check_split(make_spec([4] * 8), make_config(engine=EngineConfig(kv_cache_bytes=1)))
-    assert problem.startswith("engine.kv_cache_bytes=1 holds 0 tokens: one block of 16 tokens takes 65536 bytes")
-    assert check_split(make_spec([4] * 8), config) == []
+    assert problem.startswith("engine.kv_cache_bytes=1 holds 0 tokens, max_model_len is ")
+    assert "one block of 16 tokens takes 65536 bytes" in problem
+    one_block = EngineConfig(kv_cache_bytes=65535)
+    (problem,) = check_split(make_spec([4] * 8), make_config(pipeline=2, engine=one_block, max_model_len=17))
+    assert problem.startswith("engine.kv_cache_bytes=65535 holds 16 tokens, max_model_len is 17: ")
+    assert check_split(make_spec([4] * 8), make_config(pipeline=2, engine=one_block, max_model_len=16)) == []
 
 
 def test_all_problems_of_a_split_come_at_once() -> None:
