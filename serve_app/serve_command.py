@@ -260,7 +260,12 @@ def _check_port(serve_file: ServeFile) -> None:
 
 def _log_path(port: int) -> Path:
     directory = Path(".rayshard").resolve()
-    directory.mkdir(exist_ok=True)
+    try:
+        directory.mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{directory} for the log cannot be made ({error.strerror}); start from a folder that you may write to"
+        ) from error
     return directory / f"serve-{port}.log"
 
 
