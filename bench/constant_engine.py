@@ -13,7 +13,16 @@ from serve_app import app
 from serve_app.config import ModelConfig
 from serve_app.deployments.router import Router
 from serve_app.deployments.shard import Shard
-from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardReport, ShardSettings, StepOutput
+from serve_app.types import (
+    BatchShardSettings,
+    EngineLimits,
+    ModelSource,
+    Rendezvous,
+    ShardReport,
+    ShardSettings,
+    StepInput,
+    StepOutput,
+)
 from serve_app.wire.links import ControlAddress, ControlClient
 
 STEP_S = 0.010
@@ -31,7 +40,7 @@ def build_model(args: ModelConfig) -> Application:
 class ConstantShard(Shard):
     """A shard whose every step takes STEP_S and draws TOKEN_ID for everybody."""
 
-    def create(self, settings: ShardSettings, source: ModelSource, host: str) -> None:
+    def create(self, settings: ShardSettings | BatchShardSettings, sources: list[ModelSource], host: str) -> None:
         """Nothing to bring up."""
 
     def load(self, _rendezvous: Rendezvous | None) -> ShardReport:
@@ -55,6 +64,7 @@ class ConstantShard(Shard):
         beating.start()
         client.send_hello()
         while (step := client.receive()) is not None:
+            assert isinstance(step, StepInput)
             time.sleep(STEP_S)
             client.send_output(StepOutput(step.step_id, [TOKEN_ID] * sum(step.samples)))
         stopped.set()

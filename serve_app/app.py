@@ -9,9 +9,11 @@ from pathlib import Path
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import GatewayConfig, ModelConfig, read_environment
+from serve_app.config import DeviceConfig, EngineConfig, GatewayConfig, ModelConfig, ModelSetConfig, read_environment
+from serve_app.deployments.batch_router import BatchRouter
 from serve_app.deployments.router import Router
-from serve_app.gateway.deployment import ROUTER_NAME, Gateway
+from serve_app.gateway.deployment import Gateway
+from serve_app.gateway.serve_applications import ROUTER_NAME
 from serve_app.planning.source import is_hub_id, pin_revision
 
 _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
@@ -32,20 +34,34 @@ def build_gateway(args: GatewayConfig) -> Application:
 
 
 def build_model(args: ModelConfig) -> Application:
-    """One model's application: a Router whose placement group holds its shards."""
+    """One model's application: a Router whose placement group holds its shards, and a Preprocessor for its steps."""
     num_shards = args.parallel.pipeline * args.parallel.tensor
-    deployment = serve.deployment(
-        Router,
+    config = _with_pinned_source(args)
+    router = _router(Router if args.is_generative else BatchRouter, args.device, args.engine, num_shards)
+    return router.bind(config)
+
+
+def build_models(args: ModelSetConfig) -> Application:
+    """Several small models behind one Router and one shard process, each called by its own name."""
+    config = args.model_copy(update={"models": [_with_pinned_source(model) for model in args.models]})
+    return _router(BatchRouter, args.device, args.engine, 1).bind(config)
+
+
+def _router(
+    router_class: type[Router] | type[BatchRouter], device: DeviceConfig, engine: EngineConfig, num_shards: int
+) -> serve.Deployment:
+    return serve.deployment(
+        router_class,
         name=ROUTER_NAME,
-        max_ongoing_requests=2 * args.max_ongoing_requests,  # above what the scheduler takes: it refuses, Serve waits
+        # Above what the scheduler takes: it refuses, Serve waits.
+        max_ongoing_requests=2 * (engine.max_num_seqs + engine.max_queued),
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,
         ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
-        placement_group_bundles=[{"CPU": _CPUS_PER_REPLICA}, *([_shard_bundle(args)] * num_shards)],
+        placement_group_bundles=[{"CPU": _CPUS_PER_REPLICA}, *([_shard_bundle(device)] * num_shards)],
         placement_group_strategy="PACK",
     )
-    return deployment.bind(_with_pinned_source(args))
 
 
 def _with_pinned_source(config: ModelConfig) -> ModelConfig:
@@ -58,10 +74,10 @@ def _with_pinned_source(config: ModelConfig) -> ModelConfig:
     return config
 
 
-def _shard_bundle(config: ModelConfig) -> dict[str, float]:
-    bundle = {"CPU": config.device.cpus_per_shard}
-    if config.device.type == "cuda":
-        bundle["GPU"] = config.device.gpus_per_shard
-        if config.device.accelerator_type is not None:
-            bundle[f"accelerator_type:{config.device.accelerator_type}"] = 0.001
+def _shard_bundle(device: DeviceConfig) -> dict[str, float]:
+    bundle = {"CPU": device.cpus_per_shard}
+    if device.type == "cuda":
+        bundle["GPU"] = device.gpus_per_shard
+        if device.accelerator_type is not None:
+            bundle[f"accelerator_type:{device.accelerator_type}"] = 0.001
     return bundle

@@ -19,6 +19,7 @@ from serve_app.planning.planner import (
     served_max_model_len,
 )
 from serve_app.planning.serve_file import ModelApplication, ServeFile, inspect_serve_file
+from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.source import find_snapshot, is_hub_id, resolve_source
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
@@ -101,15 +102,15 @@ def _headline(serve_file: ServeFile) -> str:
 
 
 def _check_model(model: ModelApplication, path: Path, environment: Environment, *, can_download: bool) -> _CheckedModel:
-    config, where, base_dir = model.config, f"applications[{model.name}].args", path.resolve().parent
+    config, where, base_dir = model.config, model.where, path.resolve().parent
+    is_on_hub = is_hub_id(config.source, base_dir)
     try:
-        if is_hub_id(config.source, base_dir) and not can_download:
-            source_dir = find_snapshot(config.source, config.revision, environment)
-            if source_dir is None:
-                text = f"{config.name}: {config.source} is not on this machine yet; --download fetches and checks it"
-                return _CheckedModel(text, [])
-        else:
-            source_dir = resolve_source(config.source, config.revision, base_dir, environment)
+        if is_on_hub and not can_download and find_snapshot(config.source, config.revision, environment) is None:
+            text = f"{config.name}: {config.source} is not on this machine yet; --download fetches and checks it"
+            return _CheckedModel(text, [])
+        if not config.is_generative:
+            return _CheckedModel(plan_batch_model(config, base_dir, environment).text, [])
+        source_dir = resolve_source(config.source, config.revision, base_dir, environment)
         spec = read_model_spec(source_dir)
         read_tokenizer_files(source_dir)
         problems = [Problem(where, message) for message in check_split(spec, config)]

@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     PositiveFloat,
     PositiveInt,
     ValidationInfo,
@@ -20,6 +21,9 @@ from pydantic import (
 )
 
 DEFAULT_CPU_KV_CACHE_BYTES = 256 * 1024**2
+
+Task = Literal["generate", "embed", "classify", "score", "predict"]
+TensorDtype = Literal["bool", "int8", "int16", "int32", "int64", "uint8", "float16", "bfloat16", "float32", "float64"]
 
 _BYTE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,
@@ -113,16 +117,53 @@ class TimeoutConfig(ConfigModel):
     heartbeat_s: PositiveFloat = 3.5
 
 
+def _parse_step(value: object) -> object:
+    """A step as `name`, or as `name: {argument: value}`."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1 and "name" not in value:
+        ((name, arguments),) = value.items()
+        return {"name": name, "arguments": {} if arguments is None else arguments}
+    return value
+
+
+class StepConfig(ConfigModel):
+    """One step before or behind a model: one of ours, or `package.module:Class` with its constructor's arguments."""
+
+    name: str = Field(min_length=1)
+    arguments: dict[str, JsonValue] = {}
+
+
+Step = Annotated[StepConfig, BeforeValidator(_parse_step)]
+
+
+class TensorConfig(ConfigModel):
+    """Dtype and shape of one input or output of a module; a dimension is a size, or the name of a varying one."""
+
+    dtype: TensorDtype
+    shape: list[int | str]
+
+
 class ModelConfig(ConfigModel):
     """`args` of a model's application."""
 
     name: str
     source: str  # directory or hub id
     revision: str | None = None  # of a hub id
-    task: Literal["generate"] = "generate"
+    task: Task = "generate"
+    architecture: str | None = None  # package.module:Class of an nn.Module; None: a transformers model
+    arguments: dict[str, JsonValue] = {}  # of that class's constructor
+    inputs: dict[str, TensorConfig] | None = None  # None: as the class declares
+    outputs: dict[str, TensorConfig] | None = None
+    batch_dim: int | None = Field(default=0, ge=0, le=7)  # requests are joined along it; null: never joined
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     parallel: ParallelConfig = ParallelConfig()
     max_model_len: PositiveInt | None = None  # None: the model's own
+    pooling: Literal["mean", "cls", "last"] | None = None  # embed only; None: as the checkpoint says
+    normalize: bool | None = None  # embed only; None: as the checkpoint says
+    is_multi_label: bool | None = None  # classify only; None: as the checkpoint says
+    preprocessing: list[Step] = []
+    postprocessing: list[Step] = []
     device: DeviceConfig = DeviceConfig()
     engine: EngineConfig = EngineConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
@@ -137,6 +178,20 @@ class ModelConfig(ConfigModel):
                 "beginning with a letter or digit, with at most one '/'"
             )
         return value
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_import_path(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value) is None:
+            raise ValueError(f"architecture={value[:80]!r} is no import path; write it as package.module:Class")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_served(self) -> "ModelConfig":
+        problem = _task_problem(self)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
 
     @field_validator("source", "revision")
     @classmethod
@@ -159,6 +214,16 @@ class ModelConfig(ConfigModel):
         return value
 
     @property
+    def is_generative(self) -> bool:
+        """Whether it runs step after step; any other task is done after one."""
+        return self.task == "generate"
+
+    @property
+    def has_chain(self) -> bool:
+        """Whether it has steps before or behind it, which a Preprocessor runs."""
+        return bool(self.preprocessing or self.postprocessing)
+
+    @property
     def max_ongoing_requests(self) -> int:
         """Requests a Router replica may hold: running and queued."""
         return self.engine.max_num_seqs + self.engine.max_queued
@@ -169,6 +234,35 @@ class ModelConfig(ConfigModel):
         if self.engine.kv_cache_bytes is None and self.device.type == "cpu":
             return DEFAULT_CPU_KV_CACHE_BYTES
         return self.engine.kv_cache_bytes
+
+
+class ModelSetConfig(ConfigModel):
+    """`args` of an application that holds several small models in one shard process."""
+
+    models: list[ModelConfig] = Field(min_length=1, max_length=256)
+    device: DeviceConfig = DeviceConfig()
+    engine: EngineConfig = EngineConfig()
+    timeouts: TimeoutConfig = TimeoutConfig()
+
+    @model_validator(mode="after")
+    def _can_share_a_process(self) -> "ModelSetConfig":
+        for model in self.models:
+            if model.is_generative:
+                raise ValueError(f"models: {model.name} has task=generate; give it an application of its own")
+            own = sorted(model.model_fields_set & {"parallel", "device", "engine", "timeouts"})
+            if own:
+                raise ValueError(f"models: {model.name} sets {own[0]}, which all models share; set it beside `models`")
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"models: name={twice[0]!r} is given more than once; give each model its own name")
+        return self
+
+    @property
+    def shared_models(self) -> list[ModelConfig]:
+        """The models with what they share."""
+        shared = {"device": self.device, "engine": self.engine, "timeouts": self.timeouts}
+        return [model.model_copy(update=shared) for model in self.models]
 
 
 class GatewayConfig(ConfigModel):
@@ -203,6 +297,27 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         is_hub_offline=bool(offline & {"1", "ON", "YES", "TRUE"}),
         hub_endpoint=given.get("HF_ENDPOINT") or None,
     )
+
+
+def _task_problem(config: ModelConfig) -> str | None:
+    """Why settings of a model do not go together."""
+    if config.architecture is None:
+        module_only = ("arguments", "inputs", "outputs", "batch_dim")
+        given = [name for name in module_only if name in config.model_fields_set]
+        if given:
+            return f"{given[0]} has no effect without architecture; remove it, or name the module's class"
+        if config.task == "predict":
+            return "task=predict needs architecture: package.module:Class; or choose generate, embed, classify, score"
+    elif config.task == "generate":
+        return f"task=generate cannot run architecture={config.architecture}; set task to predict, classify or embed"
+    elif config.parallel.tensor > 1:
+        return f"parallel.tensor={config.parallel.tensor} cannot cut architecture={config.architecture}; use pipeline"
+    for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):
+        if getattr(config, name) is not None and config.task != task:
+            return f"{name} has no effect on task={config.task}; remove it"
+    if config.is_generative and config.postprocessing:
+        return "postprocessing has no effect on task=generate; remove it"
+    return None
 
 
 def _refuse_on_cpu(setting: str, value: object, device_type: object) -> None:

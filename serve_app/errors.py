@@ -35,6 +35,19 @@ class RayshardError(Exception):
         return _rebuild, (type(self), self.message, self.field, self.retry_after_s)
 
 
+def error_of_kind(name: str, message: str, field: str | None, retry_after_s: float | None) -> RayshardError:
+    """The error of a class's name, as another process has told it; an unknown name is an InternalError."""
+    found = _subclasses(RayshardError).get(name, InternalError)
+    return found(message, field=field, retry_after_s=retry_after_s)
+
+
+def _subclasses(parent: type[RayshardError]) -> dict[str, type[RayshardError]]:
+    classes: dict[str, type[RayshardError]] = {}
+    for child in parent.__subclasses__():
+        classes |= {child.__name__: child, **_subclasses(child)}
+    return classes
+
+
 def _rebuild(
     error_class: type[RayshardError], message: str, field: str | None, retry_after_s: float | None
 ) -> RayshardError:

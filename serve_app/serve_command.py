@@ -86,8 +86,9 @@ def ready_text(serve_file: ServeFile, plan_text: str, log_path: Path) -> str:
     address = _base_url(serve_file)
     lines = ["", plan_text.strip(), "", f"Serving at {address}; log in {log_path}; Ctrl-C stops it."]
     if serve_file.models:
-        body = json.dumps(_example_request(serve_file), ensure_ascii=True)
-        url = f"{address}/v1/{'chat/completions' if _can_chat(serve_file) else 'completions'}"
+        route, example = _example_request(serve_file)
+        body = json.dumps(example, ensure_ascii=True)
+        url = f"{address}{route}"
         lines += ["Try it:", f"  curl {url} -H 'Content-Type: application/json' -d {shlex.quote(body)}"]
     return "\n".join(lines)
 
@@ -283,7 +284,19 @@ def _can_chat(serve_file: ServeFile) -> bool:
     )
 
 
-def _example_request(serve_file: ServeFile) -> dict[str, object]:
+def _example_request(serve_file: ServeFile) -> tuple[str, dict[str, object]]:
+    """A route and a body that the first model answers."""
+    model = serve_file.models[0].config
     text = "date jan 8 2038"
-    prompt = {"messages": [{"role": "user", "content": text}]} if _can_chat(serve_file) else {"prompt": text}
-    return {"model": serve_file.models[0].config.name, **prompt, "max_tokens": 32, "temperature": 0}
+    sampling = {"max_tokens": 32, "temperature": 0}
+    if model.task == "generate" and _can_chat(serve_file):
+        messages = [{"role": "user", "content": text}]
+        return "/v1/chat/completions", {"model": model.name, "messages": messages, **sampling}
+    if model.task == "generate":
+        return "/v1/completions", {"model": model.name, "prompt": text, **sampling}
+    if model.task == "score":
+        return "/v1/score", {"model": model.name, "text_1": "a question", "text_2": ["an answer", "another"]}
+    if model.task == "predict":
+        return "/predict", {"model": model.name, "inputs": {}}
+    route = "/v1/embeddings" if model.task == "embed" else "/v1/classify"
+    return route, {"model": model.name, "input": "I was charged twice"}

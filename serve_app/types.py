@@ -47,6 +47,147 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Dtype, as torch names it, and shape of a named tensor; a dimension is a size or the name of a varying one."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorData:
+    """A tensor outside torch: little-endian, in C order."""
+
+    dtype: str  # as torch names it; bool is one byte
+    shape: tuple[int, ...]
+    data: bytes = field(repr=False)
+
+
+Item = dict[str, TensorData]  # the named inputs, or outputs, of one entry of a request
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """Entries for a model that is done with each after one step."""
+
+    request_id: str
+    model: str
+    items: list[Item]
+    queue_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferResult:
+    """The outputs of an InferRequest."""
+
+    outputs: list[Item]  # beside the request's items
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChainValue:
+    """What one step hands to the next: exactly one of these is set, and gives the value's kind."""
+
+    text: str | None = None
+    texts: list[str] | None = None
+    token_ids: list[int] | None = None
+    token_lists: list[list[int]] | None = None
+    messages: list[ChatMessage] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """Something taken out of a text."""
+
+    placeholder: str  # what stands in its place, such as <EMAIL_1>
+    kind: str  # email, phone, card, iban, ip
+    original: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessRequest:
+    """Values to be run through the preprocessing of a model."""
+
+    request_id: str
+    model: str
+    values: list[ChainValue]
+    has_trace: bool = False  # every step's value is wanted
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """What one step made of a value."""
+
+    step: str
+    value: ChainValue
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessed:
+    """What a chain made of one value."""
+
+    value: ChainValue
+    redactions: list[Redaction] = field(default_factory=list)
+    trace: list[StepTrace] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessResult:
+    """What a chain made of a PreprocessRequest."""
+
+    values: list[Preprocessed]  # beside the request's values
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """One label of an answer, and its score."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class PostprocessRequest:
+    """Outputs of a model to be run through its postprocessing."""
+
+    request_id: str
+    model: str
+    outputs: list[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class Postprocessed:
+    """What postprocessing made of one entry's outputs: tensors, and labels where a step named them."""
+
+    outputs: Item
+    labels: list[LabelScore] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PostprocessResult:
+    """What postprocessing made of a PostprocessRequest."""
+
+    values: list[Postprocessed]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """A RayshardError as it crosses a link."""
+
+    error: str  # name of the class in errors.py
+    message: str
+    field: str | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Log-probability (natural) of one token and of the most probable alternatives, under the unmodified logits."""
 
@@ -111,6 +252,16 @@ class ModelDescription:
     eos_token_ids: list[int]
     created_s: int  # Unix time
     source: ModelSource | None = None  # to find the files on a node that has no source_dir
+    has_tokenizer: bool = True
+    has_preprocessing: bool = False  # a Preprocessor takes its inputs
+    has_postprocessing: bool = False  # and its outputs
+    input_kind: str = "text"  # of the preprocessing's first step: text or messages
+    labels: list[str] = field(default_factory=list)  # by output index; empty: it has none
+    is_multi_label: bool = False
+    score_activation: str = "sigmoid"  # of a cross-encoder with one output: sigmoid or identity
+    embedding_size: int | None = None
+    inputs: dict[str, TensorSpec] = field(default_factory=dict)
+    outputs: dict[str, TensorSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +269,7 @@ class CopyState:
     """Health of one model copy."""
 
     replica_id: str
-    state: Literal["ready", "rebuilding", "failed"]
+    state: Literal["ready", "rebuilding", "failed", "gone"]  # gone: the replica is being taken down
     detail: str
     num_running: int
     num_waiting: int
@@ -169,6 +320,47 @@ class ShardSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchModelSettings:
+    """One model of a shard that is done with a request after one step."""
+
+    name: str
+    source_dir: str
+    task: str
+    dtype: str
+    shard: ShardSpec  # first_layer and end_layer are 0 for a module: its stages find their own blocks
+    max_model_len: int = 0  # tokens of one entry; 0: not counted in tokens
+    pooling: str | None = None  # None: as the checkpoint says
+    normalize: bool | None = None
+    architecture: str | None = None  # package.module:Class; None: a transformers model
+    arguments: dict[str, object] = field(default_factory=dict)
+    inputs: dict[str, TensorSpec] | None = None  # None: as the class declares
+    outputs: dict[str, TensorSpec] | None = None
+    batch_dim: int | None = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShardSettings:
+    """How a shard of batch models is to be made; all models have the same place in the split."""
+
+    shard: ShardSpec
+    models: list[BatchModelSettings]
+    device: Literal["cpu", "cuda"]
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchModelReport:
+    """What a loaded batch model takes and gives."""
+
+    name: str
+    parameter_bytes: int
+    first_block: int
+    end_block: int
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+
+
+@dataclass(frozen=True, slots=True)
 class ShardLocation:
     """The process that holds a shard."""
 
@@ -183,6 +375,7 @@ class ShardReport:
     parameter_bytes: int
     num_blocks: int
     load_s: float
+    models: list[BatchModelReport] = field(default_factory=list)  # of a shard of batch models
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,3 +449,21 @@ class StepOutput:
     token_ids: list[int]  # -1: the row's logits were not finite
     logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any row asks
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by index b
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStep:
+    """One forward of one batch model: entries joined along the batch dimension."""
+
+    step_id: int
+    model: int  # index in BatchShardSettings.models
+    inputs: Item
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStepOutput:
+    """The joined outputs of a BatchStep, or why there are none."""
+
+    step_id: int
+    outputs: Item
+    error: str | None = None  # kind of exception only: its message may quote the input

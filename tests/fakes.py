@@ -19,6 +19,9 @@ from serve_app.types import (
     CopyState,
     FinishReason,
     GenerateRequest,
+    InferRequest,
+    InferResult,
+    Item,
     ModelDescription,
     OutputChunk,
     SamplingParams,
@@ -104,6 +107,11 @@ def say(*token_ids: int) -> Script:
     return lambda _request, _choice: token_ids
 
 
+def copy_item(item: Item) -> Item:
+    """A model that gives back what it gets."""
+    return item
+
+
 @dataclass
 class ScriptedBackend:
     """A GatewayBackend without a model: yields what `script` says, one token for each step."""
@@ -123,6 +131,8 @@ class ScriptedBackend:
     is_healthy: bool = True
     extra_models: list[ModelDescription] = field(default_factory=list)
     requests: list[GenerateRequest] = field(default_factory=list)
+    infer_script: Callable[[Item], Item] = copy_item
+    infer_requests: list[InferRequest] = field(default_factory=list)
     num_open: int = 0
     num_aborted: int = 0
 
@@ -155,6 +165,13 @@ class ScriptedBackend:
         self.requests.append(request)
         self.num_open += 1
         return ScriptedStream(self, request)
+
+    async def infer(self, request: InferRequest) -> InferResult:
+        """What `infer_script` says."""
+        self.infer_requests.append(request)
+        if self.error is not None:
+            raise self.error
+        return InferResult([self.infer_script(item) for item in request.items])
 
     def health(self) -> HealthReport:
         """One copy."""

@@ -230,6 +230,7 @@ class FakeShard:
         try:
             self._client.send_hello()
             while (step := self._client.receive()) is not None:
+                assert isinstance(step, StepInput)
                 output = self._oracle.run(step)
                 time.sleep(self.step_s)
                 if self.is_stuck.is_set():

@@ -120,7 +120,15 @@ class PlainCopy:
     def submit(self, request: GenerateRequest) -> Sequence:
         """Queue a request of one choice."""
         self._outcomes[request.request_id] = Outcome()
-        return self.loop.submit(request)[0]
+        (sequence,) = self.scheduler.add(request)
+        self.loop.wake()
+        return sequence
+
+    def abort(self, sequences: Iterable[Sequence]) -> None:
+        """End sequences."""
+        for sequence in sequences:
+            self.scheduler.abort(sequence)
+        self.loop.wake()
 
     def outcome(self, request_id: str) -> Outcome:
         """What has come of a request so far."""

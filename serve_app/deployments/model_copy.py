@@ -6,17 +6,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from serve_app.config import ModelConfig
+from serve_app.deployments.copy_work import CopyWork, Load
 from serve_app.deployments.shard import ShardActor
 from serve_app.deployments.shard_group import ShardGroup
 from serve_app.deployments.step_loop import StepLoop
-from serve_app.errors import ConfigError, RayshardError, ShardLostError, UnavailableError
-from serve_app.planning.generation_config import read_eos_token_ids
-from serve_app.planning.model_spec import ModelSpec
-from serve_app.planning.planner import served_max_model_len
-from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
-from serve_app.scheduling.sequence import Sequence
-from serve_app.types import CopyState, EngineLimits, GenerateRequest, ModelSource, SamplingParams
+from serve_app.errors import RayshardError, ShardLostError, UnavailableError
+from serve_app.types import CopyState, EngineLimits
 from serve_app.wire.links import ControlServer
 
 logger = logging.getLogger(__name__)
@@ -31,33 +26,23 @@ class ModelCopy:
 
     def __init__(
         self,
-        config: ModelConfig,
-        spec: ModelSpec,
-        source: ModelSource,
+        work: CopyWork,
         own_node: str,
-        on_outputs: Callable[[list[SequenceOutput]], None],
         on_lost: Callable[[RayshardError], None],
         shard_actor: Any = ShardActor,
     ) -> None:
         self.epoch = 0
-        self.max_model_len = served_max_model_len(spec, config)
-        self.eos_token_ids = frozenset(read_eos_token_ids(spec.source_dir, spec.vocab_size))
-        self._config = config
-        self._spec = spec
-        self._source = source
+        self._work = work
         self._own_node = own_node
         self._shard_actor = shard_actor
-        self._on_outputs = on_outputs
         self._on_lost = on_lost
-        self._loop: StepLoop | None = None
+        self._loop: StepLoop[object] | None = None
         self._group: ShardGroup | None = None
         self._control: ControlServer | None = None
         self._running: list[asyncio.Task[None]] = []
         self._state: Literal["ready", "rebuilding", "failed"] = "rebuilding"
         self._detail = "starting"
-        self._warm_up: asyncio.Future[str] | None = None  # how the first request of a life has ended
         self._is_ready = asyncio.Event()
-        self._max_request_tokens = self.max_model_len
         self._is_closed = False
 
     async def start(self) -> None:
@@ -79,7 +64,7 @@ class ModelCopy:
             except Exception as failure:  # Ray, zmq, the shards' own: whatever it is, the next start may work
                 num_failed += 1
                 self._detail = f"start {num_failed} failed: {failure}"
-                logger.exception("shard group start failed model=%s attempt=%d", self._config.name, num_failed)
+                logger.exception("shard group start failed model=%s attempt=%d", self._work.name, num_failed)
                 await asyncio.sleep(_RETRY_S * 2**num_failed)
         self._state = "failed"
 
@@ -93,40 +78,39 @@ class ModelCopy:
                 await self._is_ready.wait()
         except TimeoutError as error:
             raise UnavailableError(
-                f"model {self._config.name} is {self._state} ({self._detail}), and was not ready within {limit_s:g} s; "
+                f"model {self._work.name} is {self._state} ({self._detail}), and was not ready within {limit_s:g} s; "
                 "try again",
                 retry_after_s=1.0,
             ) from error
 
-    def submit(self, request: GenerateRequest) -> list[Sequence]:
-        """Queue a request; raises UnavailableError while the shards are being made anew."""
-        if self._loop is None or self._state != "ready":
-            raise UnavailableError(
-                f"model {self._config.name} is {self._state} ({self._detail}); try again", retry_after_s=1.0
-            )
-        return self._loop.submit(request)
-
-    def abort(self, sequences: list[Sequence]) -> None:
-        """End sequences, those of an earlier life too."""
-        if self._loop is not None:
-            self._loop.abort([sequence for sequence in sequences if not sequence.is_finished])
-
     @property
-    def max_request_tokens(self) -> int:
-        """Prompt and output tokens of the longest sequence that fits."""
-        return self._max_request_tokens
+    def is_ready(self) -> bool:
+        """Whether the shards run."""
+        return self._state == "ready"
+
+    def refuse_unless_ready(self) -> None:
+        """Raises UnavailableError while the shards are being made anew."""
+        if not self.is_ready:
+            raise UnavailableError(
+                f"model {self._work.name} is {self._state} ({self._detail}); try again", retry_after_s=1.0
+            )
+
+    def wake(self) -> None:
+        """The work's queue has changed."""
+        if self._loop is not None:
+            self._loop.wake()
 
     def state(self, replica_id: str) -> CopyState:
         """Health, and how full the copy is."""
-        scheduler = self._loop.scheduler if self._loop is not None and self._state == "ready" else None
+        load = self._work.load() if self._state == "ready" else Load()
         return CopyState(
             replica_id=replica_id,
             state=self._state,
             detail=self._detail,
-            num_running=scheduler.num_running if scheduler else 0,
-            num_waiting=scheduler.num_waiting if scheduler else 0,
-            num_free_blocks=scheduler.num_free_blocks if scheduler else 0,
-            num_blocks=scheduler.limits.num_blocks if scheduler else 0,
+            num_running=load.num_running,
+            num_waiting=load.num_waiting,
+            num_free_blocks=load.num_free_blocks,
+            num_blocks=load.num_blocks,
         )
 
     def close(self) -> None:
@@ -137,82 +121,42 @@ class ModelCopy:
     async def _start_group(self) -> None:
         started = time.monotonic()
         self.epoch += 1
-        self._group = ShardGroup(self._config, self._spec, self._source, self._own_node, self._shard_actor)
+        load_s = self._work.config.timeouts.load_s
+        self._group = ShardGroup(self._work, self._own_node, self._shard_actor)
         try:
-            async with asyncio.timeout(self._config.timeouts.load_s):
+            async with asyncio.timeout(load_s):
                 await self._group.start()
-                limits = self._limits(self._group)
-                await self._group.allocate(limits)
+                limits = self._work.limits(self._group.reports)
+                if limits is not None:
+                    await self._group.allocate(limits)
                 await self._start_loop(self._group, limits)
         except TimeoutError as error:
             self._end_group()
-            raise UnavailableError(
-                f"the model was not ready within timeouts.load_s={self._config.timeouts.load_s:g}; raise it"
-            ) from error
+            raise UnavailableError(f"the model was not ready within timeouts.load_s={load_s:g}; raise it") from error
         except BaseException:
             self._end_group()
             raise
         self._state, self._detail = "ready", ""
-        self._max_request_tokens = min(self.max_model_len, limits.num_blocks * limits.block_size)
         self._is_ready.set()
         logger.info(
-            "model copy ready model=%s epoch=%d shards=%d num_blocks=%d kv_tokens=%d start_s=%.1f",
-            self._config.name,
+            "model copy ready model=%s epoch=%d shards=%d num_blocks=%d start_s=%.1f",
+            self._work.name,
             self.epoch,
             len(self._group.shards),
-            limits.num_blocks,
-            limits.num_blocks * limits.block_size,
+            limits.num_blocks if limits is not None else 0,
             time.monotonic() - started,
         )
 
-    def _limits(self, group: ShardGroup) -> EngineLimits:
-        engine = self._config.engine
-        num_blocks = min(report.num_blocks for report in group.reports)
-        if num_blocks < 1:
-            raise ConfigError(
-                "the memory left for the KV cache holds no block; raise engine.kv_cache_bytes or "
-                "engine.gpu_memory_utilization, or split the model over more shards",
-                field="engine.kv_cache_bytes",
-            )
-        num_tokens = num_blocks * engine.block_size
-        if num_tokens < self.max_model_len:
-            if self._config.max_model_len is not None:
-                raise ConfigError(
-                    f"max_model_len={self.max_model_len} does not fit the KV cache of {num_tokens} tokens; raise "
-                    "engine.kv_cache_bytes or engine.gpu_memory_utilization, or lower max_model_len",
-                    field="max_model_len",
-                )
-            logger.warning(
-                "KV cache shorter than the context model=%s kv_tokens=%d max_model_len=%d",
-                self._config.name,
-                num_tokens,
-                self.max_model_len,
-            )
-        most = engine.max_num_seqs * -(-self.max_model_len // engine.block_size)
-        return EngineLimits(
-            max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
-            max_model_len=self.max_model_len,
-            block_size=engine.block_size,
-            num_blocks=min(num_blocks, most),
-        )
-
-    async def _start_loop(self, group: ShardGroup, limits: EngineLimits) -> None:
-        """Connect the shards and run one small request through them, so that the first client finds all warm."""
+    async def _start_loop(self, group: ShardGroup, limits: EngineLimits | None) -> None:
+        """Connect the shards and run something small through them, so that the first client finds all warm."""
         num_shards = len(group.shards)
         self._control = ControlServer(group.host, self.epoch, num_shards)
-        scheduler = Scheduler(
-            limits,
-            num_stages=self._config.parallel.pipeline,
-            max_queued=self._config.engine.max_queued,
-            eos_token_ids=self.eos_token_ids,
-        )
-        timeouts = self._config.timeouts
+        timeouts = self._work.config.timeouts
         self._loop = StepLoop(
-            scheduler,
+            self._work.scheduler(group.reports, limits),
             self._control,
             num_shards,
-            self._take_outputs,
+            self._work.take,
             heartbeat_s=timeouts.heartbeat_s,
             step_s=timeouts.collective_s + timeouts.heartbeat_s,
         )
@@ -228,28 +172,9 @@ class ModelCopy:
             raise self._failure()
         await warm_up
 
-    async def _run_warm_up(self, loop: StepLoop) -> None:
+    async def _run_warm_up(self, loop: StepLoop[object]) -> None:
         await loop.wait_for_shards()
-        self._warm_up = asyncio.get_running_loop().create_future()
-        num_tokens = max(1, min(8, loop.scheduler.max_request_tokens - 2))
-        params = SamplingParams(max_tokens=2, seed=0, ignore_eos=True)
-        loop.submit(GenerateRequest("warm-up", [0] * num_tokens, params))
-        reason = await self._warm_up
-        self._warm_up = None
-        if reason == "error":
-            raise ConfigError(
-                f"dtype={self._config.dtype}: the model's first output is not finite; its weights are damaged, or it "
-                "overflows in float16: set dtype to bfloat16 or float32",
-                field="dtype",
-            )
-
-    def _take_outputs(self, outputs: list[SequenceOutput]) -> None:
-        if self._warm_up is not None:
-            reason = outputs[0].chunk.finish_reason if outputs else None
-            if reason is not None and not self._warm_up.done():
-                self._warm_up.set_result(reason)
-            return
-        self._on_outputs(outputs)
+        await self._work.warm_up(loop)
 
     async def _wait_for_loss(self) -> RayshardError:
         await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
@@ -269,7 +194,7 @@ class ModelCopy:
         """Take the group out of service; what ran on it ends with the error."""
         self._state, self._detail = "rebuilding", error.message
         self._is_ready.clear()
-        logger.error("shard group lost model=%s epoch=%d reason=%s", self._config.name, self.epoch, error.message)
+        logger.error("shard group lost model=%s epoch=%d reason=%s", self._work.name, self.epoch, error.message)
         self._end_group()
         self._on_lost(error)
 
@@ -283,9 +208,8 @@ class ModelCopy:
         if self._control is not None:
             self._control.close()
             self._control = None
-        if self._loop is not None:
-            self._loop.scheduler.abort_all()
-            self._loop = None
+        self._loop = None
+        self._work.lose_shards()
 
 
 def _first_line(error: BaseException) -> str:

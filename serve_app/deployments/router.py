@@ -2,21 +2,20 @@
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray import serve
-from ray.util import get_node_ip_address
-
 from serve_app.config import ModelConfig, read_environment
+from serve_app.deployments.copy_replica import CopyReplica
+from serve_app.deployments.generation_work import GenerationWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.shard import ShardActor
 from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError
 from serve_app.observability import configure_logging
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import check_split, describe_plan, format_plan, plan_shards, served_dtype
+from serve_app.planning.served_model import first_kind
 from serve_app.planning.source import pin_source
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.scheduling.scheduler import SequenceOutput
@@ -29,20 +28,8 @@ from serve_app.types import (
     ModelDescription,
     OutputChunk,
 )
-from serve_app.wire.links import TokenLinks
 
 logger = logging.getLogger(__name__)
-
-STATE_INTERVAL_S = 0.5
-_REGISTRATION_S = 30.0  # a Gateway without calls that has not registered again for so long is forgotten
-
-
-@dataclass(frozen=True, slots=True)
-class _Registration:
-    """A Gateway replica, and when it last registered."""
-
-    address: LinkAddress
-    registered_s: float
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +43,7 @@ class _Call:
     num_unfinished: int = 0
 
 
-class Router:
+class Router(CopyReplica):
     """Takes requests over Serve, one unary call each; their tokens leave by the token links."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -72,32 +59,27 @@ class Router:
             raise ConfigError("\n".join(problems))
         self._config = config
         self._spec = spec
-        self._created_s = int(time.time())
-        context = serve.get_replica_context()
-        self._application, self._replica_id = context.app_name, context.replica_tag
-        node = get_node_ip_address()
-        self._links = TokenLinks(self._replica_id, node)
+        self._set_up(takes_calls=False)
         self._calls: dict[Sequence, _Call] = {}
-        self._gateways: dict[str, _Registration] = {}  # by server key
-        self._copy = ModelCopy(config, spec, self._source, node, self._take_outputs, self._lose, shard_actor)
+        self._work = GenerationWork(config, spec, self._source, self._take_outputs)
         rows = describe_plan(spec, plan_shards(spec, config.parallel.pipeline, config.parallel.tensor), config)
         logger.info(
             "model starting source=%s dtype=%s max_model_len=%d settings=%s\n%s",
             self._source.directory,
             served_dtype(spec, config),
-            self._copy.max_model_len,
+            self._work.max_model_len,
             config.model_dump_json(),
             format_plan(rows),
         )
-        await self._copy.start()
-        self._supervising = asyncio.create_task(self._copy.supervise())
-        self._reporting = asyncio.create_task(self._report_state())
+        await self._start(ModelCopy(self._work, self._node, self._lose, shard_actor))
 
     async def generate(self, request: GenerateRequest, reply_to: LinkAddress, stream: int) -> Completion:
         """Run one request to its end. Cancelling this call aborts its sequences."""
         await self._copy.wait_until_ready(request.queue_timeout_s)
         call = _Call(reply_to, stream, asyncio.get_running_loop().create_future())
-        call.sequences = self._copy.submit(request)
+        self._copy.refuse_unless_ready()
+        call.sequences = self._work.submit(request)
+        self._copy.wake()
         call.num_unfinished = len(call.sequences)
         for sequence in call.sequences:
             self._calls[sequence] = call
@@ -114,34 +96,27 @@ class Router:
             finish_reasons=[_reason_of(sequence) for sequence in call.sequences],
         )
 
-    async def register(self, gateway: LinkAddress) -> ModelDescription:
+    async def register(self, gateway: LinkAddress) -> list[ModelDescription]:
         """Describe the model to a Gateway replica, and tell it this copy's state from now on."""
-        self._gateways[gateway.server_key] = _Registration(gateway, time.monotonic())
-        self._links.send_state(gateway, self._copy.epoch, self._application, self._copy.state(self._replica_id))
-        return ModelDescription(
+        self._gateways.register(gateway, self._copy.epoch, self._copy.state(self._replica_id))
+        return await self.describe()
+
+    async def describe(self) -> list[ModelDescription]:
+        """What is served here: one model."""
+        description = ModelDescription(
             name=self._config.name,
             task=self._config.task,
             source_dir=str(self._spec.source_dir),
-            max_model_len=self._copy.max_model_len,
-            max_request_tokens=self._copy.max_request_tokens,
+            max_model_len=self._work.max_model_len,
+            max_request_tokens=self._work.max_request_tokens,
             vocab_size=self._spec.vocab_size,
-            eos_token_ids=sorted(self._copy.eos_token_ids),
+            eos_token_ids=sorted(self._work.eos_token_ids),
             created_s=self._created_s,
             source=self._source,
+            has_preprocessing=bool(self._config.preprocessing),
+            input_kind=first_kind(self._config),
         )
-
-    async def check_health(self) -> None:
-        """Serve replaces this replica when its shards cannot be brought up again."""
-        if self._supervising.done():
-            raise InternalError("the shards could not be started again; see the replica's log")
-
-    def __del__(self) -> None:
-        for task in (getattr(self, "_supervising", None), getattr(self, "_reporting", None)):
-            if task is not None:
-                task.cancel()
-        copy = getattr(self, "_copy", None)
-        if copy is not None:
-            copy.close()
+        return [description]
 
     def _take_outputs(self, outputs: list[SequenceOutput]) -> None:
         """Send what is new: one message for each Gateway replica."""
@@ -175,7 +150,8 @@ class Router:
     def _release(self, call: _Call) -> None:
         for sequence in call.sequences:
             self._calls.pop(sequence, None)
-        self._copy.abort(call.sequences)
+        self._work.abort(call.sequences)
+        self._copy.wake()
 
     def _expire_later(self, request: GenerateRequest, call: _Call) -> asyncio.TimerHandle | None:
         if request.queue_timeout_s is None:
@@ -195,22 +171,8 @@ class Router:
 
         return asyncio.get_running_loop().call_later(request.queue_timeout_s, expire)
 
-    async def _report_state(self) -> None:
-        while True:
-            await asyncio.sleep(STATE_INTERVAL_S)
-            self._send_states()
-
-    def _send_states(self) -> None:
-        now = time.monotonic()
-        state = self._copy.state(self._replica_id)
-        in_use = {call.reply_to.server_key for call in self._calls.values()}  # a copy that drains is registered no more
-        for key, registration in list(self._gateways.items()):
-            gateway = registration.address
-            if now - registration.registered_s > _REGISTRATION_S and key not in in_use:
-                del self._gateways[key]
-                self._links.forget(gateway)
-            else:
-                self._links.send_state(gateway, self._copy.epoch, self._application, state)
+    def _keys_in_use(self) -> set[str]:
+        return {call.reply_to.server_key for call in self._calls.values()}
 
 
 def _reason_of(sequence: Sequence) -> FinishReason:

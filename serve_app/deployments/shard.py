@@ -10,30 +10,45 @@ from ray.util import get_node_ip_address
 from serve_app.config import read_environment
 from serve_app.observability import configure_logging
 from serve_app.planning.source import local_directory
-from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardLocation, ShardReport, ShardSettings
+from serve_app.types import (
+    BatchShardSettings,
+    EngineLimits,
+    ModelSource,
+    Rendezvous,
+    ShardLocation,
+    ShardReport,
+    ShardSettings,
+)
 from serve_app.wire.links import ControlAddress
 
 if TYPE_CHECKING:
+    from serve_app.engine.batch_shard import BatchEngineShard
     from serve_app.engine.shard import EngineShard
 
 
 class Shard:
-    """One stage and rank of one model copy, in a process of its own; a thin coat around EngineShard."""
+    """One stage and rank of one model copy, in a process of its own; a thin coat around the engine's shards."""
 
     def __init__(self) -> None:
         configure_logging()
-        self._engine: EngineShard | None = None
+        self._engine: EngineShard | BatchEngineShard | None = None
 
     def location(self) -> ShardLocation:
         """Where Ray has put this shard."""
         return ShardLocation(str(get_node_ip_address()), os.getpid())
 
-    def create(self, settings: ShardSettings, source: ModelSource, host: str) -> None:
-        """Bring torch up, and the model's files onto this node; `host` is the address to meet the others on."""
-        from serve_app.engine.shard import EngineShard
+    def create(self, settings: ShardSettings | BatchShardSettings, sources: list[ModelSource], host: str) -> None:
+        """Bring torch up, and the models' files onto this node; `host` is the address to meet the others on."""
+        directories = [str(local_directory(source, read_environment())) for source in sources]
+        if isinstance(settings, BatchShardSettings):
+            from serve_app.engine.batch_shard import BatchEngineShard
 
-        directory = local_directory(source, read_environment())
-        self._engine = EngineShard(replace(settings, source_dir=str(directory)), host)
+            models = [replace(one, source_dir=at) for one, at in zip(settings.models, directories, strict=True)]
+            self._engine = BatchEngineShard(replace(settings, models=models), host)
+        else:
+            from serve_app.engine.shard import EngineShard
+
+            self._engine = EngineShard(replace(settings, source_dir=directories[0]), host)
 
     def open_store(self, rendezvous_s: float) -> int:
         """Listen for the rest of the group; gives the port."""
@@ -44,14 +59,14 @@ class Shard:
         return self._own().load(rendezvous)
 
     def allocate(self, limits: EngineLimits) -> None:
-        """Make the KV cache."""
+        """Make the KV cache; called for models that have one."""
         self._own().allocate(limits)
 
     def run(self, address: ControlAddress) -> None:
         """Run the Router's steps; this call's failure is how the Router learns of a death."""
         self._own().run(address)
 
-    def _own(self) -> "EngineShard":
+    def _own(self) -> "EngineShard | BatchEngineShard":
         assert self._engine is not None, "create comes first"
         return self._engine
 

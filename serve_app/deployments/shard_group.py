@@ -12,12 +12,10 @@ import ray
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from serve_app.config import ModelConfig
+from serve_app.deployments.copy_work import CopyWork, Settings
 from serve_app.deployments.shard import ShardActor
 from serve_app.errors import UnavailableError
-from serve_app.planning.model_spec import ModelSpec
-from serve_app.planning.planner import plan_shards, served_dtype
-from serve_app.types import EngineLimits, ModelSource, Rendezvous, ShardLocation, ShardReport, ShardSettings, ShardSpec
+from serve_app.types import EngineLimits, Rendezvous, ShardLocation, ShardReport, ShardSpec
 from serve_app.wire.links import LOOPBACK, ControlAddress
 
 logger = logging.getLogger(__name__)
@@ -26,15 +24,12 @@ logger = logging.getLogger(__name__)
 class ShardGroup:
     """The shard actors of one life of a model copy. When one is lost, the whole group is ended and made anew."""
 
-    def __init__(
-        self, config: ModelConfig, spec: ModelSpec, source: ModelSource, own_node: str, shard_actor: Any = ShardActor
-    ) -> None:
-        self._config = config
+    def __init__(self, work: CopyWork, own_node: str, shard_actor: Any = ShardActor) -> None:
+        self._work = work
+        self._config = work.config
         self._own_node = own_node
         self._shard_actor = shard_actor
-        self._spec = spec
-        self._source = source
-        self.shards = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor).shards
+        self.shards = work.shards
         self._actors: list[Any] = []
         self._process_handles: list[int] = []  # of the shards on this node
         self.host = LOOPBACK  # where the Router's control link listens; set by start
@@ -84,7 +79,7 @@ class ShardGroup:
         self.host = LOOPBACK if is_one_node else self._own_node
         await _first_failure(
             [
-                actor.create.remote(self._settings(shard, nodes.count(node)), self._source, host)
+                actor.create.remote(self._settings(shard, nodes.count(node)), self._work.sources, host)
                 for actor, shard, host, node in zip(self._actors, self.shards, hosts, nodes, strict=True)
             ]
         )
@@ -97,7 +92,7 @@ class ShardGroup:
         for shard, node, report in zip(self.shards, nodes, self.reports, strict=True):
             logger.info(
                 "shard loaded model=%s stage=%d rank=%d layers=%d-%d node=%s bytes=%d num_blocks=%d load_s=%.1f",
-                self._config.name,
+                self._work.name,
                 shard.stage,
                 shard.rank,
                 shard.first_layer,
@@ -123,19 +118,9 @@ class ShardGroup:
             max_restarts=0,
         ).remote()
 
-    def _settings(self, shard: ShardSpec, num_on_node: int) -> ShardSettings:
-        config = self._config
-        return ShardSettings(
-            shard=shard,
-            source_dir=str(self._spec.source_dir),
-            dtype=served_dtype(self._spec, config),
-            device=config.device.type,
-            num_threads=config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // num_on_node),
-            block_size=config.engine.block_size,
-            kv_cache_bytes=config.kv_cache_bytes,
-            gpu_memory_utilization=config.engine.gpu_memory_utilization * config.device.gpus_per_shard,
-            max_num_batched_tokens=config.engine.max_num_batched_tokens,
-        )
+    def _settings(self, shard: ShardSpec, num_on_node: int) -> Settings:
+        num_threads = self._config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // num_on_node)
+        return self._work.settings(shard, num_threads)
 
 
 async def _first_failure(calls: list[Awaitable[Any]]) -> list[Any]:

@@ -1,31 +1,58 @@
-"""Scheduler and control link joined: the step loop of a Router, without Ray."""
+"""A scheduler and the control link joined: the step loop of a Router, without Ray."""
 
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
 
 from serve_app.errors import ShardLostError
-from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
-from serve_app.scheduling.sequence import Sequence
-from serve_app.types import GenerateRequest
+from serve_app.types import BatchStep, StepInput
 from serve_app.wire.links import ControlServer
-from serve_app.wire.messages import HeartbeatMessage, HelloMessage, OutputMessage
+from serve_app.wire.messages import BatchOutputMessage, HeartbeatMessage, HelloMessage, OutputMessage
 
 _WATCH_INTERVAL_S = 0.25
 
+ResultT = TypeVar("ResultT", covariant=True)
 
-class StepLoop:
-    """Keeps the shards busy: sends a step whenever one may be sent, hands new tokens on when they come back.
+
+class StepScheduler(Protocol[ResultT]):
+    """What the loop asks of a scheduler: of sequences, or of batches."""
+
+    @property
+    def num_steps_in_flight(self) -> int:
+        """Steps that the shards have and have not answered."""
+        ...
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits or runs."""
+        ...
+
+    def schedule(self) -> StepInput | BatchStep | None:
+        """The next step; None when none may be sent now."""
+        ...
+
+    def update(self, output: Any) -> ResultT:
+        """Take in what a step has come to."""
+        ...
+
+    def check(self) -> None:
+        """Assert that nothing is held while nothing runs."""
+        ...
+
+
+class StepLoop(Generic[ResultT]):
+    """Keeps the shards busy: sends a step whenever one may be sent, hands on what comes back.
 
     `run` raises ShardLostError when a shard falls silent, or a step does not end in time.
     """
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: StepScheduler[ResultT],
         control: ControlServer,
         num_shards: int,
-        on_outputs: Callable[[list[SequenceOutput]], None],
+        on_outputs: Callable[[ResultT], None],
         *,
         heartbeat_s: float,
         step_s: float,
@@ -55,16 +82,8 @@ class StepLoop:
         """Return when all shards have connected."""
         await self._all_greeted.wait()
 
-    def submit(self, request: GenerateRequest) -> list[Sequence]:
-        """Queue a request; raises what Scheduler.add raises."""
-        sequences = self.scheduler.add(request)
-        self._pump_due.set()
-        return sequences
-
-    def abort(self, sequences: list[Sequence]) -> None:
-        """End sequences; their blocks are free at once."""
-        for sequence in sequences:
-            self.scheduler.abort(sequence)
+    def wake(self) -> None:
+        """The scheduler's queue has changed: look whether a step may be sent."""
         self._pump_due.set()
 
     async def _pump_when_due(self) -> None:
@@ -87,10 +106,10 @@ class StepLoop:
     async def _receive(self) -> None:
         while True:
             message = await self._control.receive()
-            if isinstance(message, OutputMessage):
+            if isinstance(message, OutputMessage | BatchOutputMessage):
                 self._progress_s = time.monotonic()
                 outputs = self.scheduler.update(message.output)
-                self._pump()  # first keep the shards busy, then hand the tokens on
+                self._pump()  # first keep the shards busy, then hand the results on
                 self._on_outputs(outputs)
             elif isinstance(message, HeartbeatMessage):
                 self._heard_s[message.shard_index] = time.monotonic()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
+from serve_app.models.architecture import CutStage
 from serve_app.models.checkpoint_keys import Source, map_keys
 from serve_app.models.transformers_model import TransformersStage, read_config, resolve_dtype
 from serve_app.parallel.communicator import Communicator
@@ -36,17 +37,27 @@ def load_stage(
     """Build and fill one shard; raises ConfigError when the checkpoint lacks a tensor or has one of another shape."""
     config = read_config(source_dir)
     stage = TransformersStage(config, resolve_dtype(config, dtype), shard)
-    parts = cut_stage(stage, communicator)
-    headers = read_model_spec(source_dir).tensors
-    _fill_buffers(stage, device)
-    _fill_parameters(source_dir, stage, parts, headers, device)
+    fill_stage(source_dir, stage, communicator, device, read_model_spec(source_dir).tensors)
     parameter_bytes = sum(parameter.nbytes for parameter in stage.model.parameters())
     return LoadedStage(stage, parameter_bytes)
 
 
+def fill_stage(
+    source_dir: Path,
+    stage: CutStage,
+    communicator: Communicator,
+    device: torch.device,
+    headers: Mapping[str, TensorHeader],
+) -> None:
+    """Cut a stage to its rank's part, and read its tensors. Raises ConfigError."""
+    parts = cut_stage(stage, communicator)
+    _fill_buffers(stage, device)
+    _fill_parameters(source_dir, stage, parts, headers, device)
+
+
 def _fill_parameters(
     source_dir: Path,
-    stage: TransformersStage,
+    stage: CutStage,
     parts: dict[str, Part],
     headers: Mapping[str, TensorHeader],
     device: torch.device,
@@ -165,7 +176,7 @@ def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None
     setattr(model.get_submodule(module_name), leaf, parameter)
 
 
-def _fill_buffers(stage: TransformersStage, device: torch.device) -> None:
+def _fill_buffers(stage: CutStage, device: torch.device) -> None:
     """Compute the buffers that no checkpoint stores (rotary frequencies, embedding scales)."""
     for module_name, module in stage.model.named_modules():
         own = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}

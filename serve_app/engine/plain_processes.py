@@ -7,9 +7,10 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from serve_app.engine.batch_shard import BatchEngineShard
 from serve_app.engine.shard import EngineShard
 from serve_app.errors import UnavailableError
-from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings, ShardSpec
+from serve_app.types import BatchShardSettings, EngineLimits, Rendezvous, ShardReport, ShardSettings, ShardSpec
 from serve_app.wire.links import ControlAddress
 
 HOST = "127.0.0.1"
@@ -33,7 +34,7 @@ class PlainProcesses:
 
     def load(
         self,
-        settings: ShardSettings,
+        settings: ShardSettings | BatchShardSettings,
         shards: list[ShardSpec],
         rendezvous_s: float = 60.0,
         collective_s: float = 60.0,
@@ -41,7 +42,7 @@ class PlainProcesses:
         """Make a group of the first processes; raises UnavailableError, and ends all, when one dies or fails."""
         pipes = self._pipes[: len(shards)]
         for pipe, shard in zip(pipes, shards, strict=True):
-            self._send(pipe, "create", replace(settings, shard=shard), HOST)
+            self._send(pipe, "create", _settings_of(settings, shard), HOST)
         self._results(pipes, "create")
         rendezvous = None
         if len(shards) > 1:
@@ -106,9 +107,15 @@ class PlainProcesses:
         return result
 
 
+def _settings_of(settings: ShardSettings | BatchShardSettings, shard: ShardSpec) -> ShardSettings | BatchShardSettings:
+    if isinstance(settings, ShardSettings):
+        return replace(settings, shard=shard)
+    return replace(settings, shard=shard, models=[replace(model, shard=shard) for model in settings.models])
+
+
 def _serve(pipe: Connection) -> None:
     """A process: run the calls that come through the pipe."""
-    shard: EngineShard | None = None
+    shard: EngineShard | BatchEngineShard | None = None
     while True:
         try:
             method, args = pipe.recv()
@@ -117,7 +124,8 @@ def _serve(pipe: Connection) -> None:
         result = None
         try:
             if method == "create":
-                shard = EngineShard(*args)
+                make = BatchEngineShard if isinstance(args[0], BatchShardSettings) else EngineShard
+                shard = make(*args)
             else:
                 result = getattr(shard, method)(*args)
         except Exception as error:

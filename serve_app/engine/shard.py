@@ -1,9 +1,6 @@
 """The life of one shard in its process: meet the others, load, make room for the cache, run steps."""
 
-import logging
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +8,7 @@ import torch
 from serve_app.engine.kv_cache import kv_block_bytes
 from serve_app.engine.loader import LoadedStage, load_stage
 from serve_app.engine.model_runner import ModelRunner
-from serve_app.errors import InternalError
+from serve_app.engine.shard_loop import ShardLoop
 from serve_app.parallel.communicator import (
     Communicator,
     GroupCommunicator,
@@ -20,12 +17,8 @@ from serve_app.parallel.communicator import (
     connect_store,
     open_store,
 )
-from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings
-from serve_app.wire.links import ControlAddress, ControlClient
-
-logger = logging.getLogger(__name__)
-
-HEARTBEAT_INTERVAL_S = 0.5
+from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings, StepInput
+from serve_app.wire.links import ControlAddress
 
 
 class EngineShard:
@@ -40,7 +33,6 @@ class EngineShard:
         self._communicator: Communicator = LoneCommunicator()
         self._loaded: LoadedStage | None = None
         self._runner: ModelRunner | None = None
-        self._num_steps_done = 0
 
     def open_store(self, rendezvous_s: float) -> int:
         """Listen for the rest of the group; gives the port."""
@@ -70,29 +62,7 @@ class EngineShard:
     def run(self, address: ControlAddress) -> None:
         """Run the Router's steps until it says stop. An exception here is the end of the whole group."""
         assert self._runner is not None
-        client = ControlClient(address, self._settings.shard.index)
-        stopped = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(client.heartbeat_sender(), stopped), daemon=True)
-        try:
-            beat.start()
-            client.send_hello()
-            next_step_id = 0
-            while (step := client.receive()) is not None:
-                if step.step_id != next_step_id:
-                    raise InternalError(f"step {step.step_id} came where step {next_step_id} was due: one was lost")
-                next_step_id = step.step_id + 1
-                output = self._runner.run(step)
-                if output is not None:
-                    client.send_output(output)
-                self._num_steps_done += 1
-        finally:
-            stopped.set()
-            beat.join()
-            client.close()
-
-    def _beat(self, send: Callable[[int], None], stopped: threading.Event) -> None:
-        while not stopped.wait(HEARTBEAT_INTERVAL_S):
-            send(self._num_steps_done)
+        ShardLoop(self._settings.shard.index).run(address, StepInput, self._runner)
 
     def _kv_bytes(self) -> int:
         settings = self._settings

@@ -3,7 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
-from serve_app.types import CopyState, GenerateRequest, ModelDescription, OutputChunk
+from serve_app.types import (
+    CopyState,
+    GenerateRequest,
+    InferRequest,
+    InferResult,
+    ModelDescription,
+    OutputChunk,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,13 @@ class GatewayBackend(Protocol):
 
     def open(self, model: str, request: GenerateRequest) -> GenerationStream:
         """Start a request on a model of `models()`. Must not block; refusals come from the stream."""
+        ...
+
+    async def infer(self, request: InferRequest) -> InferResult:
+        """Run entries on a model of `models()`, spread over its copies; cancelling gives them up.
+
+        Raises a RayshardError. A copy that dies meanwhile is no error while there is another one.
+        """
         ...
 
     def health(self) -> HealthReport:

@@ -1,30 +1,25 @@
 """The HTTP side of a Gateway: routes, bodies, time limits."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from serve_app.config import GatewayConfig
-from serve_app.errors import (
-    RayshardError,
-    RequestAbortedError,
-    RequestError,
-    RequestTooLargeError,
-    TimeoutExceededError,
-)
+from serve_app.errors import RayshardError, RequestError
 from serve_app.gateway.backend import GatewayBackend
 from serve_app.gateway.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.http_errors import on_http_exception, on_rayshard_error, on_unexpected_error
+from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes, while_connected
+from serve_app.gateway.inference import InferenceService
+from serve_app.gateway.inference_routes import InferenceEndpoints
 from serve_app.gateway.openai import RequestReader
 from serve_app.gateway.openai_params import check_token_ids
 from serve_app.gateway.openai_responses import ModelList, WholeAnswer, model_card
@@ -32,7 +27,7 @@ from serve_app.gateway.openai_schema import ChatBody, CompletionBody, Detokenize
 from serve_app.gateway.openai_stream import ChatEvents, CompletionEvents
 from serve_app.gateway.request_id import RequestIdMiddleware, new_id
 from serve_app.gateway.served_models import ServedModels
-from serve_app.gateway.sse import EventStreamResponse, Outbox, wait_for_disconnect
+from serve_app.gateway.sse import EventStreamResponse, Outbox
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.types import CopyState
@@ -56,6 +51,11 @@ def build_http_app(gateway: GatewayBackend, config: GatewayConfig) -> Starlette:
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
             Route("/v1/tokenize", endpoints.tokenize, methods=["POST"]),
             Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
+            Route("/v1/embeddings", endpoints.inference.embed, methods=["POST"]),
+            Route("/v1/classify", endpoints.inference.classify, methods=["POST"]),
+            Route("/v1/score", endpoints.inference.score, methods=["POST"]),
+            Route("/v1/rerank", endpoints.inference.rerank, methods=["POST"]),
+            Route("/predict", endpoints.inference.predict, methods=["POST"]),
         ],
         exception_handlers={
             RayshardError: on_rayshard_error,
@@ -75,12 +75,15 @@ class _Endpoints:
     def __init__(self, backend: GatewayBackend, config: GatewayConfig) -> None:
         self._backend = backend
         self._config = config
+        self._shell = RequestShell(config)
         self._pool = TextPool(config.tokenizer_threads)
         self._renderer = ChatTemplateRenderer(
             timeout_s=config.chat_template_timeout_s, max_output_bytes=config.chat_template_max_bytes
         )
         self._models = ServedModels(backend, self._pool)
         self._reader = RequestReader(self._pool, self._renderer, config.queue_timeout_s)
+        service = InferenceService(backend, self._pool, config.queue_timeout_s)
+        self.inference = InferenceEndpoints(service, self._models, self._shell)
 
     def close(self) -> None:
         """End threads and processes."""
@@ -92,31 +95,31 @@ class _Endpoints:
         report = self._backend.health()
         state = "ok" if report.is_healthy else "unavailable"
         content = _HealthBody(state, report.detail, report.models)
-        return _json(content, status=200 if report.is_healthy else 503)
+        return json_answer(content, status=200 if report.is_healthy else 503)
 
     async def list_models(self, _request: Request) -> Response:
         """All models."""
-        return _json(ModelList([model_card(description) for description in self._backend.models()]))
+        return json_answer(ModelList([model_card(description) for description in self._backend.models()]))
 
     async def get_model(self, request: Request) -> Response:
         """One model."""
-        return _json(model_card(self._models.describe(request.path_params["name"])))
+        return json_answer(model_card(self._models.describe(request.path_params["name"])))
 
     async def complete(self, request: Request) -> Response:
         """Text completion."""
-        body = parse_body(await self._read(request), CompletionBody)
+        body = parse_body(await self._shell.read(request), CompletionBody)
         call = await self._reader.completion(body, await self._models.find(body.model))
         return await self._answer(request, call, is_chat=False)
 
     async def chat(self, request: Request) -> Response:
         """Chat completion."""
-        body = parse_body(await self._read(request), ChatBody)
+        body = parse_body(await self._shell.read(request), ChatBody)
         call = await self._reader.chat(body, await self._models.find(body.model))
         return await self._answer(request, call, is_chat=True)
 
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text or a conversation."""
-        body = parse_body(await self._read(request), TokenizeBody)
+        body = parse_body(await self._shell.read(request), TokenizeBody)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("send either prompt or messages", field="prompt")
         model = await self._models.find(body.model)
@@ -126,17 +129,17 @@ class _Endpoints:
         token_ids = await self._reader.encode(text, model.tokenizer, is_special_added=is_special_added)
         token_strs = [model.tokenizer.token_string(token_id) for token_id in token_ids]
         has_strings = bool(body.return_token_strs)
-        return _json(
+        return json_answer(
             _Tokenized(len(token_ids), model.max_context_tokens, token_ids, token_strs if has_strings else None)
         )
 
     async def detokenize(self, request: Request) -> Response:
         """Text of token ids, special tokens shown."""
-        body = parse_body(await self._read(request), DetokenizeBody)
+        body = parse_body(await self._shell.read(request), DetokenizeBody)
         model = await self._models.find(body.model)
         check_token_ids(body.tokens, model, "tokens")
         text = await self._pool.run(model.tokenizer.decode, body.tokens, skip_special_tokens=False)
-        return _json(_Detokenized(text))
+        return json_answer(_Detokenized(text))
 
     async def _answer(self, request: Request, call: GenerationCall, *, is_chat: bool) -> Response:
         runs = [PromptRun(generation, call.options, call.model.tokenizer) for generation in call.requests]
@@ -145,9 +148,9 @@ class _Endpoints:
             events_type = ChatEvents if is_chat else CompletionEvents
             return self._stream(call, runs, events_type(call, runs, response_id, created_s))
         answer = WholeAnswer(call, runs, response_id, created_s)
-        work = self._within_time(run_call(call, runs, self._backend, answer.add))
-        await _while_connected(request, work)
-        return _json_bytes(answer.chat() if is_chat else answer.completion())
+        work = self._shell.within_time(run_call(call, runs, self._backend, answer.add))
+        await while_connected(request, work)
+        return json_bytes(answer.chat() if is_chat else answer.completion())
 
     def _stream(
         self, call: GenerationCall, runs: list[PromptRun], events: CompletionEvents | ChatEvents
@@ -156,38 +159,10 @@ class _Endpoints:
             def emit(prompt_index: int, delta: ChoiceDelta) -> None:
                 outbox.put(events.encode(prompt_index, delta), len(delta.token_ids))
 
-            await self._within_time(run_call(call, runs, self._backend, emit))
+            await self._shell.within_time(run_call(call, runs, self._backend, emit))
             outbox.put(events.end(), 0)
 
         return EventStreamResponse(produce, max_waiting_tokens=self._config.client_buffer_tokens)
-
-    async def _within_time(self, work: Coroutine[Any, Any, None]) -> None:
-        limit_s = self._config.request_timeout_s
-        try:
-            async with asyncio.timeout(limit_s) as limit:
-                await work
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise TimeoutExceededError(
-                f"the request took longer than {limit_s:g} s; ask for fewer tokens, or raise request_timeout_s"
-            ) from error
-
-    async def _read(self, request: Request) -> bytes:
-        """The body, refused as soon as it is known to be too large."""
-        limit = self._config.max_request_bytes
-        announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced[:20]) > limit:
-            raise _too_large(limit)
-        content = bytearray()
-        try:
-            async for piece in request.stream():
-                content += piece
-                if len(content) > limit:
-                    raise _too_large(limit)
-        except ClientDisconnect as error:
-            raise RequestAbortedError("the client left while sending") from error
-        return bytes(content)
 
 
 class _HealthBody(msgspec.Struct, frozen=True):
@@ -205,30 +180,3 @@ class _Tokenized(msgspec.Struct, frozen=True):
 
 class _Detokenized(msgspec.Struct, frozen=True):
     prompt: str
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, None]) -> None:
-    """Do the work, or cancel it when the client leaves."""
-    job = asyncio.create_task(work)
-    watcher = asyncio.create_task(wait_for_disconnect(request.receive))
-    try:
-        await asyncio.wait({job, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if not job.done():
-            raise RequestAbortedError("the client left")
-        await job
-    finally:
-        job.cancel()
-        watcher.cancel()
-        await asyncio.gather(job, watcher, return_exceptions=True)
-
-
-def _too_large(limit: int) -> RequestTooLargeError:
-    return RequestTooLargeError(f"body is larger than max_request_bytes={limit}; send less", field="body")
-
-
-def _json(content: msgspec.Struct, *, status: int = 200) -> Response:
-    return _json_bytes(msgspec.json.encode(content), status=status)
-
-
-def _json_bytes(content: bytes, *, status: int = 200) -> Response:
-    return Response(content, status_code=status, media_type="application/json")

@@ -167,5 +167,6 @@ def _shown_value(raw: object, path: str) -> str:
     return shown if len(shown) <= 40 else f"{shown[:40]}…"
 
 
-_ENUMS = {"role": get_args(Role), "type": get_args(PartType)}
+EncodingFormat = Literal["float", "base64"]
+_ENUMS = {"role": get_args(Role), "type": get_args(PartType), "encoding_format": get_args(EncodingFormat)}
 _MISSING = "Object missing required field `"

@@ -12,6 +12,14 @@ from serve_app.types import ModelDescription
 
 logger = logging.getLogger(__name__)
 
+_ROUTES = {
+    "generate": "/v1/completions",
+    "embed": "/v1/embeddings",
+    "classify": "/v1/classify",
+    "score": "/v1/score",
+    "predict": "/predict",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -49,14 +57,30 @@ class ServedModels:
 
     async def find(self, name: str | None) -> ServedModel:
         """The model that generates text under this name; None will do when there is only one."""
+        return await self.with_tokenizer(self.for_tasks(name, ("generate",)))
+
+    def for_tasks(self, name: str | None, tasks: tuple[str, ...]) -> ModelDescription:
+        """The model of this name that does one of these tasks; None will do when there is only one that does."""
         if name is None:
-            names = [description.name for description in self._backend.models()]
-            if len(names) != 1:
+            fitting = [description for description in self._backend.models() if description.task in tasks]
+            if len(fitting) != 1:
+                names = [description.name for description in fitting]
                 raise RequestError(f"model is missing; send one of {names[:16]}", field="model")
-            name = names[0]
+            return fitting[0]
         description = self.describe(name)
-        if description.task != "generate":
-            raise RequestError(f"model={name} serves {description.task}, not text generation", field="model")
+        if description.task not in tasks:
+            wanted = "text generation" if tasks == ("generate",) else " or ".join(tasks)
+            raise RequestError(
+                f"model={name} serves {description.task}, not {wanted}; use {_ROUTES[description.task]}", field="model"
+            )
+        return description
+
+    async def with_tokenizer(self, description: ModelDescription) -> ServedModel:
+        """The model, ready to take text. Raises RequestError when it takes none."""
+        if not description.has_tokenizer:
+            raise RequestError(
+                f"model={description.name} takes tensors, not text; send `inputs` to /predict", field="model"
+            )
         return ServedModel(description, await self._tokenizer(description))
 
     async def _tokenizer(self, description: ModelDescription) -> Tokenizer:

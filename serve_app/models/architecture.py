@@ -7,10 +7,14 @@ copies on each rank.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from transformers import PreTrainedConfig
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from serve_app.errors import ConfigError
+from serve_app.types import ShardSpec
 
 PackedSizes = Callable[[PreTrainedConfig], tuple[int, ...]]
 
@@ -29,6 +33,40 @@ class Architecture:
     packed: Mapping[str, PackedSizes] = field(default_factory=dict)  # sizes of matrices packed into one
     divided: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # module -> attributes that shrink with it
     divided_config: str | None = None  # a module whose forward reads head counts from its config
+
+
+class Cuts(Protocol):
+    """Where the parts are that tensor ranks share."""
+
+    @property
+    def embedding(self) -> str: ...
+    @property
+    def head(self) -> str | None: ...
+    @property
+    def tensor_plan(self) -> Mapping[str, str] | None: ...
+    @property
+    def packed(self) -> Mapping[str, PackedSizes]: ...
+    @property
+    def divided(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def divided_config(self) -> str | None: ...
+
+
+class CutStage(Protocol):
+    """A stage of a transformers model on the meta device, to be cut over ranks and filled."""
+
+    shard: ShardSpec
+    model: PreTrainedModel
+    base: PreTrainedModel
+    base_prefix: str  # of the base model's parameters in the whole model
+    config: PreTrainedConfig
+    whole_state: dict[str, torch.Size]
+
+    @property
+    def architecture(self) -> Cuts: ...
+
+    @property
+    def own_layers(self) -> list[nn.Module]: ...
 
 
 def architecture_of(model_type: str) -> Architecture:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from transformers import conversion_mapping, core_model_loading
 
 from serve_app.errors import ConfigError
-from serve_app.models.transformers_model import TransformersStage
+from serve_app.models.architecture import CutStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class KeyMap:
     unused: list[str]
 
 
-def map_keys(stage: TransformersStage, tensor_names: Iterable[str]) -> KeyMap:
+def map_keys(stage: CutStage, tensor_names: Iterable[str]) -> KeyMap:
     """Assign every checkpoint tensor to a parameter of the whole model."""
     transforms = conversion_mapping.get_model_conversion_mapping(stage.model)
     converters = [one for one in transforms if isinstance(one, core_model_loading.WeightConverter)]
@@ -81,7 +81,7 @@ def _fused_source(tensor_name: str, pattern: str, converters: list[core_model_lo
     )
 
 
-def _tie_head(stage: TransformersStage, sources: dict[str, list[Source]]) -> None:
+def _tie_head(stage: CutStage, sources: dict[str, list[Source]]) -> None:
     """A tied head is read from the embedding's tensor."""
     embedding = f"{stage.base_prefix}{stage.architecture.embedding}.weight"
     head = f"{stage.architecture.head}.weight"

@@ -115,25 +115,28 @@ class TransformersStage:
         shard, architecture = self.shard, self.architecture
         for index in range(len(self.layers)):
             if not shard.first_layer <= index < shard.end_layer:
-                self.layers[index] = _PassThrough()
+                self.layers[index] = PassThrough()
         if not shard.is_first:
             for name in architecture.positions:
-                _replace(self.base, name, _NoPositions())
+                replace_module(self.base, name, _NoPositions())
             for name in (*architecture.entry, architecture.embedding):
-                _replace(self.base, name, _PassThrough())
+                replace_module(self.base, name, PassThrough())
             self.own_layers[0].register_forward_pre_hook(self._inject)
         if not shard.is_last:
             for name in architecture.exit:
-                _replace(self.base, name, _PassThrough())
-            _replace(self.model, architecture.head, _PassThrough())
+                replace_module(self.base, name, PassThrough())
+            replace_module(self.model, architecture.head, PassThrough())
 
     def _inject(self, _layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hand the previous stage's hidden states to the first own layer, whatever was done to them on the way."""
         return (self._incoming, *args[1:])
 
 
-class _PassThrough(nn.Module):
+class PassThrough(nn.Module):
+    """Stands where another stage's module was: gives what it gets."""
+
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        """The first argument, as it is."""
         return hidden_states
 
 
@@ -144,7 +147,7 @@ class _NoPositions(nn.Module):
         return torch.zeros(())
 
 
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in another's place, unless that one is absent in this model."""
     parent_name, _, child = name.rpartition(".")
     parent = root.get_submodule(parent_name)

@@ -1,5 +1,6 @@
 """Collectives among the ranks of a stage and hops between stages, without process-wide state."""
 
+import json
 import socket
 from datetime import timedelta
 from typing import Any, Protocol
@@ -11,6 +12,31 @@ from torch._C import _distributed_c10d as c10d
 from serve_app.types import Rendezvous, ShardSpec
 
 Store = c10d.Store
+
+DTYPE_NAMES = {
+    dtype: str(dtype).removeprefix("torch.")
+    for dtype in (
+        torch.bool,
+        torch.int8,
+        torch.int16,
+        torch.int32,
+        torch.int64,
+        torch.uint8,
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    )
+}
+DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+
+
+class StepFailedError(Exception):
+    """The previous stage has failed; `kind` says how."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
 
 
 class Communicator(Protocol):
@@ -27,6 +53,15 @@ class Communicator(Protocol):
 
     def receive_previous(self, tensor: Tensor) -> Tensor:
         """Fill a tensor with the hidden states of the same rank of the previous stage."""
+
+    def send_named(self, tensors: dict[str, Tensor]) -> None:
+        """Hand named tensors of any dtype and shape to the same rank of the next stage, as send_next does."""
+
+    def send_failure(self, kind: str) -> None:
+        """Hand over that there are no tensors this time, and why."""
+
+    def receive_named(self) -> dict[str, Tensor]:
+        """What the previous stage has handed over; raises StepFailedError for a failure."""
 
 
 class LoneCommunicator:
@@ -45,6 +80,18 @@ class LoneCommunicator:
         raise AssertionError("one stage has no next")
 
     def receive_previous(self, _tensor: Tensor) -> Tensor:
+        """There is no previous stage."""
+        raise AssertionError("one stage has no previous")
+
+    def send_named(self, _tensors: dict[str, Tensor]) -> None:
+        """There is no next stage."""
+        raise AssertionError("one stage has no next")
+
+    def send_failure(self, _kind: str) -> None:
+        """There is no next stage."""
+        raise AssertionError("one stage has no next")
+
+    def receive_named(self) -> dict[str, Tensor]:
         """There is no previous stage."""
         raise AssertionError("one stage has no previous")
 
@@ -85,7 +132,8 @@ class GroupCommunicator:
     ) -> None:
         self._tensor_group = self._pipeline_group = None
         self._previous, self._next = shard.stage - 1, shard.stage + 1
-        self._pending: tuple[Any, Tensor] | None = None
+        self._pending: list[tuple[Any, Tensor]] = []  # what has been sent and may not have arrived
+        self._device = device
         if shard.num_ranks > 1:
             self._tensor_group = _make_group(
                 store, f"tensor/{shard.stage}", shard.rank, shard.num_ranks, rendezvous, device, own_host
@@ -111,17 +159,62 @@ class GroupCommunicator:
 
     def send_next(self, tensor: Tensor) -> None:
         """Start the hop; the one before must have arrived, so at most one tensor is kept alive."""
-        assert self._pipeline_group is not None
-        if self._pending is not None:
-            self._pending[0].wait()
-        tensor = tensor.contiguous()
-        self._pending = (self._pipeline_group.send([tensor], self._next, 0), tensor)
+        self._wait_for_arrival()
+        self._send(tensor.contiguous())
 
     def receive_previous(self, tensor: Tensor) -> Tensor:
         """Wait for the previous stage's hidden states."""
         assert self._pipeline_group is not None
         self._pipeline_group.recv([tensor], self._previous, 0).wait()
         return tensor
+
+    def send_named(self, tensors: dict[str, Tensor]) -> None:
+        """Start the hop: a header's length, the header, then each tensor's bytes."""
+        header = [[name, DTYPE_NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in tensors.items()]
+        self._wait_for_arrival()
+        self._send_header({"tensors": header})
+        for tensor in tensors.values():
+            if tensor.numel():
+                self._send(_as_bytes(tensor.contiguous()))
+
+    def send_failure(self, kind: str) -> None:
+        """Start the hop of a failure."""
+        self._wait_for_arrival()
+        self._send_header({"failure": kind})
+
+    def receive_named(self) -> dict[str, Tensor]:
+        """Wait for the previous stage's tensors, or its failure."""
+        length = self.receive_previous(torch.empty(1, dtype=torch.int64, device=self._device))
+        header = self.receive_previous(torch.empty(int(length), dtype=torch.uint8, device=self._device))
+        told = json.loads(header.cpu().numpy().tobytes())
+        if "failure" in told:
+            raise StepFailedError(told["failure"])
+        tensors: dict[str, Tensor] = {}
+        for name, dtype, shape in told["tensors"]:
+            tensor = torch.empty(shape, dtype=DTYPES_BY_NAME[dtype], device=self._device)
+            if tensor.numel():
+                self.receive_previous(_as_bytes(tensor))
+            tensors[name] = tensor
+        return tensors
+
+    def _send_header(self, header: dict[str, Any]) -> None:
+        encoded = bytearray(json.dumps(header).encode())
+        self._send(torch.tensor([len(encoded)], dtype=torch.int64).to(self._device))
+        self._send(torch.frombuffer(encoded, dtype=torch.uint8).to(self._device))
+
+    def _send(self, tensor: Tensor) -> None:
+        assert self._pipeline_group is not None
+        self._pending.append((self._pipeline_group.send([tensor], self._next, 0), tensor))
+
+    def _wait_for_arrival(self) -> None:
+        for work, _tensor in self._pending:
+            work.wait()
+        self._pending.clear()
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    """A contiguous tensor's memory as [bytes] uint8: gloo does not know every dtype."""
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _make_group(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from serve_app.models.transformers_model import TransformersStage
+from serve_app.models.architecture import CutStage
 from serve_app.parallel.communicator import Communicator
 
 Range = tuple[int, int]
@@ -35,7 +35,7 @@ class Part:
         return sum(end - start for start, end in self.ranges)
 
 
-def cut_stage(stage: TransformersStage, communicator: Communicator) -> dict[str, Part]:
+def cut_stage(stage: CutStage, communicator: Communicator) -> dict[str, Part]:
     """Shrink the parameters of a stage to this rank's parts, by name; those not named are held whole."""
     if stage.shard.num_ranks == 1:
         return {}
@@ -63,12 +63,12 @@ def packed_ranges(sizes: tuple[int, ...], rank: int, num_ranks: int) -> tuple[Ra
     return tuple(ranges)
 
 
-def _plan_of(stage: TransformersStage) -> Mapping[str, str]:
+def _plan_of(stage: CutStage) -> Mapping[str, str]:
     plan = stage.architecture.tensor_plan
     return plan if plan is not None else (stage.config.base_model_tp_plan or {})
 
 
-def _cut_layers(stage: TransformersStage, communicator: Communicator) -> dict[str, Part]:
+def _cut_layers(stage: CutStage, communicator: Communicator) -> dict[str, Part]:
     plan = _plan_of(stage)
     parts: dict[str, Part] = {}
     for index in range(stage.shard.first_layer, stage.shard.end_layer):
@@ -104,7 +104,7 @@ def _parameters_of(target: nn.Module | nn.Parameter, name: str) -> list[tuple[st
 
 
 def _part_of(
-    stage: TransformersStage,
+    stage: CutStage,
     pattern: str,
     style: str,
     target: nn.Module | nn.Parameter,
@@ -128,7 +128,7 @@ def _part_of(
     return None  # replicated, or a module whose parameters have lines of their own
 
 
-def _cut_vocabulary(stage: TransformersStage, communicator: Communicator) -> dict[str, Part]:
+def _cut_vocabulary(stage: CutStage, communicator: Communicator) -> dict[str, Part]:
     """Cut embedding and head along the vocabulary: each rank looks up, or predicts, its own tokens."""
     num_tokens = stage.config.vocab_size
     part = Part(0, (even_range(num_tokens, stage.shard.rank, stage.shard.num_ranks),))
@@ -137,7 +137,7 @@ def _cut_vocabulary(stage: TransformersStage, communicator: Communicator) -> dic
         embedding = stage.base.get_submodule(stage.architecture.embedding)
         parts[f"{stage.base_prefix}{stage.architecture.embedding}.weight"] = part
         _cut_embedding(embedding, part.ranges[0], communicator)
-    if stage.shard.is_last:
+    if stage.shard.is_last and stage.architecture.head is not None:
         parts[f"{stage.architecture.head}.weight"] = part
         head = stage.model.get_submodule(stage.architecture.head)
         head.register_forward_hook(_gather_logits(communicator, num_tokens, stage.shard.num_ranks))
@@ -201,7 +201,7 @@ def _shrink(model: nn.Module, name: str, part: Part) -> None:
         module.num_embeddings = shape[0]
 
 
-def _shrink_attributes(stage: TransformersStage) -> None:
+def _shrink_attributes(stage: CutStage) -> None:
     """Divide the head counts and widths that forward methods read."""
     num_ranks = stage.shard.num_ranks
     for layer in stage.own_layers:

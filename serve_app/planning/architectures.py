@@ -87,13 +87,34 @@ ARCHITECTURES = {
     ),
 }
 
-LAYER_PATTERN = re.compile(r"(?:^|\.)(?:layers|h)\.([0-9]{1,6})\.")
-FIRST_STAGE_PATTERN = re.compile(r"(?:^|\.)(?:embed_tokens|embed_positions|project_in|wte|wpe)\.")
-EMBEDDING_PATTERN = re.compile(r"(?:^|\.)(?:embed_tokens|wte)\.weight$")
+DISTILBERT_KEYS = ConfigKeys(
+    num_layers=("n_layers", "num_hidden_layers"),
+    num_heads=("n_heads", "num_attention_heads"),
+    num_kv_heads=(),
+    hidden_size=("dim", "hidden_size"),
+    intermediate_size=("hidden_dim", "intermediate_size"),
+)
+BERT = Architecture(12, 12, None, None, 768, 3072, 30522, 512, False)
+
+ENCODERS = {
+    "bert": BERT,
+    "roberta": Architecture(12, 12, None, None, 768, 3072, 50265, 512, False),
+    "xlm-roberta": Architecture(12, 12, None, None, 768, 3072, 30522, 512, False),
+    "distilbert": Architecture(6, 12, None, None, 768, 3072, 30522, 512, False, keys=DISTILBERT_KEYS),
+    "modernbert": Architecture(22, 12, None, None, 768, 1152, 50368, 8192, False),
+    "deberta-v2": Architecture(24, 24, None, None, 1536, 6144, 128_100, 512, False),
+}
+EMBEDDING_DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+TENSOR_CUT_ENCODERS = ("bert", "roberta", "xlm-roberta", *EMBEDDING_DECODERS)
+
+LAYER_PATTERN = re.compile(r"(?:^|\.)(?:layers?|h)\.([0-9]{1,6})\.")
+FIRST_STAGE_PATTERN = re.compile(r"(?:^|\.)(?:embed_tokens|embed_positions|project_in|wte|wpe|embeddings)\.")
+EMBEDDING_PATTERN = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|tok_embeddings)\.weight$")
 HEAD_PATTERN = re.compile(r"(?:^|\.)lm_head\.")
 # Parts of a multimodal checkpoint that text generation never loads, and buffers that old files carry along.
 UNUSED_PATTERN = re.compile(
     r"(?:^|\.)(?:vision_tower|multi_modal_projector|vision_model)\.|\.attn\.(?:bias|masked_bias)$|\.rotary_emb\.inv_freq$"
+    r"|(?:^|\.)embeddings\.position_ids$|(?:^|\.)cls\.(?:predictions|seq_relationship)\."
 )
 WHOLE_PATTERN = re.compile(r"\.(?:block_sparse_moe\.gate|mlp\.gate|mlp\.router)\.weight$")  # not cut by tensor ranks
 

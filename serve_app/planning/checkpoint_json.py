@@ -16,14 +16,29 @@ def read_json(path: Path) -> dict[str, object]:
     return parse_json(path.read_bytes(), path)
 
 
+def read_json_list(path: Path) -> list[object]:
+    """The list in a JSON file. Raises ConfigError as read_json does."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise damaged(path, f"{path.stat().st_size} bytes, more than {MAX_JSON_BYTES}")
+    value = _parse(path.read_bytes(), path)
+    if not isinstance(value, list):
+        raise damaged(path, "JSON that is no list")
+    return value
+
+
 def parse_json(text: bytes, path: Path) -> dict[str, object]:
     """The object in a JSON text; `path` is where it stands."""
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, f"broken JSON ({str(error)[:120]})") from error
+    value = _parse(text, path)
     if not isinstance(value, dict):
         raise damaged(path, "JSON that is no object")
+    return value
+
+
+def _parse(text: bytes, path: Path) -> object:
+    try:
+        value: object = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"broken JSON ({str(error)[:120]})") from error
     return value
 
 

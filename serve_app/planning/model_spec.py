@@ -41,7 +41,14 @@ class ModelSpec:
 
 
 def read_model_spec(source_dir: Path) -> ModelSpec:
-    """The checkpoint in `source_dir`. Raises ConfigError when it is none that can be served."""
+    """The checkpoint of a model that generates, in `source_dir`. Raises ConfigError when it is none."""
+    spec = read_checkpoint(source_dir, ARCHITECTURES)
+    _check_head(spec)
+    return spec
+
+
+def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture]) -> ModelSpec:
+    """The checkpoint in `source_dir`, of one of these model types. Raises ConfigError when it cannot be served."""
     if not source_dir.is_dir():
         raise ConfigError(f"source={source_dir} is no directory; give one with config.json and safetensors files")
     if (source_dir / "adapter_config.json").exists():
@@ -49,13 +56,13 @@ def read_model_spec(source_dir: Path) -> ModelSpec:
     weight_files = find_weight_files(source_dir)
     config = _read_config(source_dir)
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in architectures:
         raise ConfigError(
             f"source={source_dir}: model_type={shown(model_type)} in config.json is not supported; "
-            f"use a model of type {', '.join(sorted(ARCHITECTURES))}"
+            f"use a model of type {', '.join(sorted(architectures))}"
         )
     tensors = _read_tensors(source_dir, weight_files)
-    spec = _spec_of(source_dir, ARCHITECTURES[model_type], config, tensors)
+    spec = _spec_of(source_dir, architectures[model_type], config, tensors)
     _check_completeness(spec)
     return spec
 
@@ -219,6 +226,9 @@ def _check_completeness(spec: ModelSpec) -> None:
             f"source={spec.source_dir}: config.json has {spec.num_layers} layers, but no tensors are there for layers "
             f"{some(missing)}; download the model again"
         )
+
+
+def _check_head(spec: ModelSpec) -> None:
     if not spec.is_tied and not any(HEAD_PATTERN.search(name) for name in spec.tensors):
         raise ConfigError(
             f"source={spec.source_dir}: tie_word_embeddings=false but there is no lm_head tensor; "

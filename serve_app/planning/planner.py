@@ -48,7 +48,7 @@ def plan_shards(spec: ModelSpec, pipeline: int, tensor: int) -> ShardPlan:
     """Layers spread so that the heaviest stage is as light as can be. Raises ConfigError without a layer per stage."""
     if pipeline > spec.num_layers:
         raise ConfigError(_pipeline_too_long(spec, pipeline))
-    ends = _stage_ends(_weights(spec, pipeline), pipeline)
+    ends = stage_ends(_weights(spec, pipeline), pipeline)
     begins = [0, *ends[:-1]]
     shards = [
         ShardSpec(stage, pipeline, rank, tensor, begins[stage], ends[stage])
@@ -126,9 +126,9 @@ def describe_plan(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> list
     ]
 
 
-def format_plan(rows: Sequence[PlanRow]) -> str:
+def format_plan(rows: Sequence[PlanRow], *, last_column: str = "kv tokens") -> str:
     """The rows as an aligned text table."""
-    table = [("stage", "rank", "layers", "parameters", "kv tokens")]
+    table = [("stage", "rank", "layers", "parameters", last_column)]
     for row in rows:
         tokens = "by memory" if row.kv_cache_tokens is None else str(row.kv_cache_tokens)
         layers = f"{row.first_layer}-{row.end_layer - 1}"
@@ -240,7 +240,7 @@ def _is_held(spec: ModelSpec, name: str, shard: ShardSpec) -> bool:
     return shard.is_last and not (spec.is_tied and HEAD_PATTERN.search(name))
 
 
-def _stage_ends(weights: Sequence[int], num_stages: int) -> list[int]:
+def stage_ends(weights: Sequence[int], num_stages: int) -> list[int]:
     """End layer of each stage: the least heaviest stage, then the most even ones, then the earliest cuts."""
     sums = [0]
     for weight in weights:

@@ -7,11 +7,12 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from serve_app.config import ConfigModel, GatewayConfig, ModelConfig
+from serve_app.config import ConfigModel, GatewayConfig, ModelConfig, ModelSetConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.serve_options import (
     GATEWAY_IMPORT_PATH,
     MODEL_IMPORT_PATH,
+    MODEL_SET_IMPORT_PATH,
     ApplicationOptions,
     DeploymentOptions,
     ServeOptions,
@@ -25,6 +26,7 @@ class ModelApplication:
     """One model of a Serve file."""
 
     name: str  # of the application
+    where: str  # its settings are in the file
     config: ModelConfig
     router: DeploymentOptions | None  # None: the file leaves the Router as it is
 
@@ -132,11 +134,13 @@ class _Inspection:
             self._check_gateway(name, raw, where)
         elif import_path == MODEL_IMPORT_PATH:
             self._check_model(name, raw, where)
+        elif import_path == MODEL_SET_IMPORT_PATH:
+            self._check_model_set(name, raw, where)
         elif isinstance(import_path, str):
-            ours = [GATEWAY_IMPORT_PATH, MODEL_IMPORT_PATH]
+            ours = [GATEWAY_IMPORT_PATH, MODEL_IMPORT_PATH, MODEL_SET_IMPORT_PATH]
             closest = difflib.get_close_matches(import_path, ours, n=1, cutoff=0.8)
             if closest or import_path.startswith("serve_app"):
-                use = closest[0] if closest else " or ".join(ours)
+                use = closest[0] if closest else ", ".join(ours)
                 self._add(f"{where}.import_path", f"{shown(import_path)} is not one of ours; use {use}")
 
     def _check_gateway(self, name: str, raw: dict[str, object], where: str) -> None:
@@ -152,6 +156,20 @@ class _Inspection:
     def _check_model(self, name: str, raw: dict[str, object], where: str) -> None:
         self._num_models += 1
         config = self._parse(ModelConfig, raw.get("args", {}), f"{where}.args")
+        router = self._check_router_of(raw, config.max_ongoing_requests if config is not None else 0, where)
+        if config is not None:
+            self._models.append(ModelApplication(name, f"{where}.args", config, router))
+
+    def _check_model_set(self, name: str, raw: dict[str, object], where: str) -> None:
+        self._num_models += 1
+        config = self._parse(ModelSetConfig, raw.get("args", {}), f"{where}.args")
+        needed = config.engine.max_num_seqs + config.engine.max_queued if config is not None else 0
+        router = self._check_router_of(raw, needed, where)
+        for index, model in enumerate(config.shared_models if config is not None else []):
+            self._models.append(ModelApplication(name, f"{where}.args.models[{index}]", model, router))
+
+    def _check_router_of(self, raw: dict[str, object], needed: int, where: str) -> DeploymentOptions | None:
+        """The Router's settings in a model's application, whose route is none."""
         router = self._check_deployments(raw, "Router", where)
         if "route_prefix" not in raw:
             self._add(f"{where}.route_prefix", "missing, and Serve would take /; write route_prefix: null")
@@ -159,9 +177,8 @@ class _Inspection:
             message = f"{shown(raw['route_prefix'])} would bypass the Gateway; write null"
             self._add(f"{where}.route_prefix", message)
         if router is not None:
-            self._check_router(router, config, f"{where}.deployments[Router]")
-        if config is not None:
-            self._models.append(ModelApplication(name, config, router))
+            self._check_router(router, needed, f"{where}.deployments[Router]")
+        return router
 
     def _check_deployments(self, raw: dict[str, object], expected: str, where: str) -> DeploymentOptions | None:
         found: DeploymentOptions | None = None
@@ -178,7 +195,7 @@ class _Inspection:
                 found = options
         return found
 
-    def _check_router(self, router: DeploymentOptions, config: ModelConfig | None, where: str) -> None:
+    def _check_router(self, router: DeploymentOptions, needed: int, where: str) -> None:
         derived = [setting for setting in sorted(router.model_fields_set) if setting.startswith("placement_group_")]
         derived += sorted(router.model_fields_set & {"max_replicas_per_node", "gang_scheduling_config"})
         for setting in derived:
@@ -189,7 +206,6 @@ class _Inspection:
         for setting in sorted(actor.model_fields_set & {"num_cpus", "num_gpus", "accelerator_type"}):
             message = f"{shown(getattr(actor, setting))} cannot be set for the Router; use args.device for its shards"
             self._add(f"{where}.ray_actor_options.{setting}", message)
-        needed = config.max_ongoing_requests if config is not None else 0
         if router.max_ongoing_requests is not None and router.max_ongoing_requests < needed:
             message = (
                 f"{router.max_ongoing_requests} is less than max_num_seqs + max_queued = {needed}; "
@@ -205,9 +221,9 @@ class _Inspection:
             )
 
     def _check_model_names(self) -> None:
-        owners: dict[str, str] = {}
+        owners: dict[str, ModelApplication] = {}
         for model in self._models:
-            owner = owners.setdefault(model.config.name, model.name)
-            if owner != model.name:
-                message = f"{model.config.name!r} is the model of applications[{owner}] too; give it another name"
-                self._add(f"applications[{model.name}].args.name", message)
+            owner = owners.setdefault(model.config.name, model)
+            if owner is not model and owner.name != model.name:
+                message = f"{model.config.name!r} is the model of applications[{owner.name}] too; give it another name"
+                self._add(f"{model.where}.name", message)

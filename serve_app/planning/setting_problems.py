@@ -84,11 +84,12 @@ def _unknown_setting(location: tuple[int | str, ...], model: type[ConfigModel]) 
 
 
 def _group_at(model: type[ConfigModel], groups: list[int | str]) -> type[ConfigModel]:
+    """The settings that a location is in; list indexes and names of dict entries are stepped over."""
     for group in groups:
+        if str(group) not in model.model_fields:
+            continue
         annotation = model.model_fields[str(group)].annotation
-        (model,) = (
-            option
-            for option in (annotation, *get_args(annotation))
-            if isinstance(option, type) and issubclass(option, ConfigModel)
-        )
+        options = [annotation, *get_args(annotation), *(one for arg in get_args(annotation) for one in get_args(arg))]
+        inner = [option for option in options if isinstance(option, type) and issubclass(option, ConfigModel)]
+        model = inner[0] if inner else model
     return model

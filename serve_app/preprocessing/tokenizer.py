@@ -1,6 +1,7 @@
 """Text to tokens and back, from a model directory's tokenizer.json. Never loads torch or transformers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
@@ -9,6 +10,14 @@ from serve_app.errors import ConfigError
 from serve_app.preprocessing.detokenizer import ByteLevelDetokenizer, IncrementalDetokenizer, WindowDetokenizer
 from serve_app.preprocessing.token_table import TokenTable
 from serve_app.preprocessing.tokenizer_files import TokenizerFiles, read_tokenizer_files
+
+
+@dataclass(frozen=True, slots=True)
+class TextEncoding:
+    """Tokens of an encoder's input, and which text of a pair each belongs to."""
+
+    token_ids: list[int]
+    type_ids: list[int]
 
 
 class Tokenizer:
@@ -42,6 +51,16 @@ class Tokenizer:
             del token_ids[0]
         return token_ids
 
+    def encode_entry(self, text: str, pair: str | None = None, *, max_tokens: int | None = None) -> TextEncoding:
+        """An encoder's input: a text or a pair with its special tokens; the longer part is cut beyond max_tokens."""
+        parts = [self._core.encode(one, add_special_tokens=False) for one in (text, pair) if one is not None]
+        if max_tokens is not None:
+            room = max(0, max_tokens - self._core.num_special_tokens_to_add(pair is not None))
+            for part, length in zip(parts, _fit([len(part) for part in parts], room), strict=True):
+                part.truncate(length)
+        encoding = self._core.post_process(parts[0], parts[1] if pair is not None else None, add_special_tokens=True)
+        return TextEncoding(encoding.ids, encoding.type_ids)
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of a whole sequence; ids without a token give nothing."""
         return self._core.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
@@ -59,3 +78,13 @@ class Tokenizer:
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self._core.token_to_id(token)
+
+
+def _fit(lengths: list[int], room: int) -> list[int]:
+    """Lengths that fit together: the longer of two gives way first."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    shorter, longer = sorted(lengths)
+    kept = min(shorter, room // 2)
+    fitted = {shorter: kept, longer: min(longer, room - kept)} if shorter != longer else {}
+    return [fitted.get(length, min(length, room // 2)) for length in lengths]

@@ -1,4 +1,4 @@
-"""The two links beside Serve: Router and shards (control), Router and Gateway replicas (tokens).
+"""The links beside Serve: Router and shards (control), replicas and Gateway replicas (tokens, calls and replies).
 
 Sockets are bound to one given address on a random port and encrypted (CurveZMQ, rfc.zeromq.org/spec/26). The server's
 public key never crosses the network in clear, and nobody connects without it: it is handed out over Ray only.
@@ -6,22 +6,26 @@ public key never crosses the network in clear, and nobody connects without it: i
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import zmq
 import zmq.asyncio
 
-from serve_app.types import CopyState, LinkAddress, OutputChunk, StepInput, StepOutput
+from serve_app.types import BatchStep, BatchStepOutput, CopyState, LinkAddress, OutputChunk, StepInput, StepOutput
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
+    BatchOutputMessage,
+    BatchStepMessage,
     HeartbeatMessage,
     HelloMessage,
+    Message,
     OutputMessage,
     StateMessage,
     StepMessage,
     StopMessage,
     ToGateway,
+    ToReplica,
     ToRouter,
     ToShard,
     token_batch,
@@ -30,6 +34,7 @@ from serve_app.wire.messages import (
 LOOPBACK = "127.0.0.1"
 _HANDSHAKE_MS = 30_000
 _MAX_MESSAGE_BYTES = 64 << 20
+ReceivedT = TypeVar("ReceivedT", bound=Message)
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what msgspec raises for foreign bytes
 
 
@@ -56,9 +61,12 @@ class ControlServer:
         self._decoder = msgspec.msgpack.Decoder(ToRouter)
         self._peers = [f"{epoch}:{index}".encode() for index in range(num_shards)]
 
-    def send_step(self, step: StepInput) -> None:
+    def send_step(self, step: StepInput | BatchStep) -> None:
         """Hand a step to every shard."""
-        self._send(StepMessage(PROTOCOL_VERSION, self._epoch, step))
+        if isinstance(step, BatchStep):
+            self._send(BatchStepMessage(PROTOCOL_VERSION, self._epoch, step))
+        else:
+            self._send(StepMessage(PROTOCOL_VERSION, self._epoch, step))
 
     def send_stop(self) -> None:
         """Ask every shard to end its run."""
@@ -102,17 +110,22 @@ class ControlClient:
         """Tell the Router that steps may come."""
         self._socket.send(self._encoder.encode(HelloMessage(PROTOCOL_VERSION, self._epoch, self._shard_index)))
 
-    def receive(self) -> StepInput | None:
+    def receive(self) -> StepInput | BatchStep | None:
         """The next step; None when the run is to end."""
         while True:
             message = self._decoder.decode(self._socket.recv())
             if message.version != PROTOCOL_VERSION or message.epoch != self._epoch:
                 continue
-            return message.step if isinstance(message, StepMessage) else None
+            return None if isinstance(message, StopMessage) else message.step
 
-    def send_output(self, output: StepOutput) -> None:
-        """Give the Router a step's tokens."""
-        self._socket.send(self._encoder.encode(OutputMessage(PROTOCOL_VERSION, self._epoch, output)))
+    def send_output(self, output: StepOutput | BatchStepOutput) -> None:
+        """Give the Router what a step has come to."""
+        message: ToRouter
+        if isinstance(output, BatchStepOutput):
+            message = BatchOutputMessage(PROTOCOL_VERSION, self._epoch, output)
+        else:
+            message = OutputMessage(PROTOCOL_VERSION, self._epoch, output)
+        self._socket.send(self._encoder.encode(message))
 
     def heartbeat_sender(self) -> Callable[[int], None]:
         """A function for one other thread: tells the Router that this process lives, with its steps done."""
@@ -138,27 +151,27 @@ class ControlClient:
         return socket
 
 
-class TokenReceiver:
-    """A Gateway replica's end of the token link; listens on loopback, more widely only when asked to."""
+class Receiver(Generic[ReceivedT]):
+    """The end of a link that many send to; listens on loopback, more widely only when asked to."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, messages: Any) -> None:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PULL)
         server_key = _make_server(self._socket)
         self.address = LinkAddress(node, _bind(self._socket, LOOPBACK), None, server_key)
-        self._decoder = msgspec.msgpack.Decoder(ToGateway)
+        self._decoder = msgspec.msgpack.Decoder(messages)
 
     def listen_wide(self) -> None:
         """Listen on the node's own address too: the cluster has other nodes."""
         if self.address.wide_endpoint is None:
             self.address = replace(self.address, wide_endpoint=_bind(self._socket, self.address.node))
 
-    async def receive(self) -> ToGateway:
+    async def receive(self) -> ReceivedT:
         """The next message; what cannot be read is dropped."""
         while True:
             payload = await self._socket.recv()
             try:
-                message: ToGateway = self._decoder.decode(payload)
+                message: ReceivedT = self._decoder.decode(payload)
             except _UNREADABLE:
                 continue
             if message.version == PROTOCOL_VERSION:
@@ -169,35 +182,31 @@ class TokenReceiver:
         self._context.destroy(linger=0)
 
 
-class TokenLinks:
-    """A Router's ends of the token links: one socket for each Gateway replica that it knows."""
+class TokenReceiver(Receiver[ToGateway]):
+    """A Gateway replica's end of the token link: tokens, states and replies of all its replicas."""
 
-    def __init__(self, sender: str, node: str) -> None:
-        self._sender = sender
+    def __init__(self, node: str) -> None:
+        super().__init__(node, ToGateway)
+
+
+class CallReceiver(Receiver[ToReplica]):
+    """A Router's or Preprocessor's end of the call link: the calls of all Gateway replicas."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node, ToReplica)
+
+
+class Senders:
+    """Ends that send: one socket for each receiver that is known."""
+
+    def __init__(self, node: str) -> None:
         self._node = node
         self._context = zmq.Context()
         self._sockets: dict[str, zmq.Socket[Any]] = {}  # by server key
         self._encoder = msgspec.msgpack.Encoder()
 
-    def send_tokens(self, address: LinkAddress, epoch: int, chunks: list[tuple[int, OutputChunk]]) -> bool:
-        """Send (stream, chunk) pairs as one message; False when that Gateway cannot be reached or takes no more."""
-        return self._send(address, token_batch(epoch, self._sender, chunks))
-
-    def send_state(self, address: LinkAddress, epoch: int, application: str, state: CopyState) -> bool:
-        """Tell a Gateway how this copy of an application's model is; False as above."""
-        return self._send(address, StateMessage(PROTOCOL_VERSION, epoch, application, state))
-
-    def forget(self, address: LinkAddress) -> None:
-        """Close the socket to a Gateway that is gone."""
-        socket = self._sockets.pop(address.server_key, None)
-        if socket is not None:
-            socket.close(linger=0)
-
-    def close(self) -> None:
-        """Close all sockets."""
-        self._context.destroy(linger=0)
-
-    def _send(self, address: LinkAddress, message: ToGateway) -> bool:
+    def send(self, address: LinkAddress, message: Message) -> bool:
+        """Send a message; False when that receiver cannot be reached or takes no more."""
         socket = self._sockets.get(address.server_key)
         if socket is None:
             endpoint = address.local_endpoint if address.node == self._node else address.wide_endpoint
@@ -211,6 +220,40 @@ class TokenLinks:
         except zmq.Again:
             return False
         return True
+
+    def forget(self, address: LinkAddress) -> None:
+        """Close the socket to a receiver that is gone."""
+        socket = self._sockets.pop(address.server_key, None)
+        if socket is not None:
+            socket.close(linger=0)
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._context.destroy(linger=0)
+
+
+class TokenLinks(Senders):
+    """A Router's ends of the token links."""
+
+    def __init__(self, sender: str, node: str) -> None:
+        super().__init__(node)
+        self._sender = sender
+
+    def send_tokens(self, address: LinkAddress, epoch: int, chunks: list[tuple[int, OutputChunk]]) -> bool:
+        """Send (stream, chunk) pairs as one message; False as for `send`."""
+        return self.send(address, token_batch(epoch, self._sender, chunks))
+
+    def send_state(
+        self,
+        address: LinkAddress,
+        epoch: int,
+        application: str,
+        state: CopyState,
+        deployment: str = "Router",
+        calls: LinkAddress | None = None,
+    ) -> bool:
+        """Tell a Gateway how this copy of an application's models is; False as for `send`."""
+        return self.send(address, StateMessage(PROTOCOL_VERSION, epoch, application, state, deployment, calls))
 
 
 def _make_server(socket: zmq.Socket[Any]) -> str:

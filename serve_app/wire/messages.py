@@ -4,9 +4,24 @@ from typing import Final
 
 import msgspec
 
-from serve_app.types import CopyState, OutputChunk, StepInput, StepOutput
+from serve_app.types import (
+    BatchStep,
+    BatchStepOutput,
+    CopyState,
+    ErrorReply,
+    InferRequest,
+    InferResult,
+    LinkAddress,
+    OutputChunk,
+    PostprocessRequest,
+    PostprocessResult,
+    PreprocessRequest,
+    PreprocessResult,
+    StepInput,
+    StepOutput,
+)
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -20,6 +35,12 @@ class StepMessage(Message, frozen=True, array_like=True, tag="step"):
     """Router to every shard: run this step."""
 
     step: StepInput
+
+
+class BatchStepMessage(Message, frozen=True, array_like=True, tag="batch_step"):
+    """Router to every shard: run this step of a batch model."""
+
+    step: BatchStep
 
 
 class StopMessage(Message, frozen=True, array_like=True, tag="stop"):
@@ -36,6 +57,12 @@ class OutputMessage(Message, frozen=True, array_like=True, tag="output"):
     """Last stage to Router: the tokens of a step."""
 
     output: StepOutput
+
+
+class BatchOutputMessage(Message, frozen=True, array_like=True, tag="batch_output"):
+    """Last stage to Router: the outputs of a batch model's step."""
+
+    output: BatchStepOutput
 
 
 class HeartbeatMessage(Message, frozen=True, array_like=True, tag="heartbeat"):
@@ -71,11 +98,73 @@ class StateMessage(Message, frozen=True, array_like=True, tag="state"):
 
     application: str
     state: CopyState
+    deployment: str = "Router"
+    calls: LinkAddress | None = None  # where this replica takes calls
 
 
-ToGateway = TokenBatch | StateMessage
-ToShard = StepMessage | StopMessage
-ToRouter = HelloMessage | OutputMessage | HeartbeatMessage
+class CallMessage(Message, frozen=True, array_like=True, tag="call"):
+    """Head of every request of a Gateway replica to one replica of ours; the answer is a reply with its number."""
+
+    stream: int
+    reply_to: LinkAddress
+
+
+class InferMessage(CallMessage, frozen=True, array_like=True, tag="infer"):
+    """Gateway to Router: run these entries."""
+
+    request: InferRequest
+
+
+class PreprocessMessage(CallMessage, frozen=True, array_like=True, tag="preprocess"):
+    """Gateway to Preprocessor: run these values through a chain."""
+
+    request: PreprocessRequest
+
+
+class PostprocessMessage(CallMessage, frozen=True, array_like=True, tag="postprocess"):
+    """Gateway to Preprocessor: run these outputs through a chain."""
+
+    request: PostprocessRequest
+
+
+class CancelMessage(CallMessage, frozen=True, array_like=True, tag="cancel"):
+    """Gateway to a replica: the answer to this number is wanted no more."""
+
+
+class InferReply(Message, frozen=True, array_like=True, tag="inferred"):
+    """Router to Gateway."""
+
+    stream: int
+    result: InferResult
+
+
+class PreprocessReply(Message, frozen=True, array_like=True, tag="preprocessed"):
+    """Preprocessor to Gateway."""
+
+    stream: int
+    result: PreprocessResult
+
+
+class PostprocessReply(Message, frozen=True, array_like=True, tag="postprocessed"):
+    """Preprocessor to Gateway."""
+
+    stream: int
+    result: PostprocessResult
+
+
+class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
+    """A replica to Gateway: the call of this number has failed."""
+
+    stream: int
+    error: ErrorReply
+
+
+Call = InferMessage | PreprocessMessage | PostprocessMessage
+Reply = InferReply | PreprocessReply | PostprocessReply | ErrorMessage
+ToReplica = InferMessage | PreprocessMessage | PostprocessMessage | CancelMessage
+ToGateway = TokenBatch | StateMessage | InferReply | PreprocessReply | PostprocessReply | ErrorMessage
+ToShard = StepMessage | BatchStepMessage | StopMessage
+ToRouter = HelloMessage | OutputMessage | BatchOutputMessage | HeartbeatMessage
 
 
 def token_batch(epoch: int, sender: str, chunks: list[tuple[int, OutputChunk]]) -> TokenBatch:

@@ -128,7 +128,7 @@ async def _disturb(pool: PlainProcesses) -> None:
                 alive.append(copy.submit(greedy(str(num_submitted), prompt, randomness.randint(1, 80))))
                 num_submitted += 1
             elif randomness.random() < 0.1:
-                copy.loop.abort(alive[:1] if randomness.random() < 0.5 else alive[-1:])
+                copy.abort(alive[:1] if randomness.random() < 0.5 else alive[-1:])
                 num_aborted += 1
             await asyncio.sleep(randomness.random() * 0.02)
         num_preemptions = copy.scheduler.num_preemptions

@@ -30,7 +30,8 @@ TORCH_MODULES = {"torch", "transformers", "torchao", "accelerate"}
 PICKLE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAY_IMPORT_RAY = (
     "serve_app/deployments/",
-    "serve_app/gateway/deployment.py",
+    "serve_app/gateway/serve_applications.py",
+    "serve_app/gateway/serve_backend.py",
     "serve_app/observability.py",
     "serve_app/app.py",
 )
@@ -38,14 +39,17 @@ MAY_IMPORT_IN_FUNCTIONS = ("serve_app/deployments/shard.py", "serve_app/cli.py")
 MAY_READ_ENVIRONMENT = ("serve_app/config.py", "serve_app/serve_command.py")
 # Where a process meets the outside: a client, foreign code, another process.
 MAY_CATCH_EVERYTHING = (
+    "serve_app/deployments/call_server.py",
     "serve_app/deployments/model_copy.py",
     "serve_app/deployments/router.py",
     "serve_app/deployments/shard.py",
     "serve_app/deployments/step_loop.py",
+    "serve_app/engine/batch_runner.py",
     "serve_app/engine/plain_processes.py",
-    "serve_app/gateway/deployment.py",
     "serve_app/gateway/grpc.py",
     "serve_app/gateway/http.py",
+    "serve_app/gateway/serve_applications.py",
+    "serve_app/gateway/serve_backend.py",
     "serve_app/gateway/sse.py",
     "serve_app/preprocessing/template_worker.py",
     "serve_app/preprocessing/tokenizer.py",
@@ -243,7 +247,7 @@ def test_a_broken_rule_is_found(path: str, source: str) -> None:
     [
         ("serve_app/deployments/shard.py", "def run():\n    from serve_app.engine.shard import EngineShard"),
         ("serve_app/deployments/router.py", "if TYPE_CHECKING:\n    from serve_app.engine.shard import EngineShard"),
-        ("serve_app/gateway/deployment.py", "from ray import serve\nfrom serve_app.wire.links import TokenLink"),
+        ("serve_app/gateway/serve_backend.py", "from ray import serve\nfrom serve_app.wire.links import TokenLink"),
         ("serve_app/engine/loader.py", "try:\n    pass\nexcept (OSError, ValueError):\n    pass"),
         ("serve_app/engine/loader.py", "try:\n    pass\nexcept BaseException:\n    close()\n    raise"),
     ],

@@ -13,7 +13,7 @@ import pytest
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from serve_app.types import CopyState, LinkAddress, OutputChunk, StepInput, StepOutput
+from serve_app.types import BatchStep, CopyState, LinkAddress, OutputChunk, StepInput, StepOutput
 from serve_app.wire.links import LOOPBACK, ControlAddress, ControlClient, ControlServer, TokenLinks, TokenReceiver
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
@@ -126,7 +126,7 @@ def listens_on(host: str, endpoint: str) -> bool:
 # Control link
 
 
-def run_shard(address: ControlAddress, index: int, received: list[StepInput | None]) -> threading.Thread:
+def run_shard(address: ControlAddress, index: int, received: list[StepInput | BatchStep | None]) -> threading.Thread:
     """A shard that says hello, answers its steps and ends when told to."""
 
     def run() -> None:
@@ -145,7 +145,7 @@ def run_shard(address: ControlAddress, index: int, received: list[StepInput | No
 
 
 async def test_a_shard_s_whole_life_passes_over_the_control_link(server: ControlServer) -> None:
-    received: list[list[StepInput | None]] = [[], []]
+    received: list[list[StepInput | BatchStep | None]] = [[], []]
     threads = [run_shard(server.address, index, received[index]) for index in range(2)]
     greetings = [await soon(server) for _ in range(4)]
     head = {"version": PROTOCOL_VERSION, "epoch": EPOCH}
@@ -218,7 +218,7 @@ def test_a_shard_drops_what_is_not_of_its_epoch_and_version(strangers: Strangers
 
 async def test_a_shard_of_the_life_before_gets_no_steps(server: ControlServer) -> None:
     old = ControlClient(replace(server.address, epoch=EPOCH - 1), 0)
-    received: list[StepInput | None] = []
+    received: list[StepInput | BatchStep | None] = []
     current = run_shard(server.address, 0, received)
     old.send_hello()
     while not isinstance(await soon(server), HelloMessage):

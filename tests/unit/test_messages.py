@@ -8,19 +8,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.types import (
+    BatchStep,
+    BatchStepOutput,
     CopyState,
+    ErrorReply,
+    InferRequest,
+    InferResult,
+    LinkAddress,
     OutputChunk,
     PromptTargets,
     SamplingParams,
     SequenceStart,
     StepInput,
     StepOutput,
+    TensorData,
     TokenLogprobs,
 )
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
+    BatchOutputMessage,
+    BatchStepMessage,
+    CancelMessage,
+    ErrorMessage,
     HeartbeatMessage,
     HelloMessage,
+    InferMessage,
+    InferReply,
     Message,
     OutputMessage,
     StateMessage,
@@ -29,6 +42,7 @@ from serve_app.wire.messages import (
     StreamChunk,
     ToGateway,
     TokenBatch,
+    ToReplica,
     ToRouter,
     ToShard,
     token_batch,
@@ -71,6 +85,10 @@ ENDED = OutputChunk(1, 4, [7], [LOGPROBS], [LOGPROBS], "stop", 7)
 PLAIN = OutputChunk(0, 3, [8])
 
 
+ITEM = {"x": TensorData("int8", (2, 3), bytes(range(6))), "y": TensorData("bool", (0,), b"")}
+ADDRESS = LinkAddress("10.0.0.1", "tcp://127.0.0.1:1", None, "key")
+
+
 def version(epoch: int = 3) -> dict[str, int]:
     return {"version": PROTOCOL_VERSION, "epoch": epoch}
 
@@ -85,7 +103,15 @@ def version(epoch: int = 3) -> dict[str, int]:
         (OutputMessage(**version(), output=StepOutput(0, [])), ToRouter),
         (HeartbeatMessage(**version(), shard_index=1, num_steps_done=2**40), ToRouter),
         (token_batch(3, "replica#1", [(9, PLAIN), (11, ENDED)]), ToGateway),
-        (StateMessage(**version(), application="demo", state=STATE), ToGateway),
+        (StateMessage(PROTOCOL_VERSION, 3, "demo", STATE), ToGateway),
+        (StateMessage(PROTOCOL_VERSION, 3, "demo", STATE, "Preprocessor", ADDRESS), ToGateway),
+        (BatchStepMessage(**version(), step=BatchStep(4, 1, ITEM)), ToShard),
+        (BatchOutputMessage(**version(), output=BatchStepOutput(4, ITEM)), ToRouter),
+        (BatchOutputMessage(**version(), output=BatchStepOutput(4, {}, "ValueError")), ToRouter),
+        (InferMessage(PROTOCOL_VERSION, 0, 9, ADDRESS, InferRequest("r", "m", [ITEM, ITEM], 2.5)), ToReplica),
+        (CancelMessage(PROTOCOL_VERSION, 0, 9, ADDRESS), ToReplica),
+        (InferReply(PROTOCOL_VERSION, 0, 9, InferResult([ITEM])), ToGateway),
+        (ErrorMessage(PROTOCOL_VERSION, 0, 9, ErrorReply("QueueFullError", "full", "model", 1.5)), ToGateway),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Message) else "",
 )

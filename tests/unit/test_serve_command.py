@@ -65,7 +65,7 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def file_of(port: int, directory: Path) -> ServeFile:
-    model = ModelApplication("demo", ModelConfig(name="demo", source="model"), None)
+    model = ModelApplication("demo", "args", ModelConfig(name="demo", source="model"), None)
     path = directory / "serve_config.yaml"
     return ServeFile(path, "127.0.0.1", port, "gateway", GatewayConfig(), [model])
 

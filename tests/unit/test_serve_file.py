@@ -78,7 +78,22 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
         ("revision: no", "args.revision: False is not text; put it in quotes"),
         ("revision: ' x'", "args.revision: revision=' x' is blank or has stray spaces"),
         ("dtype: fp16", "args.dtype: 'fp16' is not known; use 'auto', 'float32', 'bfloat16' or 'float16'"),
-        ("task: embed", "args.task: 'embed' is not known; use 'generate'"),
+        ("task: speak", "args.task: 'speak' is not known; use 'generate', 'embed', 'classify', 'score' or 'predict'"),
+        ("task: predict", "args: task=predict needs architecture: package.module:Class; or choose generate, embed"),
+        ("architecture: 'a:B'", "args: task=generate cannot run architecture=a:B; set task to predict"),
+        ("architecture: a.b", "args.architecture: architecture='a.b' is no import path; write it as package.module"),
+        ("arguments: {width: 3}", "args: arguments has no effect without architecture; remove it, or name"),
+        ("pooling: mean", "args: pooling has no effect on task=generate; remove it"),
+        ("task: embed, pooling: max", "args.pooling: 'max' is not known; use 'mean', 'cls' or 'last'"),
+        ("task: classify, normalize: true", "args: normalize has no effect on task=classify; remove it"),
+        (
+            "task: predict, architecture: 'a:B', parallel: {tensor: 2}",
+            "args: parallel.tensor=2 cannot cut architecture=a:B; use pipeline",
+        ),
+        (
+            "task: predict, architecture: 'a:B', inputs: {x: {dtype: float, shape: [batch]}}",
+            "args.inputs.x.dtype: 'float' is not known; use 'bool'",
+        ),
         ("engine: {block_size: 0x4000}", "args.engine.block_size: 16384 is too large; use 1024 or less"),
         (
             "engine: {kv_cache_bytes: 5XB}",

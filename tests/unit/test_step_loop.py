@@ -27,9 +27,22 @@ SLACK_S = 0.7  # the watch looks four times a second; the rest is for a busy mac
 class Group:
     """A step loop with its shards."""
 
-    loop: StepLoop
+    loop: StepLoop[list[SequenceOutput]]
+    scheduler: Scheduler
     shards: list[FakeShard]
     running: asyncio.Task[None]
+
+    def submit(self, request: GenerateRequest) -> list[Sequence]:
+        """Queue a request; raises what the scheduler raises."""
+        sequences = self.scheduler.add(request)
+        self.loop.wake()
+        return sequences
+
+    def abort(self, sequences: list[Sequence]) -> None:
+        """End sequences."""
+        for sequence in sequences:
+            self.scheduler.abort(sequence)
+        self.loop.wake()
 
     async def finish(self, sequences: list[Sequence]) -> None:
         """Wait for the end of these."""
@@ -62,7 +75,7 @@ async def group_of(
     outputs: list[SequenceOutput] = []
     scheduler = Scheduler(LIMITS, num_stages=num_stages, max_queued=8, eos_token_ids=EOS)
     loop = StepLoop(scheduler, control, num_shards, outputs.extend, heartbeat_s=HEARTBEAT_S, step_s=step_s)
-    group = Group(loop, shards, asyncio.create_task(loop.run()))
+    group = Group(loop, scheduler, shards, asyncio.create_task(loop.run()))
     for shard in shards[num_absent:]:
         shard.start()
     try:
@@ -110,22 +123,22 @@ async def test_requests_that_come_at_different_times_get_what_they_get_alone(num
         requests = [request_of(seed, num_tokens=3 * seed, num_choices=1 + seed % 2) for seed in range(1, 8)]
         submitted: list[list[Sequence]] = []
         for request in requests:
-            await until(lambda: group.loop.scheduler.num_waiting < 6, group.running)
-            submitted.append(group.loop.submit(request))
+            await until(lambda: group.scheduler.num_waiting < 6, group.running)
+            submitted.append(group.submit(request))
             await asyncio.sleep(0.002)
         for request, sequences in zip(requests, submitted, strict=True):
             await group.finish(sequences)
             assert_right(request, sequences)
-        await until(lambda: group.loop.scheduler.num_steps_in_flight == 0, group.running)
-        assert group.loop.scheduler.num_free_blocks == LIMITS.num_blocks
+        await until(lambda: group.scheduler.num_steps_in_flight == 0, group.running)
+        assert group.scheduler.num_free_blocks == LIMITS.num_blocks
 
 
 async def test_requests_that_come_together_start_in_one_step() -> None:
     async with group_of() as group:
         group.shards[-1].is_stuck.set()
-        sequences = [group.loop.submit(request_of(seed, num_tokens=2))[0] for seed in (1, 2, 3)]
-        assert group.loop.scheduler.num_steps_in_flight == 0
-        await until(lambda: group.loop.scheduler.num_steps_in_flight > 0, group.running)
+        sequences = [group.submit(request_of(seed, num_tokens=2))[0] for seed in (1, 2, 3)]
+        assert group.scheduler.num_steps_in_flight == 0
+        await until(lambda: group.scheduler.num_steps_in_flight > 0, group.running)
         assert {sequence.last_step_id for sequence in sequences} == {0}
         group.shards[-1].is_stuck.clear()
         group.shards[-1].is_free.set()
@@ -135,12 +148,12 @@ async def test_requests_that_come_together_start_in_one_step() -> None:
 async def test_what_the_scheduler_refuses_reaches_who_submits() -> None:
     async with group_of() as group:
         with pytest.raises(RequestError):
-            group.loop.submit(request_of(1, num_choices=9))
+            group.submit(request_of(1, num_choices=9))
 
 
 async def test_no_step_is_sent_before_all_shards_have_connected() -> None:
     async with group_of(num_absent=1) as group:
-        sequences = group.loop.submit(request_of(1))
+        sequences = group.submit(request_of(1))
         await until(lambda: group.loop._greeted == {1}, group.running)
         await asyncio.sleep(0.05)
         assert sequences[0].last_step_id == -1
@@ -153,29 +166,29 @@ async def test_an_abort_frees_blocks_and_the_others_go_on() -> None:
     async with group_of() as group:
         for shard in group.shards:
             shard.step_s = 0.01
-        gone = group.loop.submit(request_of(1, max_tokens=50))
-        stays = group.loop.submit(request_of(2, num_tokens=30, num_choices=2))
+        gone = group.submit(request_of(1, max_tokens=50))
+        stays = group.submit(request_of(2, num_tokens=30, num_choices=2))
         await until(lambda: gone[0].num_outputs > 3, group.running)
         held = sum(len(sequence.block_table) for sequence in stays)
-        group.loop.abort(gone)
-        assert group.loop.scheduler.num_free_blocks == LIMITS.num_blocks - held
+        group.abort(gone)
+        assert group.scheduler.num_free_blocks == LIMITS.num_blocks - held
         num_outputs = gone[0].num_outputs
         await group.finish(stays)
         assert_right(request_of(2, num_tokens=30, num_choices=2), stays)
         assert (gone[0].num_outputs, gone[0].finish_reason) == (num_outputs, "abort")
-        await until(lambda: group.loop.scheduler.num_steps_in_flight == 0, group.running)
-        assert group.loop.scheduler.num_free_blocks == LIMITS.num_blocks
+        await until(lambda: group.scheduler.num_steps_in_flight == 0, group.running)
+        assert group.scheduler.num_free_blocks == LIMITS.num_blocks
 
 
 async def test_an_abort_lets_the_next_in_the_queue_start_at_once() -> None:
     async with group_of() as group:
         group.shards[-1].is_stuck.set()
-        running = group.loop.submit(request_of(1, num_tokens=2, num_choices=4))
-        waiting = group.loop.submit(request_of(2))
-        await until(lambda: group.loop.scheduler.num_running == 4, group.running)
-        assert group.loop.scheduler.num_steps_in_flight == 1
-        group.loop.abort(running)
-        await until(lambda: group.loop.scheduler.num_steps_in_flight == 2, group.running)  # no output has come
+        running = group.submit(request_of(1, num_tokens=2, num_choices=4))
+        waiting = group.submit(request_of(2))
+        await until(lambda: group.scheduler.num_running == 4, group.running)
+        assert group.scheduler.num_steps_in_flight == 1
+        group.abort(running)
+        await until(lambda: group.scheduler.num_steps_in_flight == 2, group.running)  # no output has come
         group.shards[-1].is_stuck.clear()
         group.shards[-1].is_free.set()
         await group.finish(waiting)
@@ -201,10 +214,10 @@ async def test_a_shard_that_falls_silent_is_lost_within_the_heartbeat(index: int
 async def test_a_step_that_never_ends_is_a_loss_though_all_shards_beat() -> None:
     async with group_of(step_s=0.6) as group:
         group.shards[0].is_stuck.set()  # the last stage answers: progress is counted where steps end
-        sequences = group.loop.submit(request_of(1))
+        sequences = group.submit(request_of(1))
         await group.finish(sequences)
         group.shards[1].is_stuck.set()
-        group.loop.submit(request_of(2))
+        group.submit(request_of(2))
         started = time.monotonic()
         error = await group.loss()
         took_s = time.monotonic() - started
@@ -217,7 +230,7 @@ async def test_time_without_work_does_not_count_towards_the_next_step() -> None:
     async with group_of(step_s=0.7) as group:
         await asyncio.sleep(0.9)
         group.shards[-1].step_s = 0.4  # long enough for the watch to look at it
-        sequences = group.loop.submit(request_of(1, max_tokens=1))
+        sequences = group.submit(request_of(1, max_tokens=1))
         await group.finish(sequences)
         assert_right(request_of(1, max_tokens=1), sequences)
         await asyncio.sleep(0.9)
@@ -229,7 +242,7 @@ async def test_a_group_whose_steps_all_end_is_not_lost_however_long_the_work() -
         for shard in group.shards:
             shard.step_s = 0.03
         request = request_of(1, max_tokens=20, num_choices=2)  # two steps in flight all the time
-        sequences = group.loop.submit(request)
+        sequences = group.submit(request)
         await group.finish(sequences)
         assert_right(request, sequences)
 
@@ -241,7 +254,7 @@ def stand_still(stall_s: float) -> None:
 
 async def test_a_stall_of_the_router_itself_is_not_a_loss_of_shards() -> None:
     async with group_of() as group:
-        sequences = group.loop.submit(request_of(1, max_tokens=40))
+        sequences = group.submit(request_of(1, max_tokens=40))
         await until(lambda: sequences[0].num_outputs > 1, group.running)
         stand_still(1.5 * HEARTBEAT_S)
         await asyncio.sleep(0.4)
@@ -259,8 +272,8 @@ async def test_a_stall_of_the_router_itself_is_not_a_loss_of_shards() -> None:
 async def test_a_step_that_ends_right_after_a_stall_has_not_taken_too_long() -> None:
     async with group_of(step_s=0.5) as group:
         group.shards[-1].is_stuck.set()
-        sequences = group.loop.submit(request_of(1))
-        await until(lambda: group.loop.scheduler.num_steps_in_flight > 0, group.running)
+        sequences = group.submit(request_of(1))
+        await until(lambda: group.scheduler.num_steps_in_flight > 0, group.running)
         stand_still(1.0)
         group.shards[-1].is_stuck.clear()
         group.shards[-1].is_free.set()
@@ -285,11 +298,11 @@ async def test_a_shard_that_falls_silent_after_a_stall_is_noticed_as_soon_as_eve
 @pytest.mark.parametrize("how", ["after a request", "after an abort"])
 async def test_blocks_out_of_balance_end_the_loop(how: str) -> None:
     async with group_of() as group:
-        group.loop.scheduler._blocks._free.pop()
+        group.scheduler._blocks._free.pop()
         if how == "after a request":
-            group.loop.submit(request_of(1))
+            group.submit(request_of(1))
         else:
-            group.loop.abort([])
+            group.abort([])
         error = await group.loss()
         assert isinstance(error, InternalError)
         assert "KV blocks out of balance" in error.message
@@ -301,8 +314,8 @@ async def test_a_loop_that_has_ended_leaves_nothing_running(how: str) -> None:
         if how == "cancelled":
             group.running.cancel()
         else:
-            group.loop.scheduler._blocks._free.pop()
-            group.loop.abort([])
+            group.scheduler._blocks._free.pop()
+            group.abort([])
         await asyncio.gather(group.running, return_exceptions=True)
         await asyncio.sleep(0)
         assert [task for task in asyncio.all_tasks() if "StepLoop" in repr(task.get_coro())] == []

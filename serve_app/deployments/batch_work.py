@@ -1,0 +1,100 @@
+"""Models that are done with an entry after one step, on the shards of a model copy: batches and their results."""
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from serve_app.config import ModelConfig
+from serve_app.deployments.copy_work import Load
+from serve_app.deployments.step_loop import StepLoop, StepScheduler
+from serve_app.errors import ConfigError, UnavailableError
+from serve_app.planning.served_model import BatchModelPlan
+from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, Job, JobResult
+from serve_app.types import (
+    BatchModelReport,
+    BatchShardSettings,
+    EngineLimits,
+    InferRequest,
+    ModelSource,
+    ShardReport,
+    ShardSpec,
+)
+
+
+class BatchWork:
+    """CopyWork of one such model, or of several small ones in one shard process."""
+
+    def __init__(
+        self, config: ModelConfig, plans: list[BatchModelPlan], on_results: Callable[[list[JobResult]], None]
+    ) -> None:
+        self.config = config
+        self.name = ",".join(plan.config.name for plan in plans)
+        self.shards = plans[0].shards
+        self.sources: list[ModelSource] = [plan.source for plan in plans]
+        self.reports: dict[str, BatchModelReport] = {}  # by model, when loaded
+        self._plans = plans
+        self._on_results = on_results
+        self._scheduler: BatchScheduler | None = None
+
+    def settings(self, shard: ShardSpec, num_threads: int) -> BatchShardSettings:
+        """How one shard is to be made."""
+        models = [plan.settings(shard) for plan in self._plans]
+        return BatchShardSettings(shard, models, self.config.device.type, num_threads)
+
+    def limits(self, _reports: Sequence[ShardReport]) -> None:
+        """There is no cache."""
+        return
+
+    def scheduler(self, reports: Sequence[ShardReport], _limits: EngineLimits | None) -> StepScheduler[object]:
+        """One for all lives: what waits goes on when the shards are there again."""
+        self.reports = {model.name: model for model in reports[0].models}
+        if self._scheduler is None:
+            engine = self.config.engine
+            models = [
+                BatchModel(
+                    plan.config.name,
+                    self.reports[plan.config.name].inputs,
+                    self.reports[plan.config.name].outputs,
+                    plan.config.batch_dim,
+                )
+                for plan in self._plans
+            ]
+            self._scheduler = BatchScheduler(
+                models,
+                num_stages=self.config.parallel.pipeline,
+                max_rows=engine.max_num_seqs,
+                max_tokens=engine.max_num_batched_tokens,
+                max_queued=engine.max_queued,
+            )
+        return self._scheduler
+
+    async def warm_up(self, loop: StepLoop[object]) -> None:
+        """Nothing: what a module takes is its own affair."""
+        loop.wake()
+
+    def take(self, results: object) -> None:
+        """Requests that have ended."""
+        self._on_results(cast(list[JobResult], results))
+
+    def lose_shards(self) -> None:
+        """What was in flight waits for the next life."""
+        if self._scheduler is not None:
+            self._on_results(self._scheduler.lose_shards())
+
+    def submit(self, request: InferRequest) -> Job:
+        """Queue a request, also while the shards are made anew. Raises what BatchScheduler.add raises."""
+        if self._scheduler is None:
+            raise UnavailableError(f"model {request.model} is starting; try again", retry_after_s=1.0)
+        if request.model not in self.reports:
+            raise ConfigError(f"model={request.model} is not served by this application")
+        return self._scheduler.add(request)
+
+    def cancel(self, job: Job) -> None:
+        """Give a request up."""
+        if self._scheduler is not None:
+            self._scheduler.cancel(job)
+
+    def load(self) -> Load:
+        """Entries; there are no blocks."""
+        if self._scheduler is None:
+            return Load()
+        return Load(self._scheduler.num_running, self._scheduler.num_waiting)

@@ -1,0 +1,82 @@
+"""One shard's part of a batch step: entries joined by the Router in, their outputs out."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from serve_app.engine.tensors import to_data, to_tensor
+from serve_app.models.batch_stage import BatchStage
+from serve_app.parallel.communicator import DTYPE_NAMES, Communicator, StepFailedError
+from serve_app.types import BatchStep, BatchStepOutput, ShardSpec
+
+logger = logging.getLogger(__name__)
+
+
+class BatchRunner:
+    """Runs the stages of one shard, one for each model. All shards of a group run the same steps in the same order."""
+
+    def __init__(
+        self, stages: list[BatchStage], shard: ShardSpec, communicator: Communicator, device: torch.device
+    ) -> None:
+        self._stages = stages
+        self._shard = shard
+        self._communicator = communicator
+        self._device = device
+
+    @torch.inference_mode()
+    def run(self, step: BatchStep) -> BatchStepOutput | None:
+        """Run one step; the last stage's first rank gives the outputs, the others None.
+
+        What the module raises fails the step, not the shard; only the kind of the exception is told, because its
+        message may quote the input. Where several ranks must stay in step it is the end of the group.
+        """
+        stage = self._stages[step.model]
+        try:
+            hidden = None if self._shard.is_first else self._communicator.receive_named()
+            outputs = stage.forward(self._inputs(step), hidden)
+            _check(stage, outputs, is_last=self._shard.is_last)
+        except StepFailedError as failure:
+            return self._fail(step, failure.kind)
+        except Exception as error:  # a user's module may raise whatever it likes
+            if self._shard.num_ranks > 1:
+                raise RuntimeError(f"a step failed on one of several ranks: {type(error).__name__}") from None
+            logger.error("step failed model=%d error=%s", step.model, type(error).__name__)
+            told = f"{type(error).__name__}: {error}" if isinstance(error, OutputError) else type(error).__name__
+            return self._fail(step, told)
+        if not self._shard.is_last:
+            self._communicator.send_named(outputs)
+            return None
+        if self._shard.rank != 0:
+            return None
+        return BatchStepOutput(step.step_id, {name: to_data(outputs[name]) for name in stage.outputs})
+
+    def _inputs(self, step: BatchStep) -> dict[str, Tensor]:
+        return {name: to_tensor(data, self._device) for name, data in step.inputs.items()}
+
+    def _fail(self, step: BatchStep, kind: str) -> BatchStepOutput | None:
+        """Tell the next stage, or the Router, that there is nothing to come."""
+        if self._shard.is_last:
+            return BatchStepOutput(step.step_id, {}, kind)
+        self._communicator.send_failure(kind)
+        return None
+
+
+class OutputError(ValueError):
+    """A module's output is not what it declares. Its message quotes names, shapes and dtypes only."""
+
+
+def _check(stage: BatchStage, outputs: dict[str, Tensor], *, is_last: bool) -> None:
+    if not is_last:
+        return
+    for name, spec in stage.outputs.items():
+        if name not in outputs:
+            raise OutputError(f"output {name} is missing among {sorted(outputs)}")
+        tensor = outputs[name]
+        fits = tensor.dim() == len(spec.shape) and all(
+            isinstance(size, str) or size == actual for size, actual in zip(spec.shape, tensor.shape, strict=True)
+        )
+        if not fits or DTYPE_NAMES.get(tensor.dtype) != spec.dtype:
+            raise OutputError(
+                f"output {name} is {tensor.dtype} {list(tensor.shape)}, declared {spec.dtype} {list(spec.shape)}"
+            )

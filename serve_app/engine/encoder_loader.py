@@ -1,0 +1,53 @@
+"""Filling the stage of an encoder with its tensors."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from serve_app.config import ModelConfig
+from serve_app.engine.loader import fill_stage
+from serve_app.engine.tensor_file import tensor_reader
+from serve_app.models.batch_stage import BatchStage
+from serve_app.models.encoder_model import EncoderStage
+from serve_app.models.pooling import Projection
+from serve_app.models.transformers_model import read_config, resolve_dtype
+from serve_app.parallel.communicator import Communicator
+from serve_app.planning.encoder_spec import ProjectionSpec, read_encoder_spec
+from serve_app.planning.safetensors_header import read_safetensors_header
+from serve_app.types import BatchModelSettings
+
+
+def load_encoder_stage(settings: BatchModelSettings, communicator: Communicator, device: torch.device) -> BatchStage:
+    """Build and fill one stage. Raises ConfigError."""
+    source_dir = Path(settings.source_dir)
+    spec = read_encoder_spec(
+        ModelConfig(
+            name=settings.name,
+            source=settings.source_dir,
+            task=settings.task,  # type: ignore[arg-type]  # it was one
+            pooling=settings.pooling,  # type: ignore[arg-type]
+            normalize=settings.normalize,
+        ),
+        source_dir,
+    )
+    config = read_config(source_dir)
+    if spec.num_labels:
+        config.num_labels = spec.num_labels
+    stage = EncoderStage(config, spec, resolve_dtype(config, settings.dtype), settings.shard)
+    fill_stage(source_dir, stage, communicator, device, spec.spec.tensors)
+    if settings.shard.is_last:
+        stage.projections = [_load_projection(one, device) for one in spec.projections]
+    stage.parameter_bytes = sum(parameter.nbytes for parameter in stage.model.parameters())
+    return stage
+
+
+def _load_projection(spec: ProjectionSpec, device: torch.device) -> Projection:
+    projection = Projection(spec.num_inputs, spec.num_outputs, spec.has_bias, spec.activation)
+    headers = read_safetensors_header(spec.directory / "model.safetensors")
+    with tensor_reader() as reader:
+        for name, parameter in list(projection.linear.named_parameters()):
+            tensor = torch.empty(parameter.shape, device=device)
+            reader.read(headers[f"linear.{name}"], tensor, None, ())
+            setattr(projection.linear, name, nn.Parameter(tensor, requires_grad=False))
+    return projection.eval()

@@ -1,0 +1,109 @@
+"""Filling the stage of an nn.Module with its tensors from safetensors files."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.engine.tensor_file import TensorReader, tensor_reader
+from serve_app.errors import ConfigError
+from serve_app.models.batch_stage import BatchStage
+from serve_app.models.torch_model import ModuleStage
+from serve_app.parallel.communicator import DTYPES_BY_NAME
+from serve_app.planning.module_spec import read_module_tensors
+from serve_app.planning.safetensors_header import TensorHeader
+from serve_app.types import BatchModelSettings
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINT_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+def load_module_stage(settings: BatchModelSettings, device: torch.device) -> BatchStage:
+    """Build and fill one stage; raises ConfigError when the files lack a tensor, or have another or a spare one."""
+    stage = ModuleStage(settings)
+    headers = read_module_tensors(Path(settings.source_dir))
+    parameters, buffers = stage.own_parameters(), stage.own_buffers()
+    _check_names(stage.module, headers)
+    filled: dict[int, nn.Parameter] = {}  # by the meta parameter: what is shared stays shared
+    with tensor_reader() as reader:
+        for name, meta in parameters.items():
+            if id(meta) not in filled:
+                tensor = _read(reader, headers, _stored_name(name, meta, parameters, headers), meta, settings, device)
+                filled[id(meta)] = nn.Parameter(tensor, requires_grad=False)
+            _owner(stage.module, name).__setattr__(name.rpartition(".")[2], filled[id(meta)])
+        for name, buffer in buffers.items():
+            value = buffer.to(device)
+            if name in headers:
+                value = torch.empty_like(buffer, device=device)
+                _check_shape(name, buffer, headers[name])
+                reader.read(headers[name], value, None, ())
+            _owner(stage.module, name).__setattr__(name.rpartition(".")[2], value)
+    stage.drop_others()
+    stage.parameter_bytes = sum(parameter.nbytes for parameter in filled.values())
+    return stage
+
+
+def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader]) -> None:
+    """Every tensor of the files must be the module's: a spare one means weights of another model."""
+    known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    spare = sorted(name for name in headers if name not in known)
+    is_cut = any(type(child).__name__ == "_PassThrough" for child in module.modules())
+    if spare and not is_cut:
+        raise ConfigError(
+            f"the weights hold {len(spare)} tensors that the module has not, first {spare[0]}; they belong to another "
+            "class or other arguments",
+            field="source",
+        )
+
+
+def _stored_name(
+    name: str, meta: nn.Parameter, parameters: Mapping[str, nn.Parameter], headers: Mapping[str, TensorHeader]
+) -> str:
+    """The name under which a parameter, which may be shared, stands in the files. Raises ConfigError."""
+    for other, parameter in parameters.items():
+        if parameter is meta and other in headers:
+            return other
+    raise ConfigError(
+        f"the weights have no tensor {name}, which the module needs; give its own weights", field="source"
+    )
+
+
+def _read(
+    reader: TensorReader,
+    headers: Mapping[str, TensorHeader],
+    name: str,
+    meta: Tensor,
+    settings: BatchModelSettings,
+    device: torch.device,
+) -> Tensor:
+    header = headers[name]
+    _check_shape(name, meta, header)
+    dtype = meta.dtype
+    if dtype.is_floating_point:
+        stored = _CHECKPOINT_DTYPES.get(header.dtype, dtype)
+        dtype = stored if settings.dtype == "auto" else DTYPES_BY_NAME[settings.dtype]
+    tensor = torch.empty(meta.shape, dtype=dtype, device=device)
+    reader.read(header, tensor, None, ())
+    return tensor
+
+
+def _check_shape(name: str, expected: Tensor, header: TensorHeader) -> None:
+    if tuple(header.shape) != tuple(expected.shape):
+        raise ConfigError(
+            f"tensor {name} has shape {list(expected.shape)} in the module, but {list(header.shape)} in {header.file}; "
+            "correct `arguments`, or give its own weights",
+            field="source",
+        )
+
+
+def _owner(module: nn.Module, name: str) -> nn.Module:
+    return module.get_submodule(name.rpartition(".")[0])

@@ -1,0 +1,57 @@
+"""What every shard does, whatever it runs: take the Router's steps in order, and show that it lives."""
+
+import threading
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from serve_app.errors import InternalError
+from serve_app.types import BatchStep, BatchStepOutput, StepInput, StepOutput
+from serve_app.wire.links import ControlAddress, ControlClient
+
+HEARTBEAT_INTERVAL_S = 0.5
+
+StepT = TypeVar("StepT", bound=StepInput | BatchStep, contravariant=True)
+
+
+class StepRunner(Protocol[StepT]):
+    """Runs one step."""
+
+    def run(self, step: StepT) -> StepOutput | BatchStepOutput | None:
+        """The step's output on the shard that has it, None on the others."""
+        ...
+
+
+class ShardLoop:
+    """The Router's steps, one after the other."""
+
+    def __init__(self, shard_index: int) -> None:
+        self._shard_index = shard_index
+        self._num_steps_done = 0
+
+    def run(self, address: ControlAddress, step_type: type[StepT], runner: StepRunner[StepT]) -> None:
+        """Run steps until the Router says stop. An exception here is the end of the whole group."""
+        client = ControlClient(address, self._shard_index)
+        stopped = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(client.heartbeat_sender(), stopped), daemon=True)
+        try:
+            beat.start()
+            client.send_hello()
+            next_step_id = 0
+            while (step := client.receive()) is not None:
+                if not isinstance(step, step_type):
+                    raise InternalError(f"a {type(step).__name__} came where a {step_type.__name__} was due")
+                if step.step_id != next_step_id:
+                    raise InternalError(f"step {step.step_id} came where step {next_step_id} was due: one was lost")
+                next_step_id = step.step_id + 1
+                output = runner.run(step)
+                if output is not None:
+                    client.send_output(output)
+                self._num_steps_done += 1
+        finally:
+            stopped.set()
+            beat.join()
+            client.close()
+
+    def _beat(self, send: Callable[[int], None], stopped: threading.Event) -> None:
+        while not stopped.wait(HEARTBEAT_INTERVAL_S):
+            send(self._num_steps_done)

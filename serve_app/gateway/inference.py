@@ -1,0 +1,154 @@
+"""Models that are done with an entry after one step, as a Gateway calls them: texts to vectors, labels and scores.
+
+Knows no HTTP: every carrier's handler is a thin conversion around this.
+"""
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.errors import InternalError, RequestError
+from serve_app.gateway.backend import GatewayBackend
+from serve_app.gateway.served_models import ServedModel
+from serve_app.preprocessing.arrays import integer_tensor, sigmoid, softmax, to_array
+from serve_app.preprocessing.text_pool import TextPool
+from serve_app.preprocessing.tokenizer import TextEncoding
+from serve_app.types import InferRequest, Item, LabelScore, ModelDescription
+
+MAX_ENTRIES = 16_384  # texts of one request
+_TEXTS_PER_JOB = 256  # tokenised by one thread at a time, so that others get their turn
+_INLINE_CHARS = 64  # encoding this takes less than handing it to a thread
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One text, pair of texts or list of token ids, and the field of the request that it came in."""
+
+    text: str | list[int]
+    field: str
+    pair: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The one output of each entry [B, C] float32, and how many tokens went in."""
+
+    values: Vectors
+    num_tokens: int
+
+
+class InferenceService:
+    """Runs entries on models."""
+
+    def __init__(self, backend: GatewayBackend, pool: TextPool, queue_timeout_s: float | None) -> None:
+        self._backend = backend
+        self._pool = pool
+        self._queue_timeout_s = queue_timeout_s
+
+    async def run_texts(self, model: ServedModel, entries: list[Entry], max_tokens: int | None) -> Outputs:
+        """The model's output for each entry, in order; longer ones are cut to max_tokens. Raises RequestError."""
+        if len(entries) > MAX_ENTRIES:
+            name = entries[0].field.partition("[")[0]
+            message = f"{name} has {len(entries)} entries; send at most {MAX_ENTRIES} in one request"
+            raise RequestError(message, field=name)
+        encodings = await self._encode_all(model, entries, max_tokens)
+        for entry, encoding in zip(entries, encodings, strict=True):
+            _check(entry, encoding, model.description)
+        items = [_item(encoding, model.description) for encoding in encodings]
+        outputs = await self.run_items(model.description, items)
+        name = next(iter(model.description.outputs))
+        values = np.stack([to_array(output[name]).reshape(-1) for output in outputs]).astype(np.float32, copy=False)
+        if not np.isfinite(values).all():
+            raise InternalError(f"model={model.description.name} gave an output that is not finite")
+        return Outputs(values, sum(len(encoding.token_ids) for encoding in encodings))
+
+    async def run_items(self, model: ModelDescription, items: list[Item]) -> list[Item]:
+        """The model's outputs for each item, in order."""
+        request = InferRequest(secrets.token_hex(8), model.name, items, self._queue_timeout_s)
+        return (await self._backend.infer(request)).outputs
+
+    async def _encode_all(self, model: ServedModel, entries: list[Entry], max_tokens: int | None) -> list[TextEncoding]:
+        if len(entries) == 1 and len(entries[0].text) + len(entries[0].pair or "") <= _INLINE_CHARS:
+            return _encode(model, entries, max_tokens)
+        jobs = [
+            self._pool.run(_encode, model, entries[start : start + _TEXTS_PER_JOB], max_tokens)
+            for start in range(0, len(entries), _TEXTS_PER_JOB)
+        ]
+        return [encoding for job in await asyncio.gather(*jobs) for encoding in job]
+
+
+def label_scores(model: ModelDescription, logits: Vectors) -> list[list[LabelScore]]:
+    """Each entry's labels with their probabilities, the most probable first. logits: [B, C]."""
+    probabilities = sigmoid(logits) if model.is_multi_label else softmax(logits)
+    labels = model.labels or [f"LABEL_{index}" for index in range(logits.shape[1])]
+    return [
+        [LabelScore(labels[index], float(row[index])) for index in np.argsort(-row, kind="stable")]
+        for row in probabilities
+    ]
+
+
+def relevance(model: ModelDescription, logits: Vectors) -> list[float]:
+    """A cross-encoder's scores. logits: [B, 1]."""
+    values = logits[:, 0].astype(np.float64) if model.score_activation == "identity" else sigmoid(logits)[:, 0]
+    return [float(value) for value in values]
+
+
+def cosine(first: Vectors, second: Vectors) -> list[float]:
+    """Similarity of vectors pair by pair. Both [B, D]; a zero vector is like nothing."""
+    one, two = first.astype(np.float64), second.astype(np.float64)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    products = (one * two).sum(axis=1)
+    return [float(value) for value in np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)]
+
+
+def shorten(vectors: Vectors, dimensions: int, *, is_normalized: bool) -> Vectors:
+    """The first dimensions of each vector (Matryoshka, arXiv:2205.13147), of length one again if they were."""
+    short = vectors[:, :dimensions]
+    if not is_normalized:
+        return short
+    lengths = np.linalg.norm(short, axis=1, keepdims=True)
+    scaled: Vectors = np.divide(short, lengths, out=np.zeros_like(short), where=lengths > 0)
+    return scaled
+
+
+def _encode(model: ServedModel, entries: list[Entry], max_tokens: int | None) -> list[TextEncoding]:
+    encodings = []
+    for entry in entries:
+        if isinstance(entry.text, list):
+            token_ids = entry.text if max_tokens is None else entry.text[:max_tokens]
+            encodings.append(TextEncoding(token_ids, [0] * len(token_ids)))
+        else:
+            encodings.append(model.tokenizer.encode_entry(entry.text, entry.pair, max_tokens=max_tokens))
+    return encodings
+
+
+def _check(entry: Entry, encoding: TextEncoding, model: ModelDescription) -> None:
+    num_tokens = len(encoding.token_ids)
+    if num_tokens == 0:
+        raise RequestError(f"{entry.field} is empty; send some text", field=entry.field)
+    if num_tokens > model.max_model_len:
+        raise RequestError(
+            f"{entry.field} has {num_tokens} tokens, the model takes {model.max_model_len}; shorten it, or send "
+            '"truncate": true to have its end cut off',
+            field=entry.field,
+        )
+    if isinstance(entry.text, list) and max(encoding.token_ids) >= model.vocab_size:
+        raise RequestError(
+            f"{entry.field} holds token {max(encoding.token_ids)}, but the vocabulary ends at {model.vocab_size - 1}",
+            field=entry.field,
+        )
+
+
+def _item(encoding: TextEncoding, model: ModelDescription) -> Item:
+    item = {
+        "input_ids": integer_tensor(encoding.token_ids),
+        "lengths": integer_tensor([len(encoding.token_ids)]),
+    }
+    if "token_type_ids" in model.inputs:
+        item["token_type_ids"] = integer_tensor(encoding.type_ids)
+    return item

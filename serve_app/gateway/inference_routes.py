@@ -1,0 +1,229 @@
+"""HTTP endpoints of models that are done with an entry after one step: bodies in, the service's answers out."""
+
+import base64
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.errors import RequestError
+from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
+from serve_app.gateway.inference import (
+    Entry,
+    InferenceService,
+    Outputs,
+    Vectors,
+    cosine,
+    label_scores,
+    relevance,
+    shorten,
+)
+from serve_app.gateway.inference_schema import (
+    Classification,
+    ClassificationList,
+    ClassifyBody,
+    Embedding,
+    EmbeddingList,
+    EmbeddingsBody,
+    EntriesBody,
+    LabelAnswer,
+    OutputTensor,
+    PredictBody,
+    Prediction,
+    RankedDocument,
+    Ranking,
+    RerankBody,
+    RerankDocument,
+    ScoreBody,
+    ScoreEntry,
+    ScoreList,
+    TensorPrediction,
+    TokenUsage,
+)
+from serve_app.gateway.openai_schema import parse_body
+from serve_app.gateway.served_models import ServedModels
+from serve_app.gateway.tensor_inputs import read_inputs, write_output
+from serve_app.types import LabelScore, ModelDescription
+
+_DEFAULT_THRESHOLD = 0.5
+
+
+class InferenceEndpoints:
+    """One method for each route."""
+
+    def __init__(self, service: InferenceService, models: ServedModels, shell: RequestShell) -> None:
+        self._service = service
+        self._models = models
+        self._shell = shell
+
+    async def embed(self, request: Request) -> Response:
+        """Vectors of texts."""
+        body = parse_body(await self._shell.read(request), EmbeddingsBody)
+        model = self._models.for_tasks(body.model, ("embed",))
+        size = model.embedding_size
+        if body.dimensions is not None and size is not None and body.dimensions > size:
+            message = f"dimensions={body.dimensions} is more than the model's {size}; send at most that"
+            raise RequestError(message, field="dimensions")
+        outputs = await self._run(request, model, body, entries_of(body.input, "input"))
+        vectors = outputs.values
+        if body.dimensions is not None:
+            is_normalized = bool(np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-3))
+            vectors = shorten(vectors, body.dimensions, is_normalized=is_normalized)
+        is_encoded = body.encoding_format == "base64"
+        data = [Embedding(index, _base64(row) if is_encoded else row.tolist()) for index, row in enumerate(vectors)]
+        return json_answer(EmbeddingList(model.name, data, _usage(outputs)))
+
+    async def classify(self, request: Request) -> Response:
+        """Labels of texts."""
+        body = parse_body(await self._shell.read(request), ClassifyBody)
+        model = self._models.for_tasks(body.model, ("classify",))
+        if body.threshold is not None and not model.is_multi_label:
+            raise RequestError("threshold is for models of several labels; leave it out", field="threshold")
+        outputs = await self._run(request, model, body, entries_of(body.input, "input"))
+        names = model.labels or [f"LABEL_{index}" for index in range(outputs.values.shape[1])]
+        data = []
+        for index, scores in enumerate(label_scores(model, outputs.values)):
+            by_label = {score.label: score.score for score in scores}
+            shown = _shown(model, scores, body.threshold, body.top_k)
+            label = shown[0].label if shown else None
+            answers = [LabelAnswer(score.label, score.score) for score in shown]
+            data.append(Classification(index, label, [by_label[name] for name in names], len(names), answers))
+        return json_answer(ClassificationList(model.name, data, _usage(outputs)))
+
+    async def score(self, request: Request) -> Response:
+        """How well pairs of texts fit: by a cross-encoder, or by the similarity of embeddings."""
+        body = parse_body(await self._shell.read(request), ScoreBody)
+        model = self._models.for_tasks(body.model, ("score", "embed"))
+        first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
+        second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
+        if not first or not second:
+            raise RequestError("text_1 or text_2 is empty; send texts", field="text_1" if not first else "text_2")
+        if len(first) == 1:
+            first = first * len(second)
+        if len(first) != len(second):
+            message = f"text_1 has {len(first)} entries and text_2 {len(second)}; send as many, or one text_1"
+            raise RequestError(message, field="text_2")
+        scores, usage = await self._score_pairs(request, model, body, first, second, ("text_1", "text_2"))
+        data = [ScoreEntry(index, score) for index, score in enumerate(scores)]
+        return json_answer(ScoreList(model.name, data, usage))
+
+    async def rerank(self, request: Request) -> Response:
+        """Documents by their relevance to a query."""
+        body = parse_body(await self._shell.read(request), RerankBody)
+        model = self._models.for_tasks(body.model, ("score", "embed"))
+        if not body.documents:
+            raise RequestError("documents is empty; send at least one", field="documents")
+        texts = [one if isinstance(one, str) else one.text for one in body.documents]
+        queries = [body.query] * len(texts)
+        scores, usage = await self._score_pairs(request, model, body, queries, texts, ("query", "documents"))
+        order = sorted(range(len(texts)), key=lambda index: -scores[index])[: body.top_n]
+        has_texts = body.return_documents is True
+        results = [
+            RankedDocument(index, scores[index], RerankDocument(texts[index]))
+            if has_texts
+            else RankedDocument(index, scores[index])
+            for index in order
+        ]
+        return json_answer(Ranking(model.name, results, usage))
+
+    async def predict(self, request: Request) -> Response:
+        """The label of a text, or of each of a list; or what a module makes of named tensors."""
+        body = parse_body(await self._shell.read(request), PredictBody)
+        if (body.text is None) == (body.inputs is None):
+            raise RequestError("send either text or inputs", field="text")
+        if body.inputs is not None:
+            model = self._models.for_tasks(body.model, ("predict", "classify", "embed"))
+            item = read_inputs(body.inputs, model.inputs, model.vocab_size)
+            (outputs,) = await self._shell.run(request, self._service.run_items(model, [item]))
+            answer = {
+                name: OutputTensor(tensor.dtype, list(tensor.shape), write_output(tensor))
+                for name, tensor in outputs.items()
+            }
+            return json_answer(TensorPrediction(answer))
+        model = self._models.for_tasks(body.model, ("classify",))
+        assert body.text is not None
+        run = await self._run(request, model, body, entries_of(body.text, "text"))
+        predictions = [_prediction(model, scores, body.top_k) for scores in label_scores(model, run.values)]
+        if isinstance(body.text, str):
+            return json_answer(predictions[0])
+        return json_bytes(msgspec.json.encode(predictions))
+
+    async def _run(self, request: Request, model: ModelDescription, body: EntriesBody, entries: list[Entry]) -> Outputs:
+        served = await self._models.with_tokenizer(model)
+        work = self._service.run_texts(served, entries, max_tokens_of(body, model))
+        return await self._shell.run(request, work)
+
+    async def _score_pairs(
+        self,
+        request: Request,
+        model: ModelDescription,
+        body: EntriesBody,
+        first: list[str],
+        second: list[str],
+        fields: tuple[str, str],
+    ) -> tuple[list[float], TokenUsage]:
+        if model.task == "score":
+            pairs = [
+                Entry(one, f"{fields[1]}[{index}]", pair=two)
+                for index, (one, two) in enumerate(zip(first, second, strict=True))
+            ]
+            outputs = await self._run(request, model, body, pairs)
+            return relevance(model, outputs.values), _usage(outputs)
+        queries = list(dict.fromkeys(first))  # a query is embedded once
+        entries = [Entry(text, fields[0]) for text in queries]
+        entries += [Entry(text, f"{fields[1]}[{index}]") for index, text in enumerate(second)]
+        outputs = await self._run(request, model, body, entries)
+        places = {text: index for index, text in enumerate(queries)}
+        vectors: Vectors = outputs.values[[places[text] for text in first]]
+        return cosine(vectors, outputs.values[len(queries) :]), _usage(outputs)
+
+
+def entries_of(given: str | list[str | list[int] | int] | list[str], field: str) -> list[Entry]:
+    """A text, texts, token ids or lists of them: one entry each. Raises RequestError."""
+    if isinstance(given, str):
+        return [Entry(given, field)]
+    if not given:
+        raise RequestError(f"{field} is empty; send a text or token ids", field=field)
+    kinds = {type(one) for one in given}
+    if len(kinds) > 1:
+        raise RequestError(f"{field} mixes texts and token ids; send entries of one kind", field=field)
+    if kinds == {int}:
+        return [Entry([one for one in given if isinstance(one, int)], field)]
+    return [Entry(one, f"{field}[{index}]") for index, one in enumerate(given) if not isinstance(one, int)]
+
+
+def max_tokens_of(body: EntriesBody, model: ModelDescription) -> int | None:
+    """Where longer texts are to be cut; None: they are refused. Raises RequestError."""
+    limit = body.truncate_prompt_tokens
+    if limit is None:
+        return model.max_model_len if body.truncate else None
+    if limit > model.max_model_len:
+        raise RequestError(
+            f"truncate_prompt_tokens={limit} is more than the model takes ({model.max_model_len}); send -1 for that",
+            field="truncate_prompt_tokens",
+        )
+    return model.max_model_len if limit < 1 else limit
+
+
+def _shown(
+    model: ModelDescription, scores: list[LabelScore], threshold: float | None, top_k: int | None
+) -> list[LabelScore]:
+    if model.is_multi_label:
+        least = _DEFAULT_THRESHOLD if threshold is None else threshold
+        scores = [score for score in scores if score.score >= least]
+    return scores[:top_k]
+
+
+def _prediction(model: ModelDescription, scores: list[LabelScore], top_k: int | None) -> Prediction:
+    best = scores[0]
+    is_held = not model.is_multi_label or best.score >= _DEFAULT_THRESHOLD
+    return Prediction(best.label if is_held else None, best.score, {one.label: one.score for one in scores[:top_k]})
+
+
+def _usage(outputs: Outputs) -> TokenUsage:
+    return TokenUsage(outputs.num_tokens, outputs.num_tokens)
+
+
+def _base64(row: Vectors) -> str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode()

@@ -1,0 +1,164 @@
+"""Named tensors from JSON, checked against what a model declares before anything of their size is made."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from serve_app.errors import RequestError
+from serve_app.preprocessing.arrays import NUMPY_DTYPES, to_array, to_bfloat16, to_tensor_data
+from serve_app.types import Item, TensorData, TensorSpec
+
+MAX_RANK = 8
+TOKENS = "tokens"  # the dimension of packed tokens, which `lengths` cuts into entries
+_KEYS = {"dtype", "shape", "data"}
+
+
+def read_inputs(inputs: Mapping[str, object], specs: Mapping[str, TensorSpec], vocab_size: int) -> Item:
+    """The item of a request's named tensors: nested lists, or {"dtype", "shape", "data"}. Raises RequestError."""
+    for name in inputs:
+        if name not in specs:
+            raise RequestError(f"inputs.{name[:64]} is unknown; the model takes {sorted(specs)}", field="inputs")
+    missing = sorted(specs.keys() - inputs.keys())
+    if missing:
+        raise RequestError(f"inputs.{missing[0]} is missing; the model takes {sorted(specs)}", field="inputs")
+    item = {name: _read(f"inputs.{name}", value, specs[name]) for name, value in inputs.items()}
+    _check_varying(item, specs)
+    _check_packing(item, specs, vocab_size)
+    return item
+
+
+def write_output(tensor: TensorData) -> list[object]:
+    """A tensor's elements in C order; a number that is not finite becomes None."""
+    array = to_array(tensor).reshape(-1)
+    values: list[object] = array.tolist()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return [value if isinstance(value, float) and math.isfinite(value) else None for value in values]
+    return values
+
+
+def _read(field: str, value: object, spec: TensorSpec) -> TensorData:
+    if isinstance(value, dict):
+        unknown = sorted(value.keys() ^ _KEYS if "dtype" in value else value.keys() ^ (_KEYS - {"dtype"}))
+        if unknown:
+            raise RequestError(f"{field}: send dtype, shape and data, or nested lists", field=field)
+        dtype = value.get("dtype", spec.dtype)
+        if dtype != spec.dtype:
+            raise RequestError(f"{field} has dtype {str(dtype)[:20]!r}, the model takes {spec.dtype}", field=field)
+        shape, data = _given_shape(field, value["shape"]), value["data"]
+    else:
+        shape, data = _shape_of(field, value), value
+    _check_shape(field, shape, spec)
+    flat = _flatten(field, data, shape)
+    return _tensor(field, flat, shape, spec.dtype)
+
+
+def _given_shape(field: str, shape: object) -> tuple[int, ...]:
+    if not isinstance(shape, list) or len(shape) > MAX_RANK:
+        raise RequestError(f"{field}.shape is no list of at most {MAX_RANK} sizes", field=f"{field}.shape")
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise RequestError(f"{field}.shape holds {str(size)[:20]}, which is no size", field=f"{field}.shape")
+    return tuple(shape)
+
+
+def _shape_of(field: str, value: object) -> tuple[int, ...]:
+    """The shape that the first elements show; _flatten checks the others."""
+    shape = []
+    while isinstance(value, list):
+        shape.append(len(value))
+        if len(shape) > MAX_RANK:
+            raise RequestError(f"{field} is nested more than {MAX_RANK} lists deep", field=field)
+        if not value:
+            break
+        value = value[0]
+    return tuple(shape)
+
+
+def _check_shape(field: str, shape: tuple[int, ...], spec: TensorSpec) -> None:
+    fits = len(shape) == len(spec.shape) and all(
+        isinstance(size, str) or size == actual for size, actual in zip(spec.shape, shape, strict=True)
+    )
+    if not fits:
+        raise RequestError(f"{field} has shape {list(shape)}, the model takes {list(spec.shape)}", field=field)
+    if 0 in shape:
+        raise RequestError(f"{field} is empty: its shape is {list(shape)}", field=field)
+
+
+def _flatten(field: str, data: object, shape: tuple[int, ...]) -> list[Any]:
+    """The elements, as many as the shape says; nested lists must be of that shape, a flat one is taken too."""
+    num_elements = math.prod(shape)
+    is_flat = isinstance(data, list) and not any(isinstance(item, list) for item in data)
+    if is_flat and isinstance(data, list):
+        if len(data) != num_elements:
+            message = f"{field} has {len(data)} elements, its shape {list(shape)} says {num_elements}"
+            raise RequestError(message, field=field)
+        return data
+    level: list[Any] = [data]
+    for size in shape:
+        if any(not isinstance(item, list) or len(item) != size for item in level):
+            raise RequestError(f"{field} is ragged: its lists are not all of shape {list(shape)}", field=field)
+        level = list(itertools.chain.from_iterable(level))
+    return level
+
+
+def _tensor(field: str, values: list[Any], shape: tuple[int, ...], dtype: str) -> TensorData:
+    for index, value in _misfits(values, dtype):
+        raise RequestError(f"{field}: element {index} is {str(value)[:24]}, which is no {dtype}", field=field)
+    numpy_dtype = np.dtype(np.float32) if dtype == "bfloat16" else NUMPY_DTYPES[dtype]
+    with np.errstate(over="ignore"):
+        array = np.asarray(values).astype(numpy_dtype).reshape(shape)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise RequestError(f"{field} holds a number that is too large for {dtype}", field=field)
+    return to_bfloat16(array) if dtype == "bfloat16" else to_tensor_data(array)
+
+
+def _misfits(values: list[Any], dtype: str) -> Iterator[tuple[int, object]]:
+    if dtype == "bool":
+        return ((index, value) for index, value in enumerate(values) if type(value) is not bool)
+    if "float" in dtype:
+        return (
+            (index, value)
+            for index, value in enumerate(values)
+            if type(value) not in (int, float) or not math.isfinite(value)
+        )
+    limits = np.iinfo(dtype)
+    low, high = int(limits.min), int(limits.max)
+    return ((index, value) for index, value in enumerate(values) if type(value) is not int or not low <= value <= high)
+
+
+def _check_packing(item: Item, specs: Mapping[str, TensorSpec], vocab_size: int) -> None:
+    """Packed tokens are joined with other requests': lengths that lie would cut those in the wrong places."""
+    packed = [name for name, spec in specs.items() if spec.shape[:1] == (TOKENS,)]
+    if not packed or specs.get("lengths") is None:
+        return
+    lengths = to_array(item["lengths"]).astype(np.int64).reshape(-1)
+    num_tokens = item[packed[0]].shape[0]
+    if (lengths < 0).any() or (lengths > num_tokens).any() or int(lengths.sum()) != num_tokens:
+        raise RequestError(
+            f"inputs.lengths must be positive and add up to the {num_tokens} of inputs.{packed[0]}",
+            field="inputs.lengths",
+        )
+    if "input_ids" in packed:
+        token_ids = to_array(item["input_ids"])
+        if int(token_ids.min()) < 0 or int(token_ids.max()) >= vocab_size:
+            raise RequestError(
+                f"inputs.input_ids holds a number outside the vocabulary, 0 to {vocab_size - 1}",
+                field="inputs.input_ids",
+            )
+
+
+def _check_varying(item: Item, specs: Mapping[str, TensorSpec]) -> None:
+    """Varying dimensions of one name have one size."""
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, tensor in item.items():
+        for label, size in zip(specs[name].shape, tensor.shape, strict=True):
+            if not isinstance(label, str):
+                continue
+            other, known = sizes.setdefault(label, (name, size))
+            if known != size:
+                raise RequestError(
+                    f"inputs.{name} has {size} for {label!r}, but inputs.{other} has {known}", field=f"inputs.{name}"
+                )

@@ -1,0 +1,28 @@
+"""What the engine asks of a model that is done with an entry after one step: encoders, and any nn.Module."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from serve_app.types import TensorSpec
+
+BATCH = "batch"  # the varying dimension whose size is an item's number of entries
+TOKENS = "tokens"  # the varying dimension of packed tokens
+
+
+class BatchStage(Protocol):
+    """One stage of such a model, loaded. Entries are joined along the batch dimension, packed, never padded."""
+
+    inputs: dict[str, TensorSpec]  # of the whole model, the same on every stage
+    outputs: dict[str, TensorSpec]
+    first_block: int  # blocks [first_block, end_block) are this stage's
+    end_block: int
+    parameter_bytes: int
+
+    def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Run this stage.
+
+        inputs: as `self.inputs` says, of all entries of the step, on every stage; hidden: what the previous stage
+        gave, None on the first -> what the next stage needs, or on the last stage the outputs as `self.outputs` says.
+        """
+        ...

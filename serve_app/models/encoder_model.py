@@ -1,0 +1,197 @@
+"""A pipeline stage of a transformers encoder, with its classifier or its pooling on the last stage."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from serve_app.models.encoder_architectures import EncoderArchitecture, encoder_architecture_of
+from serve_app.models.packed_attention import PACKED_ATTENTION, PackedEntries, forward_packed
+from serve_app.models.pooling import POOLS, Projection, normalize, pool_first
+from serve_app.models.transformers_model import PassThrough, replace_module
+from serve_app.planning.encoder_spec import EncoderSpec
+from serve_app.types import ShardSpec, TensorSpec
+
+_HIDDEN = "hidden_states"
+
+
+class EncoderStage:
+    """BatchStage of an encoder: layers [first_layer, end_layer), embeddings at the begin, head or pooling at the end.
+
+    Built on the meta device: parameters have shapes and no memory until a loader fills them.
+    """
+
+    def __init__(self, config: PreTrainedConfig, spec: EncoderSpec, dtype: torch.dtype, shard: ShardSpec) -> None:
+        self.shard = shard
+        self.dtype = dtype
+        self.architecture: EncoderArchitecture = encoder_architecture_of(config.model_type)
+        self.inputs = {"input_ids": TensorSpec("int64", ("tokens",)), "lengths": TensorSpec("int64", ("batch",))}
+        if spec.has_token_types:
+            self.inputs["token_type_ids"] = TensorSpec("int64", ("tokens",))
+        is_embedder = spec.task == "embed"
+        name, size = ("embedding", spec.embedding_size) if is_embedder else ("logits", spec.num_labels)
+        self.outputs = {name: TensorSpec("float32", ("batch", size))}
+        self.first_block, self.end_block = shard.first_layer, shard.end_layer
+        self.parameter_bytes = 0
+        self.projections: list[Projection] = []  # of the last stage; filled by the loader
+        self._spec = spec
+        self._is_embedder = is_embedder
+        AttentionInterface.register(PACKED_ATTENTION, forward_packed)  # without a mask function: no mask is built
+        attention = "eager" if self.architecture.is_square else PACKED_ATTENTION
+        make = AutoModel if is_embedder else AutoModelForSequenceClassification
+        with torch.device("meta"):
+            self.model: PreTrainedModel = make.from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            )
+        self.model.eval().requires_grad_(False)
+        self.config = self.model.config
+        self.base: PreTrainedModel = self.model.base_model
+        self.base_prefix = "" if self.base is self.model else f"{self.model.base_model_prefix}."
+        self.whole_state = {key: tensor.shape for key, tensor in self.model.state_dict().items()}
+        self._incoming: Tensor | None = None
+        self._entries: PackedEntries | None = None
+        self._cut()
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """All layers of the model; those of other stages are pass-throughs."""
+        layers = self.base.get_submodule(self.architecture.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def own_layers(self) -> list[nn.Module]:
+        """The layers of this stage."""
+        return list(self.layers[self.shard.first_layer : self.shard.end_layer])
+
+    def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Run this stage over packed texts; see BatchStage. Hidden states are [T, D]."""
+        entries = PackedEntries(inputs["lengths"], is_causal=self.architecture.is_causal)
+        arguments = self._arguments(inputs, hidden, entries)
+        self._entries = entries
+        try:
+            if not self.shard.is_last:
+                return {_HIDDEN: self._unpad(self.base(**arguments).last_hidden_state, entries)}
+            if self._is_embedder:
+                states = self._unpad(self.base(**arguments).last_hidden_state, entries)
+                return {"embedding": self._embed(states, entries)}
+            return {"logits": self.model(**arguments).logits.float()}
+        finally:
+            self._entries = self._incoming = None
+
+    def _arguments(
+        self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None, entries: PackedEntries
+    ) -> dict[str, Any]:
+        positions = entries.positions
+        if self.architecture.positions == "behind_padding":
+            positions = positions + self.config.pad_token_id + 1
+        arguments: dict[str, Any] = {"position_ids": self._pad(positions, entries)}
+        if self.architecture.is_square:
+            arguments["attention_mask"] = self._pad(torch.ones_like(positions), entries)
+        else:
+            arguments["packed_entries"] = entries
+        if self.architecture.is_causal:
+            arguments["use_cache"] = False
+        if "token_type_ids" in inputs:
+            arguments["token_type_ids"] = self._pad(inputs["token_type_ids"], entries)
+        if hidden is None:
+            arguments["input_ids"] = self._pad(inputs["input_ids"], entries)
+        else:
+            self._incoming = arguments["inputs_embeds"] = self._pad(hidden[_HIDDEN], entries)
+        return arguments
+
+    def _embed(self, states: Tensor, entries: PackedEntries) -> Tensor:
+        vectors = POOLS[self._spec.pooling](states, entries).float()
+        for projection in self.projections:
+            vectors = projection(vectors)
+        return normalize(vectors) if self._spec.is_normalized else vectors
+
+    def _pad(self, packed: Tensor, entries: PackedEntries) -> Tensor:
+        """[T, ...] -> [1, T, ...], or [B, L, ...] for an architecture with square attention."""
+        if not self.architecture.is_square:
+            return packed[None]
+        shape = (len(entries.lengths), int(entries.lengths.max()), *packed.shape[1:])
+        padded = packed.new_zeros(shape)
+        padded[entries.entry_of, entries.positions] = packed
+        return padded
+
+    def _unpad(self, states: Tensor, entries: PackedEntries) -> Tensor:
+        """[1, T, D] or [B, L, D] -> [T, D]."""
+        return states[entries.entry_of, entries.positions] if self.architecture.is_square else states[0]
+
+    def _cut(self) -> None:
+        """Replace what belongs to other stages, and let heads see one token of each packed entry."""
+        shard, architecture = self.shard, self.architecture
+        stand_in = _PairPassThrough if architecture.is_square else PassThrough
+        for index in range(len(self.layers)):
+            if not shard.first_layer <= index < shard.end_layer:
+                kind = getattr(self.layers[index], "attention_type", None)
+                self.layers[index] = stand_in()
+                if kind is not None:  # the loop over the layers reads it
+                    self.layers[index].attention_type = kind
+        if not shard.is_first:
+            replace_module(self.base, architecture.embeddings, _GivenEmbeddings())
+            for name in architecture.first_only:
+                parent, _, child = name.rpartition(".")
+                setattr(self.base.get_submodule(parent), child, None)
+            self.own_layers[0].register_forward_pre_hook(self._inject)
+        if architecture.has_inner_pooler and (self._is_embedder or not shard.is_last):
+            self.base.pooler = None
+        if not shard.is_last:
+            for name in architecture.exit:
+                replace_module(self.base, name, PassThrough())
+            if not self._is_embedder:
+                self._drop_head()
+        elif not self._is_embedder and not architecture.is_square:
+            self._let_head_see_entries()
+
+    def _drop_head(self) -> None:
+        for name, _child in list(self.model.named_children()):
+            if f"{name}." != self.base_prefix:
+                delattr(self.model, name)
+
+    def _let_head_see_entries(self) -> None:
+        if self.architecture.has_inner_pooler:
+            pooler = self.base.pooler
+            assert isinstance(pooler, nn.Module)
+            pooler.register_forward_pre_hook(self._select_for_pooler)
+        else:
+            self.base.register_forward_hook(self._select_for_head)
+
+    def _select_for_pooler(self, _pooler: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert self._entries is not None
+        return (pool_first(args[0][0], self._entries)[:, None],)  # [B, 1, D]
+
+    def _select_for_head(self, _base: nn.Module, _args: tuple[object, ...], output: Any) -> Any:
+        assert self._entries is not None
+        pooling = "cls"
+        if self.architecture.head_pools == "as_config":
+            pooling = self.config.classifier_pooling
+        output.last_hidden_state = POOLS[pooling](output.last_hidden_state[0], self._entries)[:, None]  # [B, 1, D]
+        return output
+
+    def _inject(self, _layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Hand the previous stage's hidden states to the first own layer, whatever was done to them on the way."""
+        return (self._incoming, *args[1:])
+
+
+class _GivenEmbeddings(nn.Module):
+    """Embeddings of a later stage: the hidden states that came in."""
+
+    def forward(self, *args: Tensor | None, inputs_embeds: Tensor | None = None, **_kwargs: object) -> Tensor:
+        given = [inputs_embeds, *args]
+        return next(tensor for tensor in given if tensor is not None and tensor.is_floating_point())
+
+
+class _PairPassThrough(nn.Module):
+    """A layer that gives its attention too."""
+
+    def forward(self, hidden_states: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, None]:
+        return hidden_states, None

@@ -1,0 +1,216 @@
+"""Any nn.Module as a stage of a batch model: found by its import path, cut into its ordered blocks.
+
+How a module tells its blocks, the first that holds counts:
+
+- it has a method `blocks()`: modules that each map a dict of named tensors to another. A block sees the model's inputs
+  and what the block before it has returned. A stage holds the parameters of its own blocks only.
+- it is an nn.Sequential: one tensor goes in, one comes out. A stage holds the parameters of its own children only.
+- it holds an nn.ModuleList (the heaviest counts) whose members each give one tensor, the next one's first argument. All
+  parameters outside the list are held by every stage, because what is computed from them cannot be known.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from serve_app.errors import ConfigError
+from serve_app.planning.planner import stage_ends
+from serve_app.types import BatchModelSettings, TensorSpec
+
+_HIDDEN = "hidden"
+
+
+class ModuleStage:
+    """BatchStage of a module. Its parameters are on the meta device until a loader fills them."""
+
+    def __init__(self, settings: BatchModelSettings) -> None:
+        assert settings.architecture is not None
+        self.module = build_module(settings.architecture, settings.arguments)
+        self.inputs = _specs(self.module, "inputs", settings.inputs, settings.architecture)
+        self.outputs = _specs(self.module, "outputs", settings.outputs, settings.architecture)
+        self.parameter_bytes = 0
+        self._shard = settings.shard
+        self._kind, blocks = _find_blocks(self.module, settings.architecture, settings.shard.num_stages)
+        self.first_block, self.end_block = _own_range(blocks, settings.shard.stage, settings.shard.num_stages)
+        self._blocks = blocks[self.first_block : self.end_block]
+        self._incoming: Tensor | None = None
+        if self._kind == "list":
+            self._cut_list(blocks)
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that this stage holds, by name; a shared one under each of its names."""
+        held = {id(parameter) for holder in self._holders() for parameter in holder.parameters()}
+        named = self.module.named_parameters(remove_duplicate=False)
+        return {name: parameter for name, parameter in named if id(parameter) in held}
+
+    def own_buffers(self) -> dict[str, Tensor]:
+        """The buffers that this stage holds."""
+        held = {id(buffer) for holder in self._holders() for buffer in holder.buffers()}
+        named = self.module.named_buffers(remove_duplicate=False)
+        return {name: buffer for name, buffer in named if id(buffer) in held}
+
+    def drop_others(self) -> None:
+        """Let go of everything that this stage does not run."""
+        if self._kind in ("declared", "sequential"):
+            self.module = nn.ModuleList(self._blocks)
+
+    def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Run this stage's blocks; see BatchStage."""
+        if self._kind == "declared":
+            state = hidden or {}
+            for block in self._blocks:
+                state = block({**inputs, **state})
+            return state
+        if self._kind == "sequential":
+            tensor = inputs[next(iter(self.inputs))] if hidden is None else hidden[_HIDDEN]
+            for block in self._blocks:
+                tensor = block(tensor)
+            return {next(iter(self.outputs)) if self._shard.is_last else _HIDDEN: tensor}
+        return self._forward_whole(inputs, hidden)
+
+    def _forward_whole(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        self._incoming = None if hidden is None else hidden[_HIDDEN]
+        try:
+            output = self.module(**inputs)
+        except _StageEnd as end:
+            return {_HIDDEN: end.hidden}
+        finally:
+            self._incoming = None
+        if isinstance(output, Tensor):
+            return {next(iter(self.outputs)): output}
+        return dict(output)
+
+    def _cut_list(self, blocks: list[nn.Module]) -> None:
+        """Pass-throughs in the place of other stages' blocks; hidden states come in and go out at the own ones."""
+        if self._shard.num_stages == 1:
+            return
+        members = _heaviest_list(self.module)
+        assert members is not None
+        for index in range(len(blocks)):
+            if not self.first_block <= index < self.end_block:
+                members[index] = _PassThrough()
+        if not self._shard.is_first:
+            self._blocks[0].register_forward_pre_hook(self._inject)
+        if not self._shard.is_last:
+            self._blocks[-1].register_forward_hook(_stop)
+
+    def _inject(self, _block: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+        return (self._incoming, *args[1:])
+
+    def _holders(self) -> Sequence[nn.Module]:
+        return [self.module] if self._kind in ("list", "whole") else self._blocks
+
+
+class _StageEnd(Exception):
+    """The last own block is done: the rest of the module's forward is another stage's."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+class _PassThrough(nn.Module):
+    def forward(self, hidden: Tensor, *_args: object, **_kwargs: object) -> Tensor:
+        return hidden
+
+
+def _stop(_block: nn.Module, _args: tuple[object, ...], output: object) -> None:
+    if not isinstance(output, Tensor):
+        raise TypeError("a block of an nn.ModuleList gives one tensor; declare blocks() for others")
+    raise _StageEnd(output)
+
+
+def import_class(path: str) -> type[nn.Module]:
+    """The nn.Module subclass at `package.module:Class`. Raises ConfigError."""
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"architecture={path}: {module_name} cannot be imported ({error}); install it where the shards run, or "
+            "correct the path",
+            field="architecture",
+        ) from error
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type) or not issubclass(found, nn.Module):
+        raise ConfigError(
+            f"architecture={path}: {module_name} has no nn.Module of the name {class_name}; correct the path",
+            field="architecture",
+        )
+    return found
+
+
+def build_module(path: str, arguments: Mapping[str, object]) -> nn.Module:
+    """The module in evaluation mode, its parameters on the meta device, its buffers real. Raises ConfigError."""
+    module_class = import_class(path)
+    hook = register_module_parameter_registration_hook(_to_meta)  # type: ignore[arg-type]  # it may return one
+    try:
+        module = module_class(**arguments)
+    except TypeError as error:
+        raise ConfigError(
+            f"architecture={path} cannot be built with arguments={dict(arguments)}: {error}", field="arguments"
+        ) from error
+    finally:
+        hook.remove()
+    return module.eval().requires_grad_(False)
+
+
+def _to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    if parameter is None or parameter.is_meta:  # one that is shared stays shared
+        return parameter
+    return nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+
+def _specs(module: nn.Module, which: str, given: dict[str, TensorSpec] | None, path: str) -> dict[str, TensorSpec]:
+    specs = given or getattr(module, which, None)
+    if not isinstance(specs, dict) or not specs or not all(isinstance(one, TensorSpec) for one in specs.values()):
+        raise ConfigError(
+            f"architecture={path} does not declare its {which}; write for example `{which}: {{x: {{dtype: float32, "
+            f"shape: [batch, 16]}}}}` beside architecture, or give the class an attribute `{which}` of TensorSpecs",
+            field=which,
+        )
+    return dict(specs)
+
+
+def _find_blocks(module: nn.Module, path: str, num_stages: int) -> tuple[str, list[nn.Module]]:
+    """The kind of blocks and the blocks."""
+    declared: Callable[[], Sequence[nn.Module]] | None = getattr(module, "blocks", None)
+    members = _heaviest_list(module)
+    if callable(declared):
+        kind, blocks = "declared", list(declared())
+    elif isinstance(module, nn.Sequential):
+        kind, blocks = "sequential", list(module)
+    elif members is not None:
+        kind, blocks = "list", list(members)
+    elif num_stages == 1:
+        return "whole", [module]
+    else:
+        raise ConfigError(
+            f"parallel.pipeline={num_stages} cannot cut architecture={path}: it has no blocks(), is no nn.Sequential "
+            "and holds no nn.ModuleList; give it a method blocks() -> list of modules that map a dict of named tensors "
+            "to a dict, or set pipeline to 1",
+            field="parallel",
+        )
+    if num_stages > len(blocks):
+        raise ConfigError(
+            f"parallel.pipeline={num_stages} is longer than the {len(blocks)} blocks of architecture={path}; use at "
+            f"most {len(blocks)}",
+            field="parallel",
+        )
+    return kind, blocks
+
+
+def _heaviest_list(module: nn.Module) -> nn.ModuleList | None:
+    lists = [child for child in module.modules() if isinstance(child, nn.ModuleList) and len(child)]
+    return max(lists, key=_num_bytes, default=None)
+
+
+def _num_bytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _own_range(blocks: list[nn.Module], stage: int, num_stages: int) -> tuple[int, int]:
+    ends = stage_ends([_num_bytes(block) + 1 for block in blocks], num_stages)
+    return (0 if stage == 0 else ends[stage - 1]), ends[stage]

@@ -1,0 +1,83 @@
+"""What the files of an nn.Module say, without torch: its tensors, arguments and labels."""
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.config import ModelConfig
+from serve_app.errors import ConfigError
+from serve_app.planning.checkpoint_json import damaged, read_json, some
+from serve_app.planning.model_spec import find_weight_files
+from serve_app.planning.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSpec:
+    """One module's files."""
+
+    source_dir: Path
+    architecture: str
+    arguments: dict[str, object]  # config.json's, then the YAML's
+    labels: list[str]  # by output index; empty: it names none
+    has_tokenizer: bool
+    tensors: dict[str, TensorHeader]
+    num_bytes: int
+
+
+def read_module_spec(config: ModelConfig, source_dir: Path) -> ModuleSpec:
+    """The module that `config` names, with its files in `source_dir`. Raises ConfigError."""
+    assert config.architecture is not None
+    _check_importable(config.architecture)
+    path = source_dir / "config.json"
+    values = read_json(path) if path.is_file() else {}
+    arguments = values.get("arguments", {})
+    if not isinstance(arguments, dict):
+        raise damaged(path, "arguments that are no object")
+    tensors = read_module_tensors(source_dir)
+    return ModuleSpec(
+        source_dir=source_dir,
+        architecture=config.architecture,
+        arguments={**arguments, **config.arguments},
+        labels=read_labels(path, values),
+        has_tokenizer=(source_dir / "tokenizer.json").is_file(),
+        tensors=tensors,
+        num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
+    )
+
+
+def read_module_tensors(source_dir: Path) -> dict[str, TensorHeader]:
+    """All tensors of the safetensors files in `source_dir`. Raises ConfigError."""
+    tensors: dict[str, TensorHeader] = {}
+    for file in find_weight_files(source_dir):
+        header = read_safetensors_header(file)
+        twice = sorted(header.keys() & tensors.keys())
+        if twice or len(tensors) + len(header) > MAX_TENSORS:
+            raise damaged(file, f"{some(twice)} again" if twice else f"more than {MAX_TENSORS} tensors in all")
+        tensors |= header
+    return tensors
+
+
+def read_labels(path: Path, values: dict[str, object]) -> list[str]:
+    """`id2label` of a config.json, by index; empty when it has none. Raises ConfigError."""
+    labels = values.get("id2label")
+    if labels is None:
+        return []
+    if not isinstance(labels, dict):
+        raise damaged(path, "id2label that is no object")
+    names = [labels.get(str(index)) for index in range(len(labels))]
+    if not all(isinstance(name, str) for name in names):
+        raise damaged(path, f"id2label without the keys 0 to {len(labels) - 1}")
+    return [str(name) for name in names]
+
+
+def _check_importable(architecture: str) -> None:
+    module_name = architecture.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise ConfigError(
+            f"architecture={architecture}: there is no module {module_name} to import; install it, or correct the path",
+            field="architecture",
+        )

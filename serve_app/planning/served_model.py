@@ -1,0 +1,152 @@
+"""One model that is done with an entry after one step: where it is, how it is split, what it takes and gives."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.config import Environment, ModelConfig
+from serve_app.errors import ConfigError
+from serve_app.planning.encoder_spec import EncoderSpec, check_encoder, read_encoder_spec
+from serve_app.planning.module_spec import ModuleSpec, read_module_spec
+from serve_app.planning.planner import DTYPE_BYTES, PlanRow, format_plan, plan_shards, shard_parameter_bytes
+from serve_app.planning.source import pin_source
+from serve_app.types import (
+    BatchModelReport,
+    BatchModelSettings,
+    ModelDescription,
+    ModelSource,
+    ShardSpec,
+    TensorSpec,
+)
+
+_UNBOUNDED_VOCABULARY = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class BatchModelPlan:
+    """One such model, split."""
+
+    config: ModelConfig
+    source: ModelSource
+    spec: EncoderSpec | ModuleSpec
+    shards: list[ShardSpec]
+    text: str  # for people: what goes where
+
+    def settings(self, shard: ShardSpec) -> BatchModelSettings:
+        """How one shard makes its part of it."""
+        config = self.config
+        return BatchModelSettings(
+            name=config.name,
+            source_dir=self.source.directory,
+            task=config.task,
+            dtype=config.dtype,
+            shard=shard,
+            max_model_len=_max_tokens(self.spec, config),
+            pooling=config.pooling,
+            normalize=config.normalize,
+            architecture=config.architecture,
+            arguments=self.spec.arguments if isinstance(self.spec, ModuleSpec) else {},
+            inputs=tensor_specs(config, "inputs"),
+            outputs=tensor_specs(config, "outputs"),
+            batch_dim=config.batch_dim,
+        )
+
+    def describe(self, report: BatchModelReport, created_s: int) -> ModelDescription:
+        """What a Gateway is told."""
+        config, spec = self.config, self.spec
+        max_tokens = _max_tokens(spec, config)
+        embedding = report.outputs.get("embedding")
+        size = embedding.shape[-1] if embedding is not None and embedding.shape else None
+        return ModelDescription(
+            name=config.name,
+            task=config.task,
+            source_dir=self.source.directory,
+            max_model_len=max_tokens,
+            max_request_tokens=max_tokens,
+            vocab_size=spec.spec.vocab_size if isinstance(spec, EncoderSpec) else _vocab_size(spec),
+            eos_token_ids=[],
+            created_s=created_s,
+            source=self.source,
+            has_tokenizer=spec.has_tokenizer if isinstance(spec, ModuleSpec) else True,
+            has_preprocessing=bool(config.preprocessing),
+            has_postprocessing=bool(config.postprocessing),
+            input_kind=first_kind(config),
+            labels=list(spec.labels),
+            is_multi_label=spec.is_multi_label if isinstance(spec, EncoderSpec) else bool(config.is_multi_label),
+            score_activation=spec.score_activation if isinstance(spec, EncoderSpec) else "sigmoid",
+            embedding_size=size if isinstance(size, int) else None,
+            inputs=report.inputs,
+            outputs=report.outputs,
+        )
+
+
+def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environment) -> BatchModelPlan:
+    """The model of `config`, split as it says. Raises ConfigError."""
+    source = pin_source(config.source, config.revision, base_dir, environment)
+    directory = Path(source.directory)
+    if config.architecture is not None:
+        module = read_module_spec(config, directory)
+        return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module))
+    encoder = read_encoder_spec(config, directory)
+    problems = check_encoder(encoder, config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)
+    return BatchModelPlan(config, source, encoder, plan.shards, _encoder_text(config, encoder, plan.shards))
+
+
+def first_kind(config: ModelConfig) -> str:
+    """The kind of value that a model's preprocessing begins with."""
+    steps = config.preprocessing
+    return "messages" if steps and steps[0].name == "chat_template" else "text"
+
+
+def tensor_specs(config: ModelConfig, which: str) -> dict[str, TensorSpec] | None:
+    """The `inputs` or `outputs` of a Serve file; None where the class declares them."""
+    given = config.inputs if which == "inputs" else config.outputs
+    if given is None:
+        return None
+    return {name: TensorSpec(one.dtype, tuple(one.shape)) for name, one in given.items()}
+
+
+def _module_shards(config: ModelConfig) -> list[ShardSpec]:
+    """Blocks are found where the class is loaded: in the shards."""
+    num_stages = config.parallel.pipeline
+    return [ShardSpec(stage, num_stages, 0, 1, 0, 0) for stage in range(num_stages)]
+
+
+def _module_text(config: ModelConfig, module: ModuleSpec) -> str:
+    stages = "1 stage" if config.parallel.pipeline == 1 else f"{config.parallel.pipeline} stages"
+    weights = f"{module.num_bytes} B of weights over {stages}"
+    return f"{config.name}: {module.architecture}, task {config.task}, {weights}, from {module.source_dir}"
+
+
+def _encoder_text(config: ModelConfig, encoder: EncoderSpec, shards: list[ShardSpec]) -> str:
+    spec = encoder.spec
+    dtype = spec.dtype if config.dtype == "auto" else config.dtype
+    if dtype not in DTYPE_BYTES:
+        raise ConfigError(f"dtype=auto means {dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}")
+    rows = [
+        PlanRow(
+            shard.stage,
+            shard.rank,
+            shard.first_layer,
+            shard.end_layer,
+            shard_parameter_bytes(spec, shard, dtype),
+            encoder.max_tokens,
+        )
+        for shard in shards
+    ]
+    table = format_plan(rows, last_column="longest text")
+    head = f"{config.name}: {spec.model_type}, task {config.task}, {spec.num_layers} layers, {dtype}"
+    return f"{head}, from {spec.source_dir}\n{table}"
+
+
+def _max_tokens(spec: EncoderSpec | ModuleSpec, config: ModelConfig) -> int:
+    if isinstance(spec, EncoderSpec):
+        return spec.max_tokens
+    return config.max_model_len or config.engine.max_num_batched_tokens
+
+
+def _vocab_size(spec: ModuleSpec) -> int:
+    size = spec.arguments.get("vocab_size")
+    return size if isinstance(size, int) and size > 0 else _UNBOUNDED_VOCABULARY

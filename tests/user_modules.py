@@ -1,0 +1,112 @@
+"""Modules as a user would write them, for the tests of what may be served."""
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.types import TensorSpec
+
+
+def perceptron(num_layers: int = 4, width: int = 6) -> nn.Sequential:
+    """A plain nn.Sequential."""
+    layers: list[nn.Module] = []
+    for _ in range(num_layers):
+        layers += [nn.Linear(width, width), nn.Tanh()]
+    return nn.Sequential(*layers)
+
+
+class Perceptron(nn.Sequential):
+    """An nn.Sequential with a name of its own; its inputs are declared in the YAML."""
+
+    def __init__(self, num_layers: int = 4, width: int = 6) -> None:
+        super().__init__(*perceptron(num_layers, width))
+
+
+class MaskedTower(nn.Module):
+    """A loop over an nn.ModuleList, with something before it, behind it, and a second argument of each block."""
+
+    inputs = {"x": TensorSpec("float32", ("batch", 6)), "mask": TensorSpec("bool", ("batch",))}  # noqa: RUF012
+    outputs = {"y": TensorSpec("float32", ("batch", 2)), "kept": TensorSpec("bool", ("batch",))}  # noqa: RUF012
+
+    def __init__(self, num_layers: int = 4) -> None:
+        super().__init__()
+        self.before = nn.Linear(6, 8)
+        self.layers = nn.ModuleList([MaskedBlock() for _ in range(num_layers)])
+        self.behind = nn.Linear(8, 2)
+        self.register_buffer("scale", torch.tensor([1.0, 3.0]))
+        self.register_buffer("offset", torch.arange(2, dtype=torch.float32), persistent=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """x [B, 6], mask [B] bool -> y [B, 2], kept [B] bool."""
+        hidden = self.before(x)
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return {"y": self.behind(hidden) * self.scale + self.offset, "kept": mask.clone()}
+
+
+class MaskedBlock(nn.Module):
+    """Changes the rows that the mask keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """hidden [B, 8], mask [B] bool -> [B, 8]."""
+        return torch.where(mask[:, None], hidden + self.linear(hidden).relu(), hidden)
+
+
+class ManyKinds(nn.Module):
+    """Gives back tensors of several dtypes and ranks; has no parameter but one, shared under two names."""
+
+    inputs = {"image": TensorSpec("uint8", ("batch", 3, "height", "width"))}  # noqa: RUF012
+    outputs = {  # noqa: RUF012
+        "bright": TensorSpec("bool", ("batch", 3, "height", "width")),
+        "small": TensorSpec("int8", ("batch",)),
+        "half": TensorSpec("bfloat16", ("batch", 3)),
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = self.first
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """image [B, 3, H, W] uint8."""
+        means = image.float().mean((2, 3))
+        return {
+            "bright": image > 127,
+            "small": means.argmax(-1).to(torch.int8),
+            "half": self.second(self.first(means)).to(torch.bfloat16),
+        }
+
+
+class Touchy(nn.Module):
+    """Raises, quoting its input, when the input holds a negative number."""
+
+    inputs = {"x": TensorSpec("float32", ("batch", 1))}  # noqa: RUF012
+    outputs = {"y": TensorSpec("float32", ("batch", 1))}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, 1] -> [B, 1]."""
+        if bool((x < 0).any()):
+            raise ValueError(f"negative: {x.tolist()}")
+        return self.parts(x)  # type: ignore[no-any-return]
+
+
+class Uncuttable(nn.Module):
+    """Has no blocks that could be found."""
+
+    inputs = Touchy.inputs
+    outputs = Touchy.outputs
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, 1] -> [B, 1]."""
+        return self.linear(x)  # type: ignore[no-any-return]
