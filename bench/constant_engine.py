@@ -79,4 +79,4 @@ class ConstantRouter(Router):
     """The Router, with stand-ins for shards."""
 
     async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
-        await super().__init__(config, ConstantShardActor)
+        await super().__init__(config, shard_actor=ConstantShardActor)

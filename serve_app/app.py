@@ -11,12 +11,14 @@ from ray.serve import Application
 
 from serve_app.config import DeviceConfig, EngineConfig, GatewayConfig, ModelConfig, ModelSetConfig, read_environment
 from serve_app.deployments.batch_router import BatchRouter
+from serve_app.deployments.preprocessor import Preprocessor
 from serve_app.deployments.router import Router
 from serve_app.gateway.deployment import Gateway
-from serve_app.gateway.serve_applications import ROUTER_NAME
+from serve_app.gateway.serve_applications import PREPROCESSOR_NAME, ROUTER_NAME
 from serve_app.planning.source import is_hub_id, pin_revision
 
 _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
+_PREPROCESSOR_MAX_ONGOING_REQUESTS = 10_000
 _CPUS_PER_REPLICA = 0.1  # reserved, not a limit: Gateway, Router and four shards fit on two cores
 _SHUTDOWN_S = 600.0  # a replica that is to leave lets its requests end
 
@@ -38,13 +40,13 @@ def build_model(args: ModelConfig) -> Application:
     num_shards = args.parallel.pipeline * args.parallel.tensor
     config = _with_pinned_source(args)
     router = _router(Router if args.is_generative else BatchRouter, args.device, args.engine, num_shards)
-    return router.bind(config)
+    return router.bind(config, _preprocessor([config]))
 
 
 def build_models(args: ModelSetConfig) -> Application:
     """Several small models behind one Router and one shard process, each called by its own name."""
     config = args.model_copy(update={"models": [_with_pinned_source(model) for model in args.models]})
-    return _router(BatchRouter, args.device, args.engine, 1).bind(config)
+    return _router(BatchRouter, args.device, args.engine, 1).bind(config, _preprocessor(config.models))
 
 
 def _router(
@@ -62,6 +64,21 @@ def _router(
         placement_group_bundles=[{"CPU": _CPUS_PER_REPLICA}, *([_shard_bundle(device)] * num_shards)],
         placement_group_strategy="PACK",
     )
+
+
+def _preprocessor(models: list[ModelConfig]) -> Application | None:
+    """The deployment that runs the steps before models; None where no model has any."""
+    with_steps = [model for model in models if model.preprocessing]
+    if not with_steps:
+        return None
+    deployment = serve.deployment(
+        Preprocessor,
+        name=PREPROCESSOR_NAME,
+        max_ongoing_requests=_PREPROCESSOR_MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
+    )
+    return deployment.bind(with_steps)
 
 
 def _with_pinned_source(config: ModelConfig) -> ModelConfig:

@@ -22,6 +22,7 @@ from serve_app.planning.serve_file import ModelApplication, ServeFile, inspect_s
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.source import find_snapshot, is_hub_id, resolve_source
+from serve_app.preprocessing.chain import check_chain
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.serve_command import serve
 
@@ -109,7 +110,9 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
             text = f"{config.name}: {config.source} is not on this machine yet; --download fetches and checks it"
             return _CheckedModel(text, [])
         if not config.is_generative:
-            return _CheckedModel(plan_batch_model(config, base_dir, environment).text, [])
+            batch_plan = plan_batch_model(config, base_dir, environment)
+            unfit = check_chain(config.preprocessing, Path(batch_plan.source.directory))
+            return _CheckedModel(batch_plan.text, [Problem(where, message) for message in unfit])
         source_dir = resolve_source(config.source, config.revision, base_dir, environment)
         spec = read_model_spec(source_dir)
         read_tokenizer_files(source_dir)

@@ -128,7 +128,7 @@ def _parse_step(value: object) -> object:
 
 
 class StepConfig(ConfigModel):
-    """One step before or behind a model: one of ours, or `package.module:Class` with its constructor's arguments."""
+    """One step before a model: one of ours, or `package.module:Class` with its constructor's arguments."""
 
     name: str = Field(min_length=1)
     arguments: dict[str, JsonValue] = {}
@@ -163,7 +163,6 @@ class ModelConfig(ConfigModel):
     normalize: bool | None = None  # embed only; None: as the checkpoint says
     is_multi_label: bool | None = None  # classify only; None: as the checkpoint says
     preprocessing: list[Step] = []
-    postprocessing: list[Step] = []
     device: DeviceConfig = DeviceConfig()
     engine: EngineConfig = EngineConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
@@ -217,11 +216,6 @@ class ModelConfig(ConfigModel):
     def is_generative(self) -> bool:
         """Whether it runs step after step; any other task is done after one."""
         return self.task == "generate"
-
-    @property
-    def has_chain(self) -> bool:
-        """Whether it has steps before or behind it, which a Preprocessor runs."""
-        return bool(self.preprocessing or self.postprocessing)
 
     @property
     def max_ongoing_requests(self) -> int:
@@ -315,8 +309,8 @@ def _task_problem(config: ModelConfig) -> str | None:
     for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):
         if getattr(config, name) is not None and config.task != task:
             return f"{name} has no effect on task={config.task}; remove it"
-    if config.is_generative and config.postprocessing:
-        return "postprocessing has no effect on task=generate; remove it"
+    if config.preprocessing and config.task in ("generate", "predict"):
+        return f"preprocessing has no effect on task={config.task}; remove it"
     return None
 
 

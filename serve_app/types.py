@@ -84,22 +84,12 @@ class InferResult:
 
 
 @dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One turn of a conversation."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
 class ChainValue:
     """What one step hands to the next: exactly one of these is set, and gives the value's kind."""
 
     text: str | None = None
     texts: list[str] | None = None
     token_ids: list[int] | None = None
-    token_lists: list[list[int]] | None = None
-    messages: list[ChatMessage] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,30 +141,6 @@ class LabelScore:
 
     label: str
     score: float
-
-
-@dataclass(frozen=True, slots=True)
-class PostprocessRequest:
-    """Outputs of a model to be run through its postprocessing."""
-
-    request_id: str
-    model: str
-    outputs: list[Item]
-
-
-@dataclass(frozen=True, slots=True)
-class Postprocessed:
-    """What postprocessing made of one entry's outputs: tensors, and labels where a step named them."""
-
-    outputs: Item
-    labels: list[LabelScore] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class PostprocessResult:
-    """What postprocessing made of a PostprocessRequest."""
-
-    values: list[Postprocessed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +220,6 @@ class ModelDescription:
     source: ModelSource | None = None  # to find the files on a node that has no source_dir
     has_tokenizer: bool = True
     has_preprocessing: bool = False  # a Preprocessor takes its inputs
-    has_postprocessing: bool = False  # and its outputs
-    input_kind: str = "text"  # of the preprocessing's first step: text or messages
     labels: list[str] = field(default_factory=list)  # by output index; empty: it has none
     is_multi_label: bool = False
     score_activation: str = "sigmoid"  # of a cross-encoder with one output: sigmoid or identity

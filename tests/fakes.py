@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from serve_app.errors import RayshardError
 from serve_app.gateway.backend import HealthReport
+from serve_app.preprocessing.chain import Chain
 from serve_app.types import (
     CopyState,
     FinishReason,
@@ -24,6 +25,8 @@ from serve_app.types import (
     Item,
     ModelDescription,
     OutputChunk,
+    PreprocessRequest,
+    PreprocessResult,
     SamplingParams,
     TokenLogprobs,
 )
@@ -133,6 +136,7 @@ class ScriptedBackend:
     requests: list[GenerateRequest] = field(default_factory=list)
     infer_script: Callable[[Item], Item] = copy_item
     infer_requests: list[InferRequest] = field(default_factory=list)
+    chain: Chain | None = None
     num_open: int = 0
     num_aborted: int = 0
 
@@ -172,6 +176,11 @@ class ScriptedBackend:
         if self.error is not None:
             raise self.error
         return InferResult([self.infer_script(item) for item in request.items])
+
+    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
+        """Run the values through the real chain of `chain`."""
+        assert self.chain is not None
+        return PreprocessResult([self.chain.run(value, has_trace=request.has_trace) for value in request.values])
 
     def health(self) -> HealthReport:
         """One copy."""

@@ -25,7 +25,7 @@ class BatchRouter(CopyReplica):
     """Takes requests over the call link, or by Serve calls of other deployments."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: ModelConfig | ModelSetConfig, shard_actor: Any = ShardActor
+        self, config: ModelConfig | ModelSetConfig, _preprocessor: Any = None, shard_actor: Any = ShardActor
     ) -> None:
         configure_logging()
         environment = read_environment()

@@ -15,7 +15,6 @@ from serve_app.errors import ConfigError, InternalError, QueueFullError, Rayshar
 from serve_app.observability import configure_logging
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import check_split, describe_plan, format_plan, plan_shards, served_dtype
-from serve_app.planning.served_model import first_kind
 from serve_app.planning.source import pin_source
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.scheduling.scheduler import SequenceOutput
@@ -47,7 +46,7 @@ class Router(CopyReplica):
     """Takes requests over Serve, one unary call each; their tokens leave by the token links."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: ModelConfig, shard_actor: Any = ShardActor
+        self, config: ModelConfig, _preprocessor: Any = None, shard_actor: Any = ShardActor
     ) -> None:
         configure_logging()
         environment = read_environment()
@@ -113,8 +112,6 @@ class Router(CopyReplica):
             eos_token_ids=sorted(self._work.eos_token_ids),
             created_s=self._created_s,
             source=self._source,
-            has_preprocessing=bool(self._config.preprocessing),
-            input_kind=first_kind(self._config),
         )
         return [description]
 

@@ -10,6 +10,8 @@ from serve_app.types import (
     InferResult,
     ModelDescription,
     OutputChunk,
+    PreprocessRequest,
+    PreprocessResult,
 )
 
 
@@ -55,6 +57,10 @@ class GatewayBackend(Protocol):
 
         Raises a RayshardError. A copy that dies meanwhile is no error while there is another one.
         """
+        ...
+
+    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
+        """Run values through the preprocessing of a model that has one. Raises a RayshardError."""
         ...
 
     def health(self) -> HealthReport:

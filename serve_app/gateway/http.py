@@ -55,6 +55,7 @@ def build_http_app(gateway: GatewayBackend, config: GatewayConfig) -> Starlette:
             Route("/v1/classify", endpoints.inference.classify, methods=["POST"]),
             Route("/v1/score", endpoints.inference.score, methods=["POST"]),
             Route("/v1/rerank", endpoints.inference.rerank, methods=["POST"]),
+            Route("/v1/preprocess", endpoints.inference.preprocess, methods=["POST"]),
             Route("/predict", endpoints.inference.predict, methods=["POST"]),
         ],
         exception_handlers={

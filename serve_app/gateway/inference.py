@@ -5,7 +5,7 @@ Knows no HTTP: every carrier's handler is a thin conversion around this.
 
 import asyncio
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,15 @@ from serve_app.gateway.served_models import ServedModel
 from serve_app.preprocessing.arrays import integer_tensor, sigmoid, softmax, to_array
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import TextEncoding
-from serve_app.types import InferRequest, Item, LabelScore, ModelDescription
+from serve_app.types import (
+    ChainValue,
+    InferRequest,
+    Item,
+    LabelScore,
+    ModelDescription,
+    Preprocessed,
+    PreprocessRequest,
+)
 
 MAX_ENTRIES = 16_384  # texts of one request
 _TEXTS_PER_JOB = 256  # tokenised by one thread at a time, so that others get their turn
@@ -56,6 +64,8 @@ class InferenceService:
             name = entries[0].field.partition("[")[0]
             message = f"{name} has {len(entries)} entries; send at most {MAX_ENTRIES} in one request"
             raise RequestError(message, field=name)
+        if model.description.has_preprocessing:
+            entries = await self._preprocess(model.description, entries)
         encodings = await self._encode_all(model, entries, max_tokens)
         for entry, encoding in zip(entries, encodings, strict=True):
             _check(entry, encoding, model.description)
@@ -71,6 +81,35 @@ class InferenceService:
         """The model's outputs for each item, in order."""
         request = InferRequest(secrets.token_hex(8), model.name, items, self._queue_timeout_s)
         return (await self._backend.infer(request)).outputs
+
+    async def trace(self, model: ModelDescription, texts: list[str]) -> list[Preprocessed]:
+        """What each step of a model's preprocessing makes of texts."""
+        values = [ChainValue(text=text) for text in texts]
+        request = PreprocessRequest(secrets.token_hex(8), model.name, values, has_trace=True)
+        return (await self._backend.preprocess(request)).values
+
+    async def _preprocess(self, model: ModelDescription, entries: list[Entry]) -> list[Entry]:
+        """The entries with what the model's chain makes of their texts; token ids are taken as they are."""
+        texts: list[tuple[int, bool, str]] = []
+        for index, entry in enumerate(entries):
+            if isinstance(entry.text, str):
+                texts.append((index, False, entry.text))
+                if entry.pair is not None:
+                    texts.append((index, True, entry.pair))
+        if not texts:
+            return entries
+        values = [ChainValue(text=text) for _index, _is_pair, text in texts]
+        request = PreprocessRequest(secrets.token_hex(8), model.name, values)
+        made = (await self._backend.preprocess(request)).values
+        changed = list(entries)
+        for (index, is_pair, _text), one in zip(texts, made, strict=True):
+            value = one.value.token_ids if one.value.token_ids is not None else one.value.text
+            assert value is not None, "check_chain refuses other ends"
+            if is_pair and isinstance(value, str):
+                changed[index] = replace(changed[index], pair=value)
+            elif not is_pair:
+                changed[index] = replace(changed[index], text=value)
+        return changed
 
     async def _encode_all(self, model: ServedModel, entries: list[Entry], max_tokens: int | None) -> list[TextEncoding]:
         if len(entries) == 1 and len(entries[0].text) + len(entries[0].pair or "") <= _INLINE_CHARS:

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from serve_app.errors import RequestError
 from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
 from serve_app.gateway.inference import (
+    MAX_ENTRIES,
     Entry,
     InferenceService,
     Outputs,
@@ -31,6 +32,9 @@ from serve_app.gateway.inference_schema import (
     OutputTensor,
     PredictBody,
     Prediction,
+    PreprocessBody,
+    PreprocessedList,
+    PreprocessedText,
     RankedDocument,
     Ranking,
     RerankBody,
@@ -38,13 +42,16 @@ from serve_app.gateway.inference_schema import (
     ScoreBody,
     ScoreEntry,
     ScoreList,
+    ShownRedaction,
+    ShownStep,
+    ShownValue,
     TensorPrediction,
     TokenUsage,
 )
 from serve_app.gateway.openai_schema import parse_body
 from serve_app.gateway.served_models import ServedModels
 from serve_app.gateway.tensor_inputs import read_inputs, write_output
-from serve_app.types import LabelScore, ModelDescription
+from serve_app.types import ChainValue, LabelScore, ModelDescription, Preprocessed
 
 _DEFAULT_THRESHOLD = 0.5
 
@@ -149,6 +156,19 @@ class InferenceEndpoints:
             return json_answer(predictions[0])
         return json_bytes(msgspec.json.encode(predictions))
 
+    async def preprocess(self, request: Request) -> Response:
+        """What a model's steps make of texts."""
+        body = parse_body(await self._shell.read(request), PreprocessBody)
+        model = self._models.for_tasks(body.model, ("embed", "classify", "score"))
+        if not model.has_preprocessing:
+            raise RequestError(f"model={model.name} has no preprocessing", field="model")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        if not texts or len(texts) > MAX_ENTRIES:
+            raise RequestError(f"input has {len(texts)} entries; send 1 to {MAX_ENTRIES}", field="input")
+        made = await self._shell.run(request, self._service.trace(model, texts))
+        data = [_shown_text(index, one, has_originals=body.reveal is True) for index, one in enumerate(made)]
+        return json_answer(PreprocessedList(model.name, data))
+
     async def _run(self, request: Request, model: ModelDescription, body: EntriesBody, entries: list[Entry]) -> Outputs:
         served = await self._models.with_tokenizer(model)
         work = self._service.run_texts(served, entries, max_tokens_of(body, model))
@@ -219,6 +239,19 @@ def _prediction(model: ModelDescription, scores: list[LabelScore], top_k: int | 
     best = scores[0]
     is_held = not model.is_multi_label or best.score >= _DEFAULT_THRESHOLD
     return Prediction(best.label if is_held else None, best.score, {one.label: one.score for one in scores[:top_k]})
+
+
+def _shown_text(index: int, made: Preprocessed, *, has_originals: bool) -> PreprocessedText:
+    steps = [ShownStep(one.step, _shown_value(one.value)) for one in made.trace]
+    redactions = [
+        ShownRedaction(one.placeholder, one.kind, one.original if has_originals else msgspec.UNSET)
+        for one in made.redactions
+    ]
+    return PreprocessedText(index, _shown_value(made.value), steps, redactions)
+
+
+def _shown_value(value: ChainValue) -> ShownValue:
+    return ShownValue(value.text, value.texts, value.token_ids)
 
 
 def _usage(outputs: Outputs) -> TokenUsage:

@@ -66,6 +66,53 @@ class PredictBody(EntriesBody):
     top_k: PositiveInt | None = None
 
 
+class PreprocessBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /v1/preprocess`."""
+
+    model: str | None = None
+    input: str | list[str]
+    reveal: bool | None = None  # show what redact_pii has taken out
+
+
+class ShownValue(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A value between two steps: the field that is there is its kind."""
+
+    text: str | None = None
+    texts: list[str] | None = None
+    token_ids: list[int] | None = None
+
+
+class ShownStep(msgspec.Struct, frozen=True):
+    """What one step has made."""
+
+    step: str
+    value: ShownValue
+
+
+class ShownRedaction(msgspec.Struct, frozen=True):
+    """Something taken out; the original only when asked for."""
+
+    placeholder: str
+    kind: str
+    original: str | UnsetType = UNSET
+
+
+class PreprocessedText(msgspec.Struct, frozen=True):
+    """What the steps have made of one text."""
+
+    index: int
+    value: ShownValue
+    steps: list[ShownStep]
+    redactions: list[ShownRedaction]
+
+
+class PreprocessedList(msgspec.Struct, frozen=True):
+    """One entry for each text."""
+
+    model: str
+    data: list[PreprocessedText]
+
+
 class TokenUsage(msgspec.Struct, frozen=True):
     """Tokens that went in."""
 

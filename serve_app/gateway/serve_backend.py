@@ -13,6 +13,7 @@ from serve_app.errors import InternalError, ModelNotFoundError, QueueFullError, 
 from serve_app.gateway.backend import GenerationStream, HealthReport
 from serve_app.gateway.replica_calls import FRESH_S, ReplicaCalls, reply_error
 from serve_app.gateway.serve_applications import (
+    PREPROCESSOR_NAME,
     ROUTER_NAME,
     ServeApplications,
     ServedApplication,
@@ -24,6 +25,8 @@ from serve_app.types import (
     InferResult,
     LinkAddress,
     ModelDescription,
+    PreprocessRequest,
+    PreprocessResult,
 )
 from serve_app.wire.links import Senders, TokenReceiver
 from serve_app.wire.messages import (
@@ -31,6 +34,8 @@ from serve_app.wire.messages import (
     Call,
     InferMessage,
     InferReply,
+    PreprocessMessage,
+    PreprocessReply,
     StateMessage,
     ToGateway,
     TokenBatch,
@@ -117,6 +122,17 @@ class ServeBackend:
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
         return InferResult([output for task in tasks for output in task.result().outputs])
+
+    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
+        """One call to a Preprocessor of the model's application."""
+
+        def make(number: int, reply_to: LinkAddress) -> Call:
+            return PreprocessMessage(PROTOCOL_VERSION, 0, number, reply_to, request)
+
+        reply = await self._calls(request.model, PREPROCESSOR_NAME).call(make, None)
+        if not isinstance(reply, PreprocessReply):
+            raise reply_error(reply)
+        return reply.result
 
     async def _infer_once(self, calls: ReplicaCalls, request: InferRequest) -> InferResult:
         def make(number: int, reply_to: LinkAddress) -> Call:

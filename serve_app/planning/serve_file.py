@@ -145,7 +145,7 @@ class _Inspection:
 
     def _check_gateway(self, name: str, raw: dict[str, object], where: str) -> None:
         config = self._parse(GatewayConfig, raw.get("args", {}), f"{where}.args")
-        self._check_deployments(raw, "Gateway", where)
+        self._check_deployments(raw, ["Gateway"], where)
         if raw.get("route_prefix", "/") != "/":
             self._add(f"{where}.route_prefix", f"{shown(raw['route_prefix'])} cannot serve the Gateway; write /")
         if self._gateways:
@@ -156,7 +156,9 @@ class _Inspection:
     def _check_model(self, name: str, raw: dict[str, object], where: str) -> None:
         self._num_models += 1
         config = self._parse(ModelConfig, raw.get("args", {}), f"{where}.args")
-        router = self._check_router_of(raw, config.max_ongoing_requests if config is not None else 0, where)
+        needed = config.max_ongoing_requests if config is not None else 0
+        has_steps = config is not None and bool(config.preprocessing)
+        router = self._check_router_of(raw, needed, where, has_steps=has_steps)
         if config is not None:
             self._models.append(ModelApplication(name, f"{where}.args", config, router))
 
@@ -164,13 +166,17 @@ class _Inspection:
         self._num_models += 1
         config = self._parse(ModelSetConfig, raw.get("args", {}), f"{where}.args")
         needed = config.engine.max_num_seqs + config.engine.max_queued if config is not None else 0
-        router = self._check_router_of(raw, needed, where)
+        has_steps = config is not None and any(model.preprocessing for model in config.models)
+        router = self._check_router_of(raw, needed, where, has_steps=has_steps)
         for index, model in enumerate(config.shared_models if config is not None else []):
             self._models.append(ModelApplication(name, f"{where}.args.models[{index}]", model, router))
 
-    def _check_router_of(self, raw: dict[str, object], needed: int, where: str) -> DeploymentOptions | None:
+    def _check_router_of(
+        self, raw: dict[str, object], needed: int, where: str, *, has_steps: bool
+    ) -> DeploymentOptions | None:
         """The Router's settings in a model's application, whose route is none."""
-        router = self._check_deployments(raw, "Router", where)
+        expected = ["Router", "Preprocessor"] if has_steps else ["Router"]
+        router = self._check_deployments(raw, expected, where)
         if "route_prefix" not in raw:
             self._add(f"{where}.route_prefix", "missing, and Serve would take /; write route_prefix: null")
         elif raw["route_prefix"] is not None:
@@ -180,20 +186,22 @@ class _Inspection:
             self._check_router(router, needed, f"{where}.deployments[Router]")
         return router
 
-    def _check_deployments(self, raw: dict[str, object], expected: str, where: str) -> DeploymentOptions | None:
-        found: DeploymentOptions | None = None
+    def _check_deployments(self, raw: dict[str, object], expected: list[str], where: str) -> DeploymentOptions | None:
+        """The settings of the first expected deployment; those of the others are checked too."""
+        found: dict[str, DeploymentOptions] = {}
         deployments = raw.get("deployments", [])
         for index, entry in enumerate(deployments if isinstance(deployments, list) else []):
             name = entry.get("name") if isinstance(entry, dict) else None
-            label = f"{where}.deployments[{expected if name == expected else index}]"
+            label = f"{where}.deployments[{name if name in expected else index}]"
             options = self._parse(DeploymentOptions, entry, label)
-            if isinstance(name, str) and name != expected:
-                self._add(f"{label}.name", f"{shown(name)} is no deployment of this application; use {expected}")
-            elif options is not None and found is not None:
-                self._add(label, f"{expected} is given more than once; write one entry")
+            if isinstance(name, str) and name not in expected:
+                use = " or ".join(expected)
+                self._add(f"{label}.name", f"{shown(name)} is no deployment of this application; use {use}")
+            elif options is not None and options.name in found:
+                self._add(label, f"{name} is given more than once; write one entry")
             elif options is not None:
-                found = options
-        return found
+                found[options.name] = options
+        return found.get(expected[0])
 
     def _check_router(self, router: DeploymentOptions, needed: int, where: str) -> None:
         derived = [setting for setting in sorted(router.model_fields_set) if setting.startswith("placement_group_")]

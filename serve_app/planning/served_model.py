@@ -68,8 +68,6 @@ class BatchModelPlan:
             source=self.source,
             has_tokenizer=spec.has_tokenizer if isinstance(spec, ModuleSpec) else True,
             has_preprocessing=bool(config.preprocessing),
-            has_postprocessing=bool(config.postprocessing),
-            input_kind=first_kind(config),
             labels=list(spec.labels),
             is_multi_label=spec.is_multi_label if isinstance(spec, EncoderSpec) else bool(config.is_multi_label),
             score_activation=spec.score_activation if isinstance(spec, EncoderSpec) else "sigmoid",
@@ -92,12 +90,6 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
         raise ConfigError("\n".join(problems))
     plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)
     return BatchModelPlan(config, source, encoder, plan.shards, _encoder_text(config, encoder, plan.shards))
-
-
-def first_kind(config: ModelConfig) -> str:
-    """The kind of value that a model's preprocessing begins with."""
-    steps = config.preprocessing
-    return "messages" if steps and steps[0].name == "chat_template" else "text"
 
 
 def tensor_specs(config: ModelConfig, which: str) -> dict[str, TensorSpec] | None:

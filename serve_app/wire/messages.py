@@ -13,8 +13,6 @@ from serve_app.types import (
     InferResult,
     LinkAddress,
     OutputChunk,
-    PostprocessRequest,
-    PostprocessResult,
     PreprocessRequest,
     PreprocessResult,
     StepInput,
@@ -121,12 +119,6 @@ class PreprocessMessage(CallMessage, frozen=True, array_like=True, tag="preproce
     request: PreprocessRequest
 
 
-class PostprocessMessage(CallMessage, frozen=True, array_like=True, tag="postprocess"):
-    """Gateway to Preprocessor: run these outputs through a chain."""
-
-    request: PostprocessRequest
-
-
 class CancelMessage(CallMessage, frozen=True, array_like=True, tag="cancel"):
     """Gateway to a replica: the answer to this number is wanted no more."""
 
@@ -145,13 +137,6 @@ class PreprocessReply(Message, frozen=True, array_like=True, tag="preprocessed")
     result: PreprocessResult
 
 
-class PostprocessReply(Message, frozen=True, array_like=True, tag="postprocessed"):
-    """Preprocessor to Gateway."""
-
-    stream: int
-    result: PostprocessResult
-
-
 class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
     """A replica to Gateway: the call of this number has failed."""
 
@@ -159,10 +144,10 @@ class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
     error: ErrorReply
 
 
-Call = InferMessage | PreprocessMessage | PostprocessMessage
-Reply = InferReply | PreprocessReply | PostprocessReply | ErrorMessage
-ToReplica = InferMessage | PreprocessMessage | PostprocessMessage | CancelMessage
-ToGateway = TokenBatch | StateMessage | InferReply | PreprocessReply | PostprocessReply | ErrorMessage
+Call = InferMessage | PreprocessMessage
+Reply = InferReply | PreprocessReply | ErrorMessage
+ToReplica = InferMessage | PreprocessMessage | CancelMessage
+ToGateway = TokenBatch | StateMessage | InferReply | PreprocessReply | ErrorMessage
 ToShard = StepMessage | BatchStepMessage | StopMessage
 ToRouter = HelloMessage | OutputMessage | BatchOutputMessage | HeartbeatMessage
 

@@ -58,6 +58,7 @@ class ServeCluster:
         self._applications = list(applications)
         self._environment = {
             **os.environ,
+            "PYTHONPATH": str(ROOT),  # for steps and modules of the tests
             "RAY_TMPDIR": str(self.directory / "ray"),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_AUTH_MODE": "token",

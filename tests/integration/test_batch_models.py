@@ -74,6 +74,8 @@ def running(directories: dict[str, Path]) -> Iterator[ServeCluster]:
         for name, source in directories.items()
         if name != "bert"
     ]
+    touchy = {"tests.user_steps:Touchy": {"word": "touchy"}}
+    small[0]["preprocessing"] = ["normalize_unicode", "redact_pii", touchy]
     cluster = ServeCluster(
         [
             GATEWAY,
@@ -138,7 +140,7 @@ def test_small_models_share_one_process_and_keep_their_names(
 ) -> None:
     assert len(running.pids("ray::Shard")) == 2 + 4 + 1
     for name, directory in directories.items():
-        if name == "bert":
+        if name in ("bert", "small-0"):
             continue
         model = TextClassifier(vocab_size=30_522, num_labels=4, embedding_dim=8, hidden_size=8).eval()
         model.load_state_dict(load_file(str(directory / "model.safetensors")))
@@ -147,6 +149,19 @@ def test_small_models_share_one_process_and_keep_their_names(
         probabilities = post(running, "/predict", model=name, text=TEXTS[0])["probabilities"]
         actual = [probabilities[f"LABEL_{index}"] for index in range(4)]
         assert np.abs(np.array(actual) - expected.detach().numpy()).max() < 1e-6
+
+
+def test_steps_run_before_the_model_and_can_be_looked_at(running: ServeCluster) -> None:
+    text = "Write to anna@example.org"
+    (made,) = post(running, "/v1/preprocess", model="small-0", input=text)["data"]
+    assert made["value"] == {"text": "Write to <EMAIL_1>"}
+    assert [one["step"] for one in made["steps"]] == ["normalize_unicode", "redact_pii", "tests.user_steps:Touchy"]
+    assert made["redactions"] == [{"placeholder": "<EMAIL_1>", "kind": "email"}]
+    shown = post(running, "/v1/preprocess", model="small-0", input=text, reveal=True)["data"][0]["redactions"]
+    assert shown[0]["original"] == "anna@example.org"
+    redacted = post(running, "/predict", model="small-0", text="Write to <EMAIL_1>")
+    assert post(running, "/predict", model="small-0", text=text) == redacted
+    assert post(running, "/predict", model="small-0", text="Write to anna") != redacted
 
 
 def test_requests_survive_the_death_of_every_shard(running: ServeCluster) -> None:
@@ -173,3 +188,37 @@ def test_requests_survive_the_death_of_every_shard(running: ServeCluster) -> Non
     for worker in workers:
         worker.join()
     assert set(statuses) == {200}
+
+
+def test_no_text_of_a_request_is_found_in_any_log(running: ServeCluster) -> None:
+    canary = "xanthic-canary-7261"
+    texts = [f"{canary} {index}" for index in range(40)]
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/embeddings", {"model": "minilm", "input": texts}),
+        ("/v1/embeddings", {"model": "minilm", "input": canary * 300}),
+        ("/v1/embeddings", {"model": "minilm", "input": "a", "encoding_format": canary}),
+        ("/v1/classify", {"model": "bert", "input": texts}),
+        ("/v1/classify", {"model": "small-0", "input": f"touchy {canary}"}),
+        ("/v1/preprocess", {"model": "small-0", "input": f"touchy {canary}"}),
+        ("/v1/score", {"model": "minilm", "text_1": canary, "text_2": texts}),
+        ("/v1/rerank", {"model": "minilm", "query": canary, "documents": texts}),
+        ("/predict", {"model": "small-1", "text": texts}),
+        ("/predict", {"model": "small-1", "inputs": {"input_ids": [canary], "lengths": [1]}}),
+    ]
+    statuses = {}
+    for route, body in bodies:
+        statuses[route] = httpx.post(f"{running.url}{route}", json=body, timeout=120).status_code
+    assert statuses["/v1/preprocess"] == 500  # the user's step has raised, quoting the text
+    with httpx.Client(timeout=120) as client:
+        flying = threading.Thread(
+            target=client.post, args=(f"{running.url}/v1/embeddings",), kwargs={"json": bodies[0][1]}
+        )
+        flying.start()
+        for victim in running.pids("ray::Shard"):
+            os.kill(victim, signal.SIGKILL)
+        flying.join()
+    running.wait_until(running.is_healthy, 120, "the rebuild")
+    logs = [path for path in running.directory.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert len([path for path in logs if path.suffix in (".log", ".out", ".err")]) > 10
+    found = [path for path in logs if canary.encode() in path.read_bytes()]
+    assert found == []

@@ -1,0 +1,184 @@
+"""The steps that a chain may be made of: small, pure, each from one kind of value to another."""
+
+import html
+import re
+import unicodedata
+from typing import Literal, Protocol
+
+from serve_app.errors import ConfigError
+from serve_app.preprocessing.pii import KIND_NAMES, redact
+from serve_app.preprocessing.tokenizer import Tokenizer
+from serve_app.types import ChainValue, Redaction
+
+_SPACES = re.compile(r"\s+")
+_SENTENCE_END = re.compile("[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019)\\]]{0,3}(?=\\s|$)|\\n\\s*\\n")
+_ABBREVIATION_WORDS = """
+mr mrs ms dr prof sr jr st no vs etc e.g i.e z.b d.h u.a bzw ca approx inc ltd co fig sec vol pp
+jan feb mar apr jun jul aug sep sept oct nov dec
+"""
+_ABBREVIATIONS = frozenset(_ABBREVIATION_WORDS.split())
+_BLOCK_WORDS = "p div br li tr td th h1 h2 h3 h4 h5 h6 ul ol table section article header footer"
+_BLOCK_TAGS = frozenset(_BLOCK_WORDS.split())
+# Ends at the next "<", so that a text of open tags is read once.
+_TAG = re.compile(r"<(/?)(!?[A-Za-z][A-Za-z0-9]{0,30})(?:[^<>\"']|\"[^\"<]*\"|'[^'<]*')*+>")
+_CLOSING_TAGS = {name: re.compile(f"</{name}", re.IGNORECASE) for name in ("script", "style", "template", "noscript")}
+
+
+class Step(Protocol):
+    """From a value of the kind `takes` to one of the kind `gives`. A text step is run on each of several texts."""
+
+    takes: str
+    gives: str
+
+    def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
+        """The step's value, and what it has taken out."""
+        ...
+
+
+class TextStep:
+    """Base of the steps from text to text."""
+
+    takes = gives = "text"
+
+    def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
+        """Change a text, or each of several."""
+        if value.texts is not None:
+            return ChainValue(texts=[self.change(text) for text in value.texts]), []
+        assert value.text is not None
+        return ChainValue(text=self.change(value.text)), []
+
+    def change(self, text: str) -> str:
+        """What becomes of one text."""
+        raise NotImplementedError
+
+
+class NormalizeUnicode(TextStep):
+    """One spelling for what looks the same (Unicode Standard Annex 15)."""
+
+    def __init__(self, form: Literal["NFC", "NFD", "NFKC", "NFKD"] = "NFKC") -> None:
+        if form not in ("NFC", "NFD", "NFKC", "NFKD"):
+            raise ConfigError(f"form={form!r} is not known; use NFC, NFD, NFKC or NFKD")
+        self._form: Literal["NFC", "NFD", "NFKC", "NFKD"] = form
+
+    def change(self, text: str) -> str:
+        """The text in the chosen form."""
+        return unicodedata.normalize(self._form, text)
+
+
+class Lowercase(TextStep):
+    """Small letters."""
+
+    def change(self, text: str) -> str:
+        """The text in small letters."""
+        return text.lower()
+
+
+class CollapseWhitespace(TextStep):
+    """One space between words, none around them."""
+
+    def change(self, text: str) -> str:
+        """The text with single spaces."""
+        return _SPACES.sub(" ", text).strip()
+
+
+class StripHtml(TextStep):
+    """The text of a page: no tags, scripts, styles and comments; entities as their characters."""
+
+    def change(self, text: str) -> str:
+        """The text without markup."""
+        text = _without_comments(text)
+        pieces, position = [], 0
+        while (match := _TAG.search(text, position)) is not None:
+            pieces.append(text[position : match.start()])
+            position = match.end()
+            name = match[2].lower()
+            if name in _BLOCK_TAGS:
+                pieces.append(" ")
+            if name in _CLOSING_TAGS and not match[1]:
+                closing = _CLOSING_TAGS[name].search(text, position)
+                position = len(text) if closing is None else closing.start()
+        return html.unescape("".join([*pieces, text[position:]]))
+
+
+class Truncate:
+    """The beginning of a text (`max_chars`) or of token ids (`max_tokens`)."""
+
+    def __init__(self, max_chars: int | None = None, max_tokens: int | None = None) -> None:
+        if (max_chars is None) == (max_tokens is None):
+            raise ConfigError("give either max_chars or max_tokens")
+        limit = max_chars if max_chars is not None else max_tokens
+        if type(limit) is not int or limit < 1:
+            raise ConfigError(f"{limit!r} is no length; use a whole number above 0")
+        self._limit = limit
+        self.takes = self.gives = "text" if max_chars is not None else "token_ids"
+
+    def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
+        """Cut the end off."""
+        if value.token_ids is not None:
+            return ChainValue(token_ids=value.token_ids[: self._limit]), []
+        if value.texts is not None:
+            return ChainValue(texts=[text[: self._limit] for text in value.texts]), []
+        assert value.text is not None
+        return ChainValue(text=value.text[: self._limit]), []
+
+
+class SplitSentences:
+    """A text's sentences, by their marks; abbreviations and single letters do not end one."""
+
+    takes, gives = "text", "texts"
+
+    def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
+        """Cut behind sentence ends and blank lines."""
+        assert value.text is not None
+        sentences, start = [], 0
+        for match in _SENTENCE_END.finditer(value.text):
+            word = re.split(r"[\s(]", value.text[max(start, match.start() - 12) : match.start()])[-1]
+            is_short = match[0] == "." and (word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()))
+            if not is_short:
+                sentences.append(value.text[start : match.end()].strip())
+                start = match.end()
+        sentences.append(value.text[start:].strip())
+        return ChainValue(texts=[sentence for sentence in sentences if sentence]), []
+
+
+class RedactPii:
+    """Placeholders for personal data that can be told by its form; see pii.py for what is covered."""
+
+    takes = gives = "text"
+
+    def __init__(self, kinds: list[str] | None = None) -> None:
+        unknown = [kind for kind in kinds or [] if kind not in KIND_NAMES]
+        if unknown:
+            raise ConfigError(f"kinds={unknown[0]!r} is not known; use {', '.join(KIND_NAMES)}")
+        self._kinds = tuple(kinds or KIND_NAMES)
+
+    def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
+        """Redact a text."""
+        if value.texts is not None:
+            joined, redactions = redact("\x00".join(value.texts), self._kinds)
+            return ChainValue(texts=joined.split("\x00")), redactions
+        assert value.text is not None
+        text, redactions = redact(value.text, self._kinds)
+        return ChainValue(text=text), redactions
+
+
+class Tokenize:
+    """The model's own token ids, special ones included."""
+
+    takes, gives = "text", "token_ids"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
+        """Encode a text."""
+        assert value.text is not None, "a chain of a model holds one text"
+        return ChainValue(token_ids=self._tokenizer.encode_entry(value.text).token_ids), []
+
+
+def _without_comments(text: str) -> str:
+    pieces, position = [], 0
+    while (start := text.find("<!--", position)) >= 0 and (end := text.find("-->", start + 4)) >= 0:
+        pieces.append(text[position:start])
+        position = end + 3
+    return "".join([*pieces, text[position:]])
