@@ -1,4 +1,4 @@
-"""The command `rayshard`: parsing and printing only. Neither Ray nor torch is imported here."""
+"""The command `rayshard`: parsing and printing only. Neither Ray nor torch is loaded, but by `train`."""
 
 import argparse
 import sys
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "serve":
         return _serve(arguments.file)
+    if arguments.command == "train":
+        return _train(arguments)
     return _validate(arguments.file, can_download=arguments.download)
 
 
@@ -44,7 +46,42 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="name every mistake in a Serve file, without starting Ray")
     validate.add_argument("file", type=Path, metavar="FILE")
     validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
+    _add_training(commands)
     return parser
+
+
+def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    training = commands.add_parser("train", help="train a text classifier on a CSV file")
+    training.add_argument("file", type=Path, metavar="CSV")
+    training.add_argument("directory", type=Path, metavar="DIRECTORY", help="where the model is written")
+    training.add_argument("--text-column", default="text", metavar="NAME")
+    training.add_argument("--label-column", default="label", metavar="NAME")
+    training.add_argument("--held-out", type=Path, metavar="CSV", help="score the model on these rows in the end")
+    training.add_argument("--overwrite", action="store_true", help="write into a directory that is not empty")
+    training.add_argument(
+        "--threads", type=int, default=1, metavar="N", help="of torch; with one, the same bytes again"
+    )
+    numbers: dict[str, type[float]] = {
+        "seed": int,
+        "max_epochs": int,
+        "patience": int,
+        "batch_size": int,
+        "embedding_dim": int,
+    }
+    numbers |= {"hidden_size": int, "min_frequency": int, "validation_share": float, "learning_rate": float}
+    for name, kind in numbers.items():
+        option = f"--{name.replace('_', '-')}"
+        training.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from serve_app.train_command import run_training  # torch is loaded for this command only
+
+    try:
+        return run_training(arguments)
+    except ConfigError as error:
+        print(error.message, file=sys.stderr)
+        return 1
 
 
 def _version() -> str:

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from serve_app.types import TensorSpec
 
@@ -21,7 +21,7 @@ class EmbeddingBlock(nn.Module):
 
 
 class RecurrentBlock(nn.Module):
-    """What an LSTM (Hochreiter and Schmidhuber, 1997) remembers at each entry's ends."""
+    """The strongest that an LSTM (Hochreiter and Schmidhuber, 1997) says of each feature over an entry's tokens."""
 
     def __init__(self, embedding_dim: int, hidden_size: int, num_layers: int, is_bidirectional: bool) -> None:
         super().__init__()
@@ -34,9 +34,10 @@ class RecurrentBlock(nn.Module):
         if entries.shape[1] == 0:
             entries = entries.new_zeros(entries.shape[0], 1, embedded.shape[1])
         packed = pack_padded_sequence(entries, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        _outputs, (last, _cells) = self.lstm(packed)  # last [layers * directions, B, H]
-        num_directions = 2 if self.lstm.bidirectional else 1
-        features = torch.cat(list(last[-num_directions:]), dim=-1)  # [B, F]
+        outputs, _last = pad_packed_sequence(self.lstm(packed)[0], batch_first=True)  # [B, L, F]
+        places = torch.arange(outputs.shape[1], device=lengths.device)
+        outputs = outputs.masked_fill((places >= lengths[:, None])[:, :, None], -torch.inf)
+        features = outputs.amax(dim=1)  # [B, F]
         return {"features": features.masked_fill((lengths == 0)[:, None], 0)}
 
 

@@ -69,7 +69,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def running(directories: dict[str, Path]) -> Iterator[ServeCluster]:
     arguments = {"vocab_size": 30_522, "num_labels": 4, "embedding_dim": 8, "hidden_size": 8}
-    small = [
+    small: list[dict[str, Any]] = [
         {"name": name, "source": str(source), "task": "classify", "architecture": CLASSIFIER, "arguments": arguments}
         for name, source in directories.items()
         if name != "bert"

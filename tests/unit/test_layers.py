@@ -18,14 +18,14 @@ LAYERS = (  # what stands in one line may not import each other
     {"models", "gateway"},
     {"parallel"},
     {"engine"},
-    {"deployments", "compress"},
+    {"deployments", "compress", "training"},
     {"serve_process"},
-    {"serve_command"},
+    {"serve_command", "train_command"},
     {"app", "cli"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 STRANGERS = {("scheduling", "engine"), ("gateway", "deployments")}
-TORCH_PACKAGES = {"models", "parallel", "engine", "compress"}
+TORCH_PACKAGES = {"models", "parallel", "engine", "compress", "training", "train_command"}
 TORCH_MODULES = {"torch", "transformers", "torchao", "accelerate"}
 PICKLE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAY_IMPORT_RAY = (
