@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from serve_app.config import ModelConfig
 from serve_app.engine.loader import fill_stage
 from serve_app.engine.tensor_file import tensor_reader
 from serve_app.models.batch_stage import BatchStage
@@ -13,7 +12,7 @@ from serve_app.models.encoder_model import EncoderStage
 from serve_app.models.pooling import Projection
 from serve_app.models.transformers_model import read_config, resolve_dtype
 from serve_app.parallel.communicator import Communicator
-from serve_app.planning.encoder_spec import ProjectionSpec, read_encoder_spec
+from serve_app.planning.encoder_spec import EncoderChoices, ProjectionSpec, read_encoder_spec
 from serve_app.planning.safetensors_header import read_safetensors_header
 from serve_app.types import BatchModelSettings
 
@@ -21,16 +20,8 @@ from serve_app.types import BatchModelSettings
 def load_encoder_stage(settings: BatchModelSettings, communicator: Communicator, device: torch.device) -> BatchStage:
     """Build and fill one stage. Raises ConfigError."""
     source_dir = Path(settings.source_dir)
-    spec = read_encoder_spec(
-        ModelConfig(
-            name=settings.name,
-            source=settings.source_dir,
-            task=settings.task,  # type: ignore[arg-type]  # it was one
-            pooling=settings.pooling,  # type: ignore[arg-type]
-            normalize=settings.normalize,
-        ),
-        source_dir,
-    )
+    choices = EncoderChoices(settings.task, pooling=settings.pooling, normalize=settings.normalize)
+    spec = read_encoder_spec(choices, source_dir)
     config = read_config(source_dir)
     if spec.num_labels:
         config.num_labels = spec.num_labels

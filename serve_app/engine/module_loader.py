@@ -12,7 +12,7 @@ from serve_app.errors import ConfigError
 from serve_app.models.batch_stage import BatchStage
 from serve_app.models.torch_model import ModuleStage
 from serve_app.parallel.communicator import DTYPES_BY_NAME
-from serve_app.planning.module_spec import read_module_tensors
+from serve_app.planning.module_files import read_module_tensors
 from serve_app.planning.safetensors_header import TensorHeader
 from serve_app.types import BatchModelSettings
 

@@ -55,6 +55,7 @@ class ReplicaCalls:
         self._changed = asyncio.Event()
         self.num_calls = 0  # under way, waiting ones included
         self.peak_calls = 0  # most since it was last taken
+        self.holds: set[asyncio.Task[None]] = set()  # Serve calls that stand for them
 
     @property
     def num_ready(self) -> int:

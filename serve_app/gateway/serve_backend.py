@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+from dataclasses import replace
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -64,7 +65,6 @@ class ServeBackend:
         self._next_stream = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._forever: list[asyncio.Task[None]] = []
-        self._holds: dict[int, set[asyncio.Task[None]]] = {}  # by id of the application
 
     def start(self) -> None:
         """Begin to look for models."""
@@ -108,7 +108,7 @@ class ServeBackend:
             return await self._infer_once(calls, request)
         limit = asyncio.Semaphore(_CHUNKS_PER_COPY * max(1, calls.num_ready))
         pieces = [
-            InferRequest(request.request_id, request.model, request.items[start : start + _CHUNK_ITEMS])
+            replace(request, items=request.items[start : start + _CHUNK_ITEMS])
             for start in range(0, len(request.items), _CHUNK_ITEMS)
         ]
 
@@ -221,11 +221,10 @@ class ServeBackend:
 
     def _hold(self, application: ServedApplication, deployment: str, calls: ReplicaCalls) -> None:
         """Keep as many short Serve calls open as there are calls under way; those above run out by themselves."""
-        held = self._holds.setdefault(id(calls), set())
-        for _ in range(min(calls.take_peak(), _MAX_HOLDS) - len(held)):
+        for _ in range(min(calls.take_peak(), _MAX_HOLDS) - len(calls.holds)):
             task = asyncio.create_task(_hold_once(application.handles[deployment]))
-            held.add(task)
-            task.add_done_callback(held.discard)
+            calls.holds.add(task)
+            task.add_done_callback(calls.holds.discard)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from serve_app.errors import ConfigError
-from serve_app.planning.planner import stage_ends
+from serve_app.planning.stage_ends import stage_ends
 from serve_app.types import BatchModelSettings, TensorSpec
 
 _HIDDEN = "hidden"

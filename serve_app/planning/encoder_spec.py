@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serve_app.config import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.architectures import (
     ARCHITECTURES,
@@ -13,7 +12,7 @@ from serve_app.planning.architectures import (
 )
 from serve_app.planning.checkpoint_json import damaged, read_json, read_json_list, shown
 from serve_app.planning.model_spec import ModelSpec, read_checkpoint
-from serve_app.planning.module_spec import read_labels
+from serve_app.planning.module_files import read_labels
 from serve_app.planning.safetensors_header import read_safetensors_header
 
 _KNOWN = ENCODERS | {name: ARCHITECTURES[name] for name in EMBEDDING_DECODERS}
@@ -50,25 +49,38 @@ class EncoderSpec:
     score_activation: str  # sigmoid or identity
 
 
-def read_encoder_spec(config: ModelConfig, source_dir: Path) -> EncoderSpec:
-    """The encoder in `source_dir` as `config` wants it served. Raises ConfigError."""
+@dataclass(frozen=True, slots=True)
+class EncoderChoices:
+    """What a Serve file says of an encoder; None: as the checkpoint says."""
+
+    task: str
+    max_model_len: int | None = None
+    pooling: str | None = None
+    normalize: bool | None = None
+    is_multi_label: bool | None = None
+
+
+def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
+    """The encoder in `source_dir` as it is to be served. Raises ConfigError."""
     spec = replace(read_checkpoint(source_dir, _KNOWN), is_tied=False)
     values = read_json(source_dir / "config.json")
-    is_embedder = config.task == "embed"
+    is_embedder = choices.task == "embed"
     if not is_embedder:
-        _check_head(spec, config)
+        _check_head(spec, choices)
     labels = read_labels(source_dir / "config.json", values)
     num_labels = 0 if is_embedder else _num_labels(spec)
-    if config.task == "score" and num_labels != 1:
+    if choices.task == "score" and num_labels != 1:
         raise ConfigError(
             f"task=score needs a cross-encoder with one output, but source={source_dir} has {num_labels}; "
             "set task: classify"
         )
-    pooling, is_normalized, projections = _read_modules(source_dir, spec, config) if is_embedder else ("cls", False, ())
+    pooling, is_normalized, projections = (
+        _read_modules(source_dir, spec, choices) if is_embedder else ("cls", False, ())
+    )
     return EncoderSpec(
         spec=spec,
-        task=config.task,
-        max_tokens=_max_tokens(spec, source_dir, config),
+        task=choices.task,
+        max_tokens=_max_tokens(spec, source_dir, choices),
         has_token_types=_has_token_types(spec.model_type, values),
         pooling=pooling,
         is_normalized=is_normalized,
@@ -76,19 +88,19 @@ def read_encoder_spec(config: ModelConfig, source_dir: Path) -> EncoderSpec:
         embedding_size=projections[-1].num_outputs if projections else spec.hidden_size,
         num_labels=num_labels,
         labels=tuple(labels[:num_labels] if len(labels) >= num_labels else _numbered(num_labels)),
-        is_multi_label=_is_multi_label(config, values),
+        is_multi_label=_is_multi_label(choices, values),
         score_activation=_score_activation(values),
     )
 
 
-def check_encoder(encoder: EncoderSpec, config: ModelConfig) -> list[str]:
-    """Why this encoder cannot be split as `config` says."""
-    spec, tensor = encoder.spec, config.parallel.tensor
+def check_encoder(encoder: EncoderSpec, tensor: int, max_model_len: int | None) -> list[str]:
+    """Why this encoder cannot be split over so many tensor ranks, or take texts of so many tokens."""
+    spec = encoder.spec
     if tensor > 1 and spec.model_type not in TENSOR_CUT_ENCODERS:
         return [f"parallel.tensor={tensor} cannot cut model_type={spec.model_type}; use parallel.pipeline"]
     longest = _position_limit(spec)
-    if config.max_model_len is not None and config.max_model_len > longest:
-        return [f"max_model_len={config.max_model_len} is above the {longest} positions of the model; use at most that"]
+    if max_model_len is not None and max_model_len > longest:
+        return [f"max_model_len={max_model_len} is above the {longest} positions of the model; use at most that"]
     sizes = {"num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
     sizes["intermediate_size"] = spec.intermediate_size or spec.hidden_size
     for name, size in sizes.items():
@@ -97,12 +109,12 @@ def check_encoder(encoder: EncoderSpec, config: ModelConfig) -> list[str]:
     return []
 
 
-def _check_head(spec: ModelSpec, config: ModelConfig) -> None:
+def _check_head(spec: ModelSpec, choices: EncoderChoices) -> None:
     if spec.model_type in EMBEDDING_DECODERS:
-        raise ConfigError(f"task={config.task} is not served for model_type={spec.model_type} yet; set task: embed")
+        raise ConfigError(f"task={choices.task} is not served for model_type={spec.model_type} yet; set task: embed")
     if not any(name in spec.tensors for name in _HEADS):
         raise ConfigError(
-            f"task={config.task} needs a classifier, but source={spec.source_dir} has no tensor {_HEADS[0]}; "
+            f"task={choices.task} needs a classifier, but source={spec.source_dir} has no tensor {_HEADS[0]}; "
             "give a model with a sequence classification head, or set task: embed"
         )
 
@@ -127,14 +139,14 @@ def _position_limit(spec: ModelSpec) -> int:
     return longest - (padding if isinstance(padding, int) else 1) - 1  # positions begin behind the padding's
 
 
-def _max_tokens(spec: ModelSpec, source_dir: Path, config: ModelConfig) -> int:
+def _max_tokens(spec: ModelSpec, source_dir: Path, choices: EncoderChoices) -> int:
     limits = [_position_limit(spec)]
     path = source_dir / "sentence_bert_config.json"
-    if config.task == "embed" and path.is_file():
+    if choices.task == "embed" and path.is_file():
         own = read_json(path).get("max_seq_length")
         if isinstance(own, int) and own > 0:
             limits.append(own)
-    return config.max_model_len or min(limits)
+    return choices.max_model_len or min(limits)
 
 
 def _has_token_types(model_type: str, values: dict[str, object]) -> bool:
@@ -145,9 +157,9 @@ def _has_token_types(model_type: str, values: dict[str, object]) -> bool:
     return isinstance(number, int) and number > 1
 
 
-def _is_multi_label(config: ModelConfig, values: dict[str, object]) -> bool:
-    if config.is_multi_label is not None:
-        return config.is_multi_label
+def _is_multi_label(choices: EncoderChoices, values: dict[str, object]) -> bool:
+    if choices.is_multi_label is not None:
+        return choices.is_multi_label
     return values.get("problem_type") == "multi_label_classification"
 
 
@@ -158,14 +170,15 @@ def _score_activation(values: dict[str, object]) -> str:
 
 
 def _read_modules(
-    source_dir: Path, spec: ModelSpec, config: ModelConfig
+    source_dir: Path, spec: ModelSpec, choices: EncoderChoices
 ) -> tuple[str, bool, tuple[ProjectionSpec, ...]]:
     """Pooling, normalisation and projections, by modules.json where there is one."""
     is_decoder = spec.model_type in EMBEDDING_DECODERS
     pooling, is_normalized = "last" if is_decoder else "mean", False
     projections: list[ProjectionSpec] = []
     path = source_dir / "modules.json"
-    for entry in read_json_list(path) if path.is_file() else []:
+    has_modules = choices.task == "embed" and path.is_file()
+    for entry in read_json_list(path) if has_modules else []:
         kind = str(entry.get("type", "")).rpartition(".")[2] if isinstance(entry, dict) else ""
         directory = source_dir / str(entry.get("path", "")) if isinstance(entry, dict) else source_dir
         if kind == "Transformer":
@@ -178,9 +191,9 @@ def _read_modules(
             projections.append(_read_projection(directory))
         else:
             raise ConfigError(f"{path} names a module {shown(kind)}, which is not served; use a model without it")
-    if config.pooling is not None:
-        pooling = config.pooling
-    return pooling, is_normalized if config.normalize is None else config.normalize, tuple(projections)
+    if choices.pooling is not None:
+        pooling = choices.pooling
+    return pooling, is_normalized if choices.normalize is None else choices.normalize, tuple(projections)
 
 
 def _read_pooling(path: Path) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from serve_app.config import Environment, ModelConfig
 from serve_app.errors import ConfigError
-from serve_app.planning.encoder_spec import EncoderSpec, check_encoder, read_encoder_spec
+from serve_app.planning.encoder_spec import EncoderChoices, EncoderSpec, check_encoder, read_encoder_spec
 from serve_app.planning.module_spec import ModuleSpec, read_module_spec
 from serve_app.planning.planner import DTYPE_BYTES, PlanRow, format_plan, plan_shards, shard_parameter_bytes
 from serve_app.planning.source import pin_source
@@ -84,8 +84,9 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
     if config.architecture is not None:
         module = read_module_spec(config, directory)
         return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module))
-    encoder = read_encoder_spec(config, directory)
-    problems = check_encoder(encoder, config)
+    choices = EncoderChoices(config.task, config.max_model_len, config.pooling, config.normalize, config.is_multi_label)
+    encoder = read_encoder_spec(choices, directory)
+    problems = check_encoder(encoder, config.parallel.tensor, config.max_model_len)
     if problems:
         raise ConfigError("\n".join(problems))
     plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)

@@ -11,11 +11,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from serve_app.config import ModelConfig
 from serve_app.engine.plain_processes import PlainProcesses
 from serve_app.engine.tensors import to_data, to_tensor
 from serve_app.models.packed_attention import PackedEntries
-from serve_app.planning.encoder_spec import read_encoder_spec
+from serve_app.planning.encoder_spec import EncoderChoices, read_encoder_spec
 from serve_app.planning.planner import plan_shards
 from serve_app.preprocessing.tokenizer import Tokenizer
 from tests.encoder_checkpoints import EMBEDDERS_ONLY, ENCODERS, VOCAB_SIZE, make_encoder, reference_outputs
@@ -60,8 +59,7 @@ def run_packed(group: StageGroup, texts: list[list[int]], types: list[list[int]]
 def group_of(
     directory: Path, task: str, split: tuple[int, int], pool: PlainProcesses, **changes: object
 ) -> AbstractContextManager[StageGroup]:
-    config = ModelConfig(name="m", source=str(directory), task=task)  # type: ignore[arg-type]
-    shards = plan_shards(read_encoder_spec(config, directory).spec, *split).shards
+    shards = plan_shards(read_encoder_spec(EncoderChoices(task), directory).spec, *split).shards
     return stage_group(settings_of(str(directory), task=task, **changes), shards, pool)
 
 

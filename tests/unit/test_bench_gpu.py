@@ -37,6 +37,29 @@ def test_the_blocker_blocks(environment: dict[str, str]) -> None:
         assert f"No module named '{name}'".encode() in finished.stderr
 
 
+def test_batch_models_need_neither_ray_nor_links(tmp_path: Path, environment: dict[str, str]) -> None:
+    make = "from tests.encoder_checkpoints import make_encoder; from pathlib import Path; "
+    make += f"make_encoder('bert', Path({str(tmp_path / 'bert')!r}), is_classifier=False)"
+    run = f"""
+import torch
+from serve_app.engine.batch_loader import load_batch_stage
+from serve_app.engine.batch_runner import BatchRunner
+from serve_app.engine.tensors import to_data, to_tensor
+from serve_app.parallel.communicator import LoneCommunicator
+from serve_app.types import BatchModelSettings, BatchStep, ShardSpec
+shard, lone, cpu = ShardSpec(0, 1, 0, 1, 0, 4), LoneCommunicator(), torch.device("cpu")
+stage = load_batch_stage(BatchModelSettings("m", {str(tmp_path / "bert")!r}, "embed", "auto", shard), lone, cpu)
+inputs = {{"input_ids": [5, 6, 7], "lengths": [1, 2], "token_type_ids": [0, 0, 0]}}
+step = BatchStep(0, 0, {{name: to_data(torch.tensor(values)) for name, values in inputs.items()}})
+print(to_tensor(BatchRunner([stage], shard, lone, cpu).run(step).outputs["embedding"], cpu).shape)
+"""
+    for code in (make, run):
+        command = [sys.executable, "-c", code]
+        finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        assert finished.returncode == 0, finished.stderr
+    assert "torch.Size([2, 32])" in finished.stdout
+
+
 def test_parity_and_decode_speed_need_neither_ray_nor_links(tmp_path: Path, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny"]
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
