@@ -121,9 +121,14 @@ class InferenceService:
         return [encoding for job in await asyncio.gather(*jobs) for encoding in job]
 
 
+def label_probabilities(model: ModelDescription, logits: Vectors) -> NDArray[np.float64]:
+    """Each label's probability, in the order of the outputs; a lone one holds or not. logits: [B, C] -> [B, C]."""
+    return sigmoid(logits) if model.is_multi_label or logits.shape[1] == 1 else softmax(logits)
+
+
 def label_scores(model: ModelDescription, logits: Vectors) -> list[list[LabelScore]]:
     """Each entry's labels with their probabilities, the most probable first. logits: [B, C]."""
-    probabilities = sigmoid(logits) if model.is_multi_label else softmax(logits)
+    probabilities = label_probabilities(model, logits)
     labels = model.labels or [f"LABEL_{index}" for index in range(logits.shape[1])]
     return [
         [LabelScore(labels[index], float(row[index])) for index in np.argsort(-row, kind="stable")]

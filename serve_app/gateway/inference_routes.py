@@ -16,6 +16,7 @@ from serve_app.gateway.inference import (
     Outputs,
     Vectors,
     cosine,
+    label_probabilities,
     label_scores,
     relevance,
     shorten,
@@ -88,14 +89,13 @@ class InferenceEndpoints:
         if body.threshold is not None and not model.is_multi_label:
             raise RequestError("threshold is for models of several labels; leave it out", field="threshold")
         outputs = await self._run(request, model, body, entries_of(body.input, "input"))
-        names = model.labels or [f"LABEL_{index}" for index in range(outputs.values.shape[1])]
         data = []
+        probabilities = label_probabilities(model, outputs.values)
         for index, scores in enumerate(label_scores(model, outputs.values)):
-            by_label = {score.label: score.score for score in scores}
             shown = _shown(model, scores, body.threshold, body.top_k)
             label = shown[0].label if shown else None
             answers = [LabelAnswer(score.label, score.score) for score in shown]
-            data.append(Classification(index, label, [by_label[name] for name in names], len(names), answers))
+            data.append(Classification(index, label, probabilities[index].tolist(), probabilities.shape[1], answers))
         return json_answer(ClassificationList(model.name, data, _usage(outputs)))
 
     async def score(self, request: Request) -> Response:
@@ -141,7 +141,7 @@ class InferenceEndpoints:
             raise RequestError("send either text or inputs", field="text")
         if body.inputs is not None:
             model = self._models.for_tasks(body.model, ("predict", "classify", "embed"))
-            item = read_inputs(body.inputs, model.inputs, model.vocab_size)
+            item = read_inputs(body.inputs, model)
             (outputs,) = await self._shell.run(request, self._service.run_items(model, [item]))
             answer = {
                 name: OutputTensor(tensor.dtype, list(tensor.shape), write_output(tensor))
@@ -218,6 +218,11 @@ def max_tokens_of(body: EntriesBody, model: ModelDescription) -> int | None:
     limit = body.truncate_prompt_tokens
     if limit is None:
         return model.max_model_len if body.truncate else None
+    if limit == 0:
+        raise RequestError(
+            "truncate_prompt_tokens=0 leaves nothing; send a number above 0, or -1 for the model's longest",
+            field="truncate_prompt_tokens",
+        )
     if limit > model.max_model_len:
         raise RequestError(
             f"truncate_prompt_tokens={limit} is more than the model takes ({model.max_model_len}); send -1 for that",

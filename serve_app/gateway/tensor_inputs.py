@@ -9,15 +9,20 @@ import numpy as np
 
 from serve_app.errors import RequestError
 from serve_app.preprocessing.arrays import NUMPY_DTYPES, to_array, to_bfloat16, to_tensor_data
-from serve_app.types import Item, TensorData, TensorSpec
+from serve_app.types import Item, ModelDescription, TensorData, TensorSpec
 
 MAX_RANK = 8
+MAX_PACKED_TOKENS = 32_768  # of one request: its tensors are one step, which is not cut
 TOKENS = "tokens"  # the dimension of packed tokens, which `lengths` cuts into entries
 _KEYS = {"dtype", "shape", "data"}
 
 
-def read_inputs(inputs: Mapping[str, object], specs: Mapping[str, TensorSpec], vocab_size: int) -> Item:
-    """The item of a request's named tensors: nested lists, or {"dtype", "shape", "data"}. Raises RequestError."""
+def read_inputs(inputs: Mapping[str, object], model: ModelDescription) -> Item:
+    """The item of a request's named tensors: nested lists, or {"dtype", "shape", "data"}. Raises RequestError.
+
+    Messages quote names, counts and sizes, never a value: it may be a user's text.
+    """
+    specs = model.inputs
     for name in inputs:
         if name not in specs:
             raise RequestError(f"inputs.{name[:64]} is unknown; the model takes {sorted(specs)}", field="inputs")
@@ -26,7 +31,7 @@ def read_inputs(inputs: Mapping[str, object], specs: Mapping[str, TensorSpec], v
         raise RequestError(f"inputs.{missing[0]} is missing; the model takes {sorted(specs)}", field="inputs")
     item = {name: _read(f"inputs.{name}", value, specs[name]) for name, value in inputs.items()}
     _check_varying(item, specs)
-    _check_packing(item, specs, vocab_size)
+    _check_packing(item, model)
     return item
 
 
@@ -46,7 +51,7 @@ def _read(field: str, value: object, spec: TensorSpec) -> TensorData:
             raise RequestError(f"{field}: send dtype, shape and data, or nested lists", field=field)
         dtype = value.get("dtype", spec.dtype)
         if dtype != spec.dtype:
-            raise RequestError(f"{field} has dtype {str(dtype)[:20]!r}, the model takes {spec.dtype}", field=field)
+            raise RequestError(f"{field}.dtype is another than the model takes; send {spec.dtype}", field=field)
         shape, data = _given_shape(field, value["shape"]), value["data"]
     else:
         shape, data = _shape_of(field, value), value
@@ -58,9 +63,10 @@ def _read(field: str, value: object, spec: TensorSpec) -> TensorData:
 def _given_shape(field: str, shape: object) -> tuple[int, ...]:
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
         raise RequestError(f"{field}.shape is no list of at most {MAX_RANK} sizes", field=f"{field}.shape")
-    for size in shape:
+    for index, size in enumerate(shape):
         if type(size) is not int or size < 0:
-            raise RequestError(f"{field}.shape holds {str(size)[:20]}, which is no size", field=f"{field}.shape")
+            message = f"{field}.shape[{index}] is no size; send whole numbers from 0 up"
+            raise RequestError(message, field=f"{field}.shape")
     return tuple(shape)
 
 
@@ -105,49 +111,72 @@ def _flatten(field: str, data: object, shape: tuple[int, ...]) -> list[Any]:
 
 
 def _tensor(field: str, values: list[Any], shape: tuple[int, ...], dtype: str) -> TensorData:
-    for index, value in _misfits(values, dtype):
-        raise RequestError(f"{field}: element {index} is {str(value)[:24]}, which is no {dtype}", field=field)
+    for index in _misfits(values, dtype):
+        raise RequestError(f"{field}: element {index} is no {dtype}, or outside its range", field=field)
     numpy_dtype = np.dtype(np.float32) if dtype == "bfloat16" else NUMPY_DTYPES[dtype]
     with np.errstate(over="ignore"):
         array = np.asarray(values).astype(numpy_dtype).reshape(shape)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    tensor = to_bfloat16(array) if dtype == "bfloat16" else to_tensor_data(array)
+    if array.dtype.kind == "f" and not np.isfinite(to_array(tensor)).all():  # rounding may have made it infinite
         raise RequestError(f"{field} holds a number that is too large for {dtype}", field=field)
-    return to_bfloat16(array) if dtype == "bfloat16" else to_tensor_data(array)
+    return tensor
 
 
-def _misfits(values: list[Any], dtype: str) -> Iterator[tuple[int, object]]:
+def _misfits(values: list[Any], dtype: str) -> Iterator[int]:
+    """Places of the elements that the dtype cannot hold."""
     if dtype == "bool":
-        return ((index, value) for index, value in enumerate(values) if type(value) is not bool)
+        return (index for index, value in enumerate(values) if type(value) is not bool)
     if "float" in dtype:
         return (
-            (index, value)
-            for index, value in enumerate(values)
-            if type(value) not in (int, float) or not math.isfinite(value)
+            index for index, value in enumerate(values) if type(value) not in (int, float) or not math.isfinite(value)
         )
     limits = np.iinfo(dtype)
     low, high = int(limits.min), int(limits.max)
-    return ((index, value) for index, value in enumerate(values) if type(value) is not int or not low <= value <= high)
+    return (index for index, value in enumerate(values) if type(value) is not int or not low <= value <= high)
 
 
-def _check_packing(item: Item, specs: Mapping[str, TensorSpec], vocab_size: int) -> None:
-    """Packed tokens are joined with other requests': lengths that lie would cut those in the wrong places."""
+def _check_packing(item: Item, model: ModelDescription) -> None:
+    """Packed tokens are joined with other requests': lengths that lie would cut those in the wrong places.
+
+    Neither may an entry be empty: pooling by its first or last token would find a neighbour's. And what makes the
+    module raise ends the whole group of shards where it is split by tensor.
+    """
+    specs = model.inputs
     packed = [name for name, spec in specs.items() if spec.shape[:1] == (TOKENS,)]
     if not packed or specs.get("lengths") is None:
         return
     lengths = to_array(item["lengths"]).astype(np.int64).reshape(-1)
     num_tokens = item[packed[0]].shape[0]
-    if (lengths < 0).any() or (lengths > num_tokens).any() or int(lengths.sum()) != num_tokens:
+    if (lengths < 1).any() or (lengths > num_tokens).any() or int(lengths.sum()) != num_tokens:
         raise RequestError(
             f"inputs.lengths must be positive and add up to the {num_tokens} of inputs.{packed[0]}",
             field="inputs.lengths",
         )
+    _check_sizes(int(lengths.max()), num_tokens, model)
     if "input_ids" in packed:
-        token_ids = to_array(item["input_ids"])
-        if int(token_ids.min()) < 0 or int(token_ids.max()) >= vocab_size:
-            raise RequestError(
-                f"inputs.input_ids holds a number outside the vocabulary, 0 to {vocab_size - 1}",
-                field="inputs.input_ids",
-            )
+        _check_ids(item, "input_ids", model.vocab_size)
+    if "token_type_ids" in packed and model.task != "predict":  # a module of one's own may know more than two
+        _check_ids(item, "token_type_ids", 2)
+
+
+def _check_sizes(longest: int, num_tokens: int, model: ModelDescription) -> None:
+    if longest > model.max_model_len:
+        raise RequestError(
+            f"inputs.lengths has an entry of {longest} tokens, the model takes {model.max_model_len}; shorten it",
+            field="inputs.lengths",
+        )
+    most = max(MAX_PACKED_TOKENS, model.max_model_len)
+    if num_tokens > most:
+        raise RequestError(
+            f"inputs.lengths adds up to {num_tokens} tokens; send at most {most} in one request", field="inputs.lengths"
+        )
+
+
+def _check_ids(item: Item, name: str, num_known: int) -> None:
+    ids = to_array(item[name])
+    if int(ids.min()) < 0 or int(ids.max()) >= num_known:
+        message = f"inputs.{name} holds a number outside of 0 to {num_known - 1}, which the model knows"
+        raise RequestError(message, field=f"inputs.{name}")
 
 
 def _check_varying(item: Item, specs: Mapping[str, TensorSpec]) -> None:

@@ -17,7 +17,7 @@ from serve_app.errors import UnavailableError
 from serve_app.gateway.http import build_http_app
 from serve_app.preprocessing.arrays import to_array, to_tensor_data
 from serve_app.types import Item, ModelDescription, TensorSpec
-from tests.fakes import BOS, ScriptedBackend, byte_level_tokenizer, save_model_dir, serving
+from tests.fakes import BOS, ScriptedBackend, byte_level_tokenizer, copy_item, save_model_dir, serving
 
 TOKENS, LENGTHS = TensorSpec("int64", ("tokens",)), TensorSpec("int64", ("batch",))
 TEXT_INPUTS = {"input_ids": TOKENS, "lengths": LENGTHS}
@@ -220,6 +220,10 @@ async def test_tensors_that_lie_are_refused_by_name_and_the_next_request_works(
         ({"input_ids": [1, 2, 3], "lengths": [2]}, "inputs.lengths"),
         ({"input_ids": [1, 2, 3], "lengths": [4, -1]}, "inputs.lengths"),
         ({"input_ids": [1, 2, 3], "lengths": [2**62, 2**62]}, "inputs.lengths"),
+        ({"input_ids": [1], "lengths": [1, 0]}, "inputs.lengths"),
+        ({"input_ids": [1], "lengths": [0, 1]}, "inputs.lengths"),
+        ({"input_ids": [1] * 13, "lengths": [13]}, "inputs.lengths"),
+        ({"input_ids": [1] * 32_769, "lengths": [1] * 32_769}, "inputs.lengths"),
         ({"input_ids": [1, 300], "lengths": [2]}, "inputs.input_ids"),
         ({"input_ids": [1, -1], "lengths": [2]}, "inputs.input_ids"),
     ],
@@ -232,6 +236,62 @@ async def test_packed_tokens_whose_lengths_lie_cannot_reach_other_requests(
     assert served.backend.infer_requests == []
 
 
+@pytest.mark.parametrize("token_types", [[0, 2], [-1, 0]])
+async def test_a_token_type_that_the_model_does_not_know_is_refused(served: Served, token_types: list[int]) -> None:
+    outputs = {"logits": TensorSpec("float32", ("batch", 3))}
+    inputs = {**TEXT_INPUTS, "token_type_ids": TOKENS}
+    served.backend.extra_models = [description(served.backend.source_dir, "pairs", "classify", outputs, inputs=inputs)]
+    tensors = {"input_ids": [1, 2], "lengths": [2], "token_type_ids": token_types}
+    refused = await served.post("/predict", model="pairs", inputs=tensors)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "inputs.token_type_ids")
+    assert served.backend.infer_requests == []
+    tensors["token_type_ids"] = [0, 1]
+    assert (await served.post("/predict", model="pairs", inputs=tensors)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        [["CANARY", 1]],
+        {"dtype": "CANARY", "shape": [1, 2], "data": [1, 2]},
+        {"dtype": "float32", "shape": ["CANARY", 2], "data": [1, 2]},
+        {"dtype": "float32", "shape": [1, 2], "data": "CANARY"},
+        "CANARY",
+    ],
+)
+async def test_a_refusal_of_a_tensor_does_not_quote_its_values(served: Served, tensor: Any) -> None:
+    refused = await served.post("/predict", model="module", inputs={"x": tensor})
+    assert refused.status_code == 400
+    assert "CANARY" not in refused.text
+
+
+async def test_a_number_that_rounds_to_infinity_is_too_large(served: Served) -> None:
+    tensors = {"x": TensorSpec("bfloat16", ("batch", 2))}
+    served.backend.infer_script = copy_item
+    served.backend.extra_models = [description(served.backend.source_dir, "half", "predict", tensors, inputs=tensors)]
+    refused = await served.post("/predict", model="half", inputs={"x": [[1, 3.4e38]]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "inputs.x")
+    assert (await served.post("/predict", model="half", inputs={"x": [[1, 3.38e38]]})).status_code == 200
+
+
+async def test_a_lone_label_is_not_certain_by_being_alone(served: Served) -> None:
+    served.backend.infer_script = lambda _item: {"logits": to_tensor_data(np.array([[-5]], dtype=np.float32))}
+    outputs = {"logits": TensorSpec("float32", ("batch", 1))}
+    served.backend.extra_models = [description(served.backend.source_dir, "spam", "classify", outputs, labels=["spam"])]
+    (entry,) = (await served.post("/v1/classify", input="a")).json()["data"]
+    assert entry["probs"] == pytest.approx([1 / (1 + np.exp(5))])
+
+
+async def test_probabilities_stand_by_output_even_where_two_labels_have_one_name(served: Served) -> None:
+    logits = np.array([[3, 1, 2]], dtype=np.float32)
+    served.backend.infer_script = lambda _item: {"logits": to_tensor_data(logits)}
+    outputs = {"logits": TensorSpec("float32", ("batch", 3))}
+    twins = description(served.backend.source_dir, "twins", "classify", outputs, labels=["a", "a", "b"])
+    served.backend.extra_models = [twins]
+    (entry,) = (await served.post("/v1/classify", input="a")).json()["data"]
+    assert entry["probs"] == pytest.approx((np.exp(logits) / np.exp(logits).sum())[0].tolist())
+
+
 @pytest.mark.parametrize(
     ("route", "body", "field"),
     [
@@ -242,6 +302,7 @@ async def test_packed_tokens_whose_lengths_lie_cannot_reach_other_requests(
         ("/v1/embeddings", {"input": [[]]}, "input[0]"),
         ("/v1/embeddings", {"input": [[1], [-1]]}, "input"),
         ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 13}, "truncate_prompt_tokens"),
+        ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format"),
         ("/v1/embeddings", {"input": "a", "dimensions": 0}, "dimensions"),
         ("/v1/embeddings", {"input": "a", "colour": "red"}, "colour"),
