@@ -11,14 +11,17 @@ from ray.serve import Application
 
 from serve_app.config import DeviceConfig, EngineConfig, GatewayConfig, ModelConfig, ModelSetConfig, read_environment
 from serve_app.deployments.batch_router import BatchRouter
+from serve_app.deployments.pipeline import Pipeline
 from serve_app.deployments.preprocessor import Preprocessor
 from serve_app.deployments.router import Router
 from serve_app.gateway.deployment import Gateway
-from serve_app.gateway.serve_applications import PREPROCESSOR_NAME, ROUTER_NAME
+from serve_app.gateway.serve_applications import PIPELINE_NAME, PREPROCESSOR_NAME, ROUTER_NAME
+from serve_app.pipeline_config import PipelineConfig
 from serve_app.planning.source import is_hub_id, pin_revision
 
 _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
 _PREPROCESSOR_MAX_ONGOING_REQUESTS = 10_000
+_PIPELINE_MAX_ONGOING_REQUESTS = 1000
 _CPUS_PER_REPLICA = 0.1  # reserved, not a limit: Gateway, Router and four shards fit on two cores
 _SHUTDOWN_S = 600.0  # a replica that is to leave lets its requests end
 
@@ -47,6 +50,18 @@ def build_models(args: ModelSetConfig) -> Application:
     """Several small models behind one Router and one shard process, each called by its own name."""
     config = args.model_copy(update={"models": [_with_pinned_source(model) for model in args.models]})
     return _router(BatchRouter, args.device, args.engine, 1).bind(config, _preprocessor(config.models))
+
+
+def build_pipeline(args: PipelineConfig) -> Application:
+    """Models of other applications joined to one that is called like a model; it waits for them when it starts."""
+    deployment = serve.deployment(
+        Pipeline,
+        name=PIPELINE_NAME,
+        max_ongoing_requests=_PIPELINE_MAX_ONGOING_REQUESTS,
+        graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
+    )
+    return deployment.bind(args)
 
 
 def _router(

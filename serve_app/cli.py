@@ -18,11 +18,12 @@ from serve_app.planning.planner import (
     served_dtype,
     served_max_model_len,
 )
-from serve_app.planning.serve_file import ModelApplication, ServeFile, inspect_serve_file
+from serve_app.planning.serve_file import ModelApplication, PipelineApplication, ServeFile, inspect_serve_file
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.source import find_snapshot, is_hub_id, resolve_source
 from serve_app.preprocessing.chain import check_chain
+from serve_app.preprocessing.pipeline_check import ModelPort, check_pipeline, port_of_config, result_kind
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.serve_command import serve
 
@@ -102,6 +103,7 @@ class _CheckedFile:
 class _CheckedModel:
     text: str  # its part of the plan
     problems: list[Problem]
+    labels: list[str] | None = None  # by output index; None: not known
 
 
 def _serve(path: Path) -> int:
@@ -128,6 +130,11 @@ def _check_file(path: Path, *, can_download: bool) -> _CheckedFile:
     report = inspect_serve_file(path)
     environment = read_environment()
     models = [_check_model(model, path, environment, can_download=can_download) for model in report.models]
+    ports: dict[str, ModelPort] = {}
+    for model, known in zip(report.models, models, strict=True):
+        ports[model.config.name] = port_of_config(model.config, known.labels)
+    if not report.has_unread_models:  # else it is not known which models there are
+        models += [_check_pipeline(pipeline, ports) for pipeline in report.pipelines]
     problems = [*report.problems, *(problem for model in models for problem in model.problems)]
     plan_text = "\n\n".join(model.text for model in models)
     return _CheckedFile(None if problems else report.serve_file, plan_text, problems)
@@ -136,6 +143,9 @@ def _check_file(path: Path, *, can_download: bool) -> _CheckedFile:
 def _headline(serve_file: ServeFile) -> str:
     num_models = len(serve_file.models)
     models = "1 model" if num_models == 1 else f"{num_models} models"
+    num_pipelines = len(serve_file.pipelines)
+    if num_pipelines:
+        models += " and 1 pipeline" if num_pipelines == 1 else f" and {num_pipelines} pipelines"
     return f"ok {serve_file.path}: {models} behind http://{serve_file.http_host}:{serve_file.http_port}"
 
 
@@ -149,7 +159,8 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
         if not config.is_generative:
             batch_plan = plan_batch_model(config, base_dir, environment)
             unfit = check_chain(config.preprocessing, Path(batch_plan.source.directory))
-            return _CheckedModel(batch_plan.text, [Problem(where, message) for message in unfit])
+            problems = [Problem(where, message) for message in unfit]
+            return _CheckedModel(batch_plan.text, problems, list(batch_plan.spec.labels) or None)
         source_dir = resolve_source(config.source, config.revision, base_dir, environment)
         spec = read_model_spec(source_dir)
         read_tokenizer_files(source_dir)
@@ -165,6 +176,16 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
         f"up to {served_max_model_len(spec, config)} tokens, from {source_dir}\n{format_plan(rows)}"
     )
     return _CheckedModel(text, [])
+
+
+def _check_pipeline(pipeline: PipelineApplication, ports: dict[str, ModelPort]) -> _CheckedModel:
+    config = pipeline.config
+    problems = [Problem(pipeline.where, message) for message in check_pipeline(config, ports)]
+    if problems:
+        return _CheckedModel("", problems)
+    steps = ", ".join(step.name for step in config.ordered_steps)
+    joined = ", ".join(config.models) or "no models"
+    return _CheckedModel(f"{config.name}: pipeline {steps} over {joined}; gives {result_kind(config, ports)}", [])
 
 
 if __name__ == "__main__":

@@ -143,6 +143,48 @@ class LabelScore:
     score: float
 
 
+ValueKind = Literal["text", "embedding", "label", "tensors"]
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineValue:
+    """What a step of a pipeline gives; the field of its kind has one entry for each text that went in."""
+
+    kind: ValueKind
+    is_list: bool = False  # whether entries are shown as a list; otherwise there is one
+    texts: list[str] = field(default_factory=list, repr=False)
+    labels: list[list[LabelScore]] = field(default_factory=list)  # of each entry, in the model's order
+    items: list[Item] = field(default_factory=list)  # of embedding and tensors
+    is_multi_label: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineRequest:
+    """Texts for a pipeline."""
+
+    request_id: str
+    pipeline: str
+    inputs: list[str] = field(repr=False)
+    queue_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineRun:
+    """What a pipeline makes of one input."""
+
+    results: list[PipelineValue]  # beside the pipeline's outputs
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineResult:
+    """The answer to a PipelineRequest."""
+
+    names: list[str]  # of the results; empty: there is one, without a name
+    runs: list[PipelineRun]  # one for each input, or one for all
+    is_joint: bool  # the pipeline takes the texts of a request together
+    num_tokens: int  # that went into models
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorReply:
     """A RayshardError as it crosses a link."""
@@ -226,6 +268,7 @@ class ModelDescription:
     embedding_size: int | None = None
     inputs: dict[str, TensorSpec] = field(default_factory=dict)
     outputs: dict[str, TensorSpec] = field(default_factory=dict)
+    pipeline_gives: str | None = None  # of a pipeline: kind of its one result for a text, or "results"; None: a model
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,8 @@ from serve_app.types import (
     Item,
     ModelDescription,
     OutputChunk,
+    PipelineRequest,
+    PipelineResult,
     PreprocessRequest,
     PreprocessResult,
     SamplingParams,
@@ -137,6 +139,7 @@ class ScriptedBackend:
     infer_script: Callable[[Item], Item] = copy_item
     infer_requests: list[InferRequest] = field(default_factory=list)
     chain: Chain | None = None
+    pipeline: Callable[[PipelineRequest], Awaitable[PipelineResult]] | None = None
     num_open: int = 0
     num_aborted: int = 0
 
@@ -181,6 +184,11 @@ class ScriptedBackend:
         """Run the values through the real chain of `chain`."""
         assert self.chain is not None
         return PreprocessResult([self.chain.run(value, has_trace=request.has_trace) for value in request.values])
+
+    async def run_pipeline(self, request: PipelineRequest) -> PipelineResult:
+        """Hand the texts to `pipeline`."""
+        assert self.pipeline is not None
+        return await self.pipeline(request)
 
     def health(self) -> HealthReport:
         """One copy."""

@@ -10,6 +10,8 @@ from serve_app.types import (
     InferResult,
     ModelDescription,
     OutputChunk,
+    PipelineRequest,
+    PipelineResult,
     PreprocessRequest,
     PreprocessResult,
 )
@@ -61,6 +63,10 @@ class GatewayBackend(Protocol):
 
     async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
         """Run values through the preprocessing of a model that has one. Raises a RayshardError."""
+        ...
+
+    async def run_pipeline(self, request: PipelineRequest) -> PipelineResult:
+        """Run texts through a pipeline of `models()`; cancelling gives it up. Raises a RayshardError."""
         ...
 
     def health(self) -> HealthReport:

@@ -25,6 +25,7 @@ from serve_app.gateway.openai_params import check_token_ids
 from serve_app.gateway.openai_responses import ModelList, WholeAnswer, model_card
 from serve_app.gateway.openai_schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse_body
 from serve_app.gateway.openai_stream import ChatEvents, CompletionEvents
+from serve_app.gateway.pipeline_routes import PipelineEndpoints
 from serve_app.gateway.request_id import RequestIdMiddleware, new_id
 from serve_app.gateway.served_models import ServedModels
 from serve_app.gateway.sse import EventStreamResponse, Outbox
@@ -84,7 +85,8 @@ class _Endpoints:
         self._models = ServedModels(backend, self._pool)
         self._reader = RequestReader(self._pool, self._renderer, config.queue_timeout_s)
         service = InferenceService(backend, self._pool, config.queue_timeout_s)
-        self.inference = InferenceEndpoints(service, self._models, self._shell)
+        pipelines = PipelineEndpoints(backend, self._shell, config.queue_timeout_s)
+        self.inference = InferenceEndpoints(service, self._models, self._shell, pipelines)
 
     def close(self) -> None:
         """End threads and processes."""

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from serve_app.errors import InternalError, RequestError
 from serve_app.gateway.backend import GatewayBackend
 from serve_app.gateway.served_models import ServedModel
-from serve_app.preprocessing.arrays import integer_tensor, sigmoid, softmax, to_array
+from serve_app.preprocessing.arrays import sigmoid, to_array
+from serve_app.preprocessing.model_entries import text_item
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import TextEncoding
 from serve_app.types import (
     ChainValue,
     InferRequest,
     Item,
-    LabelScore,
     ModelDescription,
     Preprocessed,
     PreprocessRequest,
@@ -69,7 +69,7 @@ class InferenceService:
         encodings = await self._encode_all(model, entries, max_tokens)
         for entry, encoding in zip(entries, encodings, strict=True):
             _check(entry, encoding, model.description)
-        items = [_item(encoding, model.description) for encoding in encodings]
+        items = [text_item(encoding, model.description) for encoding in encodings]
         outputs = await self.run_items(model.description, items)
         name = next(iter(model.description.outputs))
         values = np.stack([to_array(output[name]).reshape(-1) for output in outputs]).astype(np.float32, copy=False)
@@ -119,21 +119,6 @@ class InferenceService:
             for start in range(0, len(entries), _TEXTS_PER_JOB)
         ]
         return [encoding for job in await asyncio.gather(*jobs) for encoding in job]
-
-
-def label_probabilities(model: ModelDescription, logits: Vectors) -> NDArray[np.float64]:
-    """Each label's probability, in the order of the outputs; a lone one holds or not. logits: [B, C] -> [B, C]."""
-    return sigmoid(logits) if model.is_multi_label or logits.shape[1] == 1 else softmax(logits)
-
-
-def label_scores(model: ModelDescription, logits: Vectors) -> list[list[LabelScore]]:
-    """Each entry's labels with their probabilities, the most probable first. logits: [B, C]."""
-    probabilities = label_probabilities(model, logits)
-    labels = model.labels or [f"LABEL_{index}" for index in range(logits.shape[1])]
-    return [
-        [LabelScore(labels[index], float(row[index])) for index in np.argsort(-row, kind="stable")]
-        for row in probabilities
-    ]
 
 
 def relevance(model: ModelDescription, logits: Vectors) -> list[float]:
@@ -186,13 +171,3 @@ def _check(entry: Entry, encoding: TextEncoding, model: ModelDescription) -> Non
             f"{entry.field} holds token {max(encoding.token_ids)}, but the vocabulary ends at {model.vocab_size - 1}",
             field=entry.field,
         )
-
-
-def _item(encoding: TextEncoding, model: ModelDescription) -> Item:
-    item = {
-        "input_ids": integer_tensor(encoding.token_ids),
-        "lengths": integer_tensor([len(encoding.token_ids)]),
-    }
-    if "token_type_ids" in model.inputs:
-        item["token_type_ids"] = integer_tensor(encoding.type_ids)
-    return item

@@ -1,13 +1,11 @@
 """HTTP endpoints of models that are done with an entry after one step: bodies in, the service's answers out."""
 
-import base64
-
 import msgspec
-import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.errors import RequestError
+from serve_app.gateway.answers import classifications, embeddings, prediction
 from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
 from serve_app.gateway.inference import (
     MAX_ENTRIES,
@@ -16,23 +14,16 @@ from serve_app.gateway.inference import (
     Outputs,
     Vectors,
     cosine,
-    label_probabilities,
-    label_scores,
     relevance,
-    shorten,
 )
 from serve_app.gateway.inference_schema import (
-    Classification,
     ClassificationList,
     ClassifyBody,
-    Embedding,
     EmbeddingList,
     EmbeddingsBody,
     EntriesBody,
-    LabelAnswer,
     OutputTensor,
     PredictBody,
-    Prediction,
     PreprocessBody,
     PreprocessedList,
     PreprocessedText,
@@ -50,52 +41,50 @@ from serve_app.gateway.inference_schema import (
     TokenUsage,
 )
 from serve_app.gateway.openai_schema import parse_body
+from serve_app.gateway.pipeline_routes import PipelineEndpoints
 from serve_app.gateway.served_models import ServedModels
 from serve_app.gateway.tensor_inputs import read_inputs, write_output
-from serve_app.types import ChainValue, LabelScore, ModelDescription, Preprocessed
-
-_DEFAULT_THRESHOLD = 0.5
+from serve_app.preprocessing.model_entries import label_probabilities
+from serve_app.types import ChainValue, ModelDescription, Preprocessed
 
 
 class InferenceEndpoints:
     """One method for each route."""
 
-    def __init__(self, service: InferenceService, models: ServedModels, shell: RequestShell) -> None:
+    def __init__(
+        self, service: InferenceService, models: ServedModels, shell: RequestShell, pipelines: PipelineEndpoints
+    ) -> None:
         self._service = service
+        self._pipelines = pipelines
         self._models = models
         self._shell = shell
 
     async def embed(self, request: Request) -> Response:
         """Vectors of texts."""
         body = parse_body(await self._shell.read(request), EmbeddingsBody)
+        pipeline = self._models.pipeline(body.model)
+        if pipeline is not None:
+            return await self._pipelines.embed(request, body, pipeline)
         model = self._models.for_tasks(body.model, ("embed",))
         size = model.embedding_size
         if body.dimensions is not None and size is not None and body.dimensions > size:
             message = f"dimensions={body.dimensions} is more than the model's {size}; send at most that"
             raise RequestError(message, field="dimensions")
         outputs = await self._run(request, model, body, entries_of(body.input, "input"))
-        vectors = outputs.values
-        if body.dimensions is not None:
-            is_normalized = bool(np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-3))
-            vectors = shorten(vectors, body.dimensions, is_normalized=is_normalized)
-        is_encoded = body.encoding_format == "base64"
-        data = [Embedding(index, _base64(row) if is_encoded else row.tolist()) for index, row in enumerate(vectors)]
-        return json_answer(EmbeddingList(model.name, data, _usage(outputs)))
+        return json_answer(EmbeddingList(model.name, embeddings(outputs.values, body), _usage(outputs)))
 
     async def classify(self, request: Request) -> Response:
         """Labels of texts."""
         body = parse_body(await self._shell.read(request), ClassifyBody)
+        pipeline = self._models.pipeline(body.model)
+        if pipeline is not None:
+            return await self._pipelines.classify(request, body, pipeline)
         model = self._models.for_tasks(body.model, ("classify",))
         if body.threshold is not None and not model.is_multi_label:
             raise RequestError("threshold is for models of several labels; leave it out", field="threshold")
         outputs = await self._run(request, model, body, entries_of(body.input, "input"))
-        data = []
-        probabilities = label_probabilities(model, outputs.values)
-        for index, scores in enumerate(label_scores(model, outputs.values)):
-            shown = _shown(model, scores, body.threshold, body.top_k)
-            label = shown[0].label if shown else None
-            answers = [LabelAnswer(score.label, score.score) for score in shown]
-            data.append(Classification(index, label, probabilities[index].tolist(), probabilities.shape[1], answers))
+        scores = label_probabilities(model, outputs.values)
+        data = classifications(scores, body, is_multi_label=model.is_multi_label)
         return json_answer(ClassificationList(model.name, data, _usage(outputs)))
 
     async def score(self, request: Request) -> Response:
@@ -137,6 +126,9 @@ class InferenceEndpoints:
     async def predict(self, request: Request) -> Response:
         """The label of a text, or of each of a list; or what a module makes of named tensors."""
         body = parse_body(await self._shell.read(request), PredictBody)
+        pipeline = self._models.pipeline(body.model)
+        if pipeline is not None:
+            return await self._pipelines.predict(request, body, pipeline)
         if (body.text is None) == (body.inputs is None):
             raise RequestError("send either text or inputs", field="text")
         if body.inputs is not None:
@@ -151,7 +143,10 @@ class InferenceEndpoints:
         model = self._models.for_tasks(body.model, ("classify",))
         assert body.text is not None
         run = await self._run(request, model, body, entries_of(body.text, "text"))
-        predictions = [_prediction(model, scores, body.top_k) for scores in label_scores(model, run.values)]
+        predictions = [
+            prediction(scores, is_multi_label=model.is_multi_label, top_k=body.top_k)
+            for scores in label_probabilities(model, run.values)
+        ]
         if isinstance(body.text, str):
             return json_answer(predictions[0])
         return json_bytes(msgspec.json.encode(predictions))
@@ -231,21 +226,6 @@ def max_tokens_of(body: EntriesBody, model: ModelDescription) -> int | None:
     return model.max_model_len if limit < 1 else limit
 
 
-def _shown(
-    model: ModelDescription, scores: list[LabelScore], threshold: float | None, top_k: int | None
-) -> list[LabelScore]:
-    if model.is_multi_label:
-        least = _DEFAULT_THRESHOLD if threshold is None else threshold
-        scores = [score for score in scores if score.score >= least]
-    return scores[:top_k]
-
-
-def _prediction(model: ModelDescription, scores: list[LabelScore], top_k: int | None) -> Prediction:
-    best = scores[0]
-    is_held = not model.is_multi_label or best.score >= _DEFAULT_THRESHOLD
-    return Prediction(best.label if is_held else None, best.score, {one.label: one.score for one in scores[:top_k]})
-
-
 def _shown_text(index: int, made: Preprocessed, *, has_originals: bool) -> PreprocessedText:
     steps = [ShownStep(one.step, _shown_value(one.value)) for one in made.trace]
     redactions = [
@@ -261,7 +241,3 @@ def _shown_value(value: ChainValue) -> ShownValue:
 
 def _usage(outputs: Outputs) -> TokenUsage:
     return TokenUsage(outputs.num_tokens, outputs.num_tokens)
-
-
-def _base64(row: Vectors) -> str:
-    return base64.b64encode(row.astype("<f4").tobytes()).decode()

@@ -216,3 +216,21 @@ class TensorPrediction(msgspec.Struct, frozen=True):
     """The outputs of a module."""
 
     outputs: dict[str, OutputTensor]
+
+
+class PipelineText(msgspec.Struct, frozen=True):
+    """A text that a pipeline gives."""
+
+    text: str
+
+
+class PipelineEmbedding(msgspec.Struct, frozen=True):
+    """A vector that a pipeline gives."""
+
+    embedding: list[float]
+
+
+class PipelineResults(msgspec.Struct, frozen=True):
+    """What a pipeline with several results makes of one input: by name a value, or a list of them."""
+
+    results: dict[str, object]

@@ -14,6 +14,7 @@ from serve_app.errors import InternalError, ModelNotFoundError, QueueFullError, 
 from serve_app.gateway.backend import GenerationStream, HealthReport
 from serve_app.gateway.replica_calls import FRESH_S, ReplicaCalls, reply_error
 from serve_app.gateway.serve_applications import (
+    PIPELINE_NAME,
     PREPROCESSOR_NAME,
     ROUTER_NAME,
     ServeApplications,
@@ -26,6 +27,8 @@ from serve_app.types import (
     InferResult,
     LinkAddress,
     ModelDescription,
+    PipelineRequest,
+    PipelineResult,
     PreprocessRequest,
     PreprocessResult,
 )
@@ -133,6 +136,21 @@ class ServeBackend:
         if not isinstance(reply, PreprocessReply):
             raise reply_error(reply)
         return reply.result
+
+    async def run_pipeline(self, request: PipelineRequest) -> PipelineResult:
+        """One Serve call: a pipeline's own calls cost more than that, and Serve scales it by them."""
+        application = self._application(request.pipeline)
+        if application.main != PIPELINE_NAME:
+            raise InternalError(f"model={request.pipeline} is no pipeline")
+        response = application.handle.run.remote(request)
+        try:
+            result: PipelineResult = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except (RayError, RayServeException) as error:
+            raise error_of(error) from None
+        return result
 
     async def _infer_once(self, calls: ReplicaCalls, request: InferRequest) -> InferResult:
         def make(number: int, reply_to: LinkAddress) -> Call:

@@ -18,6 +18,7 @@ _ROUTES = {
     "classify": "/v1/classify",
     "score": "/v1/score",
     "predict": "/predict",
+    "pipeline": "/predict",
 }
 
 
@@ -74,6 +75,11 @@ class ServedModels:
                 f"model={name} serves {description.task}, not {wanted}; use {_ROUTES[description.task]}", field="model"
             )
         return description
+
+    def pipeline(self, name: str | None) -> ModelDescription | None:
+        """The pipeline of this name; None when it is a model's, or nobody's."""
+        found = [one for one in self._backend.models() if one.name == name and one.pipeline_gives is not None]
+        return found[0] if found else None
 
     async def with_tokenizer(self, description: ModelDescription) -> ServedModel:
         """The model, ready to take text. Raises RequestError when it takes none."""

@@ -1,7 +1,7 @@
-"""A Serve file as a whole: its Gateway, its models, and every mistake in it at once."""
+"""A Serve file as a whole: its Gateway, its models and pipelines, and every mistake in it at once."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,15 +9,17 @@ from pydantic import ValidationError
 
 from serve_app.config import ConfigModel, GatewayConfig, ModelConfig, ModelSetConfig
 from serve_app.errors import ConfigError
+from serve_app.pipeline_config import PipelineConfig
 from serve_app.planning.serve_options import (
     GATEWAY_IMPORT_PATH,
     MODEL_IMPORT_PATH,
     MODEL_SET_IMPORT_PATH,
+    PIPELINE_IMPORT_PATH,
     ApplicationOptions,
     DeploymentOptions,
     ServeOptions,
 )
-from serve_app.planning.setting_problems import Problem, problem_of, shown
+from serve_app.planning.setting_problems import Problem, problems_of, shown
 from serve_app.planning.yaml_document import read_document
 
 
@@ -32,6 +34,15 @@ class ModelApplication:
 
 
 @dataclass(frozen=True, slots=True)
+class PipelineApplication:
+    """One pipeline of a Serve file."""
+
+    name: str  # of the application
+    where: str  # its settings are in the file
+    config: PipelineConfig
+
+
+@dataclass(frozen=True, slots=True)
 class ServeFile:
     """A Serve file without mistakes."""
 
@@ -41,6 +52,7 @@ class ServeFile:
     gateway_name: str
     gateway: GatewayConfig
     models: list[ModelApplication]
+    pipelines: list[PipelineApplication] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,8 @@ class ServeFileReport:
     serve_file: ServeFile | None  # None when there are problems
     models: list[ModelApplication]  # those whose args are well-formed
     problems: list[Problem]
+    pipelines: list[PipelineApplication] = field(default_factory=list)  # those whose args are well-formed
+    has_unread_models: bool = False  # some models' args are not well-formed: which there are is not known
 
 
 def load_serve_file(path: Path) -> ServeFile:
@@ -79,7 +93,9 @@ class _Inspection:
         self._problems: list[Problem] = []
         self._gateways: dict[str, GatewayConfig] = {}  # by application; the config is of use only without problems
         self._models: list[ModelApplication] = []
+        self._pipelines: list[PipelineApplication] = []
         self._num_models = 0
+        self._has_unread_models = False
 
     def run(self) -> ServeFileReport:
         document = read_document(self._path)
@@ -93,11 +109,11 @@ class _Inspection:
         applications = document.value.get("applications")
         self._check_applications(applications if isinstance(applications, list) else [])
         if options is None or self._problems:
-            return ServeFileReport(None, self._models, self._problems)
+            return ServeFileReport(None, self._models, self._problems, self._pipelines, self._has_unread_models)
         ((gateway_name, gateway),) = self._gateways.items()
         http = options.http_options
-        serve_file = ServeFile(self._path, http.host, http.port, gateway_name, gateway, self._models)
-        return ServeFileReport(serve_file, self._models, [])
+        serve_file = ServeFile(self._path, http.host, http.port, gateway_name, gateway, self._models, self._pipelines)
+        return ServeFileReport(serve_file, self._models, [], self._pipelines)
 
     def _add(self, where: str, message: str) -> None:
         self._problems.append(Problem(where, message))
@@ -106,7 +122,7 @@ class _Inspection:
         try:
             return model.model_validate(values)
         except ValidationError as error:
-            self._problems += [problem_of(details, model, where) for details in error.errors()]
+            self._problems += problems_of(error, model, where)
             return None
 
     def _check_applications(self, applications: list[object]) -> None:
@@ -136,8 +152,10 @@ class _Inspection:
             self._check_model(name, raw, where)
         elif import_path == MODEL_SET_IMPORT_PATH:
             self._check_model_set(name, raw, where)
+        elif import_path == PIPELINE_IMPORT_PATH:
+            self._check_pipeline(name, raw, where)
         elif isinstance(import_path, str):
-            ours = [GATEWAY_IMPORT_PATH, MODEL_IMPORT_PATH, MODEL_SET_IMPORT_PATH]
+            ours = [GATEWAY_IMPORT_PATH, MODEL_IMPORT_PATH, MODEL_SET_IMPORT_PATH, PIPELINE_IMPORT_PATH]
             closest = difflib.get_close_matches(import_path, ours, n=1, cutoff=0.8)
             if closest or import_path.startswith("serve_app"):
                 use = closest[0] if closest else ", ".join(ours)
@@ -161,6 +179,7 @@ class _Inspection:
         router = self._check_router_of(raw, needed, where, has_steps=has_steps)
         if config is not None:
             self._models.append(ModelApplication(name, f"{where}.args", config, router))
+        self._has_unread_models |= config is None
 
     def _check_model_set(self, name: str, raw: dict[str, object], where: str) -> None:
         self._num_models += 1
@@ -170,6 +189,14 @@ class _Inspection:
         router = self._check_router_of(raw, needed, where, has_steps=has_steps)
         for index, model in enumerate(config.shared_models if config is not None else []):
             self._models.append(ModelApplication(name, f"{where}.args.models[{index}]", model, router))
+        self._has_unread_models |= config is None
+
+    def _check_pipeline(self, name: str, raw: dict[str, object], where: str) -> None:
+        config = self._parse(PipelineConfig, raw.get("args", {}), f"{where}.args")
+        self._check_deployments(raw, ["Pipeline"], where)
+        self._check_hidden(raw, where)
+        if config is not None:
+            self._pipelines.append(PipelineApplication(name, f"{where}.args", config))
 
     def _check_router_of(
         self, raw: dict[str, object], needed: int, where: str, *, has_steps: bool
@@ -177,14 +204,17 @@ class _Inspection:
         """The Router's settings in a model's application, whose route is none."""
         expected = ["Router", "Preprocessor"] if has_steps else ["Router"]
         router = self._check_deployments(raw, expected, where)
+        self._check_hidden(raw, where)
+        if router is not None:
+            self._check_router(router, needed, f"{where}.deployments[Router]")
+        return router
+
+    def _check_hidden(self, raw: dict[str, object], where: str) -> None:
         if "route_prefix" not in raw:
             self._add(f"{where}.route_prefix", "missing, and Serve would take /; write route_prefix: null")
         elif raw["route_prefix"] is not None:
             message = f"{shown(raw['route_prefix'])} would bypass the Gateway; write null"
             self._add(f"{where}.route_prefix", message)
-        if router is not None:
-            self._check_router(router, needed, f"{where}.deployments[Router]")
-        return router
 
     def _check_deployments(self, raw: dict[str, object], expected: list[str], where: str) -> DeploymentOptions | None:
         """The settings of the first expected deployment; those of the others are checked too."""
@@ -229,9 +259,11 @@ class _Inspection:
             )
 
     def _check_model_names(self) -> None:
-        owners: dict[str, ModelApplication] = {}
-        for model in self._models:
-            owner = owners.setdefault(model.config.name, model)
-            if owner is not model and owner.name != model.name:
-                message = f"{model.config.name!r} is the model of applications[{owner.name}] too; give it another name"
-                self._add(f"{model.where}.name", message)
+        owners: dict[str, ModelApplication | PipelineApplication] = {}
+        everything: list[ModelApplication | PipelineApplication] = [*self._models, *self._pipelines]
+        for one in everything:
+            owner = owners.setdefault(one.config.name, one)
+            if owner.name != one.name:
+                kind = "model" if isinstance(owner, ModelApplication) else "pipeline"
+                message = f"{one.config.name!r} is the {kind} of applications[{owner.name}] too; give it another name"
+                self._add(f"{one.where}.name", message)

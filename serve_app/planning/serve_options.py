@@ -10,6 +10,7 @@ from serve_app.config import ConfigModel
 GATEWAY_IMPORT_PATH = "serve_app.app:build_gateway"
 MODEL_IMPORT_PATH = "serve_app.app:build_model"
 MODEL_SET_IMPORT_PATH = "serve_app.app:build_models"
+PIPELINE_IMPORT_PATH = "serve_app.app:build_pipeline"
 
 
 class HttpOptions(ConfigModel):

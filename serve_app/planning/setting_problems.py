@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import get_args
 
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from serve_app.config import ConfigModel
@@ -22,18 +23,36 @@ class Problem:
         return f"{self.where}: {self.message}"
 
 
-def problem_of(details: ErrorDetails, model: type[ConfigModel], where: str) -> Problem:
-    """A mistake that pydantic found in the settings `model` at `where`."""
-    path = ".".join([*([where] if where else []), *(str(part) for part in details["loc"])]) or "file"
-    is_secret = bool(details["loc"]) and re.search("password|token|secret", str(details["loc"][-1])) is not None
-    value = "the value" if is_secret else shown(details["input"])
-    return Problem(path, _message_of(details, model, value))
+def problems_of(error: ValidationError, model: type[ConfigModel], where: str) -> list[Problem]:
+    """The mistakes that pydantic found in the settings `model` at `where`."""
+    return [_problem_of(details, model, where) for details in _joined(error.errors())]
 
 
 def shown(value: object) -> str:
     """The value as a message shows it: short."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _problem_of(details: ErrorDetails, model: type[ConfigModel], where: str) -> Problem:
+    location = [part for part in details["loc"] if part != "[key]"]
+    path = where
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    is_secret = bool(location) and re.search("password|token|secret", str(location[-1])) is not None
+    value = "the value" if is_secret else shown(details["input"])
+    return Problem(path or "file", _message_of(details, model, value))
+
+
+def _joined(errors: list[ErrorDetails]) -> list[ErrorDetails]:
+    """One mistake for each place: of a size or name, pydantic tells why it is no number, and why it is no text."""
+    joined: list[ErrorDetails] = []
+    for details in errors:
+        if details["loc"][-1:] == ("int",):
+            joined.append({**details, "loc": details["loc"][:-1], "type": "int_or_str"})
+        elif details["loc"][-1:] != ("str",) or not joined or joined[-1]["loc"] != details["loc"][:-1]:
+            joined.append(details)
+    return joined
 
 
 def _message_of(details: ErrorDetails, model: type[ConfigModel], value: str) -> str:
@@ -63,6 +82,14 @@ def _message_of(details: ErrorDetails, model: type[ConfigModel], value: str) -> 
             return f"{value} is not a group of settings; write `setting: value` lines below it"
         case "list_type":
             return f"{value} is not a list; write entries that begin with a dash"
+        case "too_short":
+            return f"{value} has no entry; write at least {context['min_length']}"
+        case "too_long":
+            return f"has {context['actual_length']} entries; use at most {context['max_length']}"
+        case "invalid-json-value":
+            return f"{value} cannot be an argument; write text, numbers, true, false, null, lists or groups of them"
+        case "int_or_str":
+            return f"{value} is neither a size nor the name of a varying one; write a whole number or text"
         case "greater_than":
             return f"{value} is too small; use more than {context['gt']:g}"
         case "greater_than_equal":

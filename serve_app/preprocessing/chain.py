@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from serve_app.config import StepConfig
@@ -93,6 +93,11 @@ def build_chain(steps: Sequence[StepConfig], directory: Path) -> Chain:
     problems = check_chain(steps, directory)
     if problems:
         raise ConfigError("\n".join(problems))
+    return make_chain(steps, directory)
+
+
+def make_chain(steps: Sequence[StepConfig], directory: Path | None = None) -> Chain:
+    """The chain of these steps, which are checked already. Raises ConfigError when one cannot be made."""
     return Chain([step.name for step in steps], [_make(step, directory) for step in steps])
 
 
@@ -100,10 +105,36 @@ def check_chain(
     steps: Sequence[StepConfig], directory: Path, *, last: Sequence[str] = ("text", "token_ids")
 ) -> list[str]:
     """Every reason why these steps cannot stand before a model. Users' classes are not run for it."""
+    end = follow_chain(steps, directory)
+    problems = list(end.problems)
+    if end.kind and end.kind not in last:
+        wanted = " or ".join(last)
+        problems.append(f"{end.giver} gives {end.kind}, but the model takes {wanted}; end with another step")
+    return problems
+
+
+@dataclass(frozen=True, slots=True)
+class ChainEnd:
+    """What steps in a row come to."""
+
+    kind: str  # of the last value; empty when it cannot be told
+    giver: str  # the last step, as messages name it
+    problems: list[str]
+
+
+def follow_chain(
+    steps: Sequence[StepConfig],
+    directory: Path | None,
+    *,
+    first: str = "text",
+    giver: str = "the request",
+    label: str = "preprocessing",
+) -> ChainEnd:
+    """The kind behind the last step, and every step that does not fit. Without a directory there is no tokenizer."""
     problems: list[str] = []
-    kind, giver = "text", "the request"
+    kind = first
     for index, config in enumerate(steps):
-        where = f"preprocessing[{index}]={config.name}"
+        where = f"{label}[{index}]={config.name}"
         takes, gives = "text", "text"
         if ":" in config.name:
             problems += _user_problems(where, config.name)
@@ -118,19 +149,19 @@ def check_chain(
         is_each = kind == "texts" and takes == gives == "text"
         if kind not in ("", takes) and not is_each:
             problems.append(f"{where} takes {takes}, but {giver} gives {kind}; change their order")
-        kind, giver = "texts" if is_each else gives, f"preprocessing[{index}]={config.name}"
-    if kind and kind not in last:
-        problems.append(f"{giver} gives {kind}, but the model takes {' or '.join(last)}; end with another step")
-    return problems
+        kind, giver = "texts" if is_each else gives, where
+    return ChainEnd(kind, giver, problems)
 
 
-def _make(config: StepConfig, directory: Path) -> Step:
+def _make(config: StepConfig, directory: Path | None) -> Step:
     arguments: dict[str, object] = dict(config.arguments)
     if ":" in config.name:
         return UserStep(config.name, arguments)
     if config.name == _TOKENIZE:
         if arguments:
             raise ConfigError(f"takes no arguments; remove {', '.join(arguments)}")
+        if directory is None:
+            raise ConfigError("is for a model's own preprocessing: here models tokenize by themselves; remove it")
         return Tokenize(Tokenizer.load(directory))
     make = _STEPS.get(config.name)
     if make is None:

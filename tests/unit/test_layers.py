@@ -14,6 +14,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"errors"},
     {"types"},
     {"config"},
+    {"pipeline_config"},
     {"planning", "scheduling", "preprocessing", "observability", "wire"},
     {"models", "gateway"},
     {"parallel"},
@@ -41,6 +42,7 @@ MAY_READ_ENVIRONMENT = ("serve_app/config.py", "serve_app/serve_command.py")
 MAY_CATCH_EVERYTHING = (
     "serve_app/deployments/call_server.py",
     "serve_app/deployments/model_copy.py",
+    "serve_app/deployments/pipeline.py",
     "serve_app/deployments/router.py",
     "serve_app/deployments/shard.py",
     "serve_app/deployments/step_loop.py",

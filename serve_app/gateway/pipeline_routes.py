@@ -1,0 +1,124 @@
+"""Pipelines over HTTP: called like models, on the routes that fit what they give."""
+
+import secrets
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.errors import RequestError
+from serve_app.gateway.answers import classifications, embeddings, prediction
+from serve_app.gateway.backend import GatewayBackend
+from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
+from serve_app.gateway.inference import MAX_ENTRIES
+from serve_app.gateway.inference_schema import (
+    ClassificationList,
+    ClassifyBody,
+    EmbeddingList,
+    EmbeddingsBody,
+    EntriesBody,
+    OutputTensor,
+    PipelineEmbedding,
+    PipelineResults,
+    PipelineText,
+    PredictBody,
+    TensorPrediction,
+    TokenUsage,
+)
+from serve_app.gateway.tensor_inputs import write_output
+from serve_app.preprocessing.arrays import to_array
+from serve_app.types import Item, ModelDescription, PipelineRequest, PipelineResult, PipelineRun, PipelineValue
+
+
+class PipelineEndpoints:
+    """One method for each route that serves pipelines too."""
+
+    def __init__(self, backend: GatewayBackend, shell: RequestShell, queue_timeout_s: float | None) -> None:
+        self._backend = backend
+        self._shell = shell
+        self._queue_timeout_s = queue_timeout_s
+
+    async def predict(self, request: Request, body: PredictBody, pipeline: ModelDescription) -> Response:
+        """What the pipeline makes of a text, or of each of several."""
+        if body.text is None or body.inputs is not None:
+            raise RequestError(f"model={pipeline.name} is a pipeline, which takes text; leave out inputs", field="text")
+        texts = _texts(body, body.text, "text")
+        result = await self._shell.run(request, self._run(pipeline, texts))
+        answers = [_run_answer(result.names, run, body.top_k) for run in result.runs]
+        is_one = isinstance(body.text, str) or result.is_joint
+        return json_bytes(msgspec.json.encode(answers[0] if is_one else answers))
+
+    async def classify(self, request: Request, body: ClassifyBody, pipeline: ModelDescription) -> Response:
+        """Labels of texts, of a pipeline that gives one for each."""
+        _check_gives(pipeline, "label")
+        result = await self._shell.run(request, self._run(pipeline, _texts(body, body.input, "input")))
+        values = [run.results[0] for run in result.runs]
+        scores = [scores for value in values for scores in value.labels]
+        is_multi_label = any(value.is_multi_label for value in values)
+        data = classifications(scores, body, is_multi_label=is_multi_label)
+        return json_answer(ClassificationList(pipeline.name, data, _usage(result)))
+
+    async def embed(self, request: Request, body: EmbeddingsBody, pipeline: ModelDescription) -> Response:
+        """Vectors of texts, of a pipeline that gives one for each."""
+        _check_gives(pipeline, "embedding")
+        result = await self._shell.run(request, self._run(pipeline, _texts(body, body.input, "input")))
+        rows = [to_array(item["embedding"]) for run in result.runs for item in run.results[0].items]
+        data = embeddings(np.concatenate(rows), body)
+        return json_answer(EmbeddingList(pipeline.name, data, _usage(result)))
+
+    def _run(self, pipeline: ModelDescription, texts: list[str]) -> Coroutine[Any, Any, PipelineResult]:
+        request = PipelineRequest(secrets.token_hex(8), pipeline.name, texts, self._queue_timeout_s)
+        return self._backend.run_pipeline(request)
+
+
+def _texts(body: EntriesBody, given: object, field: str) -> list[str]:
+    """The texts of a body. Raises RequestError."""
+    for name in ("truncate", "truncate_prompt_tokens"):
+        if getattr(body, name) is not None:
+            raise RequestError(f"{name} is not for pipelines; put truncate into a chain of its steps", field=name)
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise RequestError(f"{field} holds token ids, and pipelines take texts", field=field)
+    if not 0 < len(texts) <= MAX_ENTRIES:
+        raise RequestError(f"{field} has {len(texts)} entries; send 1 to {MAX_ENTRIES}", field=field)
+    return texts
+
+
+def _check_gives(pipeline: ModelDescription, kind: str) -> None:
+    if pipeline.pipeline_gives != kind:
+        raise RequestError(
+            f"model={pipeline.name} is a pipeline and gives {pipeline.pipeline_gives}, not one {kind} for each text; "
+            "use /predict",
+            field="model",
+        )
+
+
+def _run_answer(names: list[str], run: PipelineRun, top_k: int | None) -> object:
+    if not names:
+        return _value_answer(run.results[0], top_k)
+    return PipelineResults({name: _value_answer(value, top_k) for name, value in zip(names, run.results, strict=True)})
+
+
+def _value_answer(value: PipelineValue, top_k: int | None) -> object:
+    entries: list[object]
+    if value.kind == "text":
+        entries = [PipelineText(text) for text in value.texts]
+    elif value.kind == "label":
+        entries = [prediction(one, is_multi_label=value.is_multi_label, top_k=top_k) for one in value.labels]
+    elif value.kind == "embedding":
+        entries = [PipelineEmbedding(to_array(item["embedding"]).reshape(-1).tolist()) for item in value.items]
+    else:
+        entries = [TensorPrediction({name: _tensor(item, name) for name in item}) for item in value.items]
+    return entries if value.is_list else entries[0]
+
+
+def _tensor(item: Item, name: str) -> OutputTensor:
+    tensor = item[name]
+    return OutputTensor(tensor.dtype, list(tensor.shape), write_output(tensor))
+
+
+def _usage(result: PipelineResult) -> TokenUsage:
+    return TokenUsage(result.num_tokens, result.num_tokens)

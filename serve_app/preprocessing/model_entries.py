@@ -1,0 +1,32 @@
+"""What a model is given for a text, and what its numbers say: the same in a Gateway and in a pipeline."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.preprocessing.arrays import integer_tensor, sigmoid, softmax
+from serve_app.preprocessing.tokenizer import TextEncoding
+from serve_app.types import Item, LabelScore, ModelDescription
+
+
+def text_item(encoding: TextEncoding, model: ModelDescription) -> Item:
+    """The inputs of one text: its packed tokens [T] int64, and how many they are [1] int64."""
+    item = {
+        "input_ids": integer_tensor(encoding.token_ids),
+        "lengths": integer_tensor([len(encoding.token_ids)]),
+    }
+    if "token_type_ids" in model.inputs:
+        item["token_type_ids"] = integer_tensor(encoding.type_ids)
+    return item
+
+
+def label_probabilities(model: ModelDescription, logits: NDArray[np.float32]) -> list[list[LabelScore]]:
+    """Each entry's labels with their probabilities, in the model's order. logits: [B, C]."""
+    is_each = model.is_multi_label or logits.shape[1] == 1  # a lone one holds or not
+    probabilities = sigmoid(logits) if is_each else softmax(logits)
+    labels = model.labels or [f"LABEL_{index}" for index in range(logits.shape[1])]
+    return [[LabelScore(labels[index], score) for index, score in enumerate(row)] for row in probabilities.tolist()]
+
+
+def ranked(scores: list[LabelScore]) -> list[LabelScore]:
+    """The most probable label first."""
+    return sorted(scores, key=lambda score: -score.score)

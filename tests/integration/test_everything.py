@@ -1,0 +1,140 @@
+"""examples/everything.yaml on a real cluster: each kind of model, and pipelines that join them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoTokenizer, BertForSequenceClassification
+
+from examples.prepare_everything import prepare
+from serve_app.planning.serve_file import load_serve_file
+from tests.integration.serve_cluster import DEMO_MODEL, ROOT, ServeCluster, model_application
+
+EXAMPLE = ROOT / "examples" / "everything.yaml"
+TEXT = "<p>My card was charged twice. Please write to  jo@example.org!</p>"
+CLEAN = "My card was charged twice. Please write to <EMAIL_1>!"
+SENTENCES = ["My card was charged twice.", "Please write to <EMAIL_1>!"]
+_FEW_EPOCHS = 3  # what the classifier says is not judged here
+_CHOICE = {  # a detector's label chooses the generator
+    "name": "assistant",
+    "route_prefix": None,
+    "import_path": "serve_app.app:build_pipeline",
+    "args": {
+        "name": "assistant",
+        "steps": [
+            {"name": "topic", "model": "tickets"},
+            {
+                "name": "answer",
+                "choose": "topic",
+                "cases": {"billing": "demo"},
+                "default": "demo-short",
+                "max_tokens": 12,
+            },
+        ],
+        "output": ["topic", "answer"],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("everything")
+    prepare(directory, max_epochs=_FEW_EPOCHS)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cluster(models: Path) -> Iterator[ServeCluster]:
+    applications = yaml.safe_load(EXAMPLE.read_text())["applications"]
+    for application in applications:
+        source = application["args"].get("source")
+        if source is not None:
+            made = models / Path(source).name
+            application["args"]["source"] = str(made if made.exists() else (EXAMPLE.parent / source).resolve())
+    second = model_application("demo-short", source=DEMO_MODEL)
+    cluster = ServeCluster([*applications, second, _CHOICE])
+    cluster.wait_until(cluster.is_healthy, 60, "health")
+    yield cluster
+    cluster.stop()
+
+
+def post(cluster: ServeCluster, path: str, **body: Any) -> Any:
+    response = httpx.post(f"{cluster.url}{path}", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def vectors(cluster: ServeCluster, texts: list[str]) -> np.ndarray:
+    data = post(cluster, "/v1/embeddings", model="minilm", input=texts)["data"]
+    return np.array([entry["embedding"] for entry in data])
+
+
+def test_the_example_has_no_mistake() -> None:
+    example = load_serve_file(EXAMPLE)
+    assert [model.config.name for model in example.models] == ["demo", "minilm", "mood", "tickets"]
+    assert [pipeline.config.name for pipeline in example.pipelines] == ["triage"]
+
+
+@pytest.mark.timeout(600)
+def test_every_kind_of_model_answers(cluster: ServeCluster, models: Path) -> None:
+    assert cluster.complete("demo", "abc abc abc", ignore_eos=True).json()["choices"][0]["text"]
+    assert np.linalg.norm(vectors(cluster, ["a text"])) == pytest.approx(1, abs=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(models / "bert")
+    bert = BertForSequenceClassification.from_pretrained(models / "bert").eval()
+    with torch.no_grad():
+        expected = bert(**tokenizer(TEXT, return_tensors="pt")).logits.softmax(-1)[0].tolist()
+    (mood,) = post(cluster, "/v1/classify", model="mood", input=TEXT)["data"]
+    assert mood["probs"] == pytest.approx(expected, abs=1e-5)
+    ticket = post(cluster, "/predict", model="tickets", text="jo@example.org was charged")
+    hidden = post(cluster, "/predict", model="tickets", text="someone.else@example.net was charged")
+    assert ticket["probabilities"] == pytest.approx(
+        hidden["probabilities"], abs=1e-6
+    )  # the chain has taken the address out
+    (made,) = post(cluster, "/v1/preprocess", model="tickets", input="Jo@Example.org")["data"]
+    assert made["value"]["text"] == "<email_1>"
+    assert [step["step"] for step in made["steps"]] == ["normalize_unicode", "redact_pii", "lowercase"]
+
+
+def test_a_pipeline_gives_what_its_models_give_one_after_the_other(cluster: ServeCluster) -> None:
+    results = post(cluster, "/predict", model="triage", text=TEXT)["results"]
+    alone = post(cluster, "/predict", model="tickets", text=CLEAN)
+    assert results["topic"]["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-6)
+    assert [entry["text"] for entry in results["sentences"]] == SENTENCES
+    made = np.array([entry["embedding"] for entry in results["vectors"]])
+    assert np.abs(made - vectors(cluster, SENTENCES)).max() < 1e-6
+    many = post(cluster, "/predict", model="triage", text=[TEXT, "Where is my parcel?"])
+    topic = many[0]["results"]["topic"]
+    assert topic["probabilities"] == pytest.approx(results["topic"]["probabilities"], abs=1e-6)
+    assert len(many[1]["results"]["vectors"]) == 1
+
+
+def test_a_label_chooses_the_generator(cluster: ServeCluster) -> None:
+    texts = ["I was charged twice on my invoice", "the app crashes when I open it", "12+34="]
+    for text, one in zip(texts, post(cluster, "/predict", model="assistant", text=texts), strict=True):
+        model = "demo" if one["results"]["topic"]["label"] == "billing" else "demo-short"
+        alone = cluster.complete(model, text, max_tokens=12).json()["choices"][0]["text"]
+        assert one["results"]["answer"]["text"] == alone
+
+
+def test_what_a_pipeline_refuses_names_the_step_and_the_next_request_works(cluster: ServeCluster) -> None:
+    answer = httpx.post(f"{cluster.url}/predict", json={"model": "triage", "text": "word " * 2000}, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert "step vectors" in answer.json()["error"]["message"]
+    refused = httpx.post(f"{cluster.url}/v1/embeddings", json={"model": "triage", "input": "a"}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
+    assert "results" in post(cluster, "/predict", model="triage", text="a")
+
+
+def test_no_text_of_a_pipeline_is_found_in_any_log(cluster: ServeCluster) -> None:
+    canary = "canary7319"
+    post(cluster, "/predict", model="triage", text=f"{canary} was here")
+    post(cluster, "/predict", model="assistant", text=f"{canary} was here")
+    httpx.post(f"{cluster.url}/predict", json={"model": "triage", "text": f"{canary} " * 2000}, timeout=60)
+    files = [path for path in cluster.directory.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert not [path for path in files if canary.encode() in path.read_bytes()]
