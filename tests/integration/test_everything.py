@@ -1,5 +1,6 @@
 """examples/everything.yaml on a real cluster: each kind of model, and pipelines that join them."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,21 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from examples.prepare_everything import prepare
+from serve_app.models.text_classifier import TextClassifier
+from serve_app.planning.csv_rows import read_csv
 from serve_app.planning.serve_file import load_serve_file
+from serve_app.preprocessing.tokenizer import Tokenizer
 from tests.integration.serve_cluster import DEMO_MODEL, ROOT, ServeCluster, model_application
 
 EXAMPLE = ROOT / "examples" / "everything.yaml"
 TEXT = "<p>My card was charged twice. Please write to  jo@example.org!</p>"
 CLEAN = "My card was charged twice. Please write to <EMAIL_1>!"
 SENTENCES = ["My card was charged twice.", "Please write to <EMAIL_1>!"]
-_FEW_EPOCHS = 3  # what the classifier says is not judged here
+TICKETS = ROOT / "examples" / "text_classifier"
 _CHOICE = {  # a detector's label chooses the generator
     "name": "assistant",
     "route_prefix": None,
@@ -44,7 +49,7 @@ _CHOICE = {  # a detector's label chooses the generator
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("everything")
-    prepare(directory, max_epochs=_FEW_EPOCHS)
+    prepare(directory)
     return directory
 
 
@@ -98,6 +103,24 @@ def test_every_kind_of_model_answers(cluster: ServeCluster, models: Path) -> Non
     (made,) = post(cluster, "/v1/preprocess", model="tickets", input="Jo@Example.org")["data"]
     assert made["value"]["text"] == "<email_1>"
     assert [step["step"] for step in made["steps"]] == ["normalize_unicode", "redact_pii", "lowercase"]
+
+
+def test_the_split_classifier_says_what_the_unsplit_one_says(cluster: ServeCluster) -> None:
+    config = json.loads((TICKETS / "model" / "config.json").read_text())
+    whole = TextClassifier(**config["arguments"]).eval()
+    whole.load_state_dict(load_file(str(TICKETS / "model" / "model.safetensors")))
+    tokenizer = Tokenizer.load(TICKETS / "model")
+    rows = read_csv(TICKETS / "heldout.csv", "text", "label").rows
+    answers = post(cluster, "/predict", model="tickets", text=[row.text for row in rows])
+    num_right = 0
+    for row, answer in zip(rows, answers, strict=True):
+        token_ids = torch.tensor(tokenizer.encode(row.text.lower(), add_special_tokens=True))
+        with torch.no_grad():
+            expected = whole(token_ids, torch.tensor([len(token_ids)])).softmax(-1)[0].tolist()
+        labels = [config["id2label"][str(index)] for index in range(len(expected))]
+        assert [answer["probabilities"][label] for label in labels] == pytest.approx(expected, abs=1e-6)
+        num_right += answer["label"] == row.label
+    assert num_right / len(rows) >= 0.9
 
 
 def test_a_pipeline_gives_what_its_models_give_one_after_the_other(cluster: ServeCluster) -> None:
