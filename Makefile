@@ -9,7 +9,7 @@ PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.tx
 PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-full lint types format lock cluster bench-overhead clean
+.PHONY: help install serve test test-slow test-full lint types format lock cluster bench-overhead bench-encoders clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ cluster: $(STAMP)  ## write cluster/rayservice.yaml from serve_config.yaml
 
 bench-overhead: $(STAMP)  ## what serving costs beside the engine (minutes)
 	.venv/bin/python -m bench.overhead --record
+
+bench-encoders: $(STAMP)  ## small models beside uvicorn, LitServe and naive Serve (minutes)
+	.venv/bin/python -m bench.encoders --record
 
 clean:  ## remove .venv, caches and logs
 	rm -rf .venv .venv-lock .rayshard .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

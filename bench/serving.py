@@ -1,10 +1,10 @@
-"""`serve run` of one model for the time of a measurement."""
+"""`serve run` of one model, or another server, for the time of a measurement."""
 
 import socket
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,16 +46,28 @@ class _Session(ServeProcess):
 @contextmanager
 def serving(import_path: str, model_args: Mapping[str, object], profile: Mapping[str, str]) -> Iterator[ServedModel]:
     """One Gateway and one model, under `profile`'s environment variables. Raises ServeFailedError."""
-    port = _free_port()
+    port = free_port()
+    with running(["serve", "run"], port, profile, _serve_file(port, import_path, model_args)) as served:
+        yield served
+
+
+@contextmanager
+def running(
+    command: Sequence[str], port: int, environment: Mapping[str, str], serve_file: Mapping[str, object] | None = None
+) -> Iterator[ServedModel]:
+    """A server that answers GET /health at `port`; the command gets the Serve file's path. Raises ServeFailedError."""
     name = f"serve-{port}"
-    path = BUILD_DIR / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(_serve_file(port, import_path, model_args)))
-    environment = {**child_environment(), "PYTHONPATH": str(ROOT), **profile}
-    command = [str(Path(sys.executable).with_name("serve")), "run", str(path)]
+    BUILD_DIR.mkdir(parents=True, exist_ok=True)
+    words = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    if serve_file is not None:
+        path = BUILD_DIR / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(serve_file))
+        words.append(str(path))
+    variables = {**child_environment(), "PYTHONPATH": str(ROOT), **environment}
     url = f"http://127.0.0.1:{port}"
+    last_lines: list[str] = []
     for _ in range(_MAX_STARTS):
-        process = _Session(command, ROOT, environment, BUILD_DIR / f"{name}.log")
+        process = _Session(words, ROOT, variables, BUILD_DIR / f"{name}.log")
         try:
             if _is_up(process, url):
                 yield ServedModel(url, process.session_id)
@@ -63,7 +75,7 @@ def serving(import_path: str, model_args: Mapping[str, object], profile: Mapping
             last_lines = process.new_lines()[-_NUM_SHOWN_LINES:]
         finally:
             process.end()
-    raise ServeFailedError("\n".join([f"serve run {path} did not come up:", *last_lines]))
+    raise ServeFailedError("\n".join([f"{' '.join(words)} did not come up:", *last_lines]))
 
 
 def _serve_file(port: int, import_path: str, model_args: Mapping[str, object]) -> dict[str, object]:
@@ -91,6 +103,7 @@ def _is_healthy(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
