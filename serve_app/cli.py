@@ -22,6 +22,7 @@ from serve_app.planning.serve_file import ModelApplication, PipelineApplication,
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.source import find_snapshot, is_hub_id, resolve_source
+from serve_app.planning.weights_download import find_weights
 from serve_app.preprocessing.chain import check_chain
 from serve_app.preprocessing.pipeline_check import ModelPort, check_pipeline, port_of_config, result_kind
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
@@ -156,12 +157,16 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
         if is_on_hub and not can_download and find_snapshot(config.source, config.revision, environment) is None:
             text = f"{config.name}: {config.source} is not on this machine yet; --download fetches and checks it"
             return _CheckedModel(text, [])
+        weights = config.remote_weights
+        if weights is not None and not can_download and find_weights(weights, environment.weights_cache_dir) is None:
+            text = f"{config.name}: {weights.url} is not on this machine yet; --download fetches and checks it"
+            return _CheckedModel(text, [])
         if not config.is_generative:
             batch_plan = plan_batch_model(config, base_dir, environment)
             unfit = check_chain(config.preprocessing, Path(batch_plan.source.directory))
             problems = [Problem(where, message) for message in unfit]
             return _CheckedModel(batch_plan.text, problems, list(batch_plan.spec.labels) or None)
-        source_dir = resolve_source(config.source, config.revision, base_dir, environment)
+        source_dir = resolve_source(config.source, config.revision, base_dir, environment, config.remote_weights)
         spec = read_model_spec(source_dir)
         read_tokenizer_files(source_dir)
         problems = [Problem(where, message) for message in check_split(spec, config)]

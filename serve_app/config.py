@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -19,6 +20,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from serve_app.types import RemoteWeights
 
 DEFAULT_CPU_KV_CACHE_BYTES = 256 * 1024**2
 
@@ -144,12 +147,29 @@ class TensorConfig(ConfigModel):
     shape: list[int | str]
 
 
+class WeightsConfig(ConfigModel):
+    """A safetensors file at an https URL, in place of the source's weights."""
+
+    url: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
+    private_hosts: list[str] = []  # names whose private addresses may be connected to
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_fetched(cls, value: str) -> str:
+        problem = weights_url_problem(value)
+        if problem is not None:
+            raise ValueError(f"the URL {problem}")
+        return value
+
+
 class ModelConfig(ConfigModel):
     """`args` of a model's application."""
 
     name: str
     source: str  # directory or hub id
     revision: str | None = None  # of a hub id
+    weights: WeightsConfig | None = None  # None: those of the source
     task: Task = "generate"
     architecture: str | None = None  # package.module:Class of an nn.Module; None: a transformers model
     arguments: dict[str, JsonValue] = {}  # of that class's constructor
@@ -211,6 +231,13 @@ class ModelConfig(ConfigModel):
         if value.kv_cache_bytes is not None:
             raise ValueError(f"{setting} has no effect beside kv_cache_bytes={value.kv_cache_bytes}; remove one")
         return value
+
+    @property
+    def remote_weights(self) -> RemoteWeights | None:
+        """The weights that are not the source's."""
+        if self.weights is None:
+            return None
+        return RemoteWeights(self.weights.url, self.weights.sha256.lower(), tuple(self.weights.private_hosts))
 
     @property
     def is_generative(self) -> bool:
@@ -278,19 +305,40 @@ class Environment:
     hub_cache_dir: Path
     is_hub_offline: bool
     hub_endpoint: str | None  # None: the hub's own
+    weights_cache_dir: Path
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     """The environment of this process; `variables` stands in for it in tests."""
     given = os.environ if variables is None else variables
-    home = Path(given.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface"
+    cache_dir = Path(given.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    home = cache_dir / "huggingface"
     hub_home = Path(given.get("HF_HOME") or home).expanduser()
     offline = {given.get("HF_HUB_OFFLINE", "").upper(), given.get("TRANSFORMERS_OFFLINE", "").upper()}
     return Environment(
         hub_cache_dir=Path(given.get("HF_HUB_CACHE") or hub_home / "hub").expanduser(),
         is_hub_offline=bool(offline & {"1", "ON", "YES", "TRUE"}),
         hub_endpoint=given.get("HF_ENDPOINT") or None,
+        weights_cache_dir=cache_dir / "rayshard" / "weights",
     )
+
+
+def weights_url_problem(url: str) -> str | None:
+    """Why weights cannot come from this URL, whatever answers there; None: they can."""
+    try:
+        parts = urlsplit(url)
+        _port = parts.port
+    except ValueError:
+        return "is no URL; write https://host/file.safetensors"
+    if parts.scheme != "https":
+        return f"has scheme {parts.scheme[:20] or 'none'!r}; only https is fetched: write https://host/file.safetensors"
+    if not parts.hostname:
+        return "names no host; write https://host/file.safetensors"
+    if parts.username is not None or parts.password is not None:
+        return "holds a user name or password; put the file where none is needed"
+    if not url.isprintable() or not url.isascii() or " " in url:
+        return "holds a character that is none of a URL's; encode it as %XX"
+    return None
 
 
 def _task_problem(config: ModelConfig) -> str | None:

@@ -239,12 +239,23 @@ class LinkAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteWeights:
+    """A safetensors file at an https URL."""
+
+    url: str
+    sha256: str  # 64 hexadecimal digits, in small letters
+    private_hosts: tuple[str, ...] = ()  # names whose private addresses may be connected to
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSource:
     """Where a model's files are: a directory of every node, or a hub repository at one commit."""
 
     directory: str  # absolute, on the Router's node
     hub_id: str | None = None
     commit: str | None = None
+    weights: RemoteWeights | None = None  # in place of the weights there
+    base_directory: str | None = None  # with weights: where the other files are
 
 
 @dataclass(frozen=True, slots=True)

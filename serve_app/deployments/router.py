@@ -50,7 +50,9 @@ class Router(CopyReplica):
     ) -> None:
         configure_logging()
         environment = read_environment()
-        self._source = await asyncio.to_thread(pin_source, config.source, config.revision, Path.cwd(), environment)
+        self._source = await asyncio.to_thread(
+            pin_source, config.source, config.revision, Path.cwd(), environment, config.remote_weights
+        )
         spec = await asyncio.to_thread(read_model_spec, Path(self._source.directory))
         read_tokenizer_files(self._source.directory)
         problems = check_split(spec, config)

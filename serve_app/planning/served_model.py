@@ -79,7 +79,7 @@ class BatchModelPlan:
 
 def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environment) -> BatchModelPlan:
     """The model of `config`, split as it says. Raises ConfigError."""
-    source = pin_source(config.source, config.revision, base_dir, environment)
+    source = pin_source(config.source, config.revision, base_dir, environment, config.remote_weights)
     directory = Path(source.directory)
     if config.architecture is not None:
         module = read_module_spec(config, directory)

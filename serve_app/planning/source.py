@@ -18,7 +18,8 @@ from huggingface_hub.errors import (
 
 from serve_app.config import Environment
 from serve_app.errors import ConfigError
-from serve_app.types import ModelSource
+from serve_app.planning.weights_download import directory_with_weights
+from serve_app.types import ModelSource, RemoteWeights
 
 TEXT_FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt"]
 ALLOWED_FILES = ["*.safetensors", *TEXT_FILES]
@@ -27,13 +28,23 @@ IGNORED_FILES = ["*/*", "consolidated*"]  # copies of the weights in other layou
 logger = logging.getLogger(__name__)
 
 
-def resolve_source(source: str, revision: str | None, base_dir: Path, environment: Environment) -> Path:
+def resolve_source(
+    source: str, revision: str | None, base_dir: Path, environment: Environment, weights: RemoteWeights | None = None
+) -> Path:
     """Absolute directory of the model; a hub repository is downloaded, and the directory is named by its commit.
 
-    Raises ConfigError. `base_dir` is what a relative path is relative to.
+    `weights` are downloaded too: the directory is then one that joins both. Raises ConfigError. `base_dir` is what a
+    relative path is relative to.
     """
+    if weights is not None:
+        base = _resolve(source, revision, base_dir, environment, TEXT_FILES)
+        return directory_with_weights(base, weights, environment.weights_cache_dir)
+    return _resolve(source, revision, base_dir, environment, ALLOWED_FILES)
+
+
+def _resolve(source: str, revision: str | None, base_dir: Path, environment: Environment, files: list[str]) -> Path:
     if is_hub_id(source, base_dir):
-        return _download(source, revision, environment)
+        return _download(source, revision, environment, files)
     directory = _absolute(source, base_dir)
     if not directory.is_dir():
         raise ConfigError(f"source={source} {_why_no_directory(directory)}")
@@ -60,16 +71,26 @@ def pin_revision(hub_id: str, revision: str | None, environment: Environment) ->
     return commit
 
 
-def pin_source(source: str, revision: str | None, base_dir: Path, environment: Environment) -> ModelSource:
+def pin_source(
+    source: str, revision: str | None, base_dir: Path, environment: Environment, weights: RemoteWeights | None = None
+) -> ModelSource:
     """The source as every node can find it: an absolute directory, or a hub id with its commit. Raises ConfigError."""
-    directory = resolve_source(source, revision, base_dir, environment)
-    if is_hub_id(source, base_dir):
-        return ModelSource(str(directory), source, directory.name)
-    return ModelSource(str(directory))
+    base = _resolve(source, revision, base_dir, environment, ALLOWED_FILES if weights is None else TEXT_FILES)
+    hub_id, commit = (source, base.name) if is_hub_id(source, base_dir) else (None, None)
+    if weights is None:
+        return ModelSource(str(base), hub_id, commit)
+    directory = directory_with_weights(base, weights, environment.weights_cache_dir)
+    return ModelSource(str(directory), hub_id, commit, weights, str(base))
 
 
 def local_directory(source: ModelSource, environment: Environment, *, needs_weights: bool = True) -> Path:
     """A pinned source on this node; a hub repository is downloaded once per node. Raises ConfigError."""
+    if source.weights is not None:
+        base = ModelSource(source.base_directory or source.directory, source.hub_id, source.commit)
+        directory = local_directory(base, environment, needs_weights=False)
+        if not needs_weights:
+            return directory
+        return directory_with_weights(directory, source.weights, environment.weights_cache_dir)
     directory = Path(source.directory)
     if directory.is_dir() and (any(directory.glob("*.safetensors")) or not needs_weights):
         return directory

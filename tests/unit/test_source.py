@@ -93,7 +93,12 @@ def hub() -> Iterator[FakeHub]:
 
 
 def environment(cache_dir: Path, endpoint: str | None = None, is_offline: bool = False) -> Environment:
-    return Environment(hub_cache_dir=cache_dir, is_hub_offline=is_offline, hub_endpoint=endpoint)
+    return Environment(
+        hub_cache_dir=cache_dir,
+        is_hub_offline=is_offline,
+        hub_endpoint=endpoint,
+        weights_cache_dir=cache_dir / "weights",
+    )
 
 
 def test_a_relative_path_is_made_absolute_from_the_base(tmp_path: Path) -> None:
