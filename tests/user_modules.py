@@ -1,5 +1,8 @@
 """Modules as a user would write them, for the tests of what may be served."""
 
+import time
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -110,3 +113,28 @@ class Uncuttable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, 1] -> [B, 1]."""
         return self.linear(x)  # type: ignore[no-any-return]
+
+
+class TracedBlock(nn.Module):
+    """Takes its time, and writes down when: a line of index, beginning and end in seconds."""
+
+    def __init__(self, index: int, path: str, seconds: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self._index, self._path, self._seconds = index, path, seconds
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, 6] -> [B, 6]."""
+        begin_s = time.monotonic()
+        time.sleep(self._seconds)
+        with Path(self._path).open("a") as file:
+            file.write(f"{self._index} {begin_s} {time.monotonic()}\n")
+        changed: Tensor = self.linear(x)
+        return changed
+
+
+class Traced(nn.Sequential):
+    """Two traced blocks."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        super().__init__(*[TracedBlock(index, path, seconds) for index in range(2)])
