@@ -17,12 +17,12 @@ from serve_app.deployments.router import Router
 from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.serve_applications import PIPELINE_NAME, PREPROCESSOR_NAME, ROUTER_NAME
 from serve_app.pipeline_config import PipelineConfig
+from serve_app.planning.reservations import CPUS_PER_REPLICA
 from serve_app.planning.source import is_hub_id, pin_revision
 
 _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
 _PREPROCESSOR_MAX_ONGOING_REQUESTS = 10_000
 _PIPELINE_MAX_ONGOING_REQUESTS = 1000
-_CPUS_PER_REPLICA = 0.1  # reserved, not a limit: Gateway, Router and four shards fit on two cores
 _SHUTDOWN_S = 600.0  # a replica that is to leave lets its requests end
 
 
@@ -33,7 +33,7 @@ def build_gateway(args: GatewayConfig) -> Application:
         name="Gateway",
         max_ongoing_requests=_GATEWAY_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
-        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
+        ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )
     return deployment.bind(args)
 
@@ -59,7 +59,7 @@ def build_pipeline(args: PipelineConfig) -> Application:
         name=PIPELINE_NAME,
         max_ongoing_requests=_PIPELINE_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
-        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
+        ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )
     return deployment.bind(args)
 
@@ -75,15 +75,15 @@ def _router(
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,
-        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
-        placement_group_bundles=[{"CPU": _CPUS_PER_REPLICA}, *([_shard_bundle(device)] * num_shards)],
+        ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
+        placement_group_bundles=[{"CPU": CPUS_PER_REPLICA}, *([_shard_bundle(device)] * num_shards)],
         placement_group_strategy="PACK",
     )
 
 
 def _preprocessor(models: list[ModelConfig]) -> Application | None:
-    """The deployment that runs the steps before models; None where no model has any."""
-    with_steps = [model for model in models if model.preprocessing]
+    """The deployment that runs the steps before and behind models; None where no model has any."""
+    with_steps = [model for model in models if model.has_chains]
     if not with_steps:
         return None
     deployment = serve.deployment(
@@ -91,7 +91,7 @@ def _preprocessor(models: list[ModelConfig]) -> Application | None:
         name=PREPROCESSOR_NAME,
         max_ongoing_requests=_PREPROCESSOR_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
-        ray_actor_options={"num_cpus": _CPUS_PER_REPLICA},
+        ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )
     return deployment.bind(with_steps)
 

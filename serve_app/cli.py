@@ -23,7 +23,7 @@ from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.source import find_snapshot, is_hub_id, resolve_source
 from serve_app.planning.weights_download import find_weights
-from serve_app.preprocessing.chain import check_chain
+from serve_app.preprocessing.chain import ChainModel, check_chains
 from serve_app.preprocessing.pipeline_check import ModelPort, check_pipeline, port_of_config, result_kind
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.serve_command import serve
@@ -163,13 +163,14 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
             return _CheckedModel(text, [])
         if not config.is_generative:
             batch_plan = plan_batch_model(config, base_dir, environment)
-            unfit = check_chain(config.preprocessing, Path(batch_plan.source.directory))
+            unfit = check_chains(config, ChainModel(Path(batch_plan.source.directory), batch_plan.spec.labels))
             problems = [Problem(where, message) for message in unfit]
-            return _CheckedModel(batch_plan.text, problems, list(batch_plan.spec.labels) or None)
+            return _CheckedModel(batch_plan.text, problems, batch_plan.labels or None)
         source_dir = resolve_source(config.source, config.revision, base_dir, environment, config.remote_weights)
         spec = read_model_spec(source_dir)
         read_tokenizer_files(source_dir)
-        problems = [Problem(where, message) for message in check_split(spec, config)]
+        unfit = [*check_split(spec, config), *check_chains(config, ChainModel(Path(source_dir)))]
+        problems = [Problem(where, message) for message in unfit]
         if problems:
             return _CheckedModel("", problems)
         plan = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor)

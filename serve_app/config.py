@@ -131,7 +131,7 @@ def _parse_step(value: object) -> object:
 
 
 class StepConfig(ConfigModel):
-    """One step before a model: one of ours, or `package.module:Class` with its constructor's arguments."""
+    """One step before or behind a model: one of ours, or `package.module:Class` with its constructor's arguments."""
 
     name: str = Field(min_length=1)
     arguments: dict[str, JsonValue] = {}
@@ -183,6 +183,7 @@ class ModelConfig(ConfigModel):
     normalize: bool | None = None  # embed only; None: as the checkpoint says
     is_multi_label: bool | None = None  # classify only; None: as the checkpoint says
     preprocessing: list[Step] = []
+    postprocessing: list[Step] = []  # classify and predict only; []: softmax, or sigmoid for several labels
     device: DeviceConfig = DeviceConfig()
     engine: EngineConfig = EngineConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
@@ -238,6 +239,23 @@ class ModelConfig(ConfigModel):
         if self.weights is None:
             return None
         return RemoteWeights(self.weights.url, self.weights.sha256.lower(), tuple(self.weights.private_hosts))
+
+    @property
+    def has_chains(self) -> bool:
+        """Whether steps stand before the model or behind it."""
+        return bool(self.preprocessing or self.postprocessing)
+
+    @property
+    def is_prompt_templated(self) -> bool:
+        """Whether the steps before the model make a conversation of a prompt."""
+        return any(step.name == "chat_template" for step in self.preprocessing)
+
+    @property
+    def postprocessing_gives(self) -> str | None:
+        """What an answer consists of; None: no steps make it."""
+        if not self.postprocessing:
+            return None
+        return "json" if ":" in self.postprocessing[-1].name else "labels"
 
     @property
     def is_generative(self) -> bool:
@@ -357,8 +375,12 @@ def _task_problem(config: ModelConfig) -> str | None:
     for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):
         if getattr(config, name) is not None and config.task != task:
             return f"{name} has no effect on task={config.task}; remove it"
-    if config.preprocessing and config.task in ("generate", "predict"):
-        return f"preprocessing has no effect on task={config.task}; remove it"
+    if config.preprocessing and config.task == "predict":
+        return "preprocessing has no effect on task=predict, which takes tensors; remove it"
+    if config.postprocessing and config.task not in ("classify", "predict"):
+        return f"postprocessing has no effect on task={config.task}; remove it"
+    if config.postprocessing and config.is_multi_label is not None:
+        return "is_multi_label has no effect beside postprocessing; remove it, and use the step sigmoid or softmax"
     return None
 
 

@@ -84,12 +84,24 @@ class InferResult:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelScore:
+    """One label of an answer, and its score."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class ChainValue:
     """What one step hands to the next: exactly one of these is set, and gives the value's kind."""
 
     text: str | None = None
     texts: list[str] | None = None
     token_ids: list[int] | None = None
+    numbers: list[float] | None = None  # a model's one output for an entry
+    tensors: Item | None = None  # a model's outputs for an entry
+    labels: list[LabelScore] | None = None
+    json: str | None = None  # whatever a class of the user's has made of a model's outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +114,14 @@ class Redaction:
 
 
 @dataclass(frozen=True, slots=True)
-class PreprocessRequest:
-    """Values to be run through the preprocessing of a model."""
+class ChainRequest:
+    """Values to be run through the steps before a model, or through those behind it."""
 
     request_id: str
     model: str
     values: list[ChainValue]
     has_trace: bool = False  # every step's value is wanted
+    is_after: bool = False  # the values are the model's outputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +133,7 @@ class StepTrace:
 
 
 @dataclass(frozen=True, slots=True)
-class Preprocessed:
+class ChainOutcome:
     """What a chain made of one value."""
 
     value: ChainValue
@@ -129,21 +142,13 @@ class Preprocessed:
 
 
 @dataclass(frozen=True, slots=True)
-class PreprocessResult:
-    """What a chain made of a PreprocessRequest."""
+class ChainResult:
+    """What a chain made of a ChainRequest."""
 
-    values: list[Preprocessed]  # beside the request's values
-
-
-@dataclass(frozen=True, slots=True)
-class LabelScore:
-    """One label of an answer, and its score."""
-
-    label: str
-    score: float
+    values: list[ChainOutcome]  # beside the request's values
 
 
-ValueKind = Literal["text", "embedding", "label", "tensors"]
+ValueKind = Literal["text", "embedding", "label", "tensors", "json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,7 @@ class PipelineValue:
 
     kind: ValueKind
     is_list: bool = False  # whether entries are shown as a list; otherwise there is one
-    texts: list[str] = field(default_factory=list, repr=False)
+    texts: list[str] = field(default_factory=list, repr=False)  # of text, and of json
     labels: list[list[LabelScore]] = field(default_factory=list)  # of each entry, in the model's order
     items: list[Item] = field(default_factory=list)  # of embedding and tensors
     is_multi_label: bool = False
@@ -166,6 +171,7 @@ class PipelineRequest:
     pipeline: str
     inputs: list[str] = field(repr=False)
     queue_timeout_s: float | None = None
+    restores_redactions: bool = False  # texts of the results hold again what steps have taken out
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +279,8 @@ class ModelDescription:
     source: ModelSource | None = None  # to find the files on a node that has no source_dir
     has_tokenizer: bool = True
     has_preprocessing: bool = False  # a Preprocessor takes its inputs
+    is_prompt_templated: bool = False  # its preprocessing makes a conversation of a prompt
+    postprocessing_gives: str | None = None  # labels or json; None: nothing is done to its outputs
     labels: list[str] = field(default_factory=list)  # by output index; empty: it has none
     is_multi_label: bool = False
     score_activation: str = "sigmoid"  # of a cross-encoder with one output: sigmoid or identity

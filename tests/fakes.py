@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import uvicorn
 from starlette.applications import Starlette
@@ -17,6 +17,8 @@ from serve_app.errors import RayshardError
 from serve_app.gateway.backend import HealthReport
 from serve_app.preprocessing.chain import Chain
 from serve_app.types import (
+    ChainRequest,
+    ChainResult,
     CopyState,
     FinishReason,
     GenerateRequest,
@@ -27,8 +29,6 @@ from serve_app.types import (
     OutputChunk,
     PipelineRequest,
     PipelineResult,
-    PreprocessRequest,
-    PreprocessResult,
     SamplingParams,
     TokenLogprobs,
 )
@@ -138,7 +138,9 @@ class ScriptedBackend:
     requests: list[GenerateRequest] = field(default_factory=list)
     infer_script: Callable[[Item], Item] = copy_item
     infer_requests: list[InferRequest] = field(default_factory=list)
-    chain: Chain | None = None
+    chain: Chain | None = None  # before every model that has steps
+    after: Chain | None = None  # behind every model that has steps
+    changes: dict[str, Any] = field(default_factory=dict)  # of the scripted model's description
     pipeline: Callable[[PipelineRequest], Awaitable[PipelineResult]] | None = None
     num_open: int = 0
     num_aborted: int = 0
@@ -152,6 +154,11 @@ class ScriptedBackend:
         token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return token_ids
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, without special ones."""
+        text: str = self._tokenizer.decode(list(token_ids))
+        return text
+
     def models(self) -> list[ModelDescription]:
         """The scripted model and whatever was added."""
         own = ModelDescription(
@@ -164,7 +171,7 @@ class ScriptedBackend:
             eos_token_ids=[self.eos_token_id],
             created_s=1_700_000_000,
         )
-        return [own, *self.extra_models]
+        return [replace(own, **self.changes), *self.extra_models]
 
     def open(self, model: str, request: GenerateRequest) -> "ScriptedStream":
         """Start a request."""
@@ -180,10 +187,11 @@ class ScriptedBackend:
             raise self.error
         return InferResult([self.infer_script(item) for item in request.items])
 
-    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
-        """Run the values through the real chain of `chain`."""
-        assert self.chain is not None
-        return PreprocessResult([self.chain.run(value, has_trace=request.has_trace) for value in request.values])
+    async def run_chain(self, request: ChainRequest) -> ChainResult:
+        """Run the values through a real chain."""
+        chain = self.after if request.is_after else self.chain
+        assert chain is not None
+        return ChainResult([chain.run(value, has_trace=request.has_trace) for value in request.values])
 
     async def run_pipeline(self, request: PipelineRequest) -> PipelineResult:
         """Hand the texts to `pipeline`."""

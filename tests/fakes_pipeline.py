@@ -11,13 +11,13 @@ from serve_app.errors import RayshardError, UnavailableError
 from serve_app.preprocessing.arrays import to_array, to_tensor_data
 from serve_app.preprocessing.chain import Chain
 from serve_app.types import (
+    ChainRequest,
+    ChainResult,
     GenerateRequest,
     InferRequest,
     InferResult,
     Item,
     ModelDescription,
-    PreprocessRequest,
-    PreprocessResult,
     TensorSpec,
 )
 
@@ -55,7 +55,8 @@ class FakeCaller:
     """A ModelCaller: numbers that follow from the tokens; a generator says its prompt's last tokens."""
 
     models: list[ModelDescription]
-    chain: Chain | None = None  # the own preprocessing of every model that has one
+    chain: Chain | None = None  # before every model that has steps
+    after: Chain | None = None  # behind every model that has steps
     error: RayshardError | None = None  # raised by the model `failing`
     failing: str = ""
     delay_s: float = 0.0
@@ -80,10 +81,11 @@ class FakeCaller:
         outputs = self.describe(request.model).outputs
         return InferResult([{next(iter(outputs)): answer(item)[next(iter(outputs))]} for item in request.items])
 
-    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
-        """Run the values through `chain`."""
-        assert self.chain is not None
-        return PreprocessResult([self.chain.run(value, has_trace=False) for value in request.values])
+    async def run_chain(self, request: ChainRequest) -> ChainResult:
+        """Run the values through a chain."""
+        chain = self.after if request.is_after else self.chain
+        assert chain is not None
+        return ChainResult([chain.run(value, has_trace=False) for value in request.values])
 
     async def generate(self, model: str, request: GenerateRequest) -> list[int]:
         """The prompt without its BOS, as much of it as may be generated."""

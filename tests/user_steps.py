@@ -1,4 +1,8 @@
-"""Preprocessing steps as a user would write them."""
+"""Steps as a user would write them."""
+
+from typing import Any
+
+import numpy as np
 
 
 class Reverse:
@@ -31,3 +35,21 @@ class Numbers:
     def __call__(self, text: str) -> int:
         """How long it is."""
         return len(text)
+
+
+class Spread:
+    """The distance between the least and the greatest of what a model gives."""
+
+    def __call__(self, given: Any) -> dict[str, float]:
+        """The distance, and of how many numbers."""
+        values = list(given.values()) if isinstance(given, dict) else given
+        numbers = [float(one) for value in values for one in np.asarray(value).reshape(-1)]
+        return {"spread": max(numbers) - min(numbers), "of": len(numbers)}
+
+
+class Unspeakable:
+    """Gives what JSON cannot hold."""
+
+    def __call__(self, given: object) -> dict[str, object]:
+        """A set of what it gets."""
+        return {"it": {type(given)}}

@@ -2,11 +2,11 @@
 
 import asyncio
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve_app.errors import InternalError, RequestError, UnprocessableError
 from serve_app.pipeline_config import PipelineStepConfig
@@ -16,6 +16,8 @@ from serve_app.preprocessing.model_entries import label_probabilities, text_item
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import TextEncoding, Tokenizer
 from serve_app.types import (
+    ChainRequest,
+    ChainResult,
     ChainValue,
     GenerateRequest,
     InferRequest,
@@ -23,8 +25,7 @@ from serve_app.types import (
     Item,
     ModelDescription,
     PipelineValue,
-    PreprocessRequest,
-    PreprocessResult,
+    Redaction,
     SamplingParams,
 )
 
@@ -45,8 +46,8 @@ class ModelCaller(Protocol):
         """Run entries on a model. Raises a RayshardError."""
         ...
 
-    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
-        """Run values through a model's own preprocessing. Raises a RayshardError."""
+    async def run_chain(self, request: ChainRequest) -> ChainResult:
+        """Run values through the steps before or behind a model. Raises a RayshardError."""
         ...
 
     async def generate(self, model: str, request: GenerateRequest) -> list[int]:
@@ -69,6 +70,7 @@ class StepOutput:
 
     value: PipelineValue  # one entry for each that went in
     num_tokens: int
+    redactions: list[list[Redaction]] = field(default_factory=list)  # of each entry; empty: of none
 
 
 class ModelSteps:
@@ -84,16 +86,17 @@ class ModelSteps:
         """The answers of a model to all entries of a value. Raises a RayshardError."""
         model = self._caller.describe(name)
         if model.task == "generate":
-            return await self._generate_all(call, model, given.texts)
+            return await self._generate_all(call, model, given)
+        before = await self._prepare(call, model, given) if given.kind == "text" else _Prepared([])
         if given.kind == "text":
-            encodings = await self._encode(call, model, given.texts)
+            encodings = await self._encode(call, model, before.inputs)
             items = [text_item(encoding, model) for encoding in encodings]
         else:
             encodings = []
             items = [_tensor_item(call, model, item) for item in given.items]
         outputs = await self._infer(call, model, items)
         num_tokens = sum(len(encoding.token_ids) for encoding in encodings)
-        return StepOutput(_value_of(model, outputs), num_tokens)
+        return StepOutput(await self._answers(call, model, outputs), num_tokens, before.redactions)
 
     async def _infer(self, call: StepCall, model: ModelDescription, items: list[Item]) -> list[Item]:
         limit = asyncio.Semaphore(_MAX_CALLS)
@@ -108,12 +111,31 @@ class ModelSteps:
             tasks = [group.create_task(run(start)) for start in range(0, len(items), _ITEMS_PER_CALL)]
         return [output for task in tasks for output in task.result()]
 
-    async def _encode(self, call: StepCall, model: ModelDescription, texts: Sequence[str]) -> list[TextEncoding]:
-        given: list[str | list[int]] = list(texts)
-        if model.has_preprocessing and texts:
-            values = [ChainValue(text=text) for text in texts]
-            made = (await self._caller.preprocess(PreprocessRequest(call.request_id, model.name, values))).values
-            given = [_before_model(one.value) for one in made]
+    async def _prepare(self, call: StepCall, model: ModelDescription, given: PipelineValue) -> "_Prepared":
+        """What the steps before the model make of each text. One that becomes a message gets its template later."""
+        if not model.has_preprocessing or not given.texts:
+            return _Prepared(list(given.texts))
+        is_message = model.task == "generate" and call.step.is_chat
+        values = [ChainValue(texts=[text]) if is_message else ChainValue(text=text) for text in given.texts]
+        made = (await self._caller.run_chain(ChainRequest(call.request_id, model.name, values))).values
+        return _Prepared([_before_model(one.value) for one in made], [one.redactions for one in made])
+
+    async def _answers(self, call: StepCall, model: ModelDescription, outputs: list[Item]) -> PipelineValue:
+        if model.postprocessing_gives is None or not outputs:
+            return _value_of(model, outputs)
+        if model.task == "predict":
+            values = [ChainValue(tensors=output) for output in outputs]
+        else:
+            values = [ChainValue(numbers=row.tolist()) for row in _rows(model, outputs)]
+        request = ChainRequest(call.request_id, model.name, values, is_after=True)
+        made = [one.value for one in (await self._caller.run_chain(request)).values]
+        if model.postprocessing_gives == "json":
+            return PipelineValue("json", texts=[value.json for value in made if value.json is not None])
+        return PipelineValue("label", labels=[value.labels for value in made if value.labels is not None])
+
+    async def _encode(
+        self, call: StepCall, model: ModelDescription, given: list[str | list[int]]
+    ) -> list[TextEncoding]:
         tokenizer = await self._tokenizer(model)
         jobs = [
             self._pool.run(_encode_some, tokenizer, given[start : start + _TEXTS_PER_JOB])
@@ -124,14 +146,16 @@ class ModelSteps:
             _check_length(call, model, len(encoding.token_ids), model.max_model_len)
         return encodings
 
-    async def _generate_all(self, call: StepCall, model: ModelDescription, texts: Sequence[str]) -> StepOutput:
+    async def _generate_all(self, call: StepCall, model: ModelDescription, given: PipelineValue) -> StepOutput:
+        before = await self._prepare(call, model, given)
+        texts = [text for text in before.inputs if isinstance(text, str)]
         tokenizer = await self._tokenizer(model)
         limit = asyncio.Semaphore(_MAX_CALLS)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._generate(call, model, tokenizer, text, limit)) for text in texts]
         answers = [task.result() for task in tasks]
         value = PipelineValue("text", texts=[answer.text for answer in answers])
-        return StepOutput(value, sum(answer.num_prompt_tokens for answer in answers))
+        return StepOutput(value, sum(answer.num_prompt_tokens for answer in answers), before.redactions)
 
     async def _generate(
         self, call: StepCall, model: ModelDescription, tokenizer: Tokenizer, text: str, limit: asyncio.Semaphore
@@ -139,7 +163,8 @@ class ModelSteps:
         async with limit:
             if call.step.is_chat:
                 text = await self._render(call, tokenizer, text)
-            prompt = await self._pool.run(tokenizer.encode, text, add_special_tokens=not call.step.is_chat)
+            is_special_added = not (call.step.is_chat or model.is_prompt_templated)
+            prompt = await self._pool.run(tokenizer.encode, text, add_special_tokens=is_special_added)
             max_tokens = min(model.max_model_len, model.max_request_tokens)
             _check_length(call, model, len(prompt), max_tokens - 1)
             params = SamplingParams(
@@ -171,9 +196,19 @@ class _Answer:
     num_prompt_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """The inputs of a model behind its own preprocessing."""
+
+    inputs: list[str | list[int]]
+    redactions: list[list[Redaction]] = field(default_factory=list)  # of each; empty: of none
+
+
 def _before_model(value: ChainValue) -> str | list[int]:
-    given = value.token_ids if value.token_ids is not None else value.text
-    assert given is not None, "check_chain refuses other ends"
+    given = value.texts[0] if value.texts is not None else value.text
+    if value.token_ids is not None:
+        return value.token_ids
+    assert given is not None, "check_chains refuses other ends"
     return given
 
 
@@ -215,11 +250,18 @@ def _fits(shape: tuple[int, ...], declared: tuple[int | str, ...]) -> bool:
 def _value_of(model: ModelDescription, outputs: list[Item]) -> PipelineValue:
     if model.task == "predict":
         return PipelineValue("tensors", items=outputs)
+    rows = _rows(model, outputs)
+    if model.task == "embed":
+        name = next(iter(model.outputs))
+        return PipelineValue("embedding", items=[{"embedding": output[name]} for output in outputs])
+    labels = label_probabilities(model, np.stack(rows)) if rows else []
+    return PipelineValue("label", labels=labels, is_multi_label=model.is_multi_label)
+
+
+def _rows(model: ModelDescription, outputs: list[Item]) -> list[NDArray[np.float32]]:
+    """The model's one output for each entry [C]. Raises InternalError."""
     name = next(iter(model.outputs))
     rows = [to_array(output[name]).reshape(-1).astype(np.float32, copy=False) for output in outputs]
     if not all(np.isfinite(row).all() for row in rows):
         raise InternalError(f"model={model.name} gave an output that is not finite")
-    if model.task == "embed":
-        return PipelineValue("embedding", items=[{"embedding": output[name]} for output in outputs])
-    labels = label_probabilities(model, np.stack(rows)) if rows else []
-    return PipelineValue("label", labels=labels, is_multi_label=model.is_multi_label)
+    return rows

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from serve_app.deployments.model_steps import ModelSteps, StepCall
 from serve_app.deployments.pipeline_values import cut, join, num_entries
@@ -10,8 +10,9 @@ from serve_app.errors import InternalError, TimeoutExceededError, UnprocessableE
 from serve_app.pipeline_config import PipelineConfig, PipelineStepConfig
 from serve_app.preprocessing.chain import MAX_TEXTS, Chain, make_chain
 from serve_app.preprocessing.model_entries import ranked
+from serve_app.preprocessing.pii import restore
 from serve_app.preprocessing.text_pool import TextPool
-from serve_app.types import ChainValue, PipelineRequest, PipelineResult, PipelineRun, PipelineValue
+from serve_app.types import ChainValue, PipelineRequest, PipelineResult, PipelineRun, PipelineValue, Redaction
 
 Values = list[PipelineValue]  # one for each input
 
@@ -24,6 +25,12 @@ class _Request:
     inputs: Values
     steps: dict[str, asyncio.Task[Values]] = field(default_factory=dict)
     num_tokens: int = 0
+    redactions: list[list[Redaction]] = field(default_factory=list)  # of each input
+
+    def keep(self, redactions: Sequence[list[Redaction]], indexes: Sequence[int]) -> None:
+        """What a step has taken out of some of the inputs."""
+        for index, found in zip(indexes, redactions, strict=True):
+            self.redactions[index] += found
 
 
 class PipelineRunner:
@@ -41,7 +48,8 @@ class PipelineRunner:
         limit_s = self._config.timeout_s
         try:
             async with asyncio.timeout(limit_s) as limit:
-                return await self._run_steps(_Request(request, self._inputs(request.inputs)))
+                inputs = self._inputs(request.inputs)
+                return await self._run_steps(_Request(request, inputs, redactions=[[] for _ in inputs]))
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -62,6 +70,8 @@ class PipelineRunner:
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
         columns = [run.steps[output.step].result() for output in self._config.output]
+        if run.request.restores_redactions:
+            columns = [await self._pool.run(_restored, column, run.redactions) for column in columns]
         runs = [PipelineRun([column[index] for column in columns]) for index in range(len(run.inputs))]
         names = [output.name for output in self._config.output if output.name is not None]
         return PipelineResult(names, runs, self._config.input == "texts", run.num_tokens)
@@ -71,10 +81,12 @@ class PipelineRunner:
         if step.input is not None and step.input != self._config.input:
             given = await run.steps[step.input]
         if step.chain is not None:
-            return await self._pool.run(_run_chain, self._chains[step.name], given)
+            values, redactions = await self._pool.run(_run_chain, self._chains[step.name], given)
+            run.keep(redactions, range(len(given)))
+            return values
         if step.choose is None:
             assert step.model is not None
-            values = await self._call(step, step.model, given, run)
+            values = await self._call(step, step.model, given, run, range(len(given)))
         else:
             values = await self._run_chosen(step, given, await run.steps[step.choose], run)
         return values
@@ -87,7 +99,7 @@ class PipelineRunner:
         values: dict[int, PipelineValue] = {}
 
         async def run_some(model: str, indexes: list[int]) -> None:
-            made = await self._call(step, model, [given[index] for index in indexes], run)
+            made = await self._call(step, model, [given[index] for index in indexes], run, indexes)
             values.update(zip(indexes, made, strict=True))
 
         async with asyncio.TaskGroup() as group:
@@ -95,7 +107,10 @@ class PipelineRunner:
                 group.create_task(run_some(model, indexes))
         return [values[index] for index in range(len(given))]
 
-    async def _call(self, step: PipelineStepConfig, model: str, given: Values, run: _Request) -> Values:
+    async def _call(
+        self, step: PipelineStepConfig, model: str, given: Values, run: _Request, indexes: Sequence[int]
+    ) -> Values:
+        """The model's answers to some of the request's inputs, whose places are `indexes`."""
         if not given:
             return []
         joined = join(given)
@@ -106,27 +121,42 @@ class PipelineRunner:
         call = StepCall(step, run.request.request_id, run.request.queue_timeout_s)
         output = await self._models.run(call, model, joined)
         run.num_tokens += output.num_tokens
+        if output.redactions:
+            entries = iter(output.redactions)
+            run.keep([[one for _ in range(num_entries(value)) for one in next(entries)] for value in given], indexes)
         return cut(output.value, given)
 
 
 def _chosen(step: PipelineStepConfig, decider: PipelineValue) -> str:
-    label = ranked(decider.labels[0])[0].label
-    model = step.cases.get(label, step.default)
+    scores = ranked(decider.labels[0])
+    label = scores[0].label if scores else "none"  # a threshold may have left none
+    model = step.cases.get(label, step.default) if scores else step.default
     if model is None:
         raise UnprocessableError(f"step {step.name}: no case is for label {label[:100]!r}, and there is no default")
     return model
 
 
-def _run_chain(chain: Chain, values: Values) -> Values:
-    made = []
+def _run_chain(chain: Chain, values: Values) -> tuple[Values, list[list[Redaction]]]:
+    """The values behind a chain, and what it has taken out of each."""
+    made, redactions = [], []
     for value in values:
         given = ChainValue(texts=value.texts) if value.is_list else ChainValue(text=value.texts[0])
-        result = chain.run(given, has_trace=False).value
+        outcome = chain.run(given, has_trace=False)
+        redactions.append(outcome.redactions)
+        result = outcome.value
         texts = [result.text] if result.text is not None else result.texts
         if texts is None:
             raise InternalError("a chain of a pipeline gave token ids")
         made.append(PipelineValue("text", is_list=result.text is None, texts=texts))
-    return made
+    return made, redactions
+
+
+def _restored(values: Values, redactions: Sequence[list[Redaction]]) -> Values:
+    """Texts with what has been taken out of their input in its place again."""
+    return [
+        replace(value, texts=[restore(text, known) for text in value.texts]) if value.kind == "text" else value
+        for value, known in zip(values, redactions, strict=True)
+    ]
 
 
 def _first(failures: BaseExceptionGroup) -> BaseException:

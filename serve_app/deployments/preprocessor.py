@@ -1,4 +1,4 @@
-"""The Preprocessor deployment: the steps before an application's models, on CPUs, scaled by itself."""
+"""The Preprocessor deployment: the steps before and behind an application's models, on CPUs, scaled by itself."""
 
 import asyncio
 import logging
@@ -11,11 +11,12 @@ from serve_app.config import ModelConfig, read_environment
 from serve_app.deployments.call_server import STATE_INTERVAL_S, CallServer, GatewayLinks
 from serve_app.errors import InternalError
 from serve_app.observability import configure_logging
+from serve_app.planning.module_files import labels_of
 from serve_app.planning.source import local_directory, pin_source
 from serve_app.preprocessing.chain_host import ChainHost, ChainSpec
-from serve_app.types import CopyState, LinkAddress, PreprocessRequest, PreprocessResult
+from serve_app.types import ChainRequest, ChainResult, CopyState, LinkAddress
 from serve_app.wire.links import CallReceiver, TokenLinks
-from serve_app.wire.messages import PROTOCOL_VERSION, Call, PreprocessMessage, PreprocessReply, Reply
+from serve_app.wire.messages import PROTOCOL_VERSION, Call, ChainMessage, ChainReply, Reply
 
 logger = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ class Preprocessor:
         self._tasks = [asyncio.create_task(work) for work in (self._server.run(), self._report_state())]
         logger.info("preprocessor ready models=%s", ",".join(model.name for model in models))
 
-    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
-        """What a model's chain makes of each value."""
-        return await self._host.preprocess(request)
+    async def run_chain(self, request: ChainRequest) -> ChainResult:
+        """What the steps before or behind a model make of each value."""
+        return await self._host.run(request)
 
     async def register(self, gateway: LinkAddress) -> None:
         """Tell a Gateway replica this replica's state from now on."""
@@ -54,9 +55,9 @@ class Preprocessor:
             raise InternalError("a task of the Preprocessor has ended; see the log")
 
     async def _answer(self, message: Call) -> Reply:
-        if not isinstance(message, PreprocessMessage):
+        if not isinstance(message, ChainMessage):
             raise InternalError(f"a Preprocessor takes no {type(message).__name__}")
-        return PreprocessReply(PROTOCOL_VERSION, 0, message.stream, await self.preprocess(message.request))
+        return ChainReply(PROTOCOL_VERSION, 0, message.stream, await self.run_chain(message.request))
 
     async def _report_state(self) -> None:
         while True:
@@ -70,5 +71,5 @@ def _host_of(models: list[ModelConfig]) -> ChainHost:
     for model in models:
         source = pin_source(model.source, model.revision, Path.cwd(), environment)
         directory = local_directory(source, environment, needs_weights=False)
-        specs.append(ChainSpec(model.name, model.preprocessing, directory))
+        specs.append(ChainSpec(model, directory, labels_of(directory)))
     return ChainHost(specs)

@@ -114,6 +114,8 @@ class Router(CopyReplica):
             eos_token_ids=sorted(self._work.eos_token_ids),
             created_s=self._created_s,
             source=self._source,
+            has_preprocessing=bool(self._config.preprocessing),
+            is_prompt_templated=self._config.is_prompt_templated,
         )
         return [description]
 

@@ -16,12 +16,12 @@ from serve_app.deployments.text_generation import TextGeneration
 from serve_app.errors import InternalError, QueueFullError, RayshardError, UnavailableError
 from serve_app.planning.source import local_directory
 from serve_app.types import (
+    ChainRequest,
+    ChainResult,
     GenerateRequest,
     InferRequest,
     InferResult,
     ModelDescription,
-    PreprocessRequest,
-    PreprocessResult,
 )
 
 logger = logging.getLogger(__name__)
@@ -76,10 +76,10 @@ class ServedModels:
         router = self._handle(request.model, _ROUTER)
         return await _with_retries(lambda: router.infer.remote(request))
 
-    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
-        """Run values through a model's own preprocessing."""
+    async def run_chain(self, request: ChainRequest) -> ChainResult:
+        """Run values through the steps before or behind a model."""
         preprocessor = self._handle(request.model, _PREPROCESSOR)
-        return await _with_retries(lambda: preprocessor.preprocess.remote(request))
+        return await _with_retries(lambda: preprocessor.run_chain.remote(request))
 
     async def generate(self, model: str, request: GenerateRequest) -> list[int]:
         """The token ids of a request's one choice."""

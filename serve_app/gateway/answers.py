@@ -1,6 +1,7 @@
 """What classes and vectors look like in an answer, whether a model or a pipeline gives them."""
 
 import base64
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ def classifications(
     """The labels of each entry, given in the model's order. Raises RequestError."""
     if body.threshold is not None and not is_multi_label:
         raise RequestError("threshold is for models of several labels; leave it out", field="threshold")
-    least = (_DEFAULT_THRESHOLD if body.threshold is None else body.threshold) if is_multi_label else 0.0
+    least = (_DEFAULT_THRESHOLD if body.threshold is None else body.threshold) if is_multi_label else -math.inf
     data = []
     for index, scores in enumerate(entries):
         shown = [score for score in ranked(scores) if score.score >= least][: body.top_k]
@@ -50,8 +51,10 @@ def classifications(
 
 
 def prediction(scores: list[LabelScore], *, is_multi_label: bool, top_k: int | None) -> Prediction:
-    """The labels of one entry, given in any order."""
+    """The labels of one entry, given in any order; there may be none."""
     order = ranked(scores)
+    if not order:
+        return Prediction(None, None, {})
     best = order[0]
     is_held = not is_multi_label or best.score >= _DEFAULT_THRESHOLD
     return Prediction(best.label if is_held else None, best.score, {one.label: one.score for one in order[:top_k]})

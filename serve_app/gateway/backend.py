@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 from serve_app.types import (
+    ChainRequest,
+    ChainResult,
     CopyState,
     GenerateRequest,
     InferRequest,
@@ -12,8 +14,6 @@ from serve_app.types import (
     OutputChunk,
     PipelineRequest,
     PipelineResult,
-    PreprocessRequest,
-    PreprocessResult,
 )
 
 
@@ -61,8 +61,8 @@ class GatewayBackend(Protocol):
         """
         ...
 
-    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
-        """Run values through the preprocessing of a model that has one. Raises a RayshardError."""
+    async def run_chain(self, request: ChainRequest) -> ChainResult:
+        """Run values through the steps before or behind a model that has some. Raises a RayshardError."""
         ...
 
     async def run_pipeline(self, request: PipelineRequest) -> PipelineResult:

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
 from serve_app.errors import InternalError, RequestAbortedError
 from serve_app.gateway.backend import GatewayBackend, GenerationStream
 from serve_app.gateway.served_models import ServedModel
+from serve_app.preprocessing.pii import Restorer
 from serve_app.preprocessing.stop_strings import StopStrings
 from serve_app.preprocessing.tokenizer import Tokenizer
-from serve_app.types import FinishReason, GenerateRequest, OutputChunk, TokenLogprobs
+from serve_app.types import FinishReason, GenerateRequest, OutputChunk, Redaction, TokenLogprobs
 
 MAX_CONCURRENT_PROMPTS = 64  # of one request: a long list must not fill the Router's queue by itself
 
@@ -30,6 +31,7 @@ class OutputOptions:
     num_prompt_logprobs: int | None = None  # asked for by name, not by echo
     has_token_ids: bool = False
     has_echo: bool = False
+    restores_redactions: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,16 @@ class GenerationCall:
     requests: list[GenerateRequest]
     prompt_texts: list[str]  # for echo; empty without
     options: OutputOptions
+    redactions: list[list[Redaction]] = field(default_factory=list)  # of each prompt, when they are restored
+
+    def runs(self) -> list["PromptRun"]:
+        """A fresh run for each prompt."""
+        redactions = self.redactions or [[] for _ in self.requests]
+        tokenizer = self.model.tokenizer
+        return [
+            PromptRun(request, self.options, tokenizer, known)
+            for request, known in zip(self.requests, redactions, strict=True)
+        ]
 
 
 class ChoiceDelta(msgspec.Struct, frozen=True, gc=False):
@@ -56,10 +68,19 @@ class ChoiceDelta(msgspec.Struct, frozen=True, gc=False):
 class PromptRun:
     """One prompt and its choices while they grow."""
 
-    def __init__(self, request: GenerateRequest, options: OutputOptions, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        request: GenerateRequest,
+        options: OutputOptions,
+        tokenizer: Tokenizer,
+        redactions: Sequence[Redaction] = (),
+    ) -> None:
         self.request = request
         self.prompt_logprobs: list[TokenLogprobs] = []  # prompt tokens 1..
-        self._choices = [_Choice(index, request, options, tokenizer) for index in range(request.num_choices)]
+        self._choices = [
+            _Choice(index, request, options, tokenizer, Restorer(redactions) if redactions else None)
+            for index in range(request.num_choices)
+        ]
         self._num_running = request.num_choices
         has_prompt_logprobs = request.params.num_prompt_logprobs is not None
         self._num_awaited_logprobs = len(request.prompt_token_ids) - 1 if has_prompt_logprobs else 0
@@ -139,18 +160,27 @@ class _Choice:
         "_logprobs",
         "_matcher",
         "_params",
+        "_restorer",
         "_token_ids",
         "has_ended",
         "num_tokens",
     )
 
-    def __init__(self, index: int, request: GenerateRequest, options: OutputOptions, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        index: int,
+        request: GenerateRequest,
+        options: OutputOptions,
+        tokenizer: Tokenizer,
+        restorer: Restorer | None,
+    ) -> None:
         self.has_ended = False
         self.num_tokens = 0
         self._index = index
         self._params = request.params
         self._detokenizer = tokenizer.detokenizer(skip_special_tokens=options.skip_special_tokens)
         self._matcher = options.stops.matcher()
+        self._restorer = restorer
         self._includes_stop = options.stops.include_in_output
         self._token_ids: list[int] = []  # not yet emitted: their text is not certain yet
         self._logprobs: list[TokenLogprobs] = []
@@ -170,6 +200,8 @@ class _Choice:
         if self._matcher is not None and self._matcher.matched is not None:
             finish_reason, stop_reason = "stop", self._matcher.matched
         self.has_ended = finish_reason is not None
+        if self._restorer is not None:
+            text = self._restorer.feed(text) + (self._restorer.flush() if self.has_ended else "")
         if not text and not self.has_ended:
             return None
         logprobs = None if self._params.num_logprobs is None else self._logprobs

@@ -26,6 +26,7 @@ from serve_app.gateway.openai_responses import ModelList, WholeAnswer, model_car
 from serve_app.gateway.openai_schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse_body
 from serve_app.gateway.openai_stream import ChatEvents, CompletionEvents
 from serve_app.gateway.pipeline_routes import PipelineEndpoints
+from serve_app.gateway.prompt_steps import PromptSteps
 from serve_app.gateway.request_id import RequestIdMiddleware, new_id
 from serve_app.gateway.served_models import ServedModels
 from serve_app.gateway.sse import EventStreamResponse, Outbox
@@ -83,7 +84,7 @@ class _Endpoints:
             timeout_s=config.chat_template_timeout_s, max_output_bytes=config.chat_template_max_bytes
         )
         self._models = ServedModels(backend, self._pool)
-        self._reader = RequestReader(self._pool, self._renderer, config.queue_timeout_s)
+        self._reader = RequestReader(PromptSteps(backend), self._pool, self._renderer, config.queue_timeout_s)
         service = InferenceService(backend, self._pool, config.queue_timeout_s)
         pipelines = PipelineEndpoints(backend, self._shell, config.queue_timeout_s)
         self.inference = InferenceEndpoints(service, self._models, self._shell, pipelines)
@@ -145,7 +146,7 @@ class _Endpoints:
         return json_answer(_Detokenized(text))
 
     async def _answer(self, request: Request, call: GenerationCall, *, is_chat: bool) -> Response:
-        runs = [PromptRun(generation, call.options, call.model.tokenizer) for generation in call.requests]
+        runs = call.runs()
         response_id, created_s = new_id("chatcmpl-" if is_chat else "cmpl-"), int(time.time())
         if call.options.is_stream:
             events_type = ChatEvents if is_chat else CompletionEvents

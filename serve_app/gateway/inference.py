@@ -14,16 +14,17 @@ from serve_app.errors import InternalError, RequestError
 from serve_app.gateway.backend import GatewayBackend
 from serve_app.gateway.served_models import ServedModel
 from serve_app.preprocessing.arrays import sigmoid, to_array
-from serve_app.preprocessing.model_entries import text_item
+from serve_app.preprocessing.model_entries import label_probabilities, text_item
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import TextEncoding
 from serve_app.types import (
+    ChainOutcome,
+    ChainRequest,
     ChainValue,
     InferRequest,
     Item,
+    LabelScore,
     ModelDescription,
-    Preprocessed,
-    PreprocessRequest,
 )
 
 MAX_ENTRIES = 16_384  # texts of one request
@@ -47,6 +48,15 @@ class Outputs:
     """The one output of each entry [B, C] float32, and how many tokens went in."""
 
     values: Vectors
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a classifier says of each entry: its labels, or the JSON that its postprocessing makes."""
+
+    labels: list[list[LabelScore]]  # of each entry
+    json: list[str]
     num_tokens: int
 
 
@@ -77,16 +87,41 @@ class InferenceService:
             raise InternalError(f"model={model.description.name} gave an output that is not finite")
         return Outputs(values, sum(len(encoding.token_ids) for encoding in encodings))
 
+    async def answer_texts(self, model: ServedModel, entries: list[Entry], max_tokens: int | None) -> Answers:
+        """What a classifier says of each entry, in order. Raises RequestError."""
+        outputs = await self.run_texts(model, entries, max_tokens)
+        description = model.description
+        if description.postprocessing_gives is None:
+            return Answers(label_probabilities(description, outputs.values), [], outputs.num_tokens)
+        values = [ChainValue(numbers=row) for row in outputs.values.tolist()]
+        made = [one.value for one in await self._run_chain(description, values, is_after=True)]
+        labels = [value.labels for value in made if value.labels is not None]
+        return Answers(labels, [value.json for value in made if value.json is not None], outputs.num_tokens)
+
+    async def answer_item(self, model: ModelDescription, item: Item) -> Item | str:
+        """What a module makes of named tensors: tensors again, or the JSON that its postprocessing makes."""
+        (outputs,) = await self.run_items(model, [item])
+        if model.task != "predict" or model.postprocessing_gives is None:
+            return outputs
+        (made,) = await self._run_chain(model, [ChainValue(tensors=outputs)], is_after=True)
+        assert made.value.json is not None, "check_chains refuses other ends"
+        return made.value.json
+
     async def run_items(self, model: ModelDescription, items: list[Item]) -> list[Item]:
         """The model's outputs for each item, in order."""
         request = InferRequest(secrets.token_hex(8), model.name, items, self._queue_timeout_s)
         return (await self._backend.infer(request)).outputs
 
-    async def trace(self, model: ModelDescription, texts: list[str]) -> list[Preprocessed]:
+    async def trace(self, model: ModelDescription, texts: list[str]) -> list[ChainOutcome]:
         """What each step of a model's preprocessing makes of texts."""
         values = [ChainValue(text=text) for text in texts]
-        request = PreprocessRequest(secrets.token_hex(8), model.name, values, has_trace=True)
-        return (await self._backend.preprocess(request)).values
+        return await self._run_chain(model, values, has_trace=True)
+
+    async def _run_chain(
+        self, model: ModelDescription, values: list[ChainValue], *, has_trace: bool = False, is_after: bool = False
+    ) -> list[ChainOutcome]:
+        request = ChainRequest(secrets.token_hex(8), model.name, values, has_trace, is_after)
+        return (await self._backend.run_chain(request)).values
 
     async def _preprocess(self, model: ModelDescription, entries: list[Entry]) -> list[Entry]:
         """The entries with what the model's chain makes of their texts; token ids are taken as they are."""
@@ -99,12 +134,11 @@ class InferenceService:
         if not texts:
             return entries
         values = [ChainValue(text=text) for _index, _is_pair, text in texts]
-        request = PreprocessRequest(secrets.token_hex(8), model.name, values)
-        made = (await self._backend.preprocess(request)).values
+        made = await self._run_chain(model, values)
         changed = list(entries)
         for (index, is_pair, _text), one in zip(texts, made, strict=True):
             value = one.value.token_ids if one.value.token_ids is not None else one.value.text
-            assert value is not None, "check_chain refuses other ends"
+            assert value is not None, "check_chains refuses other ends"
             if is_pair and isinstance(value, str):
                 changed[index] = replace(changed[index], pair=value)
             elif not is_pair:

@@ -9,6 +9,7 @@ from serve_app.gateway.answers import classifications, embeddings, prediction
 from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
 from serve_app.gateway.inference import (
     MAX_ENTRIES,
+    Answers,
     Entry,
     InferenceService,
     Outputs,
@@ -44,8 +45,7 @@ from serve_app.gateway.openai_schema import parse_body
 from serve_app.gateway.pipeline_routes import PipelineEndpoints
 from serve_app.gateway.served_models import ServedModels
 from serve_app.gateway.tensor_inputs import read_inputs, write_output
-from serve_app.preprocessing.model_entries import label_probabilities
-from serve_app.types import ChainValue, ModelDescription, Preprocessed
+from serve_app.types import ChainOutcome, ChainValue, ModelDescription
 
 
 class InferenceEndpoints:
@@ -82,10 +82,13 @@ class InferenceEndpoints:
         model = self._models.for_tasks(body.model, ("classify",))
         if body.threshold is not None and not model.is_multi_label:
             raise RequestError("threshold is for models of several labels; leave it out", field="threshold")
-        outputs = await self._run(request, model, body, entries_of(body.input, "input"))
-        scores = label_probabilities(model, outputs.values)
-        data = classifications(scores, body, is_multi_label=model.is_multi_label)
-        return json_answer(ClassificationList(model.name, data, _usage(outputs)))
+        if model.postprocessing_gives == "json":
+            message = f"model={model.name} answers what its postprocessing makes, not labels; use /predict"
+            raise RequestError(message, field="model")
+        answers = await self._answer(request, model, body, entries_of(body.input, "input"))
+        data = classifications(answers.labels, body, is_multi_label=model.is_multi_label)
+        usage = TokenUsage(answers.num_tokens, answers.num_tokens)
+        return json_answer(ClassificationList(model.name, data, usage))
 
     async def score(self, request: Request) -> Response:
         """How well pairs of texts fit: by a cross-encoder, or by the similarity of embeddings."""
@@ -129,12 +132,16 @@ class InferenceEndpoints:
         pipeline = self._models.pipeline(body.model)
         if pipeline is not None:
             return await self._pipelines.predict(request, body, pipeline)
+        if body.restore_redactions:
+            raise RequestError("restore_redactions is for answers with text; leave it out", field="restore_redactions")
         if (body.text is None) == (body.inputs is None):
             raise RequestError("send either text or inputs", field="text")
         if body.inputs is not None:
             model = self._models.for_tasks(body.model, ("predict", "classify", "embed"))
             item = read_inputs(body.inputs, model)
-            (outputs,) = await self._shell.run(request, self._service.run_items(model, [item]))
+            outputs = await self._shell.run(request, self._service.answer_item(model, item))
+            if isinstance(outputs, str):
+                return json_bytes(outputs.encode())
             answer = {
                 name: OutputTensor(tensor.dtype, list(tensor.shape), write_output(tensor))
                 for name, tensor in outputs.items()
@@ -142,19 +149,19 @@ class InferenceEndpoints:
             return json_answer(TensorPrediction(answer))
         model = self._models.for_tasks(body.model, ("classify",))
         assert body.text is not None
-        run = await self._run(request, model, body, entries_of(body.text, "text"))
-        predictions = [
-            prediction(scores, is_multi_label=model.is_multi_label, top_k=body.top_k)
-            for scores in label_probabilities(model, run.values)
+        answers = await self._answer(request, model, body, entries_of(body.text, "text"))
+        predictions: list[object] = [
+            prediction(scores, is_multi_label=model.is_multi_label, top_k=body.top_k) for scores in answers.labels
         ]
+        predictions += [msgspec.Raw(answer.encode()) for answer in answers.json]
         if isinstance(body.text, str):
-            return json_answer(predictions[0])
+            return json_bytes(msgspec.json.encode(predictions[0]))
         return json_bytes(msgspec.json.encode(predictions))
 
     async def preprocess(self, request: Request) -> Response:
         """What a model's steps make of texts."""
         body = parse_body(await self._shell.read(request), PreprocessBody)
-        model = self._models.for_tasks(body.model, ("embed", "classify", "score"))
+        model = self._models.for_tasks(body.model, ("generate", "embed", "classify", "score"))
         if not model.has_preprocessing:
             raise RequestError(f"model={model.name} has no preprocessing", field="model")
         texts = [body.input] if isinstance(body.input, str) else body.input
@@ -167,6 +174,13 @@ class InferenceEndpoints:
     async def _run(self, request: Request, model: ModelDescription, body: EntriesBody, entries: list[Entry]) -> Outputs:
         served = await self._models.with_tokenizer(model)
         work = self._service.run_texts(served, entries, max_tokens_of(body, model))
+        return await self._shell.run(request, work)
+
+    async def _answer(
+        self, request: Request, model: ModelDescription, body: EntriesBody, entries: list[Entry]
+    ) -> Answers:
+        served = await self._models.with_tokenizer(model)
+        work = self._service.answer_texts(served, entries, max_tokens_of(body, model))
         return await self._shell.run(request, work)
 
     async def _score_pairs(
@@ -226,7 +240,7 @@ def max_tokens_of(body: EntriesBody, model: ModelDescription) -> int | None:
     return model.max_model_len if limit < 1 else limit
 
 
-def _shown_text(index: int, made: Preprocessed, *, has_originals: bool) -> PreprocessedText:
+def _shown_text(index: int, made: ChainOutcome, *, has_originals: bool) -> PreprocessedText:
     steps = [ShownStep(one.step, _shown_value(one.value)) for one in made.trace]
     redactions = [
         ShownRedaction(one.placeholder, one.kind, one.original if has_originals else msgspec.UNSET)

@@ -64,6 +64,7 @@ class PredictBody(EntriesBody):
     text: str | list[str] | None = None
     inputs: dict[str, object] | None = None
     top_k: PositiveInt | None = None
+    restore_redactions: bool | None = None  # pipelines only: in texts, what redact_pii has taken out
 
 
 class PreprocessBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -200,7 +201,7 @@ class Prediction(msgspec.Struct, frozen=True):
     """The answer for one text."""
 
     label: str | None
-    probability: float
+    probability: float | None
     probabilities: dict[str, float]
 
 

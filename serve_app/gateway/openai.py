@@ -13,8 +13,10 @@ from serve_app.gateway.openai_schema import (
     SamplingBody,
     TokenizeBody,
 )
+from serve_app.gateway.prompt_steps import PromptSteps, content_of
 from serve_app.gateway.served_models import ServedModel
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
+from serve_app.preprocessing.pii import restore
 from serve_app.preprocessing.stop_strings import StopStrings
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -30,20 +32,24 @@ _RESERVED_VARIABLES = ("messages", "add_generation_prompt")
 class RequestReader:
     """Turns checked bodies into GenerationCalls."""
 
-    def __init__(self, pool: TextPool, renderer: ChatTemplateRenderer, queue_timeout_s: float | None) -> None:
+    def __init__(
+        self, steps: PromptSteps, pool: TextPool, renderer: ChatTemplateRenderer, queue_timeout_s: float | None
+    ) -> None:
+        self._steps = steps
         self._pool = pool
         self._renderer = renderer
         self._queue_timeout_s = queue_timeout_s
 
     async def completion(self, body: CompletionBody, model: ServedModel) -> GenerationCall:
         """One GenerateRequest for each prompt. Raises RequestError."""
-        options = _output_options(body, num_logprobs=body.logprobs, has_echo=bool(body.echo))
+        options = _output_options(body, model, num_logprobs=body.logprobs, has_echo=bool(body.echo))
         prompts = _split_prompts(body)
         if len(prompts) * options.num_choices > MAX_SEQUENCES:
             raise RequestError(
                 f"n={options.num_choices} for {len(prompts)} prompts is too much; send at most {MAX_SEQUENCES} in all",
                 field="n",
             )
+        redactions = await self._steps.change_prompts(prompts, model.description)
         token_lists = [await self._prompt_tokens(prompt, body, model) for prompt in prompts]
         limit = OutputLimit(body.max_tokens, DEFAULT_COMPLETION_TOKENS, "max_tokens", "prompt")
         requests = [self._request(body, model, token_ids, options, limit) for token_ids in token_lists]
@@ -54,7 +60,10 @@ class RequestReader:
                 prompt if isinstance(prompt, str) and not is_cut else await self.decode(token_ids, model, options)
                 for prompt, token_ids in zip(prompts, token_lists, strict=True)
             ]
-        return GenerationCall(model, requests, prompt_texts, options)
+        if not options.restores_redactions:
+            return GenerationCall(model, requests, prompt_texts, options)
+        prompt_texts = [restore(text, known) for text, known in zip(prompt_texts, redactions, strict=False)]
+        return GenerationCall(model, requests, prompt_texts, options, redactions)
 
     async def chat(self, body: ChatBody, model: ServedModel) -> GenerationCall:
         """One GenerateRequest for the whole conversation. Raises RequestError."""
@@ -65,7 +74,8 @@ class RequestReader:
                 f"max_tokens={body.max_tokens} and max_completion_tokens={body.max_completion_tokens} differ; send one",
                 field="max_tokens",
             )
-        options = _output_options(body, num_logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        options = _output_options(body, model, num_logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        redactions = await self._steps.change_messages(body.messages, model.description)
         text = await self.chat_text(body, model)
         token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
         token_ids = _cut(token_ids, body)
@@ -73,7 +83,8 @@ class RequestReader:
             limit = OutputLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
         else:
             limit = OutputLimit(body.max_tokens, None, "max_tokens", "messages")
-        return GenerationCall(model, [self._request(body, model, token_ids, options, limit)], [], options)
+        request = self._request(body, model, token_ids, options, limit)
+        return GenerationCall(model, [request], [], options, [redactions] if options.restores_redactions else [])
 
     async def chat_text(self, body: ChatBody | TokenizeBody, model: ServedModel) -> str:
         """The conversation in the model's own template."""
@@ -111,6 +122,8 @@ class RequestReader:
     async def _prompt_tokens(self, prompt: str | list[int], body: CompletionBody, model: ServedModel) -> list[int]:
         if isinstance(prompt, str):
             is_special_added = body.add_special_tokens is not False
+            if model.description.is_prompt_templated:  # the template has written them
+                is_special_added = bool(body.add_special_tokens)
             token_ids = await self.encode(prompt, model.tokenizer, is_special_added=is_special_added)
         else:
             token_ids = prompt
@@ -145,12 +158,16 @@ class RequestReader:
         )
 
 
-def _output_options(body: SamplingBody, *, num_logprobs: int | None, has_echo: bool = False) -> OutputOptions:
+def _output_options(
+    body: SamplingBody, model: ServedModel, *, num_logprobs: int | None, has_echo: bool = False
+) -> OutputOptions:
     is_stream = bool(body.stream)
     if body.stream_options is not None and not is_stream:
         raise RequestError("stream_options needs stream=true", field="stream_options")
     if body.prompt_logprobs is not None and is_stream:
         raise RequestError("prompt_logprobs does not work with stream=true; send stream=false", field="prompt_logprobs")
+    if body.restore_redactions:
+        _check_restoring(body, model, num_logprobs)
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return OutputOptions(
@@ -164,7 +181,20 @@ def _output_options(body: SamplingBody, *, num_logprobs: int | None, has_echo: b
         num_prompt_logprobs=body.prompt_logprobs,
         has_token_ids=bool(body.return_token_ids),
         has_echo=has_echo,
+        restores_redactions=bool(body.restore_redactions),
     )
+
+
+def _check_restoring(body: SamplingBody, model: ServedModel, num_logprobs: int | None) -> None:
+    field = "restore_redactions"
+    if not model.description.has_preprocessing:
+        raise RequestError(f"{field}: model={model.description.name} redacts nothing; leave it out", field=field)
+    if num_logprobs is not None or body.prompt_logprobs is not None or body.return_token_ids:
+        raise RequestError(
+            f"{field} does not work with log-probabilities and token ids, which are those of the redacted text; "
+            "send one of them",
+            field=field,
+        )
 
 
 def _split_prompts(body: CompletionBody) -> list[str | list[int]]:
@@ -195,9 +225,7 @@ def _cut(token_ids: list[int], body: SamplingBody) -> list[int]:
 def _message(message: ChatMessage, *, has_developer: bool) -> dict[str, Any]:
     """What templates expect: text content, and `system` for those that know no `developer`."""
     role = "system" if message.role == "developer" and not has_developer else message.role
-    is_text = isinstance(message.content, str)
-    content = message.content if is_text else "\n".join(part.text for part in message.content)  # type: ignore[union-attr]
-    shown: dict[str, Any] = {"role": role, "content": content}
+    shown: dict[str, Any] = {"role": role, "content": content_of(message)}
     if message.name is not None:
         shown["name"] = message.name
     if message.tool_call_id is not None:

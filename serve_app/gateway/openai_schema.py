@@ -56,6 +56,7 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prompt_logprobs: NumLogprobs | None = None
     return_token_ids: bool | None = None
     truncate_prompt_tokens: PositiveInt | None = None
+    restore_redactions: bool | None = None  # in the answer, what the model's redact_pii has taken out
     user: str | None = None  # from here on: taken and without effect
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None

@@ -46,7 +46,8 @@ class PipelineEndpoints:
         if body.text is None or body.inputs is not None:
             raise RequestError(f"model={pipeline.name} is a pipeline, which takes text; leave out inputs", field="text")
         texts = _texts(body, body.text, "text")
-        result = await self._shell.run(request, self._run(pipeline, texts))
+        work = self._run(pipeline, texts, restores_redactions=body.restore_redactions is True)
+        result = await self._shell.run(request, work)
         answers = [_run_answer(result.names, run, body.top_k) for run in result.runs]
         is_one = isinstance(body.text, str) or result.is_joint
         return json_bytes(msgspec.json.encode(answers[0] if is_one else answers))
@@ -69,8 +70,12 @@ class PipelineEndpoints:
         data = embeddings(np.concatenate(rows), body)
         return json_answer(EmbeddingList(pipeline.name, data, _usage(result)))
 
-    def _run(self, pipeline: ModelDescription, texts: list[str]) -> Coroutine[Any, Any, PipelineResult]:
-        request = PipelineRequest(secrets.token_hex(8), pipeline.name, texts, self._queue_timeout_s)
+    def _run(
+        self, pipeline: ModelDescription, texts: list[str], *, restores_redactions: bool = False
+    ) -> Coroutine[Any, Any, PipelineResult]:
+        request = PipelineRequest(
+            secrets.token_hex(8), pipeline.name, texts, self._queue_timeout_s, restores_redactions
+        )
         return self._backend.run_pipeline(request)
 
 
@@ -106,6 +111,8 @@ def _value_answer(value: PipelineValue, top_k: int | None) -> object:
     entries: list[object]
     if value.kind == "text":
         entries = [PipelineText(text) for text in value.texts]
+    elif value.kind == "json":
+        entries = [msgspec.Raw(text.encode()) for text in value.texts]
     elif value.kind == "label":
         entries = [prediction(one, is_multi_label=value.is_multi_label, top_k=top_k) for one in value.labels]
     elif value.kind == "embedding":

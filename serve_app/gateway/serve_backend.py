@@ -22,6 +22,8 @@ from serve_app.gateway.serve_applications import (
 )
 from serve_app.gateway.token_streams import TokenStream
 from serve_app.types import (
+    ChainRequest,
+    ChainResult,
     GenerateRequest,
     InferRequest,
     InferResult,
@@ -29,17 +31,15 @@ from serve_app.types import (
     ModelDescription,
     PipelineRequest,
     PipelineResult,
-    PreprocessRequest,
-    PreprocessResult,
 )
 from serve_app.wire.links import Senders, TokenReceiver
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
     Call,
+    ChainMessage,
+    ChainReply,
     InferMessage,
     InferReply,
-    PreprocessMessage,
-    PreprocessReply,
     StateMessage,
     ToGateway,
     TokenBatch,
@@ -126,14 +126,14 @@ class ServeBackend:
             raise failures.exceptions[0] from None
         return InferResult([output for task in tasks for output in task.result().outputs])
 
-    async def preprocess(self, request: PreprocessRequest) -> PreprocessResult:
+    async def run_chain(self, request: ChainRequest) -> ChainResult:
         """One call to a Preprocessor of the model's application."""
 
         def make(number: int, reply_to: LinkAddress) -> Call:
-            return PreprocessMessage(PROTOCOL_VERSION, 0, number, reply_to, request)
+            return ChainMessage(PROTOCOL_VERSION, 0, number, reply_to, request)
 
         reply = await self._calls(request.model, PREPROCESSOR_NAME).call(make, None)
-        if not isinstance(reply, PreprocessReply):
+        if not isinstance(reply, ChainReply):
             raise reply_error(reply)
         return reply.result
 

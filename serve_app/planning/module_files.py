@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from serve_app.planning.checkpoint_json import damaged, some
+from serve_app.planning.checkpoint_json import damaged, read_json, some
 from serve_app.planning.model_spec import find_weight_files
 from serve_app.planning.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
 
@@ -17,6 +17,12 @@ def read_module_tensors(source_dir: Path) -> dict[str, TensorHeader]:
             raise damaged(file, f"{some(twice)} again" if twice else f"more than {MAX_TENSORS} tensors in all")
         tensors |= header
     return tensors
+
+
+def labels_of(source_dir: Path) -> list[str]:
+    """The labels of a model in `source_dir`, by index; empty when it names none. Raises ConfigError."""
+    path = source_dir / "config.json"
+    return read_labels(path, read_json(path)) if path.is_file() else []
 
 
 def read_labels(path: Path, values: dict[str, object]) -> list[str]:

@@ -175,7 +175,7 @@ class _Inspection:
         self._num_models += 1
         config = self._parse(ModelConfig, raw.get("args", {}), f"{where}.args")
         needed = config.max_ongoing_requests if config is not None else 0
-        has_steps = config is not None and bool(config.preprocessing)
+        has_steps = config is not None and config.has_chains
         router = self._check_router_of(raw, needed, where, has_steps=has_steps)
         if config is not None:
             self._models.append(ModelApplication(name, f"{where}.args", config, router))
@@ -185,7 +185,7 @@ class _Inspection:
         self._num_models += 1
         config = self._parse(ModelSetConfig, raw.get("args", {}), f"{where}.args")
         needed = config.engine.max_num_seqs + config.engine.max_queued if config is not None else 0
-        has_steps = config is not None and any(model.preprocessing for model in config.models)
+        has_steps = config is not None and any(model.has_chains for model in config.models)
         router = self._check_router_of(raw, needed, where, has_steps=has_steps)
         for index, model in enumerate(config.shared_models if config is not None else []):
             self._models.append(ModelApplication(name, f"{where}.args.models[{index}]", model, router))

@@ -104,6 +104,14 @@ class DeploymentOptions(ConfigModel):
     rolling_update_percentage: object = None
     max_surge_percent: object = None
 
+    @property
+    def num_first_replicas(self) -> int:
+        """How many Serve begins with."""
+        scaling = self.autoscaling_config
+        if scaling is not None:
+            return scaling.min_replicas if scaling.initial_replicas is None else scaling.initial_replicas
+        return self.num_replicas if isinstance(self.num_replicas, int) else 1
+
     @field_validator("num_replicas")
     @classmethod
     def _is_number_of_replicas(cls, value: object) -> object:

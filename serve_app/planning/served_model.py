@@ -50,6 +50,22 @@ class BatchModelPlan:
             batch_dim=config.batch_dim,
         )
 
+    @property
+    def labels(self) -> list[str]:
+        """By output index, as answers show them; empty: there are none, or only an answer shows them."""
+        for step in self.config.postprocessing:
+            names = step.arguments.get("names")
+            if step.name == "label_names" and isinstance(names, list):
+                return [str(name) for name in names]
+        return list(self.spec.labels)
+
+    @property
+    def _is_multi_label(self) -> bool:
+        if self.config.postprocessing:  # which decides what is left
+            return False
+        spec = self.spec
+        return spec.is_multi_label if isinstance(spec, EncoderSpec) else bool(self.config.is_multi_label)
+
     def describe(self, report: BatchModelReport, created_s: int) -> ModelDescription:
         """What a Gateway is told."""
         config, spec = self.config, self.spec
@@ -68,8 +84,9 @@ class BatchModelPlan:
             source=self.source,
             has_tokenizer=spec.has_tokenizer if isinstance(spec, ModuleSpec) else True,
             has_preprocessing=bool(config.preprocessing),
-            labels=list(spec.labels),
-            is_multi_label=spec.is_multi_label if isinstance(spec, EncoderSpec) else bool(config.is_multi_label),
+            postprocessing_gives=config.postprocessing_gives,
+            labels=self.labels,
+            is_multi_label=self._is_multi_label,
             score_activation=spec.score_activation if isinstance(spec, EncoderSpec) else "sigmoid",
             embedding_size=size if isinstance(size, int) else None,
             inputs=report.inputs,

@@ -66,6 +66,11 @@ class ChatTemplateRenderer:
             )
         return before
 
+    def render_now(self, template: str, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+        """Prompt text with the beginning of an answer; for threads, as it waits for a worker. Raises RequestError."""
+        context = {"tools": None, "documents": None, **variables, "messages": messages, "add_generation_prompt": True}
+        return self._render(json.dumps({"template": template, "variables": context}).encode())
+
     def close(self) -> None:
         """End all workers; nothing can be rendered afterwards."""
         for worker in self._workers:
@@ -75,7 +80,7 @@ class ChatTemplateRenderer:
             worker.discard()
 
     def _render(self, request: bytes) -> str:
-        """Runs in a thread; there are as many threads as workers, so one is always idle."""
+        """Runs in a thread, and waits until a worker is idle."""
         worker = self._idle.get()
         try:
             reply = worker.exchange(request, self._timeout_s)

@@ -20,6 +20,8 @@ _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?:(?:
 _PHONE = re.compile(r"(?<![\w.+])(?:\+|\()?[0-9][0-9 ()/.-]{5,20}[0-9](?!\w)")
 _NATIONAL = re.compile(r"\(?[0-9]{3}\)?[ .-]?[0-9]{3}[ .-][0-9]{4}")
 
+_PLACEHOLDER = re.compile(r"<[A-Za-z]{1,10}_[0-9]{1,9}>")
+
 # Lengths by country, ISO 13616.
 _IBAN_TABLE = """
 AD:24 AE:23 AL:28 AT:20 AZ:28 BA:20 BE:16 BG:22 BH:22 BR:29 BY:28 CH:21 CR:22 CY:28 CZ:24 DE:22 DK:18 DO:28 EE:20 EG:29
@@ -47,12 +49,13 @@ def redact(text: str, kinds: Iterable[str]) -> tuple[str, list[Redaction]]:
                 if kind.is_valid(match[0]) and not any(start < other[1] and other[0] < end for other in spans):
                     spans.append((start, end, kind.name))
     placeholders: dict[str, Redaction] = {}
+    lowered = text.lower()
     numbers: dict[str, int] = {}
     pieces, position = [], 0
     for start, end, name in sorted(spans):
         original = text[start:end]
         if original not in placeholders:
-            placeholder = _unused(name, numbers, text)
+            placeholder = _unused(name, numbers, lowered)
             placeholders[original] = Redaction(placeholder, name, original)
         pieces += [text[position:start], placeholders[original].placeholder]
         position = end
@@ -61,19 +64,50 @@ def redact(text: str, kinds: Iterable[str]) -> tuple[str, list[Redaction]]:
 
 def restore(text: str, redactions: Iterable[Redaction]) -> str:
     """The text with the originals in the places of their placeholders."""
-    by_placeholder = {redaction.placeholder: redaction.original for redaction in redactions}
-    if not by_placeholder:
-        return text
-    pattern = re.compile("|".join(map(re.escape, by_placeholder)))
-    return pattern.sub(lambda match: by_placeholder[match[0]], text)
+    restorer = Restorer(redactions)
+    return restorer.feed(text) + restorer.flush()
 
 
-def _unused(name: str, numbers: dict[str, int], text: str) -> str:
-    """A placeholder that the text does not hold already."""
+class Restorer:
+    """Puts the originals into a growing text; holds back what may still become a placeholder.
+
+    Letters count the same in either case: a later step or the model may have changed it. A placeholder that stands for
+    two originals stays as it is.
+    """
+
+    def __init__(self, redactions: Iterable[Redaction]) -> None:
+        originals: dict[str, set[str]] = {}
+        for redaction in redactions:
+            originals.setdefault(redaction.placeholder.lower(), set()).add(redaction.original)
+        self._originals = {key: next(iter(known)) for key, known in originals.items() if len(known) == 1}
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """Text that may be shown now."""
+        text = self._held + text
+        start = text.rfind("<")
+        is_open = start >= 0 and self._may_become(text[start:].lower())
+        self._held = text[start:] if is_open else ""
+        return _PLACEHOLDER.sub(self._original_of, text[:start] if is_open else text)
+
+    def flush(self) -> str:
+        """What was held back, when the text has ended."""
+        held, self._held = self._held, ""
+        return held
+
+    def _may_become(self, ending: str) -> bool:
+        return any(len(ending) < len(key) and key.startswith(ending) for key in self._originals)
+
+    def _original_of(self, match: re.Match[str]) -> str:
+        return self._originals.get(match[0].lower(), match[0])
+
+
+def _unused(name: str, numbers: dict[str, int], lowered: str) -> str:
+    """A placeholder that a text, given in small letters, does not hold already."""
     while True:
         numbers[name] = numbers.get(name, 0) + 1
         placeholder = f"<{name.upper()}_{numbers[name]}>"
-        if placeholder not in text:
+        if placeholder.lower() not in lowered:
             return placeholder
 
 

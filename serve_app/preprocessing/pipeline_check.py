@@ -23,7 +23,7 @@ class Kind:
     def __str__(self) -> str:
         if self.what is None:
             return "a value of unknown kind"
-        return f"{self.what}s" if self.is_list and self.what != "tensors" else self.what
+        return f"{self.what}s" if self.is_list and self.what not in ("tensors", "json") else self.what
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ def port_of_config(config: ModelConfig, labels: list[str] | None = None) -> Mode
     takes: str | None = "text"
     if config.architecture is not None:
         takes = _takes(config.inputs) if config.inputs is not None else None
-    return ModelPort(config.name, config.task, takes, _GIVES.get(config.task), labels or None)
+    gives = _gives(config.task, config.postprocessing_gives)
+    return ModelPort(config.name, config.task, takes, gives, labels or None)
 
 
 def port_of_description(model: ModelDescription) -> ModelPort:
@@ -52,7 +53,8 @@ def port_of_description(model: ModelDescription) -> ModelPort:
     takes = "text" if model.task == "generate" else _takes(model.inputs)
     if takes == "text" and not model.has_tokenizer:
         takes = "token ids"
-    port = ModelPort(model.name, model.task, takes, _GIVES.get(model.task), model.labels or None)
+    gives = _gives(model.task, model.postprocessing_gives)
+    port = ModelPort(model.name, model.task, takes, gives, model.labels or None)
     return replace(port, vector_size=_vector_size(model.inputs), embedding_size=model.embedding_size)
 
 
@@ -175,6 +177,10 @@ class _Check:
             if name in step.model_fields_set:
                 message = f"{name} has no effect on task={ports[0].task}; remove it"
                 self._problems.append(f"step {step.name}: {message}")
+
+
+def _gives(task: str, postprocessing_gives: str | None) -> ValueKind | None:
+    return "json" if postprocessing_gives == "json" else _GIVES.get(task)
 
 
 def _takes(inputs: Mapping[str, object]) -> str:

@@ -6,6 +6,7 @@ import unicodedata
 from typing import Literal, Protocol
 
 from serve_app.errors import ConfigError
+from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.pii import KIND_NAMES, redact
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types import ChainValue, Redaction
@@ -174,6 +175,31 @@ class Tokenize:
         """Encode a text."""
         assert value.text is not None, "a chain of a model holds one text"
         return ChainValue(token_ids=self._tokenizer.encode_entry(value.text).token_ids), []
+
+
+class ChatTemplate:
+    """A prompt as the one message of a user, in the model's chat template.
+
+    The messages of a conversation pass unchanged: it gets its template as a whole.
+    """
+
+    takes, gives = "text", "prompt"
+
+    def __init__(self, tokenizer: Tokenizer, renderer: ChatTemplateRenderer | None) -> None:
+        if tokenizer.chat_template is None:
+            raise ConfigError("the model has no chat template; remove it")
+        self._template = tokenizer.chat_template
+        self._special_tokens = dict(tokenizer.special_tokens)
+        self._renderer = renderer
+
+    def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
+        """Render a prompt; waits for another process."""
+        if value.texts is not None:
+            return value, []
+        assert value.text is not None
+        assert self._renderer is not None, "checking a chain runs no step"
+        messages = [{"role": "user", "content": value.text}]
+        return ChainValue(text=self._renderer.render_now(self._template, messages, self._special_tokens)), []
 
 
 def _without_comments(text: str) -> str:

@@ -7,19 +7,19 @@ import msgspec
 from serve_app.types import (
     BatchStep,
     BatchStepOutput,
+    ChainRequest,
+    ChainResult,
     CopyState,
     ErrorReply,
     InferRequest,
     InferResult,
     LinkAddress,
     OutputChunk,
-    PreprocessRequest,
-    PreprocessResult,
     StepInput,
     StepOutput,
 )
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -113,10 +113,10 @@ class InferMessage(CallMessage, frozen=True, array_like=True, tag="infer"):
     request: InferRequest
 
 
-class PreprocessMessage(CallMessage, frozen=True, array_like=True, tag="preprocess"):
+class ChainMessage(CallMessage, frozen=True, array_like=True, tag="chain"):
     """Gateway to Preprocessor: run these values through a chain."""
 
-    request: PreprocessRequest
+    request: ChainRequest
 
 
 class CancelMessage(CallMessage, frozen=True, array_like=True, tag="cancel"):
@@ -130,11 +130,11 @@ class InferReply(Message, frozen=True, array_like=True, tag="inferred"):
     result: InferResult
 
 
-class PreprocessReply(Message, frozen=True, array_like=True, tag="preprocessed"):
+class ChainReply(Message, frozen=True, array_like=True, tag="chained"):
     """Preprocessor to Gateway."""
 
     stream: int
-    result: PreprocessResult
+    result: ChainResult
 
 
 class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
@@ -144,10 +144,10 @@ class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
     error: ErrorReply
 
 
-Call = InferMessage | PreprocessMessage
-Reply = InferReply | PreprocessReply | ErrorMessage
-ToReplica = InferMessage | PreprocessMessage | CancelMessage
-ToGateway = TokenBatch | StateMessage | InferReply | PreprocessReply | ErrorMessage
+Call = InferMessage | ChainMessage
+Reply = InferReply | ChainReply | ErrorMessage
+ToReplica = InferMessage | ChainMessage | CancelMessage
+ToGateway = TokenBatch | StateMessage | InferReply | ChainReply | ErrorMessage
 ToShard = StepMessage | BatchStepMessage | StopMessage
 ToRouter = HelloMessage | OutputMessage | BatchOutputMessage | HeartbeatMessage
 

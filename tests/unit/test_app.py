@@ -31,7 +31,7 @@ def test_serve_refuses_args_that_our_models_refuse(builder: Any, args: dict[str,
 
 def test_a_model_reserves_one_bundle_for_each_shard_beside_its_router() -> None:
     options = deployment_options({**MODEL, "parallel": {"pipeline": 2, "tensor": 2}})
-    assert options["placement_group_bundles"] == [{"CPU": 0.1}] * 5
+    assert options["placement_group_bundles"] == [{"CPU": 0.05}, *[{"CPU": 0.1}] * 4]
     assert sum(bundle["CPU"] for bundle in options["placement_group_bundles"]) < 2
 
 
@@ -39,7 +39,7 @@ def test_shards_on_gpus_reserve_them() -> None:
     device = {"type": "cuda", "gpus_per_shard": 1.0, "accelerator_type": "H100"}
     options = deployment_options({**MODEL, "device": device, "parallel": {"pipeline": 1, "tensor": 2}})
     shard = {"CPU": 0.1, "GPU": 1.0, "accelerator_type:H100": 0.001}
-    assert options["placement_group_bundles"] == [{"CPU": 0.1}, shard, shard]
+    assert options["placement_group_bundles"] == [{"CPU": 0.05}, shard, shard]
 
 
 def test_a_router_gets_more_calls_than_it_may_run_and_queue_so_that_it_refuses_them_itself() -> None:

@@ -53,9 +53,9 @@ MAY_CATCH_EVERYTHING = (
     "serve_app/gateway/serve_applications.py",
     "serve_app/gateway/serve_backend.py",
     "serve_app/gateway/sse.py",
-    "serve_app/preprocessing/chain.py",
     "serve_app/preprocessing/template_worker.py",
     "serve_app/preprocessing/tokenizer.py",
+    "serve_app/preprocessing/user_steps.py",
 )
 
 

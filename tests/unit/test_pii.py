@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.preprocessing.pii import KIND_NAMES, redact, restore
+from serve_app.preprocessing.pii import KIND_NAMES, Restorer, redact, restore
 
 
 def found(text: str) -> list[tuple[str, str]]:
@@ -79,6 +79,30 @@ _PIECES = ["a@b.de", "+49 30 1234567", "<EMAIL_1>", "<IP_2>", "4111111111111111"
 def test_a_redacted_text_can_be_put_back(text: str) -> None:
     redacted, redactions = redact(text, KIND_NAMES)
     assert restore(redacted, redactions) == text
+
+
+@given(st.lists(st.sampled_from(_PIECES)).map("".join), st.lists(st.integers(1, 5)))
+def test_a_text_that_grows_is_put_back_like_a_whole_one(text: str, sizes: list[int]) -> None:
+    redacted, redactions = redact(text, KIND_NAMES)
+    restorer = Restorer(redactions)
+    pieces, start = [], 0
+    for size in [*sizes, len(redacted)]:
+        pieces.append(restorer.feed(redacted[start : start + size]))
+        start += size
+    assert "".join(pieces) + restorer.flush() == text
+
+
+def test_nothing_is_held_back_but_what_may_become_a_placeholder() -> None:
+    restorer = Restorer(redact("a@b.de", KIND_NAMES)[1])
+    given = ["x <", "y", "<E", "MAIL", "_1", "> ", "<EMAIL_2>", "<em", "ail_1>", "<EM"]
+    shown = ["x ", "<y", "", "", "", "a@b.de ", "<EMAIL_2>", "", "a@b.de", ""]
+    assert [restorer.feed(piece) for piece in given] == shown
+    assert restorer.flush() == "<EM"
+
+
+def test_a_placeholder_of_two_originals_is_left_alone() -> None:
+    both = redact("a@b.de", KIND_NAMES)[1] + redact("c@d.de 10.0.0.1", KIND_NAMES)[1]
+    assert restore("<EMAIL_1> <IP_1>", both) == "<EMAIL_1> 10.0.0.1"
 
 
 @pytest.mark.parametrize("piece", ["a", "1", "1 ", "a.", ":", "1.", "+1", "A1", "-", "(1", "@a.", "1-", "f:"])

@@ -171,7 +171,7 @@ def test_steps_that_fit_together_give_a_kind(steps: list[dict[str, Any]], more: 
         ([model("a", "mute")], "step a: mute takes text, but has no tokenizer.json; add it"),
         ([model("a", max_tokens=3)], "step a: max_tokens has no effect on task=embed; remove it"),
         ([chain("a", "lowercas")], "step a: chain[0]=lowercas: is no step; did you mean lowercase?"),
-        ([chain("a", "tokenize")], "step a: chain[0]=tokenize: is for a model's own preprocessing"),
+        ([chain("a", "tokenize")], "step a: chain[0]=tokenize: is for the steps of a model itself; remove it here"),
         ([chain("a", {"truncate": {"max_tokens": 3}})], "step a: chain[0]=truncate takes token_ids, but the request"),
         (
             [chain("s", "split_sentences"), chain("a", "split_sentences", input="s")],

@@ -1,12 +1,15 @@
 """A pipeline's steps, run on models that answer by rule."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serve_app.config import ModelConfig
 from serve_app.deployments.model_steps import ModelSteps
 from serve_app.deployments.pipeline_run import PipelineRunner
 from serve_app.errors import (
@@ -19,7 +22,7 @@ from serve_app.errors import (
 )
 from serve_app.pipeline_config import PipelineConfig
 from serve_app.preprocessing.arrays import to_array
-from serve_app.preprocessing.chain import make_chain
+from serve_app.preprocessing.chain import Chain, ChainModel, make_chain
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types import ModelDescription, PipelineRequest, PipelineResult, PipelineValue, TensorSpec
@@ -153,14 +156,78 @@ async def test_generation_is_cut_to_the_context_of_the_model(caller: FakeCaller,
 async def test_a_model_is_given_what_its_own_preprocessing_makes(
     caller: FakeCaller, pool: TextPool, directory: Path
 ) -> None:
-    config = PipelineConfig.model_validate(
-        {"name": "p", "output": "a", "steps": [{"name": "a", "chain": [{"truncate": {"max_chars": 2}}]}]}
-    )
-    assert config.steps[0].chain is not None
-    caller.chain = make_chain(config.steps[0].chain)
+    caller.chain = chain_of({"truncate": {"max_chars": 2}})
     replaced(caller, described(directory, "minilm", "embed", has_preprocessing=True))
     result = await runner(caller, pool, {"name": "v", "model": "minilm"}).run(request("abcdef"))
     assert to_array(first(result)[0].items[0]["embedding"])[0, 0] == num_tokens(directory, "ab")
+
+
+def chain_of(*steps: Any) -> Chain:
+    values = {"name": "p", "output": "a", "steps": [{"name": "a", "chain": list(steps)}]}
+    chain = PipelineConfig.model_validate(values).steps[0].chain
+    assert chain is not None
+    return make_chain(chain)
+
+
+async def test_a_generator_is_given_what_its_own_preprocessing_makes(
+    caller: FakeCaller, pool: TextPool, directory: Path
+) -> None:
+    caller.chain = chain_of("redact_pii", "lowercase")
+    replaced(caller, described(directory, "chat-en", "generate", has_preprocessing=True))
+    pipeline = runner(caller, pool, {"name": "a", "model": "chat-en"})
+    result = await pipeline.run(request("TO a@b.de", "x@y.de"))
+    assert [value.texts for value in first(result)] == [["to <email_1>"], ["<email_1>"]]
+    restored = await pipeline.run(replace(request("TO a@b.de", "x@y.de"), restores_redactions=True))
+    assert [value.texts for value in first(restored)] == [["to a@b.de"], ["x@y.de"]]
+
+
+async def test_what_chains_take_out_is_restored_in_texts_alone_and_only_when_asked(
+    caller: FakeCaller, pool: TextPool
+) -> None:
+    steps: list[dict[str, Any]] = [
+        {"name": "clean", "chain": ["redact_pii"]},
+        {"name": "sentences", "chain": ["split_sentences"], "input": "clean"},
+        {"name": "answer", "model": "chat-en", "input": "clean"},
+    ]
+    replaced(caller, replace(caller.describe("chat-en"), max_model_len=400, max_request_tokens=400))
+    pipeline = runner(caller, pool, *steps, output=["sentences", "answer"])
+    asked = request("To a@b.de. Or c@d.de.", "To z@z.de.")
+    plain = await pipeline.run(asked)
+    assert [run.results[0].texts for run in plain.runs] == [["To <EMAIL_1>.", "Or <EMAIL_2>."], ["To <EMAIL_1>."]]
+    restored = await pipeline.run(replace(asked, restores_redactions=True))
+    assert [run.results[0].texts for run in restored.runs] == [["To a@b.de.", "Or c@d.de."], ["To z@z.de."]]
+    assert [run.results[1].texts for run in restored.runs] == [["To a@b.de. Or c@d.de."], ["To z@z.de."]]
+    prompts = {caller_text(caller, one.prompt_token_ids) for _model, one in caller.generate_requests}
+    assert prompts == {"To <EMAIL_1>. Or <EMAIL_2>.", "To <EMAIL_1>."}, "no model sees the originals"
+
+
+def caller_text(caller: FakeCaller, token_ids: list[int]) -> str:
+    return Tokenizer.load(caller.models[0].source_dir).decode(token_ids)
+
+
+def behind(caller: FakeCaller, *steps: Any) -> None:
+    """Put steps behind the classifier `lang`."""
+    values = {"name": "m", "source": "s", "task": "classify", "postprocessing": list(steps)}
+    config = ModelConfig.model_validate(values)
+    directory = Path(caller.models[0].source_dir)
+    caller.after = make_chain(config.postprocessing, ChainModel(directory, LABELS), is_after=True)
+    replaced(caller, described(directory, "lang", "classify", postprocessing_gives=config.postprocessing_gives))
+
+
+async def test_the_steps_behind_a_model_make_what_it_gives(caller: FakeCaller, pool: TextPool) -> None:
+    behind(caller, "softmax", "label_names", {"top_k": {"k": 1}})
+    (value,) = first(await runner(caller, pool, LANGUAGE).run(request("z")))
+    assert [len(scores) for scores in value.labels] == [1]
+    assert not value.is_multi_label
+    behind(caller, "tests.user_steps:Spread")
+    (value,) = first(await runner(caller, pool, LANGUAGE).run(request("z")))
+    assert (value.kind, [json.loads(text) for text in value.texts]) == ("json", [{"spread": 4.0, "of": 3}])
+
+
+async def test_a_label_that_is_left_out_chooses_the_default(caller: FakeCaller, pool: TextPool) -> None:
+    behind(caller, "softmax", "label_names", {"threshold": {"min_score": 0.999}})
+    await runner(caller, pool, LANGUAGE, ANSWER).run(request("z", "zq", "zqz"))
+    assert {model for model, _request in caller.generate_requests} == {"chat-en"}
 
 
 async def test_a_pipeline_of_texts_takes_a_request_as_one(caller: FakeCaller, pool: TextPool) -> None:

@@ -1,0 +1,20 @@
+"""CPUs that applications reserve with Ray. A reservation is no limit: it only keeps Ray from placing more than fits."""
+
+from serve_app.planning.serve_file import ModelApplication, ServeFile
+
+CPUS_PER_REPLICA = 0.05  # Gateway, Router, Preprocessor, Pipeline
+
+
+def reserved_cpus(serve_file: ServeFile) -> float:
+    """What all applications need to start, with as many Router replicas as they begin with."""
+    total = CPUS_PER_REPLICA * (1 + len(serve_file.pipelines))
+    by_application: dict[str, list[ModelApplication]] = {}
+    for model in serve_file.models:
+        by_application.setdefault(model.name, []).append(model)
+    for models in by_application.values():
+        config = models[0].config
+        num_shards = config.parallel.pipeline * config.parallel.tensor  # models of one application share a shard
+        num_replicas = models[0].router.num_first_replicas if models[0].router is not None else 1
+        total += num_replicas * (CPUS_PER_REPLICA + num_shards * config.device.cpus_per_shard)
+        total += CPUS_PER_REPLICA * any(model.config.has_chains for model in models)
+    return round(total, 3)
