@@ -63,6 +63,12 @@ def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     training.add_argument(
         "--threads", type=int, default=1, metavar="N", help="of torch; with one, the same bytes again"
     )
+    training.add_argument(
+        "--num-workers", type=int, default=1, metavar="N", help="train data-parallel on a Ray cluster (RAY_ADDRESS)"
+    )
+    training.add_argument(
+        "--storage", metavar="PATH", help="a folder or URI that all nodes of a cluster reach, for snapshots"
+    )
     numbers: dict[str, type[float]] = {
         "seed": int,
         "max_epochs": int,
@@ -71,6 +77,7 @@ def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "embedding_dim": int,
     }
     numbers |= {"hidden_size": int, "min_frequency": int, "validation_share": float, "learning_rate": float}
+    numbers |= {"dropout": float, "word_dropout": float}
     for name, kind in numbers.items():
         option = f"--{name.replace('_', '-')}"
         training.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N")

@@ -341,6 +341,12 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     )
 
 
+def prepare_ray_client() -> bool:
+    """Keep Ray from sending usage reports; whether no cluster is named, so that one must be started here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
 def weights_url_problem(url: str) -> str | None:
     """Why weights cannot come from this URL, whatever answers there; None: they can."""
     try:

@@ -2,14 +2,35 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 
+from serve_app.config import prepare_ray_client
 from serve_app.errors import ConfigError
 from serve_app.planning.csv_rows import read_csv
-from serve_app.training.text_training import TrainingSettings, describe, evaluate, train
+from serve_app.training.fitting import Best, TrainingSettings
+from serve_app.training.text_training import PreparedTraining, describe, evaluate, train
+
+
+def _runner(arguments: argparse.Namespace) -> Callable[[PreparedTraining], Best] | None:
+    """What trains on several workers; None: this process does. Raises ConfigError."""
+    if arguments.num_workers < 1:
+        raise ConfigError(f"--num-workers {arguments.num_workers} is no number of workers; give 1 or more")
+    if arguments.num_workers == 1:
+        if arguments.storage is not None:
+            raise ConfigError("--storage has no effect on one worker; remove it, or give --num-workers")
+        return None
+    try:
+        from serve_app.training.ray_training import train_on_workers  # only with the extra `train`
+    except ImportError as error:
+        raise ConfigError(f"--num-workers needs Ray Train ({error}); run: pip install 'rayshard[train]'") from error
+    is_local = prepare_ray_client()
+    return lambda prepared: train_on_workers(
+        prepared, arguments.num_workers, arguments.storage, arguments.threads, is_local=is_local
+    )
 
 
 def run_training(arguments: argparse.Namespace) -> int:
@@ -17,6 +38,7 @@ def run_training(arguments: argparse.Namespace) -> int:
     directory: Path = arguments.directory
     if directory.exists() and any(directory.iterdir()) and not arguments.overwrite:
         raise ConfigError(f"{directory} is not empty; choose another directory, or give --overwrite")
+    runner = _runner(arguments)
     torch.set_num_threads(arguments.threads)
     chosen = {
         one.name: getattr(arguments, one.name) for one in fields(TrainingSettings) if hasattr(arguments, one.name)
@@ -27,7 +49,7 @@ def run_training(arguments: argparse.Namespace) -> int:
         held_out = read_csv(arguments.held_out, arguments.text_column, arguments.label_column).rows
     if given.num_blank:
         print(f"{given.num_blank} rows without a text are left out", file=sys.stderr)
-    print(describe(train(given.rows, directory, TrainingSettings(**chosen))))
+    print(describe(train(given.rows, directory, TrainingSettings(**chosen), runner)))
     if held_out is not None:
         share = evaluate(directory, held_out)
         print(f"accuracy on {len(held_out)} held-out rows {share:.3f}")

@@ -1,40 +1,21 @@
-"""Training the text classifier: Adam, early stopping on the validation loss, words made unknown at random."""
+"""Training the text classifier: a vocabulary from the rows, the model, and the directory that is written of it."""
 
 import json
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
-from tqdm import tqdm
 
 from serve_app.models.text_classifier import TextClassifier
 from serve_app.planning.csv_rows import LabelledText, labels_of, split_rows
+from serve_app.training.fitting import Alone, Best, EncodedRows, Group, TrainingSettings, fit
 from serve_app.training.vocabulary import UNKNOWN, make_tokenizer, save_tokenizer
 
 ARCHITECTURE = "serve_app.models.text_classifier:TextClassifier"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSettings:
-    """How a classifier is trained."""
-
-    embedding_dim: int = 64
-    hidden_size: int = 64
-    dropout: float = 0.3
-    word_dropout: float = 0.2  # share of words made unknown in each batch
-    learning_rate: float = 3e-3
-    batch_size: int = 32
-    max_epochs: int = 30
-    patience: int = 4  # epochs without a better validation loss
-    validation_share: float = 0.15
-    min_frequency: int = 2
-    max_vocabulary: int = 30_000
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +31,32 @@ class TrainingReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    token_ids: list[Tensor]  # [T] int64 each
-    labels: Tensor  # [N] int64
+class PreparedTraining:
+    """Rows as tokens, and the sizes of the model that learns them."""
 
-    def batch(self, indexes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Packed input_ids [T], lengths [B], labels [B]."""
-        chosen = [self.token_ids[index] for index in indexes.tolist()]
-        return torch.cat(chosen), torch.tensor([len(one) for one in chosen]), self.labels[indexes]
+    training: EncodedRows
+    validation: EncodedRows
+    arguments: dict[str, int]  # of the model
+    unknown_id: int
+    settings: TrainingSettings
+
+    def run(self, group: Group) -> Best:
+        """Train in this process, which is one of the group."""
+        torch.manual_seed(self.settings.seed)
+        model = make_classifier(self.arguments, self.settings.dropout)
+        return fit(model, self.training, self.validation, self.settings, self.unknown_id, group)
 
 
-def train(rows: list[LabelledText], directory: Path, settings: TrainingSettings) -> TrainingReport:
+def train(
+    rows: list[LabelledText],
+    directory: Path,
+    settings: TrainingSettings,
+    run: Callable[[PreparedTraining], Best] | None = None,
+) -> TrainingReport:
     """Train on rows and write a model directory that can be served. The same seed gives the same bytes.
 
-    That holds on one thread of one kind of machine. Raises ConfigError for rows that cannot be split.
+    That holds on one thread of one kind of machine. `run` trains elsewhere than in this process. Raises ConfigError for
+    rows that cannot be split.
     """
     started = time.monotonic()
     labels = labels_of(rows)
@@ -73,18 +66,18 @@ def train(rows: list[LabelledText], directory: Path, settings: TrainingSettings)
         min_frequency=settings.min_frequency,
         max_size=settings.max_vocabulary,
     )
-    training, validation = (_encode(tokenizer, part, labels) for part in (training_rows, validation_rows))
     arguments = {
         "vocab_size": tokenizer.get_vocab_size(),
         "num_labels": len(labels),
         "embedding_dim": settings.embedding_dim,
         "hidden_size": settings.hidden_size,
     }
-    torch.manual_seed(settings.seed)
-    model = make_classifier(arguments, settings.dropout)
     unknown_id = tokenizer.token_to_id(UNKNOWN)
     assert unknown_id is not None
-    best = _fit(model, training, validation, settings, unknown_id)
+    training, validation = (_encode(tokenizer, part, labels) for part in (training_rows, validation_rows))
+    prepared = PreparedTraining(training, validation, arguments, unknown_id, settings)
+    best = (run or _run_alone)(prepared)
+    model = make_classifier(arguments)
     model.load_state_dict(best.state)
     _save(model, tokenizer, arguments, labels, directory)
     return TrainingReport(
@@ -120,65 +113,28 @@ def evaluate(directory: Path, rows: list[LabelledText]) -> float:
 
 
 @torch.no_grad()
-def accuracy(model: TextClassifier, rows: _Encoded) -> float:
+def accuracy(model: TextClassifier, rows: EncodedRows) -> float:
     """The share of rows that a model labels rightly."""
     model.eval()
     num_right = 0
     for indexes in torch.split(torch.arange(len(rows.labels)), 256):
-        input_ids, lengths, labels = rows.batch(indexes)
-        num_right += int((model(input_ids, lengths).argmax(-1) == labels).sum())
+        batch = rows.batch(indexes)
+        num_right += int((model(batch.input_ids, batch.lengths).argmax(-1) == batch.labels).sum())
     return num_right / len(rows.labels)
 
 
-@dataclass(slots=True)
-class _Best:
-    """The model of the epoch with the least validation loss."""
-
-    state: dict[str, Tensor]
-    loss: float = float("inf")
-    epoch: int = 0
-    num_epochs: int = 0
+def _run_alone(prepared: PreparedTraining) -> Best:
+    group = Alone(prepared.settings.max_epochs)
+    try:
+        return prepared.run(group)
+    finally:
+        group.close()
 
 
-def _fit(
-    model: TextClassifier, training: _Encoded, validation: _Encoded, settings: TrainingSettings, unknown_id: int
-) -> _Best:
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    randomness = torch.Generator().manual_seed(settings.seed)
-    best = _Best({})
-    with tqdm(total=settings.max_epochs, desc="training", unit="epoch", file=sys.stderr) as progress:
-        for epoch in range(1, settings.max_epochs + 1):
-            model.train()
-            for indexes in torch.split(torch.randperm(len(training.labels), generator=randomness), settings.batch_size):
-                input_ids, lengths, labels = training.batch(indexes)
-                is_hidden = torch.rand(len(input_ids), generator=randomness) < settings.word_dropout
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(input_ids.masked_fill(is_hidden, unknown_id), lengths), labels)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            loss_now = _loss(model, validation)
-            best.num_epochs = epoch
-            progress.update()
-            progress.set_postfix(validation_loss=f"{loss_now:.4f}")
-            if loss_now < best.loss:
-                best.loss, best.epoch = loss_now, epoch
-                best.state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-            elif epoch - best.epoch >= settings.patience:
-                break
-    return best
-
-
-@torch.no_grad()
-def _loss(model: TextClassifier, rows: _Encoded) -> float:
-    model.eval()
-    input_ids, lengths, labels = rows.batch(torch.arange(len(rows.labels)))
-    return float(nn.functional.cross_entropy(model(input_ids, lengths), labels))
-
-
-def _encode(tokenizer: Tokenizer, rows: list[LabelledText], labels: list[str]) -> _Encoded:
+def _encode(tokenizer: Tokenizer, rows: list[LabelledText], labels: list[str]) -> EncodedRows:
     indexes = {label: index for index, label in enumerate(labels)}
     token_ids = [torch.tensor(one.ids, dtype=torch.int64) for one in tokenizer.encode_batch([row.text for row in rows])]
-    return _Encoded(token_ids, torch.tensor([indexes[row.label] for row in rows]))
+    return EncodedRows(token_ids, torch.tensor([indexes[row.label] for row in rows]))
 
 
 def _save(

@@ -35,8 +35,9 @@ MAY_IMPORT_RAY = (
     "serve_app/gateway/serve_backend.py",
     "serve_app/observability.py",
     "serve_app/app.py",
+    "serve_app/training/ray_training.py",
 )
-MAY_IMPORT_IN_FUNCTIONS = ("serve_app/deployments/shard.py", "serve_app/cli.py")
+MAY_IMPORT_IN_FUNCTIONS = ("serve_app/deployments/shard.py", "serve_app/cli.py", "serve_app/train_command.py")
 MAY_READ_ENVIRONMENT = ("serve_app/config.py", "serve_app/serve_command.py")
 # Where a process meets the outside: a client, foreign code, another process.
 MAY_CATCH_EVERYTHING = (

@@ -10,7 +10,8 @@ import torch
 from serve_app.cli import main
 from serve_app.planning.csv_rows import LabelledText
 from serve_app.preprocessing.tokenizer import Tokenizer
-from serve_app.training.text_training import TrainingSettings, evaluate, train
+from serve_app.training.fitting import Alone, Best, EncodedRows, Snapshot, TrainingSettings
+from serve_app.training.text_training import PreparedTraining, evaluate, train
 
 COLOURS = {"warm": ["red", "orange", "crimson"], "cold": ["blue", "cyan", "navy"]}
 ROWS = [
@@ -69,3 +70,67 @@ def test_the_command_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFix
     assert "is not empty; choose another directory, or give --overwrite" in capsys.readouterr().err
     assert main([*command[:3], "--overwrite"]) == 1
     assert "has no column 'text'" in capsys.readouterr().err
+
+
+class Interrupted(Alone):
+    """A process that is stopped behind an epoch, and goes on from what it had saved."""
+
+    def __init__(self, stops_behind: int) -> None:
+        super().__init__(max_epochs=8)
+        self._stops_behind = stops_behind
+        self._saved: tuple[str, dict[str, torch.Tensor]] | None = None
+
+    def load(self) -> Snapshot | None:  # type: ignore[override]
+        """The snapshot of the last epoch."""
+        return None if self._saved is None else Snapshot.of(*self._saved)
+
+    def save(self, snapshot: Snapshot, epoch: int, _validation_loss: float) -> None:
+        """Keep it, or stop."""
+        tensors = {name: tensor.clone() for name, tensor in snapshot.tensors.items()}
+        self._saved = (snapshot.head(), tensors)
+        if epoch == self._stops_behind:
+            self._stops_behind = -1
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, dropout=0.0, max_epochs=6, patience=6)
+
+    def stop_and_go_on(prepared: PreparedTraining) -> Best:
+        group = Interrupted(stops_behind=3)
+        with pytest.raises(KeyboardInterrupt):
+            prepared.run(group)
+        return prepared.run(group)
+
+    train(ROWS, tmp_path / "whole", settings)
+    report = train(ROWS, tmp_path / "stopped", settings, stop_and_go_on)
+    assert report.num_epochs == 6
+    whole, stopped = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "stopped"))
+    assert whole == stopped
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_every_row_of_a_batch_is_one_processs_share(world_size: int) -> None:
+    rows = EncodedRows([torch.arange(size) + 10 * size for size in (3, 1, 2, 5)], torch.tensor([0, 1, 0, 1]))
+    batch = rows.batch(torch.tensor([2, 0, 3]))
+    shares = [batch.share(rank, world_size) for rank in range(world_size)]
+    assert sum(len(share.labels) for share in shares) == 3
+    for rank, share in enumerate(shares):
+        own = rows.batch(torch.tensor([2, 0, 3])[rank::world_size]) if rank < 3 else None
+        if own is None:
+            assert len(share.input_ids) == len(share.lengths) == 0
+        else:
+            assert torch.equal(share.input_ids, own.input_ids)
+            assert torch.equal(share.lengths, own.lengths)
+            assert torch.equal(share.labels, own.labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--num-workers", "0"], "no number of workers"), (["--storage", "/x"], "--storage has no effect on one worker")],
+)
+def test_options_of_workers_are_checked_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["train", str(tmp_path / "no.csv"), str(tmp_path / "model"), *options]) == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""`rayshard train --num-workers`: several real workers of Ray Train learn what one process learns."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.unit.test_text_training import ROWS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+SIZES = "--hidden-size 8 --embedding-dim 8 --learning-rate 0.02 --batch-size 31"  # no batch can be halved
+EXACT = "--dropout 0 --word-dropout 0.1 --max-epochs 4"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="rt-"))  # short: Ray's sockets have long names
+    (directory / "rows.csv").write_text("text,label\n" + "".join(f"{row.text},{row.label}\n" for row in ROWS))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def start(directory: Path, name: str, options: str, num_workers: int) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).with_name("rayshard")), "train", "rows.csv", name, *SIZES.split()]
+    command += [*options.split(), "--num-workers", str(num_workers)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"RAY_TMPDIR": str(directory), "TMPDIR": str(directory)}
+    return subprocess.Popen(
+        command, cwd=directory, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _none = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child.pid for child in children if "ray::RayTrainWorker" in " ".join(child.cmdline())]
+
+
+def test_two_workers_learn_what_one_process_learns(directory: Path) -> None:
+    finish(start(directory, "one", EXACT, 1))
+    output = finish(start(directory, "two", EXACT, 2))
+    assert "4 epochs" in output
+    one, two = (load_file(directory / name / "model.safetensors") for name in ("one", "two"))
+    untrained = 0.1  # what these steps change is more than that
+    for name, tensor in one.items():
+        assert torch.allclose(tensor, two[name], atol=1e-4), name
+    assert max(float((tensor - tensor.mean()).abs().max()) for tensor in one.values()) > untrained
+
+
+def test_the_death_of_a_worker_costs_an_epoch_and_not_the_training(directory: Path) -> None:
+    process = start(directory, "model", "--max-epochs 40 --patience 40", 2)
+    deadline = time.monotonic() + 120
+    while not list(directory.glob("rayshard-train-*/rayshard/checkpoint_*/snapshot.safetensors")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    victim = workers_of(process)[-1]
+    os.kill(victim, signal.SIGKILL)
+    output = finish(process)
+    assert "40 epochs" in output
+    assert "validation rows 1.000" in output
