@@ -13,6 +13,7 @@ from serve_app.pipeline_config import PipelineStepConfig
 from serve_app.preprocessing.arrays import to_array
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.model_entries import label_probabilities, text_item
+from serve_app.preprocessing.packing import check_packing
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import TextEncoding, Tokenizer
 from serve_app.types import (
@@ -238,7 +239,9 @@ def _tensor_item(call: StepCall, model: ModelDescription, given: Item) -> Item:
             told = "none" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
             wanted = f"{name} as {spec.dtype} {list(spec.shape)}"
             raise UnprocessableError(f"step {call.step.name}: model {model.name} takes {wanted}, and gets {told}")
-    return {name: named[name] for name in model.inputs}
+    item = {name: named[name] for name in model.inputs}
+    check_packing(item, model)
+    return item
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int | str, ...]) -> bool:

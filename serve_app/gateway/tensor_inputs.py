@@ -9,11 +9,10 @@ import numpy as np
 
 from serve_app.errors import RequestError
 from serve_app.preprocessing.arrays import NUMPY_DTYPES, to_array, to_bfloat16, to_tensor_data
+from serve_app.preprocessing.packing import check_packing
 from serve_app.types import Item, ModelDescription, TensorData, TensorSpec
 
 MAX_RANK = 8
-MAX_PACKED_TOKENS = 32_768  # of one request: its tensors are one step, which is not cut
-TOKENS = "tokens"  # the dimension of packed tokens, which `lengths` cuts into entries
 _KEYS = {"dtype", "shape", "data"}
 
 
@@ -31,7 +30,7 @@ def read_inputs(inputs: Mapping[str, object], model: ModelDescription) -> Item:
         raise RequestError(f"inputs.{missing[0]} is missing; the model takes {sorted(specs)}", field="inputs")
     item = {name: _read(f"inputs.{name}", value, specs[name]) for name, value in inputs.items()}
     _check_varying(item, specs)
-    _check_packing(item, model)
+    check_packing(item, model)
     return item
 
 
@@ -133,50 +132,6 @@ def _misfits(values: list[Any], dtype: str) -> Iterator[int]:
     limits = np.iinfo(dtype)
     low, high = int(limits.min), int(limits.max)
     return (index for index, value in enumerate(values) if type(value) is not int or not low <= value <= high)
-
-
-def _check_packing(item: Item, model: ModelDescription) -> None:
-    """Packed tokens are joined with other requests': lengths that lie would cut those in the wrong places.
-
-    Neither may an entry be empty: pooling by its first or last token would find a neighbour's. And what makes the
-    module raise ends the whole group of shards where it is split by tensor.
-    """
-    specs = model.inputs
-    packed = [name for name, spec in specs.items() if spec.shape[:1] == (TOKENS,)]
-    if not packed or specs.get("lengths") is None:
-        return
-    lengths = to_array(item["lengths"]).astype(np.int64).reshape(-1)
-    num_tokens = item[packed[0]].shape[0]
-    if (lengths < 1).any() or (lengths > num_tokens).any() or int(lengths.sum()) != num_tokens:
-        raise RequestError(
-            f"inputs.lengths must be positive and add up to the {num_tokens} of inputs.{packed[0]}",
-            field="inputs.lengths",
-        )
-    _check_sizes(int(lengths.max()), num_tokens, model)
-    if "input_ids" in packed:
-        _check_ids(item, "input_ids", model.vocab_size)
-    if "token_type_ids" in packed and model.task != "predict":  # a module of one's own may know more than two
-        _check_ids(item, "token_type_ids", 2)
-
-
-def _check_sizes(longest: int, num_tokens: int, model: ModelDescription) -> None:
-    if longest > model.max_model_len:
-        raise RequestError(
-            f"inputs.lengths has an entry of {longest} tokens, the model takes {model.max_model_len}; shorten it",
-            field="inputs.lengths",
-        )
-    most = max(MAX_PACKED_TOKENS, model.max_model_len)
-    if num_tokens > most:
-        raise RequestError(
-            f"inputs.lengths adds up to {num_tokens} tokens; send at most {most} in one request", field="inputs.lengths"
-        )
-
-
-def _check_ids(item: Item, name: str, num_known: int) -> None:
-    ids = to_array(item[name])
-    if int(ids.min()) < 0 or int(ids.max()) >= num_known:
-        message = f"inputs.{name} holds a number outside of 0 to {num_known - 1}, which the model knows"
-        raise RequestError(message, field=f"inputs.{name}")
 
 
 def _check_varying(item: Item, specs: Mapping[str, TensorSpec]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from serve_app.config import ModelConfig
-from serve_app.deployments.model_steps import ModelSteps
+from serve_app.deployments.model_steps import ModelSteps, StepCall
 from serve_app.deployments.pipeline_run import PipelineRunner
 from serve_app.errors import (
     InternalError,
@@ -20,8 +20,8 @@ from serve_app.errors import (
     UnavailableError,
     UnprocessableError,
 )
-from serve_app.pipeline_config import PipelineConfig
-from serve_app.preprocessing.arrays import to_array
+from serve_app.pipeline_config import PipelineConfig, PipelineStepConfig
+from serve_app.preprocessing.arrays import integer_tensor, to_array
 from serve_app.preprocessing.chain import Chain, ChainModel, make_chain
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -312,3 +312,17 @@ async def test_a_chat_needs_a_template(pool: TextPool, tmp_path: Path) -> None:
     caller = FakeCaller([described(plain, "chat", "generate")])
     with pytest.raises(InternalError, match="step a: is_chat=true, but the model has no chat template"):
         await runner(caller, pool, {"name": "a", "model": "chat", "is_chat": True}).run(request("text"))
+
+
+async def test_packed_tokens_of_a_module_cannot_reach_other_requests(
+    caller: FakeCaller, pool: TextPool, directory: Path
+) -> None:
+    packed = {"input_ids": TensorSpec("int64", ("tokens",)), "lengths": TensorSpec("int64", ("batch",))}
+    taker = described(directory, "taker", "predict", inputs=packed, has_tokenizer=False)
+    caller.models.append(taker)
+    lies = {"input_ids": integer_tensor([1, 2, 3]), "lengths": integer_tensor([5])}
+    given = PipelineValue("tensors", items=[lies])
+    call = StepCall(PipelineStepConfig(name="t", model="taker"), "r", None)
+    with pytest.raises(RequestError, match="lengths must be positive and add up"):
+        await ModelSteps(caller, pool).run(call, "taker", given)
+    assert not caller.infer_requests
