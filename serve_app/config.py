@@ -26,7 +26,8 @@ from serve_app.types import RemoteWeights
 DEFAULT_CPU_KV_CACHE_BYTES = 256 * 1024**2
 
 Task = Literal["generate", "embed", "classify", "score", "predict"]
-TensorDtype = Literal["bool", "int8", "int16", "int32", "int64", "uint8", "float16", "bfloat16", "float32", "float64"]
+_Integers = Literal["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+TensorDtype = Literal[_Integers, "float16", "bfloat16", "float32", "float64"]
 
 _BYTE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     "KIB": 2**10,

@@ -7,6 +7,7 @@ import logging
 from starlette.applications import Starlette
 
 from serve_app.config import GatewayConfig
+from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.http import build_http_app
 from serve_app.gateway.serve_backend import ServeBackend
 from serve_app.observability import configure_logging
@@ -21,17 +22,17 @@ class Gateway:
 
     async def __init__(self, config: GatewayConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         configure_logging()
-        self._config = config
         logger.info("gateway starting settings=%s", config.model_dump_json())
         self._backend = ServeBackend()
         with contextlib.suppress(TimeoutError):  # ready when the models that run are known
             async with asyncio.timeout(_FIRST_LOOK_S):
                 await self._backend.find_running_models()
         self._backend.start()
+        self._plane = DataPlane(self._backend, config)
 
     async def check_health(self) -> None:
         """Serve replaces this replica when it cannot hear its Routers any more."""
         self._backend.check()
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return build_http_app(self._backend, self._config)
+        return build_http_app(self._plane)

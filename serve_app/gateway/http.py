@@ -12,37 +12,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve_app.config import GatewayConfig
 from serve_app.errors import RayshardError, RequestError
-from serve_app.gateway.backend import GatewayBackend
+from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.http_errors import on_http_exception, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes, while_connected
-from serve_app.gateway.inference import InferenceService
-from serve_app.gateway.inference_routes import InferenceEndpoints
-from serve_app.gateway.openai import RequestReader
+from serve_app.gateway.inference_routes import inference_endpoints
 from serve_app.gateway.openai_params import check_token_ids
 from serve_app.gateway.openai_responses import ModelList, WholeAnswer, model_card
 from serve_app.gateway.openai_schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse_body
 from serve_app.gateway.openai_stream import ChatEvents, CompletionEvents
-from serve_app.gateway.pipeline_routes import PipelineEndpoints
-from serve_app.gateway.prompt_steps import PromptSteps
 from serve_app.gateway.request_id import RequestIdMiddleware, new_id
-from serve_app.gateway.served_models import ServedModels
 from serve_app.gateway.sse import EventStreamResponse, Outbox
-from serve_app.preprocessing.chat_template import ChatTemplateRenderer
-from serve_app.preprocessing.text_pool import TextPool
 from serve_app.types import CopyState
 
 
-def build_http_app(gateway: GatewayBackend, config: GatewayConfig) -> Starlette:
-    """The Gateway's ASGI application. Starts its threads and template workers at once."""
-    endpoints = _Endpoints(gateway, config)
+def build_http_app(plane: DataPlane) -> Starlette:
+    """The Gateway's ASGI application; it closes the plane in the end."""
+    endpoints = _Endpoints(plane)
+    inference = inference_endpoints(plane.calls, RequestShell(plane.config))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         yield
-        endpoints.close()
+        plane.close()
 
     app = Starlette(
         routes=[
@@ -53,12 +46,7 @@ def build_http_app(gateway: GatewayBackend, config: GatewayConfig) -> Starlette:
             Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
             Route("/v1/tokenize", endpoints.tokenize, methods=["POST"]),
             Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
-            Route("/v1/embeddings", endpoints.inference.embed, methods=["POST"]),
-            Route("/v1/classify", endpoints.inference.classify, methods=["POST"]),
-            Route("/v1/score", endpoints.inference.score, methods=["POST"]),
-            Route("/v1/rerank", endpoints.inference.rerank, methods=["POST"]),
-            Route("/v1/preprocess", endpoints.inference.preprocess, methods=["POST"]),
-            Route("/predict", endpoints.inference.predict, methods=["POST"]),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),
         ],
         exception_handlers={
             RayshardError: on_rayshard_error,
@@ -75,24 +63,13 @@ def build_http_app(gateway: GatewayBackend, config: GatewayConfig) -> Starlette:
 class _Endpoints:
     """One method for each route."""
 
-    def __init__(self, backend: GatewayBackend, config: GatewayConfig) -> None:
-        self._backend = backend
-        self._config = config
-        self._shell = RequestShell(config)
-        self._pool = TextPool(config.tokenizer_threads)
-        self._renderer = ChatTemplateRenderer(
-            timeout_s=config.chat_template_timeout_s, max_output_bytes=config.chat_template_max_bytes
-        )
-        self._models = ServedModels(backend, self._pool)
-        self._reader = RequestReader(PromptSteps(backend), self._pool, self._renderer, config.queue_timeout_s)
-        service = InferenceService(backend, self._pool, config.queue_timeout_s)
-        pipelines = PipelineEndpoints(backend, self._shell, config.queue_timeout_s)
-        self.inference = InferenceEndpoints(service, self._models, self._shell, pipelines)
-
-    def close(self) -> None:
-        """End threads and processes."""
-        self._pool.close()
-        self._renderer.close()
+    def __init__(self, plane: DataPlane) -> None:
+        self._backend = plane.backend
+        self._config = plane.config
+        self._shell = RequestShell(plane.config)
+        self._pool = plane.pool
+        self._models = plane.models
+        self._reader = plane.reader
 
     async def health(self, _request: Request) -> Response:
         """200 only when every model can answer."""

@@ -1,257 +1,43 @@
-"""HTTP endpoints of models that are done with an entry after one step: bodies in, the service's answers out."""
+"""HTTP endpoints of models that are done with an entry after one step, and of pipelines."""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.errors import RequestError
-from serve_app.gateway.answers import classifications, embeddings, prediction
-from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
-from serve_app.gateway.inference import (
-    MAX_ENTRIES,
-    Answers,
-    Entry,
-    InferenceService,
-    Outputs,
-    Vectors,
-    cosine,
-    relevance,
-)
+from serve_app.gateway.http_shell import RequestShell, json_bytes
 from serve_app.gateway.inference_schema import (
-    ClassificationList,
     ClassifyBody,
-    EmbeddingList,
     EmbeddingsBody,
-    EntriesBody,
-    OutputTensor,
     PredictBody,
     PreprocessBody,
-    PreprocessedList,
-    PreprocessedText,
-    RankedDocument,
-    Ranking,
     RerankBody,
-    RerankDocument,
     ScoreBody,
-    ScoreEntry,
-    ScoreList,
-    ShownRedaction,
-    ShownStep,
-    ShownValue,
-    TensorPrediction,
-    TokenUsage,
 )
+from serve_app.gateway.model_calls import ModelCalls
 from serve_app.gateway.openai_schema import parse_body
-from serve_app.gateway.pipeline_routes import PipelineEndpoints
-from serve_app.gateway.served_models import ServedModels
-from serve_app.gateway.tensor_inputs import read_inputs, write_output
-from serve_app.types import ChainOutcome, ChainValue, ModelDescription
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class InferenceEndpoints:
-    """One method for each route."""
+def inference_endpoints(calls: ModelCalls, shell: RequestShell) -> dict[str, Endpoint]:
+    """The endpoint of each path; all take POST."""
 
-    def __init__(
-        self, service: InferenceService, models: ServedModels, shell: RequestShell, pipelines: PipelineEndpoints
-    ) -> None:
-        self._service = service
-        self._pipelines = pipelines
-        self._models = models
-        self._shell = shell
+    def endpoint(body_type: type[Body], call: Callable[[Body], Coroutine[Any, Any, object]]) -> Endpoint:
+        async def answer(request: Request) -> Response:
+            body = parse_body(await shell.read(request), body_type)
+            return json_bytes(msgspec.json.encode(await shell.run(request, call(body))))
 
-    async def embed(self, request: Request) -> Response:
-        """Vectors of texts."""
-        body = parse_body(await self._shell.read(request), EmbeddingsBody)
-        pipeline = self._models.pipeline(body.model)
-        if pipeline is not None:
-            return await self._pipelines.embed(request, body, pipeline)
-        model = self._models.for_tasks(body.model, ("embed",))
-        size = model.embedding_size
-        if body.dimensions is not None and size is not None and body.dimensions > size:
-            message = f"dimensions={body.dimensions} is more than the model's {size}; send at most that"
-            raise RequestError(message, field="dimensions")
-        outputs = await self._run(request, model, body, entries_of(body.input, "input"))
-        return json_answer(EmbeddingList(model.name, embeddings(outputs.values, body), _usage(outputs)))
+        return answer
 
-    async def classify(self, request: Request) -> Response:
-        """Labels of texts."""
-        body = parse_body(await self._shell.read(request), ClassifyBody)
-        pipeline = self._models.pipeline(body.model)
-        if pipeline is not None:
-            return await self._pipelines.classify(request, body, pipeline)
-        model = self._models.for_tasks(body.model, ("classify",))
-        if body.threshold is not None and not model.is_multi_label:
-            raise RequestError("threshold is for models of several labels; leave it out", field="threshold")
-        if model.postprocessing_gives == "json":
-            message = f"model={model.name} answers what its postprocessing makes, not labels; use /predict"
-            raise RequestError(message, field="model")
-        answers = await self._answer(request, model, body, entries_of(body.input, "input"))
-        data = classifications(answers.labels, body, is_multi_label=model.is_multi_label)
-        usage = TokenUsage(answers.num_tokens, answers.num_tokens)
-        return json_answer(ClassificationList(model.name, data, usage))
-
-    async def score(self, request: Request) -> Response:
-        """How well pairs of texts fit: by a cross-encoder, or by the similarity of embeddings."""
-        body = parse_body(await self._shell.read(request), ScoreBody)
-        model = self._models.for_tasks(body.model, ("score", "embed"))
-        first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
-        second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
-        if not first or not second:
-            raise RequestError("text_1 or text_2 is empty; send texts", field="text_1" if not first else "text_2")
-        if len(first) == 1:
-            first = first * len(second)
-        if len(first) != len(second):
-            message = f"text_1 has {len(first)} entries and text_2 {len(second)}; send as many, or one text_1"
-            raise RequestError(message, field="text_2")
-        scores, usage = await self._score_pairs(request, model, body, first, second, ("text_1", "text_2"))
-        data = [ScoreEntry(index, score) for index, score in enumerate(scores)]
-        return json_answer(ScoreList(model.name, data, usage))
-
-    async def rerank(self, request: Request) -> Response:
-        """Documents by their relevance to a query."""
-        body = parse_body(await self._shell.read(request), RerankBody)
-        model = self._models.for_tasks(body.model, ("score", "embed"))
-        if not body.documents:
-            raise RequestError("documents is empty; send at least one", field="documents")
-        texts = [one if isinstance(one, str) else one.text for one in body.documents]
-        queries = [body.query] * len(texts)
-        scores, usage = await self._score_pairs(request, model, body, queries, texts, ("query", "documents"))
-        order = sorted(range(len(texts)), key=lambda index: -scores[index])[: body.top_n]
-        has_texts = body.return_documents is True
-        results = [
-            RankedDocument(index, scores[index], RerankDocument(texts[index]))
-            if has_texts
-            else RankedDocument(index, scores[index])
-            for index in order
-        ]
-        return json_answer(Ranking(model.name, results, usage))
-
-    async def predict(self, request: Request) -> Response:
-        """The label of a text, or of each of a list; or what a module makes of named tensors."""
-        body = parse_body(await self._shell.read(request), PredictBody)
-        pipeline = self._models.pipeline(body.model)
-        if pipeline is not None:
-            return await self._pipelines.predict(request, body, pipeline)
-        if body.restore_redactions:
-            raise RequestError("restore_redactions is for answers with text; leave it out", field="restore_redactions")
-        if (body.text is None) == (body.inputs is None):
-            raise RequestError("send either text or inputs", field="text")
-        if body.inputs is not None:
-            model = self._models.for_tasks(body.model, ("predict", "classify", "embed"))
-            item = read_inputs(body.inputs, model)
-            outputs = await self._shell.run(request, self._service.answer_item(model, item))
-            if isinstance(outputs, str):
-                return json_bytes(outputs.encode())
-            answer = {
-                name: OutputTensor(tensor.dtype, list(tensor.shape), write_output(tensor))
-                for name, tensor in outputs.items()
-            }
-            return json_answer(TensorPrediction(answer))
-        model = self._models.for_tasks(body.model, ("classify",))
-        assert body.text is not None
-        answers = await self._answer(request, model, body, entries_of(body.text, "text"))
-        predictions: list[object] = [
-            prediction(scores, is_multi_label=model.is_multi_label, top_k=body.top_k) for scores in answers.labels
-        ]
-        predictions += [msgspec.Raw(answer.encode()) for answer in answers.json]
-        if isinstance(body.text, str):
-            return json_bytes(msgspec.json.encode(predictions[0]))
-        return json_bytes(msgspec.json.encode(predictions))
-
-    async def preprocess(self, request: Request) -> Response:
-        """What a model's steps make of texts."""
-        body = parse_body(await self._shell.read(request), PreprocessBody)
-        model = self._models.for_tasks(body.model, ("generate", "embed", "classify", "score"))
-        if not model.has_preprocessing:
-            raise RequestError(f"model={model.name} has no preprocessing", field="model")
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        if not texts or len(texts) > MAX_ENTRIES:
-            raise RequestError(f"input has {len(texts)} entries; send 1 to {MAX_ENTRIES}", field="input")
-        made = await self._shell.run(request, self._service.trace(model, texts))
-        data = [_shown_text(index, one, has_originals=body.reveal is True) for index, one in enumerate(made)]
-        return json_answer(PreprocessedList(model.name, data))
-
-    async def _run(self, request: Request, model: ModelDescription, body: EntriesBody, entries: list[Entry]) -> Outputs:
-        served = await self._models.with_tokenizer(model)
-        work = self._service.run_texts(served, entries, max_tokens_of(body, model))
-        return await self._shell.run(request, work)
-
-    async def _answer(
-        self, request: Request, model: ModelDescription, body: EntriesBody, entries: list[Entry]
-    ) -> Answers:
-        served = await self._models.with_tokenizer(model)
-        work = self._service.answer_texts(served, entries, max_tokens_of(body, model))
-        return await self._shell.run(request, work)
-
-    async def _score_pairs(
-        self,
-        request: Request,
-        model: ModelDescription,
-        body: EntriesBody,
-        first: list[str],
-        second: list[str],
-        fields: tuple[str, str],
-    ) -> tuple[list[float], TokenUsage]:
-        if model.task == "score":
-            pairs = [
-                Entry(one, f"{fields[1]}[{index}]", pair=two)
-                for index, (one, two) in enumerate(zip(first, second, strict=True))
-            ]
-            outputs = await self._run(request, model, body, pairs)
-            return relevance(model, outputs.values), _usage(outputs)
-        queries = list(dict.fromkeys(first))  # a query is embedded once
-        entries = [Entry(text, fields[0]) for text in queries]
-        entries += [Entry(text, f"{fields[1]}[{index}]") for index, text in enumerate(second)]
-        outputs = await self._run(request, model, body, entries)
-        places = {text: index for index, text in enumerate(queries)}
-        vectors: Vectors = outputs.values[[places[text] for text in first]]
-        return cosine(vectors, outputs.values[len(queries) :]), _usage(outputs)
-
-
-def entries_of(given: str | list[str | list[int] | int] | list[str], field: str) -> list[Entry]:
-    """A text, texts, token ids or lists of them: one entry each. Raises RequestError."""
-    if isinstance(given, str):
-        return [Entry(given, field)]
-    if not given:
-        raise RequestError(f"{field} is empty; send a text or token ids", field=field)
-    kinds = {type(one) for one in given}
-    if len(kinds) > 1:
-        raise RequestError(f"{field} mixes texts and token ids; send entries of one kind", field=field)
-    if kinds == {int}:
-        return [Entry([one for one in given if isinstance(one, int)], field)]
-    return [Entry(one, f"{field}[{index}]") for index, one in enumerate(given) if not isinstance(one, int)]
-
-
-def max_tokens_of(body: EntriesBody, model: ModelDescription) -> int | None:
-    """Where longer texts are to be cut; None: they are refused. Raises RequestError."""
-    limit = body.truncate_prompt_tokens
-    if limit is None:
-        return model.max_model_len if body.truncate else None
-    if limit == 0:
-        raise RequestError(
-            "truncate_prompt_tokens=0 leaves nothing; send a number above 0, or -1 for the model's longest",
-            field="truncate_prompt_tokens",
-        )
-    if limit > model.max_model_len:
-        raise RequestError(
-            f"truncate_prompt_tokens={limit} is more than the model takes ({model.max_model_len}); send -1 for that",
-            field="truncate_prompt_tokens",
-        )
-    return model.max_model_len if limit < 1 else limit
-
-
-def _shown_text(index: int, made: ChainOutcome, *, has_originals: bool) -> PreprocessedText:
-    steps = [ShownStep(one.step, _shown_value(one.value)) for one in made.trace]
-    redactions = [
-        ShownRedaction(one.placeholder, one.kind, one.original if has_originals else msgspec.UNSET)
-        for one in made.redactions
-    ]
-    return PreprocessedText(index, _shown_value(made.value), steps, redactions)
-
-
-def _shown_value(value: ChainValue) -> ShownValue:
-    return ShownValue(value.text, value.texts, value.token_ids)
-
-
-def _usage(outputs: Outputs) -> TokenUsage:
-    return TokenUsage(outputs.num_tokens, outputs.num_tokens)
+    return {
+        "/v1/embeddings": endpoint(EmbeddingsBody, calls.embed),
+        "/v1/classify": endpoint(ClassifyBody, calls.classify),
+        "/v1/score": endpoint(ScoreBody, calls.score),
+        "/v1/rerank": endpoint(RerankBody, calls.rerank),
+        "/v1/preprocess": endpoint(PreprocessBody, calls.preprocess),
+        "/predict": endpoint(PredictBody, calls.predict),
+    }

@@ -7,10 +7,8 @@ from numpy.typing import NDArray
 
 from serve_app.types import TensorData
 
-NUMPY_DTYPES: dict[str, np.dtype[np.generic]] = {
-    name: np.dtype(name)
-    for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "float16", "float32", "float64")
-}
+_NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
+NUMPY_DTYPES: dict[str, np.dtype[np.generic]] = {name: np.dtype(name) for name in _NAMES.split()}
 
 
 def to_array(tensor: TensorData) -> NDArray[Any]:

@@ -10,7 +10,10 @@ from serve_app.types import Item, TensorData, TensorSpec
 
 BATCH = "batch"  # the varying dimension whose size is an entry's number of rows
 
-_DTYPE_BYTES = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "float16": 2, "bfloat16": 2, "int32": 4, "float32": 4}
+_ONE_BYTE = ("bool", "int8", "uint8")
+_TWO_BYTES = ("int16", "uint16", "float16", "bfloat16")
+_FOUR_BYTES = ("int32", "uint32", "float32")
+_DTYPE_BYTES = dict.fromkeys(_ONE_BYTE, 1) | dict.fromkeys(_TWO_BYTES, 2) | dict.fromkeys(_FOUR_BYTES, 4)
 
 Sizes = dict[str, int]  # of an entry's varying dimensions along which it is joined, by name
 

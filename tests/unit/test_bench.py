@@ -15,6 +15,7 @@ from bench.random_llama import SIZES, byte_level_tokenizer
 from bench.results import Machine, record
 from bench.workload import poisson_workload, read_workload, write_workload
 from serve_app.config import GatewayConfig
+from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.http import build_http_app
 from tests.fakes import ScriptedBackend, save_model_dir, serving
 
@@ -38,7 +39,7 @@ def test_the_steady_rate_leaves_out_beginning_and_end() -> None:
 async def test_the_load_generator_counts_what_the_gateway_streams(tmp_path: Path, num_streams: int | None) -> None:
     backend = ScriptedBackend(save_model_dir(tmp_path / "model"))
     items = [WorkItem(0.01 * number, [97 + number] * 3, 5 + number) for number in range(4)]
-    async with serving(build_http_app(backend, GatewayConfig())) as url:
+    async with serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url:
         report = await asyncio.to_thread(run_load, url, backend.name, items, num_streams)
         with pytest.raises(LoadFailedError, match=r"HTTP/1\.1 404"):
             await asyncio.to_thread(run_load, url, "other", items)

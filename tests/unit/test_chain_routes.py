@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from serve_app.config import GatewayConfig, ModelConfig
+from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.http import build_http_app
 from serve_app.preprocessing.arrays import to_tensor_data
 from serve_app.preprocessing.chain import ChainModel, make_chain
@@ -31,7 +32,10 @@ def backend(tmp_path: Path) -> ScriptedBackend:
 
 @pytest.fixture
 async def client(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(build_http_app(backend, GatewayConfig())) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
         yield client
 
 
@@ -115,7 +119,7 @@ async def test_an_answer_shows_placeholders_unless_the_client_asks(
 async def test_a_stream_is_restored_across_its_tokens(backend: ScriptedBackend) -> None:
     put_before(backend, "redact_pii")
     async with (
-        serving(build_http_app(backend, GatewayConfig())) as url,
+        serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url,
         openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as caller,
     ):
         stream = await caller.completions.create(

@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from serve_app.config import GatewayConfig
 from serve_app.errors import QueueFullError, RayshardError, ShardLostError, UnavailableError
+from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.http import build_http_app
 from serve_app.gateway.sse import Outbox
 from serve_app.types import ModelDescription
@@ -36,7 +37,7 @@ def backend(model_dir: Path) -> ScriptedBackend:
 @pytest_asyncio.fixture
 async def server(backend: ScriptedBackend) -> AsyncIterator[str]:
     config = GatewayConfig(request_timeout_s=1, client_buffer_tokens=100)
-    async with serving(build_http_app(backend, config)) as base_url:
+    async with serving(build_http_app(DataPlane(backend, config))) as base_url:
         yield base_url
 
 

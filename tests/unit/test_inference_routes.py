@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from serve_app.config import GatewayConfig
 from serve_app.errors import UnavailableError
+from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.http import build_http_app
 from serve_app.preprocessing.arrays import to_array, to_tensor_data
 from serve_app.types import Item, ModelDescription, TensorSpec
@@ -70,7 +71,10 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         description(directory, "moods", "classify", logits, labels=LABELS, is_multi_label=True),
         description(directory, "module", "predict", tensor_outputs, inputs=tensors, has_tokenizer=False),
     ]
-    async with serving(build_http_app(backend, GatewayConfig())) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
         yield Served(client, backend)
 
 

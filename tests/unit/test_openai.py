@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from serve_app.config import GatewayConfig
 from serve_app.errors import RequestError
+from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.http import build_http_app
 from serve_app.gateway.json_body import parse_json_object
 from tests.bad_requests import RAW_BODIES
@@ -31,7 +32,7 @@ def backend(model_dir: Path) -> ScriptedBackend:
 
 @pytest_asyncio.fixture
 async def client(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
-    app = build_http_app(backend, GatewayConfig(max_request_bytes=1_000_000, chat_template_timeout_s=0.5))
+    app = build_http_app(DataPlane(backend, GatewayConfig(max_request_bytes=1_000_000, chat_template_timeout_s=0.5)))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
@@ -230,7 +231,7 @@ async def test_a_large_body_gets_413(client: httpx.AsyncClient) -> None:
 
 async def test_a_model_without_template_refuses_chat(tmp_path: Path) -> None:
     plain = ScriptedBackend(save_model_dir(tmp_path, chat_template=None))
-    app = build_http_app(plain, GatewayConfig())
+    app = build_http_app(DataPlane(plain, GatewayConfig()))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway") as client,

@@ -11,6 +11,7 @@ import pytest
 from serve_app.config import GatewayConfig
 from serve_app.deployments.model_steps import ModelSteps
 from serve_app.deployments.pipeline_run import PipelineRunner
+from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.http import build_http_app
 from serve_app.pipeline_config import PipelineConfig
 from serve_app.preprocessing.pipeline_check import port_of_description, result_kind
@@ -70,7 +71,10 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         return await runners[request.pipeline].run(request)
 
     backend.pipeline = run
-    async with serving(build_http_app(backend, GatewayConfig())) as url, httpx.AsyncClient(base_url=url) as client:
+    async with (
+        serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url,
+        httpx.AsyncClient(base_url=url) as client,
+    ):
         yield Served(client, caller)
     pool.close()
 

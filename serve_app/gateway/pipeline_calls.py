@@ -1,18 +1,13 @@
-"""Pipelines over HTTP: called like models, on the routes that fit what they give."""
+"""Calls of pipelines: called like models, in the ways that fit what they give."""
 
 import secrets
-from collections.abc import Coroutine
-from typing import Any
 
 import msgspec
 import numpy as np
-from starlette.requests import Request
-from starlette.responses import Response
 
 from serve_app.errors import RequestError
 from serve_app.gateway.answers import classifications, embeddings, prediction
 from serve_app.gateway.backend import GatewayBackend
-from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
 from serve_app.gateway.inference import MAX_ENTRIES
 from serve_app.gateway.inference_schema import (
     ClassificationList,
@@ -33,50 +28,48 @@ from serve_app.preprocessing.arrays import to_array
 from serve_app.types import Item, ModelDescription, PipelineRequest, PipelineResult, PipelineRun, PipelineValue
 
 
-class PipelineEndpoints:
-    """One method for each route that serves pipelines too."""
+class PipelineCalls:
+    """One method for each kind of call that pipelines take too."""
 
-    def __init__(self, backend: GatewayBackend, shell: RequestShell, queue_timeout_s: float | None) -> None:
+    def __init__(self, backend: GatewayBackend, queue_timeout_s: float | None) -> None:
         self._backend = backend
-        self._shell = shell
         self._queue_timeout_s = queue_timeout_s
 
-    async def predict(self, request: Request, body: PredictBody, pipeline: ModelDescription) -> Response:
+    async def predict(self, body: PredictBody, pipeline: ModelDescription) -> object:
         """What the pipeline makes of a text, or of each of several."""
         if body.text is None or body.inputs is not None:
             raise RequestError(f"model={pipeline.name} is a pipeline, which takes text; leave out inputs", field="text")
         texts = _texts(body, body.text, "text")
-        work = self._run(pipeline, texts, restores_redactions=body.restore_redactions is True)
-        result = await self._shell.run(request, work)
+        result = await self._run(pipeline, texts, restores_redactions=body.restore_redactions is True)
         answers = [_run_answer(result.names, run, body.top_k) for run in result.runs]
         is_one = isinstance(body.text, str) or result.is_joint
-        return json_bytes(msgspec.json.encode(answers[0] if is_one else answers))
+        return answers[0] if is_one else answers
 
-    async def classify(self, request: Request, body: ClassifyBody, pipeline: ModelDescription) -> Response:
+    async def classify(self, body: ClassifyBody, pipeline: ModelDescription) -> ClassificationList:
         """Labels of texts, of a pipeline that gives one for each."""
         _check_gives(pipeline, "label")
-        result = await self._shell.run(request, self._run(pipeline, _texts(body, body.input, "input")))
+        result = await self._run(pipeline, _texts(body, body.input, "input"))
         values = [run.results[0] for run in result.runs]
         scores = [scores for value in values for scores in value.labels]
         is_multi_label = any(value.is_multi_label for value in values)
         data = classifications(scores, body, is_multi_label=is_multi_label)
-        return json_answer(ClassificationList(pipeline.name, data, _usage(result)))
+        return ClassificationList(pipeline.name, data, _usage(result))
 
-    async def embed(self, request: Request, body: EmbeddingsBody, pipeline: ModelDescription) -> Response:
+    async def embed(self, body: EmbeddingsBody, pipeline: ModelDescription) -> EmbeddingList:
         """Vectors of texts, of a pipeline that gives one for each."""
         _check_gives(pipeline, "embedding")
-        result = await self._shell.run(request, self._run(pipeline, _texts(body, body.input, "input")))
+        result = await self._run(pipeline, _texts(body, body.input, "input"))
         rows = [to_array(item["embedding"]) for run in result.runs for item in run.results[0].items]
         data = embeddings(np.concatenate(rows), body)
-        return json_answer(EmbeddingList(pipeline.name, data, _usage(result)))
+        return EmbeddingList(pipeline.name, data, _usage(result))
 
-    def _run(
+    async def _run(
         self, pipeline: ModelDescription, texts: list[str], *, restores_redactions: bool = False
-    ) -> Coroutine[Any, Any, PipelineResult]:
+    ) -> PipelineResult:
         request = PipelineRequest(
             secrets.token_hex(8), pipeline.name, texts, self._queue_timeout_s, restores_redactions
         )
-        return self._backend.run_pipeline(request)
+        return await self._backend.run_pipeline(request)
 
 
 def _texts(body: EntriesBody, given: object, field: str) -> list[str]:
