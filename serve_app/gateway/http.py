@@ -18,6 +18,8 @@ from serve_app.gateway.generation import ChoiceDelta, GenerationCall, PromptRun,
 from serve_app.gateway.http_errors import on_http_exception, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes, while_connected
 from serve_app.gateway.inference_routes import inference_endpoints
+from serve_app.gateway.open_inference import OpenInference
+from serve_app.gateway.open_inference_http import open_inference_routes
 from serve_app.gateway.openai_params import check_token_ids
 from serve_app.gateway.openai_responses import ModelList, WholeAnswer, model_card
 from serve_app.gateway.openai_schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse_body
@@ -30,7 +32,8 @@ from serve_app.types import CopyState
 def build_http_app(plane: DataPlane) -> Starlette:
     """The Gateway's ASGI application; it closes the plane in the end."""
     endpoints = _Endpoints(plane)
-    inference = inference_endpoints(plane.calls, RequestShell(plane.config))
+    shell = RequestShell(plane.config)
+    inference = inference_endpoints(plane.calls, shell)
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -47,6 +50,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
             Route("/v1/tokenize", endpoints.tokenize, methods=["POST"]),
             Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),
+            *open_inference_routes(OpenInference(plane), shell),
         ],
         exception_handlers={
             RayshardError: on_rayshard_error,

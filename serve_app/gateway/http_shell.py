@@ -19,19 +19,19 @@ class RequestShell:
     """Limits of size and time, by the Gateway's settings."""
 
     def __init__(self, config: GatewayConfig) -> None:
-        self._max_bytes = config.max_request_bytes
+        self.max_bytes = config.max_request_bytes
         self._limit_s = config.request_timeout_s
 
     async def read(self, request: Request) -> bytes:
         """The body, refused as soon as it is known to be too large."""
         announced = request.headers.get("content-length", "")
-        if announced.isdecimal() and int(announced[:20]) > self._max_bytes:
+        if announced.isdecimal() and int(announced[:20]) > self.max_bytes:
             raise self._too_large()
         content = bytearray()
         try:
             async for piece in request.stream():
                 content += piece
-                if len(content) > self._max_bytes:
+                if len(content) > self.max_bytes:
                     raise self._too_large()
         except ClientDisconnect as error:
             raise RequestAbortedError("the client left while sending") from error
@@ -54,7 +54,7 @@ class RequestShell:
         return await while_connected(request, self.within_time(work))
 
     def _too_large(self) -> RequestTooLargeError:
-        return RequestTooLargeError(f"body is larger than max_request_bytes={self._max_bytes}; send less", field="body")
+        return RequestTooLargeError(f"body is larger than max_request_bytes={self.max_bytes}; send less", field="body")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:

@@ -44,7 +44,7 @@ from serve_app.gateway.inference_schema import (
 from serve_app.gateway.pipeline_calls import PipelineCalls
 from serve_app.gateway.served_models import ServedModels
 from serve_app.gateway.tensor_inputs import read_inputs, write_output
-from serve_app.types import ChainOutcome, ChainValue, ModelDescription
+from serve_app.types import ChainOutcome, ChainValue, Item, ModelDescription
 
 
 class ModelCalls:
@@ -148,6 +148,10 @@ class ModelCalls:
         if isinstance(body.text, str):
             return predictions[0]
         return predictions
+
+    async def run_tensors(self, model: ModelDescription, item: Item) -> Item | str:
+        """What a module makes of checked tensors: tensors, or the JSON that its postprocessing makes."""
+        return await self._service.answer_item(model, item)
 
     async def preprocess(self, body: PreprocessBody) -> PreprocessedList:
         """What a model's steps make of texts."""

@@ -1,6 +1,6 @@
 """Bodies of OpenAI's endpoints, with vLLM's extensions: types and ranges. An unknown key is an error."""
 
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta
@@ -134,7 +134,12 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 def parse_body(content: bytes, body_type: type[Body]) -> Body:
     """The typed body. Raises RequestError that names the field, its value and what is allowed."""
-    raw = drop_neutral(parse_json_object(content), known=body_type.__struct_fields__)
+    return convert_body(parse_json_object(content), body_type)
+
+
+def convert_body(given: dict[str, Any], body_type: type[Body]) -> Body:
+    """The typed body of an object that is parsed already. Raises RequestError as parse_body does."""
+    raw = drop_neutral(given, known=body_type.__struct_fields__)
     try:
         return msgspec.convert(raw, body_type)
     except msgspec.ValidationError as error:

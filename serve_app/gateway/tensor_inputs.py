@@ -34,6 +34,17 @@ def read_inputs(inputs: Mapping[str, object], model: ModelDescription) -> Item:
     return item
 
 
+def check_tensors(item: Item, model: ModelDescription) -> None:
+    """What dtypes and shapes do not say of a request's tensors: whether they fit together. Raises RequestError."""
+    for name, tensor in item.items():
+        if "float" in tensor.dtype and not np.isfinite(to_array(tensor)).all():
+            raise RequestError(f"inputs.{name} holds a number that is not finite", field=f"inputs.{name}")
+        if tensor.dtype == "bool" and any(byte > 1 for byte in set(tensor.data)):
+            raise RequestError(f"inputs.{name} holds a byte that is neither 0 nor 1", field=f"inputs.{name}")
+    _check_varying(item, model.inputs)
+    check_packing(item, model)
+
+
 def write_output(tensor: TensorData) -> list[object]:
     """A tensor's elements in C order; a number that is not finite becomes None."""
     array = to_array(tensor).reshape(-1)
@@ -55,8 +66,8 @@ def _read(field: str, value: object, spec: TensorSpec) -> TensorData:
     else:
         shape, data = _shape_of(field, value), value
     _check_shape(field, shape, spec)
-    flat = _flatten(field, data, shape)
-    return _tensor(field, flat, shape, spec.dtype)
+    flat = flatten(field, data, shape)
+    return tensor_of(field, flat, shape, spec.dtype)
 
 
 def _given_shape(field: str, shape: object) -> tuple[int, ...]:
@@ -70,7 +81,7 @@ def _given_shape(field: str, shape: object) -> tuple[int, ...]:
 
 
 def _shape_of(field: str, value: object) -> tuple[int, ...]:
-    """The shape that the first elements show; _flatten checks the others."""
+    """The shape that the first elements show; flatten checks the others."""
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -92,7 +103,7 @@ def _check_shape(field: str, shape: tuple[int, ...], spec: TensorSpec) -> None:
         raise RequestError(f"{field} is empty: its shape is {list(shape)}", field=field)
 
 
-def _flatten(field: str, data: object, shape: tuple[int, ...]) -> list[Any]:
+def flatten(field: str, data: object, shape: tuple[int, ...]) -> list[Any]:
     """The elements, as many as the shape says; nested lists must be of that shape, a flat one is taken too."""
     num_elements = math.prod(shape)
     is_flat = isinstance(data, list) and not any(isinstance(item, list) for item in data)
@@ -109,7 +120,8 @@ def _flatten(field: str, data: object, shape: tuple[int, ...]) -> list[Any]:
     return level
 
 
-def _tensor(field: str, values: list[Any], shape: tuple[int, ...], dtype: str) -> TensorData:
+def tensor_of(field: str, values: list[Any], shape: tuple[int, ...], dtype: str) -> TensorData:
+    """The tensor of elements from JSON. Raises RequestError for one that the dtype cannot hold."""
     for index in _misfits(values, dtype):
         raise RequestError(f"{field}: element {index} is no {dtype}, or outside its range", field=field)
     numpy_dtype = np.dtype(np.float32) if dtype == "bfloat16" else NUMPY_DTYPES[dtype]
