@@ -9,7 +9,7 @@ PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.tx
 PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-full lint types format lock cluster bench-overhead bench-encoders clean
+.PHONY: help install serve test test-slow test-full lint types format lock cluster protos bench-overhead bench-encoders clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ lock:  ## resolve pyproject.toml anew into constraints.txt (PYTHON=, PIP_ARGS=)
 
 cluster: $(STAMP)  ## write cluster/rayservice.yaml from serve_config.yaml
 	.venv/bin/python cluster/render.py
+
+protos: $(STAMP)  ## write the code of serve_app/protos/*.proto
+	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. serve_app/protos/*.proto
 
 bench-overhead: $(STAMP)  ## what serving costs beside the engine (minutes)
 	.venv/bin/python -m bench.overhead --record

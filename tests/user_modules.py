@@ -138,3 +138,10 @@ class Traced(nn.Sequential):
 
     def __init__(self, path: str, seconds: float) -> None:
         super().__init__(*[TracedBlock(index, path, seconds) for index in range(2)])
+
+
+class Sized(nn.Sequential):
+    """One linear layer of sizes that a YAML gives."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(nn.Linear(in_features, out_features))

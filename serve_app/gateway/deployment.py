@@ -8,7 +8,9 @@ from starlette.applications import Starlette
 
 from serve_app.config import GatewayConfig
 from serve_app.gateway.data_plane import DataPlane
+from serve_app.gateway.grpc_methods import GrpcMethods
 from serve_app.gateway.http import build_http_app
+from serve_app.gateway.open_inference import OpenInference
 from serve_app.gateway.serve_backend import ServeBackend
 from serve_app.observability import configure_logging
 
@@ -17,8 +19,8 @@ logger = logging.getLogger(__name__)
 _FIRST_LOOK_S = 10.0
 
 
-class Gateway:
-    """HTTP in front of all models. One application, one route."""
+class Gateway(GrpcMethods):
+    """HTTP and gRPC in front of all models. One application, one route."""
 
     async def __init__(self, config: GatewayConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         configure_logging()
@@ -29,6 +31,8 @@ class Gateway:
                 await self._backend.find_running_models()
         self._backend.start()
         self._plane = DataPlane(self._backend, config)
+        self._open_inference = OpenInference(self._plane)
+        self._time_limit_s = config.request_timeout_s
 
     async def check_health(self) -> None:
         """Serve replaces this replica when it cannot hear its Routers any more."""

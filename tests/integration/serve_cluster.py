@@ -51,18 +51,19 @@ def model_application(
 class ServeCluster:
     """One running `rayshard serve`, and what a test wants to know of it."""
 
-    def __init__(self, applications: list[dict[str, Any]]) -> None:
+    def __init__(self, applications: list[dict[str, Any]], grpc_options: dict[str, Any] | None = None) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="rs-"))  # short: Ray's sockets have long names
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._applications = list(applications)
+        self._grpc_options = grpc_options
         self._environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),  # for steps and modules of the tests
             "RAY_TMPDIR": str(self.directory / "ray"),
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_AUTH_MODE": "token",
-            "RAY_DASHBOARD_PORT": str(_free_port()),
+            "RAY_DASHBOARD_PORT": str(free_port()),
         }
         (self.directory / "ray").mkdir()
         self._write_config()
@@ -180,10 +181,12 @@ class ServeCluster:
         assert not alive, f"left behind: {alive}"
 
     def _write_config(self) -> None:
-        config = {
+        config: dict[str, Any] = {
             "http_options": {"host": "127.0.0.1", "port": self.port},
             "applications": self._applications,
         }
+        if self._grpc_options is not None:
+            config["grpc_options"] = self._grpc_options
         self.config_path.write_text(yaml.safe_dump(config))
 
 
@@ -195,7 +198,8 @@ def event_data(line: str) -> dict[str, Any] | None:
     return data
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
