@@ -16,7 +16,7 @@ from serve_app.errors import RayshardError, RequestError
 from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.http_errors import on_http_exception, on_rayshard_error, on_unexpected_error
-from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes, while_connected
+from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
 from serve_app.gateway.inference_routes import inference_endpoints
 from serve_app.gateway.open_inference import OpenInference
 from serve_app.gateway.open_inference_http import open_inference_routes
@@ -131,20 +131,20 @@ class _Endpoints:
         response_id, created_s = new_id("chatcmpl-" if is_chat else "cmpl-"), int(time.time())
         if call.options.is_stream:
             events_type = ChatEvents if is_chat else CompletionEvents
-            return self._stream(call, runs, events_type(call, runs, response_id, created_s))
+            self._shell.time_limit(request)  # refused before anything is sent
+            return self._stream(request, call, runs, events_type(call, runs, response_id, created_s))
         answer = WholeAnswer(call, runs, response_id, created_s)
-        work = self._shell.within_time(run_call(call, runs, self._backend, answer.add))
-        await while_connected(request, work)
+        await self._shell.run(request, run_call(call, runs, self._backend, answer.add))
         return json_bytes(answer.chat() if is_chat else answer.completion())
 
     def _stream(
-        self, call: GenerationCall, runs: list[PromptRun], events: CompletionEvents | ChatEvents
+        self, request: Request, call: GenerationCall, runs: list[PromptRun], events: CompletionEvents | ChatEvents
     ) -> EventStreamResponse:
         async def produce(outbox: Outbox) -> None:
             def emit(prompt_index: int, delta: ChoiceDelta) -> None:
                 outbox.put(events.encode(prompt_index, delta), len(delta.token_ids))
 
-            await self._shell.within_time(run_call(call, runs, self._backend, emit))
+            await self._shell.within_time(request, run_call(call, runs, self._backend, emit))
             outbox.put(events.end(), 0)
 
         return EventStreamResponse(produce, max_waiting_tokens=self._config.client_buffer_tokens)

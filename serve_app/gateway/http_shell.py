@@ -9,8 +9,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serve_app.config import GatewayConfig
-from serve_app.errors import RequestAbortedError, RequestTooLargeError, TimeoutExceededError
+from serve_app.errors import RequestAbortedError, RequestError, RequestTooLargeError
 from serve_app.gateway.sse import wait_for_disconnect
+from serve_app.gateway.time_limits import time_limit_of, within
 
 ResultT = TypeVar("ResultT")
 
@@ -37,21 +38,22 @@ class RequestShell:
             raise RequestAbortedError("the client left while sending") from error
         return bytes(content)
 
-    async def within_time(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
+    async def within_time(self, request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """What the work comes to; raises TimeoutExceededError."""
         try:
-            async with asyncio.timeout(self._limit_s) as limit:
-                return await work
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise TimeoutExceededError(
-                f"the request took longer than {self._limit_s:g} s; ask for less, or raise request_timeout_s"
-            ) from error
+            limit_s = self.time_limit(request)
+        except RequestError:
+            work.close()
+            raise
+        return await within(limit_s, lambda: work)
+
+    def time_limit(self, request: Request) -> float | None:
+        """Seconds that a request may take; None: any. Raises RequestError."""
+        return time_limit_of(request.headers, self._limit_s)
 
     async def run(self, request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """What the work comes to, in time and while the client is there."""
-        return await while_connected(request, self.within_time(work))
+        return await while_connected(request, self.within_time(request, work))
 
     def _too_large(self) -> RequestTooLargeError:
         return RequestTooLargeError(f"body is larger than max_request_bytes={self.max_bytes}; send less", field="body")

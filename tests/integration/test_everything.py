@@ -1,19 +1,25 @@
-"""examples/everything.yaml on a real cluster: each kind of model, and pipelines that join them."""
+"""examples/everything.yaml on a real cluster: each kind of model, pipelines that join them, and every client."""
 
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 import torch
+import tritonclient.http as triton
 import yaml
+from google.protobuf import descriptor_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 
@@ -22,7 +28,11 @@ from serve_app.models.text_classifier import TextClassifier
 from serve_app.planning.csv_rows import read_csv
 from serve_app.planning.serve_file import load_serve_file
 from serve_app.preprocessing.tokenizer import Tokenizer
-from tests.integration.serve_cluster import DEMO_MODEL, ROOT, ServeCluster, model_application
+from serve_app.protos import open_inference_pb2 as pb
+from serve_app.protos import open_inference_pb2_grpc as services
+from tests.integration.serve_cluster import DEMO_MODEL, ROOT, ServeCluster, free_port, model_application
+from tests.unit.test_torch_model import save
+from tests.user_modules import Sized
 
 EXAMPLE = ROOT / "examples" / "everything.yaml"
 TEXT = "<p>My card was charged twice. Please write to  jo@example.org!</p>"
@@ -50,6 +60,24 @@ _CHOICE = {  # a detector's label chooses the generator
 }
 
 
+_LINEAR: dict[str, Any] = {  # a module of the tests
+    "name": "linear",
+    "route_prefix": None,
+    "import_path": "serve_app.app:build_model",
+    "args": {
+        "name": "linear",
+        "task": "predict",
+        "inputs": {"input": {"dtype": "float32", "shape": ["batch", 4]}},
+        "outputs": {"output": {"dtype": "float32", "shape": ["batch", 2]}},
+        "arguments": {"in_features": 4, "out_features": 2},
+        "architecture": "tests.user_modules:Sized",
+        "device": {"cpu_threads": 1},
+    },
+}
+SERVICES = ["serve_app.protos.open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"]
+CALLS = Path(__file__).with_name("triton_grpc_calls.py")
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("everything")
@@ -58,15 +86,26 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(models: Path) -> Iterator[ServeCluster]:
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def cluster(models: Path, port: int) -> Iterator[ServeCluster]:
     applications = yaml.safe_load(EXAMPLE.read_text())["applications"]
     for application in applications:
         source = application["args"].get("source")
         if source is not None:
             made = models / Path(source).name
             application["args"]["source"] = str(made if made.exists() else (EXAMPLE.parent / source).resolve())
+    gateway = next(one for one in applications if one["name"] == "gateway")
+    gateway["args"] = {"queue_timeout_s": 120.0, "max_request_bytes": 64 * 2**20}
     second = model_application("demo-short", source=DEMO_MODEL, preprocessing=["normalize_unicode", "redact_pii"])
-    cluster = ServeCluster([*applications, second, _CHOICE])
+    torch.manual_seed(0)
+    save(Sized(4, 2), models / "linear")
+    grpc_options = {"port": port, "grpc_servicer_functions": SERVICES, "enable_reflection": True}
+    linear = {**_LINEAR, "args": {**_LINEAR["args"], "source": str(models / "linear")}}
+    cluster = ServeCluster([*applications, second, linear, _CHOICE], grpc_options)
     cluster.wait_until(cluster.is_healthy, 60, "health")
     yield cluster
     cluster.stop()
@@ -172,9 +211,62 @@ def test_what_a_pipeline_refuses_names_the_step_and_the_next_request_works(clust
     assert "results" in post(cluster, "/predict", model="triage", text="a")
 
 
-def test_no_text_is_found_in_any_log_whatever_dies_under_it(cluster: ServeCluster) -> None:
+@pytest.mark.timeout(400)
+def test_tritonclient_over_grpc(cluster: ServeCluster, port: int) -> None:
+    environment = {**os.environ, "TEST_GRPC_ADDRESS": f"127.0.0.1:{port}", "TEST_HTTP_URL": cluster.url}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", str(CALLS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 passed" in done.stdout
+
+
+def test_tritonclient_over_http(cluster: ServeCluster) -> None:
+    array = np.ones((3, 4), np.float32)
+    given = triton.InferInput("input", [3, 4], "FP32")
+    given.set_data_from_numpy(array)
+    with triton.InferenceServerClient(cluster.url.removeprefix("http://")) as client:
+        assert client.is_server_ready()
+        assert client.infer("linear", [given]).as_numpy("output").shape == (3, 2)
+
+
+def test_plain_grpcio_with_typed_contents(cluster: ServeCluster, port: int) -> None:
+    assert cluster.is_healthy()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = services.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        request = pb.ModelInferRequest(model_name="linear")
+        tensor = request.inputs.add(name="input", datatype="FP32", shape=[1, 4])
+        tensor.contents.fp32_contents.extend([1, 2, 3, 4])
+        answer = stub.ModelInfer(request, timeout=30)
+        assert list(answer.outputs[0].shape) == [1, 2]
+        assert len(answer.raw_output_contents[0]) == 8
+        tensor.contents.fp32_contents.append(5)
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.ModelInfer(request, timeout=30)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "20 bytes, its shape [1, 4] says 16" in caught.value.details()
+
+
+def test_reflection_tells_the_service(cluster: ServeCluster, port: int) -> None:
+    assert cluster.is_healthy()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        name = "inference.GRPCInferenceService"
+        asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=name)]
+        (answer,) = stub.ServerReflectionInfo(iter(asked))
+    file = descriptor_pb2.FileDescriptorProto.FromString(answer.file_descriptor_response.file_descriptor_proto[0])
+    assert [method.name for method in file.service[0].method][-1] == "ModelStreamInfer"
+
+
+def test_no_text_is_found_in_any_log_whatever_dies_under_it(cluster: ServeCluster, port: int) -> None:
     canary = "canary7319"
     chat = [{"role": "user", "content": f"{canary} was here"}]
+    assert grpc_codes(port, canary) == ["OK", "OK", "INVALID_ARGUMENT", "INVALID_ARGUMENT"]
     calls: list[tuple[str, dict[str, Any]]] = [
         ("/predict", {"model": "triage", "text": f"{canary} was here"}),
         ("/predict", {"model": "assistant", "text": f"{canary} was here"}),
@@ -202,6 +294,19 @@ def test_no_text_is_found_in_any_log_whatever_dies_under_it(cluster: ServeCluste
     files = [path for path in cluster.directory.rglob("*") if path.is_file()]
     assert len(files) > 10
     assert not [path for path in files if canary.encode() in path.read_bytes()]
+
+
+def grpc_codes(port: int, canary: str) -> list[str]:
+    """The statuses of calls with the text as an element, an input's name and an id."""
+    codes = []
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = services.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        for model, name in (("demo", "text_input"), ("minilm", "text_input"), ("demo", canary), ("linear", "x")):
+            request = pb.ModelInferRequest(model_name=model, id=canary)
+            tensor = request.inputs.add(name=name, datatype="BYTES", shape=[1])
+            tensor.contents.bytes_contents.append(canary.encode())
+            codes.append(stub.ModelInfer.future(request, timeout=30).code().name)
+    return codes
 
 
 def kill_under(cluster: ServeCluster, victim: str, path: str, body: dict[str, Any]) -> int:

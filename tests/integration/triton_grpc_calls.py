@@ -1,4 +1,4 @@
-"""Calls of tritonclient over gRPC, which test_open_inference.py runs in a process of their own.
+"""Calls of tritonclient over gRPC, which test_everything.py runs in a process of their own.
 
 tritonclient's generated code has the names of ours, and one process cannot hold both.
 """

@@ -376,3 +376,20 @@ async def test_openai_gets_its_own_errors(openai_client: openai.AsyncOpenAI, bac
     stream = await openai_client.completions.create(model="tiny", prompt="a", stream=True)
     with pytest.raises(openai.APIError, match="full"):
         _ = [chunk async for chunk in stream]
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_a_client_may_set_a_shorter_time_limit(
+    client: httpx.AsyncClient, backend: ScriptedBackend, is_stream: bool
+) -> None:
+    backend.step_s = 0.02
+    started = time.monotonic()
+    body = prompt_body(max_tokens=300, stream=is_stream)
+    response = await client.post(COMPLETIONS, json=body, headers={"x-request-timeout-ms": "100"})
+    assert time.monotonic() - started < 0.9
+    assert response.status_code == (200 if is_stream else 504)
+    assert "longer than 0.1 s" in response.text
+    await until(lambda: backend.num_open == 0)
+    for given in ("0", "soon", "-1"):
+        refused = await client.post(COMPLETIONS, json=body, headers={"x-request-timeout-ms": given})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-request-timeout-ms")

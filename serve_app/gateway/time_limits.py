@@ -1,0 +1,37 @@
+"""How long a request may take, by the Gateway's settings and by what its client says in a header or metadata."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from serve_app.errors import RequestError, TimeoutExceededError
+
+TIMEOUT_KEY = "x-request-timeout-ms"  # Serve shows a replica no gRPC deadline; HTTP has none
+_MAX_TIMEOUT_MS = 10**9
+ResultT = TypeVar("ResultT")
+
+
+def time_limit_of(given: Mapping[str, object], limit_s: float | None) -> float | None:
+    """Seconds that a request with these headers may take, no more than limit_s; None: any. Raises RequestError."""
+    asked = given.get(TIMEOUT_KEY)
+    if asked is None:
+        return limit_s
+    is_number = isinstance(asked, str) and asked.isascii() and asked.isdecimal()
+    if not is_number or not 0 < int(str(asked)[:12]) < _MAX_TIMEOUT_MS:
+        message = f"{TIMEOUT_KEY} is no number of milliseconds; send a whole number above 0"
+        raise RequestError(message, field=TIMEOUT_KEY)
+    asked_s = int(str(asked)) / 1000
+    return asked_s if limit_s is None else min(asked_s, limit_s)
+
+
+async def within(limit_s: float | None, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+    """What the work comes to; raises TimeoutExceededError."""
+    try:
+        async with asyncio.timeout(limit_s) as limit:
+            return await work()
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise TimeoutExceededError(
+            f"the request took longer than {limit_s:g} s; ask for less, or raise request_timeout_s or {TIMEOUT_KEY}"
+        ) from error
