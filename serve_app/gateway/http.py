@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve_app.errors import RayshardError, RequestError
+from serve_app.gateway.compatible_routes import compatible_routes
 from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.http_errors import on_http_exception, on_rayshard_error, on_unexpected_error
@@ -21,7 +22,7 @@ from serve_app.gateway.inference_routes import inference_endpoints
 from serve_app.gateway.open_inference import OpenInference
 from serve_app.gateway.open_inference_http import open_inference_routes
 from serve_app.gateway.openai_params import check_token_ids
-from serve_app.gateway.openai_responses import ModelList, WholeAnswer, model_card
+from serve_app.gateway.openai_responses import ModelList, WholeAnswer, model_card, model_state
 from serve_app.gateway.openai_schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, parse_body
 from serve_app.gateway.openai_stream import ChatEvents, CompletionEvents
 from serve_app.gateway.request_id import RequestIdMiddleware, new_id
@@ -43,6 +44,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
     app = Starlette(
         routes=[
             Route("/health", endpoints.health),
+            *compatible_routes(plane, shell),
             Route("/v1/models", endpoints.list_models),
             Route("/v1/models/{name:path}", endpoints.get_model),
             Route("/v1/completions", endpoints.complete, methods=["POST"]),
@@ -88,7 +90,10 @@ class _Endpoints:
 
     async def get_model(self, request: Request) -> Response:
         """One model."""
-        return json_answer(model_card(self._models.describe(request.path_params["name"])))
+        description = self._models.describe(request.path_params["name"])
+        copies = self._backend.health().models.get(description.name, [])
+        is_ready = any(copy.state == "ready" for copy in copies) or description.task == "pipeline"
+        return json_answer(model_state(description, is_ready=is_ready))
 
     async def complete(self, request: Request) -> Response:
         """Text completion."""

@@ -98,6 +98,29 @@ class ModelList(msgspec.Struct, frozen=True):
     object: str = "list"
 
 
+class VersionStatus(msgspec.Struct, frozen=True):
+    """TF Serving's state of one version."""
+
+    version: str
+    state: str
+
+
+class ModelState(ModelCard, frozen=True, kw_only=True):
+    """`GET /v1/models/{name}`: OpenAI's card, and what KServe v1 and TF Serving say of a model beside it."""
+
+    name: str
+    ready: bool
+    model_version_status: list[VersionStatus]
+
+
+def model_state(description: ModelDescription, *, is_ready: bool) -> ModelState:
+    """What clients learn when they ask for one model."""
+    card = model_card(description)
+    status = VersionStatus("1", "AVAILABLE" if is_ready else "LOADING")
+    values = {name: getattr(card, name) for name in card.__struct_fields__}
+    return ModelState(**values, name=description.name, ready=is_ready, model_version_status=[status])
+
+
 def model_card(description: ModelDescription) -> ModelCard:
     """What clients learn of a model; its directory is not theirs to know."""
     return ModelCard(description.name, description.created_s, description.max_model_len)
