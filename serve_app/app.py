@@ -17,6 +17,7 @@ from serve_app.deployments.router import Router
 from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.serve_applications import PIPELINE_NAME, PREPROCESSOR_NAME, ROUTER_NAME
 from serve_app.pipeline_config import PipelineConfig
+from serve_app.planning.key_file import read_key_file
 from serve_app.planning.reservations import CPUS_PER_REPLICA
 from serve_app.planning.source import is_hub_id, pin_revision
 
@@ -35,6 +36,10 @@ def build_gateway(args: GatewayConfig) -> Application:
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )
+    if args.api_keys_file is not None:  # replicas run elsewhere
+        path = Path(args.api_keys_file).expanduser().resolve()
+        read_key_file(path)
+        args = args.model_copy(update={"api_keys_file": str(path)})
     return deployment.bind(args)
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from serve_app.config import Environment, read_environment
+from serve_app.config import Environment, GatewayConfig, read_environment
 from serve_app.errors import ConfigError
+from serve_app.key_command import add_key_command, make_key
+from serve_app.planning.key_file import read_key_file
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import (
     check_split,
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve(arguments.file)
     if arguments.command == "train":
         return _train(arguments)
+    if arguments.command == "key":
+        return make_key(arguments)
     return _validate(arguments.file, can_download=arguments.download)
 
 
@@ -49,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("file", type=Path, metavar="FILE")
     validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
     _add_training(commands)
+    add_key_command(commands)
     return parser
 
 
@@ -137,13 +142,14 @@ def _refuse(problems: Sequence[Problem]) -> int:
 def _check_file(path: Path, *, can_download: bool) -> _CheckedFile:
     report = inspect_serve_file(path)
     environment = read_environment()
+    keys = _check_keys(report.gateway, path)
     models = [_check_model(model, path, environment, can_download=can_download) for model in report.models]
     ports: dict[str, ModelPort] = {}
     for model, known in zip(report.models, models, strict=True):
         ports[model.config.name] = port_of_config(model.config, known.labels)
     if not report.has_unread_models:  # else it is not known which models there are
         models += [_check_pipeline(pipeline, ports) for pipeline in report.pipelines]
-    problems = [*report.problems, *(problem for model in models for problem in model.problems)]
+    problems = [*report.problems, *keys, *(problem for model in models for problem in model.problems)]
     plan_text = "\n\n".join(model.text for model in models)
     return _CheckedFile(None if problems else report.serve_file, plan_text, problems)
 
@@ -155,6 +161,16 @@ def _headline(serve_file: ServeFile) -> str:
     if num_pipelines:
         models += " and 1 pipeline" if num_pipelines == 1 else f" and {num_pipelines} pipelines"
     return f"ok {serve_file.path}: {models} behind http://{serve_file.http_host}:{serve_file.http_port}"
+
+
+def _check_keys(gateway: GatewayConfig | None, path: Path) -> list[Problem]:
+    if gateway is None or gateway.api_keys_file is None:
+        return []
+    try:
+        read_key_file(path.resolve().parent / Path(gateway.api_keys_file).expanduser())
+    except ConfigError as error:
+        return [Problem("api_keys_file", error.message)]
+    return []
 
 
 def _check_model(model: ModelApplication, path: Path, environment: Environment, *, can_download: bool) -> _CheckedModel:

@@ -315,6 +315,7 @@ class GatewayConfig(ConfigModel):
     chat_template_timeout_s: PositiveFloat = 1.0
     chat_template_max_bytes: ByteSize = 1_048_576  # of the rendered prompt
     client_buffer_tokens: PositiveInt = 4096  # a client that leaves more than this unread is aborted
+    api_keys_file: str | None = None  # None: everybody may do everything
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,9 @@ RayshardError
 │   ├── ModelNotFoundError 404
 │   ├── RequestTooLargeError 413
 │   └── UnprocessableError 422  well-formed JSON whose values cannot be served
+├── UnauthenticatedError   401  no API key, or one that is not known
 ├── QueueFullError         429  too much is waiting; try again after retry_after_s
+│   └── RateLimitedError   429  the API key has used what it may
 ├── UnavailableError       503  no model copy can take it now
 │   └── ShardLostError     503  a shard died while the request ran
 ├── TimeoutExceededError   504
@@ -98,6 +100,18 @@ class QueueFullError(RayshardError):
     grpc_code = "RESOURCE_EXHAUSTED"
     kind = "rate_limit_error"
     is_retryable = True
+
+
+class RateLimitedError(QueueFullError):
+    """An API key has used what it may."""
+
+
+class UnauthenticatedError(RayshardError):
+    """The request has no API key, or one that is not known."""
+
+    http_status = 401
+    grpc_code = "UNAUTHENTICATED"
+    kind = "authentication_error"
 
 
 class UnavailableError(RayshardError):

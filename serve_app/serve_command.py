@@ -30,6 +30,7 @@ _HTTP_TIMEOUT_S = 5.0
 _MAX_REASON_LINES = 12  # the log has the rest
 _STARTED = re.compile(r"Started a local Ray instance\.(?:.* (?P<dashboard>http://\S+))?")
 _ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -87,6 +88,8 @@ def ready_text(serve_file: ServeFile, plan_text: str, log_path: Path) -> str:
     """What a user sees when the models answer: address, shards, a request to try."""
     address = _base_url(serve_file)
     lines = ["", plan_text.strip(), "", f"Serving at {address}; log in {log_path}; Ctrl-C stops it."]
+    if serve_file.gateway.api_keys_file is None and serve_file.http_host not in _LOOPBACK:
+        lines.append(f"Open to everybody who reaches {serve_file.http_host}: no api_keys_file is set for the Gateway.")
     if serve_file.models:
         route, example = _example_request(serve_file)
         body = json.dumps(example, ensure_ascii=True)

@@ -45,7 +45,7 @@ class _Endpoints:
 
     async def models(self, _request: Request) -> Response:
         """TorchServe's list."""
-        names = [model.name for model in self._plane.backend.models()]
+        names = [model.name for model in self._plane.models.all()]
         return json_bytes(encoded({"models": [{"modelName": name, "modelUrl": name} for name in names]}))
 
     async def predictions(self, request: Request) -> Response:

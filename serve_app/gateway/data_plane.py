@@ -1,6 +1,9 @@
 """What all carriers share: the calls that HTTP and gRPC turn their bytes into."""
 
+from pathlib import Path
+
 from serve_app.config import GatewayConfig
+from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.backend import GatewayBackend
 from serve_app.gateway.inference import InferenceService
 from serve_app.gateway.model_calls import ModelCalls
@@ -25,6 +28,7 @@ class DataPlane:
         self.models = ServedModels(backend, self.pool)
         self.reader = RequestReader(PromptSteps(backend), self.pool, self._renderer, config.queue_timeout_s)
         service = InferenceService(backend, self.pool, config.queue_timeout_s)
+        self.keys = None if config.api_keys_file is None else ApiKeys(Path(config.api_keys_file))
         self.calls = ModelCalls(service, self.models, PipelineCalls(backend, config.queue_timeout_s))
 
     def close(self) -> None:

@@ -33,6 +33,9 @@ class Gateway(GrpcMethods):
         self._plane = DataPlane(self._backend, config)
         self._open_inference = OpenInference(self._plane)
         self._time_limit_s = config.request_timeout_s
+        self._keys = self._plane.keys
+        if self._keys is None:
+            logger.info("gateway is open to everybody who reaches it: no api_keys_file is set")
 
     async def check_health(self) -> None:
         """Serve replaces this replica when it cannot hear its Routers any more."""

@@ -8,6 +8,7 @@ import msgspec
 
 from serve_app.errors import InternalError, RequestAbortedError
 from serve_app.gateway.backend import GatewayBackend, GenerationStream
+from serve_app.gateway.caller import charge
 from serve_app.gateway.served_models import ServedModel
 from serve_app.preprocessing.pii import Restorer
 from serve_app.preprocessing.stop_strings import StopStrings
@@ -127,6 +128,15 @@ async def run_call(
     call: GenerationCall, runs: Sequence[PromptRun], backend: GatewayBackend, emit: Callable[[int, ChoiceDelta], None]
 ) -> None:
     """Run all prompts of a request; `emit` gets the prompt's index. The first failure ends them all."""
+    try:
+        await _run_prompts(call, runs, backend, emit)
+    finally:
+        charge(sum(len(run.request.prompt_token_ids) + run.num_output_tokens for run in runs))
+
+
+async def _run_prompts(
+    call: GenerationCall, runs: Sequence[PromptRun], backend: GatewayBackend, emit: Callable[[int, ChoiceDelta], None]
+) -> None:
     name = call.model.description.name
     if len(runs) == 1:
         await runs[0].run(backend.open(name, runs[0].request), lambda delta: emit(0, delta))

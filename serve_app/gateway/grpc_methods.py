@@ -1,11 +1,13 @@
 """The gRPC methods of a Gateway replica, by the names that Serve's proxy looks for: the last part of their paths."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol, TypeVar
 
 import grpc
 
 from serve_app.errors import RayshardError
+from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.http_errors import as_rayshard_error
 from serve_app.gateway.open_inference import OpenInference
 from serve_app.gateway.open_inference_grpc import infer, model_metadata, server_metadata, stream_infer
@@ -32,6 +34,7 @@ class GrpcMethods:
 
     _open_inference: OpenInference
     _time_limit_s: float | None = None  # of the Gateway's settings
+    _keys: ApiKeys | None = None  # None: everybody may do everything
 
     async def ServerLive(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
         """Whether this replica answers."""
@@ -72,20 +75,34 @@ class GrpcMethods:
         return await self._answered(run, pb.ModelInferResponse(), grpc_context)
 
     async def ModelStreamInfer(
-        self, request_stream: AsyncIterator[pb.ModelInferRequest]
+        self, request_stream: AsyncIterator[pb.ModelInferRequest], grpc_context: CallContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """The answers of any number of calls, as they come."""
-        answers = stream_infer(self._open_inference, request_stream)
+        """The answers of any number of calls, as they come. An API key's use lasts as long as the stream."""
+        use = ExitStack()
         try:
-            async for answer in answers:
-                yield answer
-        finally:
-            await answers.aclose()  # type: ignore[attr-defined]  # it is a generator
+            use.enter_context(self._used_key(grpc_context))
+        except RayshardError as error:
+            set_status(grpc_context, error)
+            return
+        with use:
+            answers = stream_infer(self._open_inference, request_stream)
+            try:
+                async for answer in answers:
+                    yield answer
+            finally:
+                await answers.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    def _used_key(self, context: CallContext) -> AbstractContextManager[object]:
+        """The API key of a call, while it runs. Raises UnauthenticatedError, RateLimitedError."""
+        if self._keys is None:
+            return nullcontext()
+        return self._keys.used(dict(context.invocation_metadata()).get("authorization"))
 
     async def _answered(self, work: Callable[[], Awaitable[ResultT]], empty: ResultT, context: CallContext) -> ResultT:
         """What the work comes to, in time. A failure becomes the call's status; raised, Serve would log it."""
         try:
-            return await within(time_limit_of(dict(context.invocation_metadata()), self._time_limit_s), work)
+            with self._used_key(context):
+                return await within(time_limit_of(dict(context.invocation_metadata()), self._time_limit_s), work)
         except Exception as error:  # here it meets the client
             set_status(context, as_rayshard_error(error))
         return empty

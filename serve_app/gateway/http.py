@@ -19,6 +19,7 @@ from serve_app.gateway.generation import ChoiceDelta, GenerationCall, PromptRun,
 from serve_app.gateway.http_errors import on_http_exception, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
 from serve_app.gateway.inference_routes import inference_endpoints
+from serve_app.gateway.key_middleware import KeyMiddleware
 from serve_app.gateway.open_inference import OpenInference
 from serve_app.gateway.open_inference_http import open_inference_routes
 from serve_app.gateway.openai_params import check_token_ids
@@ -34,6 +35,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
     """The Gateway's ASGI application; it closes the plane in the end."""
     endpoints = _Endpoints(plane)
     shell = RequestShell(plane.config)
+    keys = [] if plane.keys is None else [Middleware(KeyMiddleware, plane.keys)]
     inference = inference_endpoints(plane.calls, shell)
 
     @asynccontextmanager
@@ -59,7 +61,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
             HTTPException: on_http_exception,
             Exception: on_unexpected_error,
         },
-        middleware=[Middleware(RequestIdMiddleware)],
+        middleware=[Middleware(RequestIdMiddleware), *keys],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -86,7 +88,7 @@ class _Endpoints:
 
     async def list_models(self, _request: Request) -> Response:
         """All models."""
-        return json_answer(ModelList([model_card(description) for description in self._backend.models()]))
+        return json_answer(ModelList([model_card(description) for description in self._models.all()]))
 
     async def get_model(self, request: Request) -> Response:
         """One model."""

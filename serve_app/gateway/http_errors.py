@@ -2,6 +2,7 @@
 
 import logging
 import math
+from http import HTTPStatus
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -22,10 +23,22 @@ def error_body(error: RayshardError) -> bytes:
 async def on_rayshard_error(_request: Request, error: Exception) -> Response:
     """Starlette's handler for errors of ours."""
     assert isinstance(error, RayshardError)
+    return _json_response(error_body(error), error.http_status, _headers(error))
+
+
+async def on_protocol_error(_request: Request, error: Exception) -> Response:
+    """An error of ours in the shape of the Open Inference Protocol: `{"error": message}`."""
+    assert isinstance(error, RayshardError)
+    return _json_response(msgspec.json.encode(_ProtocolError(error.message)), error.http_status, _headers(error))
+
+
+def _headers(error: RayshardError) -> dict[str, str]:
     headers = {}
+    if error.http_status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
     if error.is_retryable:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1.0)))
-    return _json_response(error_body(error), error.http_status, headers)
+    return headers
 
 
 async def on_http_exception(_request: Request, error: Exception) -> Response:
@@ -63,6 +76,10 @@ class _ErrorDetail(msgspec.Struct, frozen=True):
     type: str
     param: str | None
     code: str | None
+
+
+class _ProtocolError(msgspec.Struct, frozen=True):
+    error: str
 
 
 class _ErrorBody(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from serve_app.errors import InternalError, RequestError
 from serve_app.gateway.backend import GatewayBackend
+from serve_app.gateway.caller import charge
 from serve_app.gateway.served_models import ServedModel
 from serve_app.preprocessing.arrays import sigmoid, to_array
 from serve_app.preprocessing.model_entries import label_probabilities, text_item
@@ -85,7 +86,9 @@ class InferenceService:
         values = np.stack([to_array(output[name]).reshape(-1) for output in outputs]).astype(np.float32, copy=False)
         if not np.isfinite(values).all():
             raise InternalError(f"model={model.description.name} gave an output that is not finite")
-        return Outputs(values, sum(len(encoding.token_ids) for encoding in encodings))
+        num_tokens = sum(len(encoding.token_ids) for encoding in encodings)
+        charge(num_tokens)
+        return Outputs(values, num_tokens)
 
     async def answer_texts(self, model: ServedModel, entries: list[Entry], max_tokens: int | None) -> Answers:
         """What a classifier says of each entry, in order. Raises RequestError."""

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve_app.errors import RayshardError, RequestError, RequestTooLargeError
-from serve_app.gateway.http_errors import on_rayshard_error
+from serve_app.gateway.http_errors import on_protocol_error
 from serve_app.gateway.http_shell import RequestShell, json_answer
 from serve_app.gateway.json_body import parse_json_object
 from serve_app.gateway.open_inference import (
@@ -115,10 +115,6 @@ class _Live(msgspec.Struct):
     live: bool
 
 
-class _Error(msgspec.Struct):
-    error: str
-
-
 @dataclass(frozen=True, slots=True)
 class _Binary:
     """Which outputs a client wants as bytes."""
@@ -185,10 +181,7 @@ def _answered(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[R
         try:
             return await endpoint(request)
         except RayshardError as error:
-            response = await on_rayshard_error(request, error)
-            response.body = msgspec.json.encode(_Error(error.message))
-            response.headers["content-length"] = str(len(response.body))
-            return response
+            return await on_protocol_error(request, error)
 
     return answer
 

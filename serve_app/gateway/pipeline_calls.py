@@ -8,6 +8,7 @@ import numpy as np
 from serve_app.errors import RequestError
 from serve_app.gateway.answers import classifications, embeddings, prediction
 from serve_app.gateway.backend import GatewayBackend
+from serve_app.gateway.caller import charge
 from serve_app.gateway.inference import MAX_ENTRIES
 from serve_app.gateway.inference_schema import (
     ClassificationList,
@@ -69,7 +70,9 @@ class PipelineCalls:
         request = PipelineRequest(
             secrets.token_hex(8), pipeline.name, texts, self._queue_timeout_s, restores_redactions
         )
-        return await self._backend.run_pipeline(request)
+        result = await self._backend.run_pipeline(request)
+        charge(result.num_tokens)
+        return result
 
 
 def _texts(body: EntriesBody, given: object, field: str) -> list[str]:

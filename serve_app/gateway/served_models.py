@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from serve_app.errors import ConfigError, InternalError, ModelNotFoundError, RequestError, UnavailableError
 from serve_app.gateway.backend import GatewayBackend
+from serve_app.gateway.caller import visible
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types import ModelDescription
@@ -44,9 +45,13 @@ class ServedModels:
         self._tokenizers: dict[tuple[str, str, int], Tokenizer] = {}  # by name, directory, creation
         self._loading = asyncio.Lock()
 
+    def all(self) -> list[ModelDescription]:
+        """Those that are there for the caller."""
+        return visible(self._backend.models())
+
     def describe(self, name: str) -> ModelDescription:
         """Raises ModelNotFoundError."""
-        descriptions = self._backend.models()
+        descriptions = self.all()
         for description in descriptions:
             if description.name == name:
                 return description
@@ -63,7 +68,7 @@ class ServedModels:
     def for_tasks(self, name: str | None, tasks: tuple[str, ...]) -> ModelDescription:
         """The model of this name that does one of these tasks; None will do when there is only one that does."""
         if name is None:
-            fitting = [description for description in self._backend.models() if description.task in tasks]
+            fitting = [description for description in self.all() if description.task in tasks]
             if len(fitting) != 1:
                 names = [description.name for description in fitting]
                 raise RequestError(f"model is missing; send one of {names[:16]}", field="model")
@@ -78,7 +83,7 @@ class ServedModels:
 
     def pipeline(self, name: str | None) -> ModelDescription | None:
         """The pipeline of this name; None when it is a model's, or nobody's."""
-        found = [one for one in self._backend.models() if one.name == name and one.pipeline_gives is not None]
+        found = [one for one in self.all() if one.name == name and one.pipeline_gives is not None]
         return found[0] if found else None
 
     async def with_tokenizer(self, description: ModelDescription) -> ServedModel:

@@ -64,6 +64,7 @@ class ServeFileReport:
     problems: list[Problem]
     pipelines: list[PipelineApplication] = field(default_factory=list)  # those whose args are well-formed
     has_unread_models: bool = False  # some models' args are not well-formed: which there are is not known
+    gateway: GatewayConfig | None = None  # the first there is, when it is well-formed
 
 
 def load_serve_file(path: Path) -> ServeFile:
@@ -109,11 +110,13 @@ class _Inspection:
         applications = document.value.get("applications")
         self._check_applications(applications if isinstance(applications, list) else [])
         if options is None or self._problems:
-            return ServeFileReport(None, self._models, self._problems, self._pipelines, self._has_unread_models)
+            gateway = next(iter(self._gateways.values()), None)
+            unread = self._has_unread_models
+            return ServeFileReport(None, self._models, self._problems, self._pipelines, unread, gateway)
         ((gateway_name, gateway),) = self._gateways.items()
         http = options.http_options
         serve_file = ServeFile(self._path, http.host, http.port, gateway_name, gateway, self._models, self._pipelines)
-        return ServeFileReport(serve_file, self._models, [], self._pipelines)
+        return ServeFileReport(serve_file, self._models, [], self._pipelines, gateway=gateway)
 
     def _add(self, where: str, message: str) -> None:
         self._problems.append(Problem(where, message))

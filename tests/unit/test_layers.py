@@ -21,7 +21,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"engine"},
     {"deployments", "compress", "training"},
     {"serve_process"},
-    {"serve_command", "train_command"},
+    {"serve_command", "train_command", "key_command"},
     {"app", "cli"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}

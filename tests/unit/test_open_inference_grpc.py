@@ -45,9 +45,9 @@ class Servicer:
 
         return run
 
-    async def ModelStreamInfer(self, requests: Any, _context: Any) -> AsyncIterator[pb.ModelStreamInferResponse]:
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """A stream."""
-        async for answer in self._methods.ModelStreamInfer(requests):
+        async for answer in self._methods.ModelStreamInfer(requests, grpc_context=context):
             yield answer
 
 

@@ -1,0 +1,162 @@
+"""API keys of a Gateway replica: who may come in, and how much. Limits count in each replica for itself."""
+
+import hmac
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serve_app.errors import ConfigError, RateLimitedError, UnauthenticatedError
+from serve_app.gateway.caller import CALLER
+from serve_app.planning.key_file import KeyEntry, digest_of, key_id_of, read_key_file
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 1.0  # between looks whether the file has changed
+_MINUTE_S = 60.0
+
+
+class KeyHolder:
+    """One key and what it has used; a Caller."""
+
+    def __init__(self, entry: KeyEntry, clock: Callable[[], float]) -> None:
+        self.entry = entry
+        self.name = entry.name
+        self.num_running = 0
+        self._requests = _Allowance(entry.requests_per_minute, clock)
+        self._tokens = _Allowance(entry.tokens_per_minute, clock)
+
+    def may_use(self, model: str) -> bool:
+        """Whether the key is for this model."""
+        return self.entry.models is None or model in self.entry.models
+
+    def charge(self, num_tokens: int) -> None:
+        """Count tokens; what is too much is owed."""
+        self._tokens.take(num_tokens)
+
+    def enter(self) -> None:
+        """Count a request that begins. Raises RateLimitedError."""
+        limit = self.entry.concurrency
+        if limit is not None and self.num_running >= limit:
+            message = f"key {self.name} has {limit} requests running, as many as it may; try again later"
+            raise RateLimitedError(message, retry_after_s=1.0)
+        for what, allowance in (("tokens", self._tokens), ("requests", self._requests)):
+            wait_s = allowance.seconds_until_some()
+            if wait_s > 0:
+                message = f"key {self.name} has used its {what} of this minute; try again in {wait_s:.0f} s"
+                raise RateLimitedError(message, retry_after_s=wait_s)
+        self._requests.take(1)
+        self.num_running += 1
+
+    def change(self, entry: KeyEntry) -> None:
+        """The key has a new line; what it has used stays used."""
+        self.entry, self.name = entry, entry.name
+        self._requests.change(entry.requests_per_minute)
+        self._tokens.change(entry.tokens_per_minute)
+
+
+class ApiKeys:
+    """The keys of a file, which is read again when it changes."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._looked_s = clock()
+        self._stamp = _stamp_of(path)
+        self._holders = {key_id: KeyHolder(entry, clock) for key_id, entry in read_key_file(path).items()}
+
+    @contextmanager
+    def used(self, authorization: str | None) -> Iterator[KeyHolder]:
+        """The holder of the key in an `authorization` header, while a request of theirs runs.
+
+        Raises UnauthenticatedError, RateLimitedError.
+        """
+        holder = self._holder_of(authorization)
+        holder.enter()
+        CALLER.set(holder)  # of this request's task alone
+        try:
+            yield holder
+        finally:
+            holder.num_running -= 1
+
+    def _holder_of(self, authorization: str | None) -> KeyHolder:
+        self._look()
+        kind, _, key = (authorization or "").strip().partition(" ")
+        if kind.lower() != "bearer" or not key.strip():
+            raise UnauthenticatedError("no API key; send the header `Authorization: Bearer KEY`")
+        key = key.strip()
+        holder = self._holders.get(key_id_of(key) or "")
+        known = holder.entry if holder is not None else _NOBODY
+        if not hmac.compare_digest(digest_of(known.salt, key), known.digest) or holder is None:
+            raise UnauthenticatedError("the API key is not known here; check it, or ask for a new one")
+        return holder
+
+    def _look(self) -> None:
+        now = self._clock()
+        if now - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = now
+        stamp = _stamp_of(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            entries = read_key_file(self._path)
+        except ConfigError as error:
+            logger.error("keys not read again, those before are in force: %s", error.message)
+            return
+        former, self._holders = self._holders, {}
+        for key_id, entry in entries.items():
+            holder = former.get(key_id) or KeyHolder(entry, self._clock)
+            holder.change(entry)
+            self._holders[key_id] = holder
+        logger.info("keys read again num_keys=%d", len(entries))
+
+
+class _Allowance:
+    """So much in a minute, refilled evenly; it may be overdrawn by what is only known afterwards."""
+
+    def __init__(self, per_minute: int | None, clock: Callable[[], float]) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        self._left = float(per_minute or 0)
+        self._told_s = clock()
+
+    def change(self, per_minute: int | None) -> None:
+        """Another limit; what is missing of a whole minute's stays missing."""
+        self._refill()
+        missing = 0.0 if self._per_minute is None else self._per_minute - self._left
+        self._per_minute = per_minute
+        self._left = (per_minute or 0) - missing
+
+    def take(self, amount: int) -> None:
+        """Use some."""
+        self._refill()
+        if self._per_minute is not None:
+            self._left -= amount
+
+    def seconds_until_some(self) -> float:
+        """How long until there is one again; 0: there is."""
+        self._refill()
+        if self._per_minute is None or self._left >= 1:
+            return 0.0
+        return (1 - self._left) * _MINUTE_S / self._per_minute
+
+    def _refill(self) -> None:
+        now = self._clock()
+        if self._per_minute is not None:
+            gained = (now - self._told_s) * self._per_minute / _MINUTE_S
+            self._left = min(float(self._per_minute), self._left + gained)
+        self._told_s = now
+
+
+def _stamp_of(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+_NOBODY = KeyEntry("", "", salt=b"\0" * 16, digest=b"\0" * 32)
