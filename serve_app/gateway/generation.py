@@ -1,7 +1,7 @@
 """One request from tokens to text: detokenising, stop strings, counting. Knows no HTTP."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -10,6 +10,7 @@ from serve_app.errors import InternalError, RequestAbortedError
 from serve_app.gateway.backend import GatewayBackend, GenerationStream
 from serve_app.gateway.caller import charge
 from serve_app.gateway.served_models import ServedModel
+from serve_app.gateway.time_limits import within
 from serve_app.preprocessing.pii import Restorer
 from serve_app.preprocessing.stop_strings import StopStrings
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -132,6 +133,36 @@ async def run_call(
         await _run_prompts(call, runs, backend, emit)
     finally:
         charge(sum(len(run.request.prompt_token_ids) + run.num_output_tokens for run in runs))
+
+
+async def stream_call(
+    call: GenerationCall, runs: Sequence[PromptRun], backend: GatewayBackend, limit_s: float | None
+) -> AsyncIterator[list[tuple[int, ChoiceDelta]]]:
+    """The answers of a request in pieces, each with its prompt's index; what waits comes together.
+
+    Raises a RayshardError. Closing it ends the request.
+    """
+    waiting: list[tuple[int, ChoiceDelta]] = []
+    has_news = asyncio.Event()
+
+    def add(prompt: int, delta: ChoiceDelta) -> None:
+        waiting.append((prompt, delta))
+        has_news.set()
+
+    running = asyncio.create_task(within(limit_s, lambda: run_call(call, runs, backend, add)))
+    running.add_done_callback(lambda _task: has_news.set())
+    try:
+        while not running.done() or waiting:
+            await has_news.wait()
+            has_news.clear()
+            pieces = list(waiting)
+            waiting.clear()
+            if pieces:
+                yield pieces
+        await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def _run_prompts(

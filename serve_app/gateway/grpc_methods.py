@@ -1,20 +1,27 @@
 """The gRPC methods of a Gateway replica, by the names that Serve's proxy looks for: the last part of their paths."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol, TypeVar
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from serve_app.errors import RayshardError
 from serve_app.gateway.api_keys import ApiKeys
+from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.http_errors import as_rayshard_error
 from serve_app.gateway.open_inference import OpenInference
 from serve_app.gateway.open_inference_grpc import infer, model_metadata, server_metadata, stream_infer
+from serve_app.gateway.rayshard_grpc import chat, classify, embed, generate, predict
 from serve_app.gateway.time_limits import time_limit_of, within
 from serve_app.protos import open_inference_pb2 as pb
+from serve_app.protos import rayshard_pb2 as rayshard_pb
 
 ResultT = TypeVar("ResultT")
+_SERVICES = ("inference.GRPCInferenceService", "rayshard.v1.Rayshard")
+_WATCH_S = 0.5
 
 
 class CallContext(Protocol):
@@ -32,6 +39,7 @@ class CallContext(Protocol):
 class GrpcMethods:
     """The methods; the Gateway deployment inherits them."""
 
+    _plane: DataPlane
     _open_inference: OpenInference
     _time_limit_s: float | None = None  # of the Gateway's settings
     _keys: ApiKeys | None = None  # None: everybody may do everything
@@ -91,6 +99,87 @@ class GrpcMethods:
                     yield answer
             finally:
                 await answers.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: CallContext
+    ) -> health_pb2.HealthCheckResponse:
+        """Health as load balancers ask for it (grpc.health.v1): of everything, or of one model by its name."""
+
+        async def look() -> health_pb2.HealthCheckResponse:
+            return health_pb2.HealthCheckResponse(status=self._health(request.service))
+
+        if request.service in ("", *_SERVICES):
+            return await look()
+        return await self._answered(look, health_pb2.HealthCheckResponse(), grpc_context)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: CallContext
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Health now, and whenever it changes."""
+        told = None
+        try:
+            while True:
+                status = self._health(request.service)
+                if status != told:
+                    told = status
+                    yield health_pb2.HealthCheckResponse(status=status)
+                await asyncio.sleep(_WATCH_S)
+        except RayshardError as error:
+            set_status(grpc_context, error)
+
+    def _health(self, service: str) -> int:
+        is_whole = service in ("", *_SERVICES)
+        is_ready = self._open_inference.is_ready() if is_whole else self._open_inference.is_model_ready(service, "")
+        status = health_pb2.HealthCheckResponse
+        return int(status.SERVING if is_ready else status.NOT_SERVING)
+
+    async def Generate(
+        self, request: rayshard_pb.GenerateRequest, grpc_context: CallContext
+    ) -> AsyncIterator[rayshard_pb.GenerateResponse]:
+        """A text's continuation, as it is made."""
+        async for piece in self._streamed(lambda limit_s: generate(self._plane, request, limit_s), grpc_context):
+            yield piece
+
+    async def Chat(
+        self, request: rayshard_pb.ChatRequest, grpc_context: CallContext
+    ) -> AsyncIterator[rayshard_pb.GenerateResponse]:
+        """A conversation's answer, as it is made."""
+        async for piece in self._streamed(lambda limit_s: chat(self._plane, request, limit_s), grpc_context):
+            yield piece
+
+    async def Embed(self, request: rayshard_pb.EmbedRequest, grpc_context: CallContext) -> rayshard_pb.EmbedResponse:
+        """Vectors of texts."""
+        return await self._answered(lambda: embed(self._plane, request), rayshard_pb.EmbedResponse(), grpc_context)
+
+    async def Classify(
+        self, request: rayshard_pb.ClassifyRequest, grpc_context: CallContext
+    ) -> rayshard_pb.ClassifyResponse:
+        """Labels of texts."""
+        empty = rayshard_pb.ClassifyResponse()
+        return await self._answered(lambda: classify(self._plane, request), empty, grpc_context)
+
+    async def Predict(
+        self, request: rayshard_pb.PredictRequest, grpc_context: CallContext
+    ) -> rayshard_pb.PredictResponse:
+        """What a module makes of named tensors."""
+        empty = rayshard_pb.PredictResponse()
+        return await self._answered(lambda: predict(self._plane, request), empty, grpc_context)
+
+    async def _streamed(
+        self, start: Callable[[float | None], AsyncIterator[ResultT]], context: CallContext
+    ) -> AsyncIterator[ResultT]:
+        """The pieces of an answer; a failure becomes the call's status."""
+        try:
+            limit_s = time_limit_of(dict(context.invocation_metadata()), self._time_limit_s)
+            with self._used_key(context):
+                pieces = start(limit_s)
+                try:
+                    async for piece in pieces:
+                        yield piece
+                finally:
+                    await pieces.aclose()  # type: ignore[attr-defined]  # it is a generator
+        except Exception as error:  # here it meets the client
+            set_status(context, as_rayshard_error(error))
 
     def _used_key(self, context: CallContext) -> AbstractContextManager[object]:
         """The API key of a call, while it runs. Raises UnauthenticatedError, RateLimitedError."""

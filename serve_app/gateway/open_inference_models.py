@@ -1,6 +1,5 @@
 """What each kind of model takes and gives in the Open Inference Protocol: one class for each."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -9,7 +8,7 @@ import msgspec
 
 from serve_app.errors import RequestError
 from serve_app.gateway.data_plane import DataPlane
-from serve_app.gateway.generation import ChoiceDelta, GenerationCall, run_call
+from serve_app.gateway.generation import ChoiceDelta, GenerationCall, run_call, stream_call
 from serve_app.gateway.inference_schema import (
     ClassifyBody,
     EmbeddingsBody,
@@ -188,27 +187,10 @@ class GeneratePort:
         generation = await self._call(call)
         if generation.options.num_choices > 1:
             raise RequestError(f"n={generation.options.num_choices} cannot be streamed here; send 1", field="n")
-        waiting: list[str] = []
-        has_news = asyncio.Event()
-
-        def add(_prompt: int, delta: ChoiceDelta) -> None:
-            waiting.append(delta.text)
-            has_news.set()
-
-        running = asyncio.create_task(run_call(generation, generation.runs(), self._plane.backend, add))
-        running.add_done_callback(lambda _task: has_news.set())
-        try:
-            while not running.done() or waiting:
-                await has_news.wait()
-                has_news.clear()
-                text = "".join(waiting)
-                waiting.clear()
-                if text:
-                    yield [words(TEXT_OUTPUT, [text])]
-            await running
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        async for pieces in stream_call(generation, generation.runs(), self._plane.backend, None):
+            text = "".join(delta.text for _prompt, delta in pieces)
+            if text:
+                yield [words(TEXT_OUTPUT, [text])]
 
     async def _call(self, call: InferCall) -> GenerationCall:
         (prompt,) = texts_of(call, TEXT_INPUT)

@@ -19,6 +19,7 @@ import torch
 import tritonclient.http as triton
 import yaml
 from google.protobuf import descriptor_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertForSequenceClassification
@@ -30,6 +31,8 @@ from serve_app.planning.serve_file import load_serve_file
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import open_inference_pb2_grpc as services
+from serve_app.protos import rayshard_pb2 as rayshard_pb
+from serve_app.protos import rayshard_pb2_grpc as rayshard_services
 from tests.integration.serve_cluster import DEMO_MODEL, ROOT, ServeCluster, free_port, model_application
 from tests.unit.test_torch_model import save
 from tests.user_modules import Sized
@@ -74,7 +77,11 @@ _LINEAR: dict[str, Any] = {  # a module of the tests
         "device": {"cpu_threads": 1},
     },
 }
-SERVICES = ["serve_app.protos.open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server"]
+SERVICES = [
+    "serve_app.protos.open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
+    "serve_app.protos.rayshard_pb2_grpc.add_RayshardServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+]
 CALLS = Path(__file__).with_name("triton_grpc_calls.py")
 
 
@@ -250,6 +257,33 @@ def test_plain_grpcio_with_typed_contents(cluster: ServeCluster, port: int) -> N
             stub.ModelInfer(request, timeout=30)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "20 bytes, its shape [1, 4] says 16" in caught.value.details()
+
+
+def test_calls_of_our_own_over_grpc(cluster: ServeCluster, port: int) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = rayshard_services.RayshardStub(channel)  # type: ignore[no-untyped-call]  # generated
+        sampling = rayshard_pb.SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+        request = rayshard_pb.GenerateRequest(model="demo", text="abc abc abc", sampling=sampling)
+        pieces = list(stub.Generate(request, timeout=60))
+        expected = cluster.complete("demo", "abc abc abc", max_tokens=24, ignore_eos=True).json()
+        assert "".join(piece.text for piece in pieces) == expected["choices"][0]["text"]
+        assert pieces[-1].usage.completion_tokens == 24
+        assert len(pieces) > 8
+        message = rayshard_pb.Message(role="user", content="sort: c a b")
+        chat = list(stub.Chat(rayshard_pb.ChatRequest(model="demo", messages=[message], sampling=sampling)))
+        assert chat[-1].usage.completion_tokens == 24
+        made = stub.Embed(rayshard_pb.EmbedRequest(model="minilm", texts=["a", "b"]))
+        assert [len(one.values) for one in made.embeddings] == [384, 384]
+        (ticket,) = stub.Classify(rayshard_pb.ClassifyRequest(model="tickets", texts=["refund me"])).classifications
+        assert ticket.label == post(cluster, "/predict", model="tickets", text="refund me")["label"]
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
+        assert health.Check(health_pb2.HealthCheckRequest(service="demo")).status == 1
+        watching = health.Watch(health_pb2.HealthCheckRequest())
+        assert next(watching).status == health_pb2.HealthCheckResponse.SERVING
+        watching.cancel()
+        unknown = health.Check.future(health_pb2.HealthCheckRequest(service="no-such"))
+        assert unknown.code() is grpc.StatusCode.NOT_FOUND
 
 
 def test_reflection_tells_the_service(cluster: ServeCluster, port: int) -> None:

@@ -26,6 +26,7 @@ class Methods(GrpcMethods):
     """The methods as Serve calls them."""
 
     def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
         self._open_inference = OpenInference(plane)
         self._time_limit_s = plane.config.request_timeout_s
 
