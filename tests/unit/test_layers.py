@@ -21,8 +21,9 @@ LAYERS = (  # what stands in one line may not import each other
     {"engine"},
     {"deployments", "compress", "training"},
     {"serve_process"},
-    {"serve_command", "train_command", "key_command"},
-    {"app", "cli"},
+    {"serve_command", "train_command", "key_command", "client_calls"},
+    {"client_http", "client_grpc"},
+    {"app", "cli", "client"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 STRANGERS = {("scheduling", "engine"), ("gateway", "deployments")}
