@@ -9,7 +9,7 @@ PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.tx
 PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-full lint types format lock cluster protos bench-overhead bench-encoders clean
+.PHONY: help install serve test test-slow test-full lint types format lock cluster protos bench-overhead bench-encoders bench-streams clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ bench-overhead: $(STAMP)  ## what serving costs beside the engine (minutes)
 
 bench-encoders: $(STAMP)  ## small models beside uvicorn, LitServe and naive Serve (minutes)
 	.venv/bin/python -m bench.encoders --record
+
+bench-streams: $(STAMP)  ## what a streamed token costs over gRPC and over HTTP (minutes)
+	.venv/bin/python -m bench.grpc_streams --record
 
 clean:  ## remove .venv, caches and logs
 	rm -rf .venv .venv-lock .rayshard .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

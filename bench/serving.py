@@ -44,10 +44,18 @@ class _Session(ServeProcess):
 
 
 @contextmanager
-def serving(import_path: str, model_args: Mapping[str, object], profile: Mapping[str, str]) -> Iterator[ServedModel]:
+def serving(
+    import_path: str,
+    model_args: Mapping[str, object],
+    profile: Mapping[str, str],
+    grpc_options: Mapping[str, object] | None = None,
+) -> Iterator[ServedModel]:
     """One Gateway and one model, under `profile`'s environment variables. Raises ServeFailedError."""
     port = free_port()
-    with running(["serve", "run"], port, profile, _serve_file(port, import_path, model_args)) as served:
+    serve_file = _serve_file(port, import_path, model_args)
+    if grpc_options is not None:
+        serve_file["grpc_options"] = dict(grpc_options)
+    with running(["serve", "run"], port, profile, serve_file) as served:
         yield served
 
 
