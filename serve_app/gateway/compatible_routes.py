@@ -12,13 +12,13 @@ from starlette.routing import Route
 
 from serve_app.errors import RequestError, UnprocessableError
 from serve_app.gateway.data_plane import DataPlane
-from serve_app.gateway.http_shell import RequestShell, json_bytes
+from serve_app.gateway.http_schema import ModelName, ModelNames, Ping, PredictInstancesBody, Predictions
+from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
 from serve_app.gateway.inference_schema import Prediction
 from serve_app.gateway.instances import encoded, predict_instances
 from serve_app.gateway.json_body import parse_json_object
+from serve_app.gateway.openai_schema import parse_body
 from serve_app.types import ModelDescription
-
-_PREDICT_KEYS = {"instances", "signature_name", "parameters"}
 
 
 def compatible_routes(plane: DataPlane, shell: RequestShell) -> list[Route]:
@@ -41,12 +41,12 @@ class _Endpoints:
         """TorchServe's health."""
         is_healthy = self._plane.backend.health().is_healthy
         status = HTTPStatus.OK if is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
-        return json_bytes(encoded({"status": "Healthy" if is_healthy else "Unhealthy"}), status=status)
+        return json_answer(Ping("Healthy" if is_healthy else "Unhealthy"), status=status)
 
     async def models(self, _request: Request) -> Response:
         """TorchServe's list."""
         names = [model.name for model in self._plane.models.all()]
-        return json_bytes(encoded({"models": [{"modelName": name, "modelUrl": name} for name in names]}))
+        return json_answer(ModelNames([ModelName(name, name) for name in names]))
 
     async def predictions(self, request: Request) -> Response:
         """TorchServe's call: a text, a JSON value, or `{"instances": [...]}`."""
@@ -58,18 +58,12 @@ class _Endpoints:
 
     async def predict(self, request: Request) -> Response:
         """TF Serving's and KServe's call."""
-        body = parse_json_object(await self._shell.read(request))
-        unknown = sorted(body.keys() - _PREDICT_KEYS)
-        if unknown:
-            raise RequestError(f"{unknown[0][:64]} is unknown; send instances, a list", field=unknown[0][:64])
-        if body.get("signature_name", "serving_default") != "serving_default":
+        body = parse_body(await self._shell.read(request), PredictInstancesBody)
+        if body.signature_name != "serving_default":
             raise RequestError("signature_name is another than serving_default; leave it out", field="signature_name")
-        parameters = body.get("parameters", {})
-        if not isinstance(parameters, dict):
-            raise RequestError("parameters is no object", field="parameters")
         model = self._model(request.path_params["name"])
-        work = predict_instances(self._plane, model, body.get("instances"), parameters)
-        return json_bytes(encoded({"predictions": await self._shell.run(request, work)}))
+        work = predict_instances(self._plane, model, body.instances, body.parameters)
+        return json_answer(Predictions(await self._shell.run(request, work)))
 
     def _model(self, name: str) -> ModelDescription:
         return self._plane.models.describe(name)

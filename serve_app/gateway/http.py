@@ -4,7 +4,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,8 +14,10 @@ from starlette.routing import Route
 from serve_app.errors import RayshardError, RequestError
 from serve_app.gateway.compatible_routes import compatible_routes
 from serve_app.gateway.data_plane import DataPlane
+from serve_app.gateway.docs_routes import docs_routes
 from serve_app.gateway.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.http_errors import on_http_exception, on_rayshard_error, on_unexpected_error
+from serve_app.gateway.http_schema import DetokenizedText, HealthBody, TokenizedText
 from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
 from serve_app.gateway.inference_routes import inference_endpoints
 from serve_app.gateway.key_middleware import KeyMiddleware
@@ -28,7 +29,6 @@ from serve_app.gateway.openai_schema import ChatBody, CompletionBody, Detokenize
 from serve_app.gateway.openai_stream import ChatEvents, CompletionEvents
 from serve_app.gateway.request_id import RequestIdMiddleware, new_id
 from serve_app.gateway.sse import EventStreamResponse, Outbox
-from serve_app.types import CopyState
 
 
 def build_http_app(plane: DataPlane) -> Starlette:
@@ -55,6 +55,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
             Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),
             *open_inference_routes(OpenInference(plane), shell),
+            *docs_routes(),
         ],
         exception_handlers={
             RayshardError: on_rayshard_error,
@@ -83,7 +84,7 @@ class _Endpoints:
         """200 only when every model can answer."""
         report = self._backend.health()
         state = "ok" if report.is_healthy else "unavailable"
-        content = _HealthBody(state, report.detail, report.models)
+        content = HealthBody(state, report.detail, report.models)
         return json_answer(content, status=200 if report.is_healthy else 503)
 
     async def list_models(self, _request: Request) -> Response:
@@ -122,7 +123,7 @@ class _Endpoints:
         token_strs = [model.tokenizer.token_string(token_id) for token_id in token_ids]
         has_strings = bool(body.return_token_strs)
         return json_answer(
-            _Tokenized(len(token_ids), model.max_context_tokens, token_ids, token_strs if has_strings else None)
+            TokenizedText(len(token_ids), model.max_context_tokens, token_ids, token_strs if has_strings else None)
         )
 
     async def detokenize(self, request: Request) -> Response:
@@ -131,7 +132,7 @@ class _Endpoints:
         model = await self._models.find(body.model)
         check_token_ids(body.tokens, model, "tokens")
         text = await self._pool.run(model.tokenizer.decode, body.tokens, skip_special_tokens=False)
-        return json_answer(_Detokenized(text))
+        return json_answer(DetokenizedText(text))
 
     async def _answer(self, request: Request, call: GenerationCall, *, is_chat: bool) -> Response:
         runs = call.runs()
@@ -155,20 +156,3 @@ class _Endpoints:
             outbox.put(events.end(), 0)
 
         return EventStreamResponse(produce, max_waiting_tokens=self._config.client_buffer_tokens)
-
-
-class _HealthBody(msgspec.Struct, frozen=True):
-    status: str
-    detail: str
-    models: dict[str, list[CopyState]]
-
-
-class _Tokenized(msgspec.Struct, frozen=True):
-    count: int
-    max_model_len: int
-    tokens: list[int]
-    token_strs: list[str] | None
-
-
-class _Detokenized(msgspec.Struct, frozen=True):
-    prompt: str

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def error_body(error: RayshardError) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`."""
-    return msgspec.json.encode(_ErrorBody(_ErrorDetail(error.message, error.kind, error.field, _code(error))))
+    return msgspec.json.encode(ErrorBody(ErrorDetail(error.message, error.kind, error.field, _code(error))))
 
 
 async def on_rayshard_error(_request: Request, error: Exception) -> Response:
@@ -29,7 +29,7 @@ async def on_rayshard_error(_request: Request, error: Exception) -> Response:
 async def on_protocol_error(_request: Request, error: Exception) -> Response:
     """An error of ours in the shape of the Open Inference Protocol: `{"error": message}`."""
     assert isinstance(error, RayshardError)
-    return _json_response(msgspec.json.encode(_ProtocolError(error.message)), error.http_status, _headers(error))
+    return _json_response(msgspec.json.encode(ProtocolError(error.message)), error.http_status, _headers(error))
 
 
 def _headers(error: RayshardError) -> dict[str, str]:
@@ -47,8 +47,8 @@ async def on_http_exception(_request: Request, error: Exception) -> Response:
     message = {404: "no such path; see /v1/models", 405: "this path does not take that method"}.get(
         error.status_code, error.detail
     )
-    detail = _ErrorDetail(message, "invalid_request_error", None, _CODES_BY_STATUS.get(error.status_code))
-    return _json_response(msgspec.json.encode(_ErrorBody(detail)), error.status_code, dict(error.headers or {}))
+    detail = ErrorDetail(message, "invalid_request_error", None, _CODES_BY_STATUS.get(error.status_code))
+    return _json_response(msgspec.json.encode(ErrorBody(detail)), error.status_code, dict(error.headers or {}))
 
 
 async def on_unexpected_error(_request: Request, error: Exception) -> Response:
@@ -71,19 +71,25 @@ def _hidden(error: Exception) -> InternalError:
     return hidden
 
 
-class _ErrorDetail(msgspec.Struct, frozen=True):
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What was wrong, and with what."""
+
     message: str
     type: str
     param: str | None
     code: str | None
 
 
-class _ProtocolError(msgspec.Struct, frozen=True):
+class ProtocolError(msgspec.Struct, frozen=True):
+    """An error in the shape of the Open Inference Protocol."""
+
     error: str
 
 
-class _ErrorBody(msgspec.Struct, frozen=True):
-    error: _ErrorDetail
+class ErrorBody(msgspec.Struct, frozen=True):
+    """An error in OpenAI's shape."""
+
+    error: ErrorDetail
 
 
 _CODES_BY_STATUS = {401: "invalid_api_key", 404: "unknown_path", 405: "method_not_allowed"}

@@ -10,7 +10,9 @@ from serve_app.errors import RayshardError
 from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.http_errors import on_protocol_error, on_rayshard_error
 
-OPEN_PATHS = frozenset({"/health", "/ping", "/v2/health/live", "/v2/health/ready"})  # for probes
+OPEN_PATHS = frozenset(
+    {"/health", "/ping", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
+)  # for probes, and what names no model
 
 
 class KeyMiddleware:

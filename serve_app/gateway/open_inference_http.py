@@ -6,7 +6,6 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -26,93 +25,23 @@ from serve_app.gateway.open_inference import (
     server_version,
 )
 from serve_app.gateway.open_inference_models import InferCall
+from serve_app.gateway.open_inference_schema import (
+    InferBody,
+    ServerLive,
+    ServerReady,
+    ShownAnswer,
+    ShownModel,
+    ShownPort,
+    ShownServer,
+    ShownTensor,
+    TensorBody,
+)
 from serve_app.gateway.open_inference_tensors import BYTES, DTYPE_OF, NamedTensor, PortSpec, checked_shape
 from serve_app.gateway.tensor_inputs import flatten, tensor_of, write_output
 from serve_app.types import TensorData
 
 JSON_LENGTH = "inference-header-content-length"
-Parameter = bool | int | float | str
 _INFLATE = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
-
-
-class TensorBody(msgspec.Struct, kw_only=True):
-    """One input."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: dict[str, Parameter] = {}
-    data: Any = None
-
-
-class OutputBody(msgspec.Struct, kw_only=True):
-    """One output that is wanted."""
-
-    name: str
-    parameters: dict[str, Parameter] = {}
-
-
-class InferBody(msgspec.Struct, kw_only=True):
-    """`POST /v2/models/{name}/infer`."""
-
-    id: str = ""
-    parameters: dict[str, Parameter] = {}
-    inputs: list[TensorBody]
-    outputs: list[OutputBody] = []
-
-
-class ShownTensor(msgspec.Struct, omit_defaults=True):
-    """One output: its elements in C order, or how many bytes of it stand behind the JSON."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: dict[str, int] = {}
-    data: list[object] | None = None
-
-
-class ShownAnswer(msgspec.Struct, omit_defaults=True):
-    """The answer's JSON."""
-
-    model_name: str
-    model_version: str
-    outputs: list[ShownTensor]
-    id: str = ""
-    parameters: dict[str, Parameter] = {}
-
-
-class ShownPort(msgspec.Struct):
-    """One input or output of a model."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ShownModel(msgspec.Struct):
-    """`GET /v2/models/{name}`."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[ShownPort]
-    outputs: list[ShownPort]
-
-
-class ShownServer(msgspec.Struct):
-    """`GET /v2`."""
-
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class _Ready(msgspec.Struct):
-    ready: bool
-
-
-class _Live(msgspec.Struct):
-    live: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +79,15 @@ class _Endpoints:
         return json_answer(ShownServer("rayshard", server_version(), list(EXTENSIONS)))
 
     async def live(self, _request: Request) -> Response:
-        return json_answer(_Live(True))
+        return json_answer(ServerLive(True))
 
     async def ready(self, _request: Request) -> Response:
         is_ready = self._service.is_ready()
-        return json_answer(_Ready(is_ready), status=200 if is_ready else 503)
+        return json_answer(ServerReady(is_ready), status=200 if is_ready else 503)
 
     async def model_ready(self, request: Request) -> Response:
         is_ready = self._service.is_model_ready(*_model_of(request))
-        return json_answer(_Ready(is_ready), status=200 if is_ready else 503)
+        return json_answer(ServerReady(is_ready), status=200 if is_ready else 503)
 
     async def model(self, request: Request) -> Response:
         found = self._service.metadata(*_model_of(request))
