@@ -5,6 +5,7 @@ RayshardError
 ├── RequestError           400  the request itself is wrong; names the field
 │   ├── ModelNotFoundError 404
 │   ├── RequestTooLargeError 413
+│   ├── HeadersTooLargeError 431
 │   └── UnprocessableError 422  well-formed JSON whose values cannot be served
 ├── UnauthenticatedError   401  no API key, or one that is not known
 ├── QueueFullError         429  too much is waiting; try again after retry_after_s
@@ -84,6 +85,13 @@ class RequestTooLargeError(RequestError):
     """The body is larger than the server takes."""
 
     http_status = 413
+    kind = "request_too_large"
+
+
+class HeadersTooLargeError(RequestError):
+    """The headers are larger than the server takes."""
+
+    http_status = 431
     kind = "request_too_large"
 
 

@@ -36,6 +36,11 @@ class CallContext(Protocol):
     def set_trailing_metadata(self, metadata: list[tuple[str, str]]) -> None: ...
 
 
+class StreamFailedError(Exception):
+    """Ends a stream whose status is set. Serve's proxy takes a stream's status along with a message or an exception
+    only; it logs the exception, so this one says nothing of the request."""
+
+
 class GrpcMethods:
     """The methods; the Gateway deployment inherits them."""
 
@@ -87,11 +92,12 @@ class GrpcMethods:
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """The answers of any number of calls, as they come. An API key's use lasts as long as the stream."""
         use = ExitStack()
+        refusal = None
         try:
             use.enter_context(self._used_key(grpc_context))
         except RayshardError as error:
-            set_status(grpc_context, error)
-            return
+            refusal = error
+        fail_stream(grpc_context, refusal)
         with use:
             answers = stream_infer(self._open_inference, request_stream)
             try:
@@ -116,7 +122,7 @@ class GrpcMethods:
         self, request: health_pb2.HealthCheckRequest, grpc_context: CallContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         """Health now, and whenever it changes."""
-        told = None
+        told, failure = None, None
         try:
             while True:
                 status = self._health(request.service)
@@ -125,7 +131,8 @@ class GrpcMethods:
                     yield health_pb2.HealthCheckResponse(status=status)
                 await asyncio.sleep(_WATCH_S)
         except RayshardError as error:
-            set_status(grpc_context, error)
+            failure = error
+        fail_stream(grpc_context, failure)
 
     def _health(self, service: str) -> int:
         is_whole = service in ("", *_SERVICES)
@@ -169,6 +176,7 @@ class GrpcMethods:
         self, start: Callable[[float | None], AsyncIterator[ResultT]], context: CallContext
     ) -> AsyncIterator[ResultT]:
         """The pieces of an answer; a failure becomes the call's status."""
+        failure = None
         try:
             limit_s = time_limit_of(dict(context.invocation_metadata()), self._time_limit_s)
             with self._used_key(context):
@@ -179,7 +187,8 @@ class GrpcMethods:
                 finally:
                     await pieces.aclose()  # type: ignore[attr-defined]  # it is a generator
         except Exception as error:  # here it meets the client
-            set_status(context, as_rayshard_error(error))
+            failure = as_rayshard_error(error)
+        fail_stream(context, failure)
 
     def _used_key(self, context: CallContext) -> AbstractContextManager[object]:
         """The API key of a call, while it runs. Raises UnauthenticatedError, RateLimitedError."""
@@ -195,6 +204,13 @@ class GrpcMethods:
         except Exception as error:  # here it meets the client
             set_status(context, as_rayshard_error(error))
         return empty
+
+
+def fail_stream(context: CallContext, failure: RayshardError | None) -> None:
+    """End a stream with a failure's status; called where no exception is being handled, so that none is logged."""
+    if failure is not None:
+        set_status(context, failure)
+        raise StreamFailedError("the call has failed; its status tells the client why")
 
 
 def set_status(context: CallContext, error: RayshardError) -> None:

@@ -16,6 +16,7 @@ from serve_app.gateway.compatible_routes import compatible_routes
 from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.docs_routes import docs_routes
 from serve_app.gateway.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
+from serve_app.gateway.header_limit import HeaderLimitMiddleware
 from serve_app.gateway.http_errors import on_http_exception, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.http_schema import DetokenizedText, HealthBody, TokenizedText
 from serve_app.gateway.http_shell import RequestShell, json_answer, json_bytes
@@ -62,7 +63,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
             HTTPException: on_http_exception,
             Exception: on_unexpected_error,
         },
-        middleware=[Middleware(RequestIdMiddleware), *keys],
+        middleware=[Middleware(RequestIdMiddleware), Middleware(HeaderLimitMiddleware), *keys],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

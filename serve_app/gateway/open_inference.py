@@ -43,6 +43,11 @@ class OpenInference:
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
 
+    @property
+    def max_request_bytes(self) -> int:
+        """What one call may weigh."""
+        return self._plane.config.max_request_bytes
+
     def is_ready(self) -> bool:
         """Whether every model can answer."""
         return self._plane.backend.health().is_healthy

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.errors import RequestError
+from serve_app.gateway.grpc_limits import check_size
 from serve_app.gateway.http_errors import as_rayshard_error
 from serve_app.gateway.open_inference import (
     EXTENSIONS,
@@ -63,6 +64,7 @@ def model_metadata(service: OpenInference, request: pb.ModelMetadataRequest) -> 
 
 async def infer(service: OpenInference, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
     """One whole answer. Raises a RayshardError."""
+    check_size(request, service.max_request_bytes)
     return _response(await service.infer(_call_of(request)))
 
 
@@ -103,6 +105,7 @@ async def _run_call(
     answers: "asyncio.Queue[pb.ModelStreamInferResponse | None]",
 ) -> None:
     try:
+        check_size(request, service.max_request_bytes)
         wants_final = request.parameters[_WANTS_FINAL].bool_param if _WANTS_FINAL in request.parameters else False
         request.parameters.pop(_WANTS_FINAL, None)
         async for answer in service.stream(_call_of(request)):

@@ -61,12 +61,13 @@ _WORK_ERRORS = {
     404: "No such model, for this key.",
     413: "The body is larger than max_request_bytes.",
     422: "Well-formed, but its values cannot be served.",
+    431: "The headers are larger than 64 KiB; the error is in OpenAI's shape.",
     429: "Too much is waiting, or the key has used what it may; see Retry-After.",
     500: "A fault of the server.",
     503: "No copy of the model can take it now; see Retry-After.",
     504: "It did not end within its time limit.",
 }
-_LOOK_ERRORS = {status: _WORK_ERRORS[status] for status in (404, 429, 500)}
+_LOOK_ERRORS = {status: _WORK_ERRORS[status] for status in (404, 429, 431, 500)}
 _NO_KEY = "No API key, or one that is not known (where keys are set)."
 
 
@@ -92,7 +93,7 @@ class Operation:
     def errors(self) -> dict[int, str]:
         """What can go wrong, by status."""
         if self.is_open:
-            return {500: _WORK_ERRORS[500]}
+            return {status: _WORK_ERRORS[status] for status in (431, 500)}
         errors = dict(_WORK_ERRORS if self.body is not None else _LOOK_ERRORS)
         if self.body is None and "{name}" not in self.path:
             errors.pop(404)
@@ -219,6 +220,7 @@ def _described(operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, 
 
     error = content({_JSON: ProtocolError if operation.is_protocol else ErrorBody})
     responses = {str(status): {"description": text, "content": error} for status, text in operation.errors.items()}
+    responses["431"]["content"] = content({_JSON: ErrorBody})
     for status, kind in (operation.other_answers or {}).items():
         responses[str(status)] = {"description": "Not now.", "content": content({_JSON: kind})}
     responses["200"] = {"description": "The answer.", "content": content(operation.answer)}

@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 from serve_app.errors import RequestError
 from serve_app.gateway.data_plane import DataPlane
 from serve_app.gateway.generation import GenerationCall, stream_call
+from serve_app.gateway.grpc_limits import check_size
 from serve_app.gateway.inference_schema import ClassifyBody, EmbeddingsBody, TokenUsage
 from serve_app.gateway.open_inference import check_inputs
 from serve_app.gateway.open_inference_models import InferCall, TensorPort
@@ -20,6 +21,7 @@ async def generate(
     plane: DataPlane, request: pb.GenerateRequest, limit_s: float | None
 ) -> AsyncIterator[pb.GenerateResponse]:
     """A text's continuation in pieces. Raises a RayshardError."""
+    check_size(request, plane.config.max_request_bytes)
     if request.WhichOneof("prompt") is None:
         raise RequestError("prompt is missing; send text or token_ids", field="prompt")
     prompt = request.text if request.WhichOneof("prompt") == "text" else list(request.token_ids.ids)
@@ -31,6 +33,7 @@ async def generate(
 
 async def chat(plane: DataPlane, request: pb.ChatRequest, limit_s: float | None) -> AsyncIterator[pb.GenerateResponse]:
     """A conversation's answer in pieces. Raises a RayshardError."""
+    check_size(request, plane.config.max_request_bytes)
     messages = [{"role": message.role, "content": message.content} for message in request.messages]
     body = convert_body({**_sampling(request.sampling), **_model(request.model), "messages": messages}, ChatBody)
     call = await plane.reader.chat(body, await plane.models.find(body.model))
@@ -40,6 +43,7 @@ async def chat(plane: DataPlane, request: pb.ChatRequest, limit_s: float | None)
 
 async def embed(plane: DataPlane, request: pb.EmbedRequest) -> pb.EmbedResponse:
     """One vector for each text. Raises a RayshardError."""
+    check_size(request, plane.config.max_request_bytes)
     given = {**_given(request, "dimensions", "truncate"), **_model(request.model), "input": list(request.texts)}
     answer = await plane.calls.embed(convert_body(given, EmbeddingsBody))
     embeddings = [pb.Embedding(values=one.embedding) for one in answer.data if not isinstance(one.embedding, str)]
@@ -48,6 +52,7 @@ async def embed(plane: DataPlane, request: pb.EmbedRequest) -> pb.EmbedResponse:
 
 async def classify(plane: DataPlane, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
     """The labels of each text. Raises a RayshardError."""
+    check_size(request, plane.config.max_request_bytes)
     given = {**_given(request, "top_k", "threshold", "truncate"), **_model(request.model), "input": list(request.texts)}
     answer = await plane.calls.classify(convert_body(given, ClassifyBody))
     classifications = [
@@ -62,6 +67,7 @@ async def classify(plane: DataPlane, request: pb.ClassifyRequest) -> pb.Classify
 
 async def predict(plane: DataPlane, request: pb.PredictRequest) -> pb.PredictResponse:
     """What a module makes of named tensors. Raises a RayshardError."""
+    check_size(request, plane.config.max_request_bytes)
     model = plane.models.for_tasks(request.model or None, ("predict", "classify", "embed"))
     inputs = [
         NamedTensor.of_raw(name, DATATYPE_OF.get(tensor.dtype, tensor.dtype), list(tensor.shape), tensor.data)

@@ -283,6 +283,13 @@ async def test_the_content_type_does_not_matter(client: httpx.AsyncClient) -> No
     assert (await client.post(COMPLETIONS, content=content, headers={"content-type": "x/y"})).status_code == 200
 
 
+async def test_a_megabyte_of_headers_gets_431_and_the_next_request_works(client: httpx.AsyncClient) -> None:
+    response = await client.get("/v1/models", headers={f"x-{index}": "a" * 1000 for index in range(66)})
+    assert response.status_code == 431
+    assert "larger than 65536 bytes" in response.json()["error"]["message"]
+    assert (await client.get("/v1/models", headers={"x-1": "a" * 8000})).status_code == 200
+
+
 async def test_a_ten_megabyte_body_gets_413_and_the_next_request_works(client: httpx.AsyncClient) -> None:
     response = await client.post(COMPLETIONS, content=b"x" * 10_000_000)
     assert response.status_code == 413

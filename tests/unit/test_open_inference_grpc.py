@@ -231,3 +231,14 @@ async def test_a_client_that_reads_late_loses_nothing(stub: Any, backend: Script
         text += answer.infer_response.raw_output_contents[0][4:]
     whole = await stub.ModelInfer(prompt(max_tokens=400))
     assert text == whole.raw_output_contents[0][4:]
+
+
+async def test_a_message_above_the_limit_is_refused_and_the_next_one_works(stub: Any) -> None:
+    large = call("of_FP32", shape=(2**18, 2))
+    large.raw_input_contents.append(bytes(2**21))
+    error = await refused(stub, large)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "more than max_request_bytes=1048576" in error.details()
+    small = call("of_FP32")
+    small.raw_input_contents.append(bytes(8))
+    assert (await stub.ModelInfer(small)).outputs[0].name == "x_again"

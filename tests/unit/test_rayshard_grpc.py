@@ -195,3 +195,17 @@ async def test_a_stream_that_is_cancelled_frees_its_sequence(stub: Any, backend:
     stream.cancel()
     await until(lambda: backend.num_open == 0)
     assert backend.num_aborted == 1
+
+
+async def test_a_message_above_the_limit_is_refused(stub: Any) -> None:
+    calls = [
+        stub.Embed(pb.EmbedRequest(model="vectors", texts=["a" * 2**21])),
+        stub.Classify(pb.ClassifyRequest(model="colours", texts=["a" * 2**21])),
+        stub.Predict(pb.PredictRequest(model="module", inputs={"x": pb.Tensor(data=bytes(2**21))})),
+        stub.Generate(pb.GenerateRequest(model="tiny", text="a" * 2**21)).read(),
+        stub.Chat(pb.ChatRequest(model="tiny", messages=[pb.Message(role="user", content="a" * 2**21)])).read(),
+    ]
+    for one in calls:
+        with pytest.raises(grpc.aio.AioRpcError, match="more than max_request_bytes=1048576") as caught:
+            await one
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

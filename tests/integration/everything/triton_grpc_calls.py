@@ -1,4 +1,4 @@
-"""Calls of tritonclient over gRPC, which test_everything.py runs in a process of their own.
+"""Calls of tritonclient over gRPC, which test_clients.py runs in a process of their own.
 
 tritonclient's generated code has the names of ours, and one process cannot hold both.
 """
@@ -126,8 +126,7 @@ def test_a_time_limit_ends_a_call_and_frees_its_blocks(client: triton.InferenceS
     with pytest.raises(InferenceServerException, match=r"longer than 0\.05 s") as caught:
         client.infer("demo", [text_input("a")], parameters=parameters, headers={"x-request-timeout-ms": "50"})
     assert caught.value.status() == "StatusCode.DEADLINE_EXCEEDED"
-    took_s = seconds_until(is_idle, 5)
-    assert took_s < 2
+    assert seconds_until(is_idle, 5) < 1  # a copy tells its state twice a second
 
 
 def test_a_client_that_leaves_frees_its_blocks(client: triton.InferenceServerClient) -> None:

@@ -1,0 +1,42 @@
+"""What the tests of this folder share: the example, calls, and the death of a process under a call."""
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import httpx
+import numpy as np
+
+from tests.integration.serve_cluster import ROOT, ServeCluster
+
+EXAMPLE = ROOT / "examples" / "everything.yaml"
+
+
+def post(cluster: ServeCluster, path: str, **body: Any) -> Any:
+    response = httpx.post(f"{cluster.url}{path}", json=body, timeout=60)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def vectors(cluster: ServeCluster, texts: list[str]) -> np.ndarray:
+    data = post(cluster, "/v1/embeddings", model="minilm", input=texts)["data"]
+    return np.array([entry["embedding"] for entry in data])
+
+
+def kill_under(cluster: ServeCluster, victim: str, path: str, body: dict[str, Any]) -> int:
+    """The status of a request whose process was killed, with SIGKILL, while it was in flight."""
+    statuses: list[int] = []
+    caller = threading.Thread(
+        target=lambda: statuses.append(httpx.post(f"{cluster.url}{path}", json=body, timeout=120).status_code)
+    )
+    pids = cluster.pids(victim)
+    assert pids, victim
+    caller.start()
+    time.sleep(0.3)
+    assert caller.is_alive(), "it was done before anything could die"
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    caller.join(120)
+    return statuses[0]
