@@ -331,6 +331,26 @@ class ShardSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightScheme:
+    """How weights are quantized: q = round(w / scale) in `bits` bits, one scale for each output or group of inputs."""
+
+    bits: int = 8
+    is_float: bool = False  # float8_e4m3fn in place of whole numbers
+    group_size: int | None = None  # inputs that share a scale; None: all of an output
+    has_quantized_inputs: bool = False  # inputs are quantized to 8 bits too, each row by its own scale
+
+
+@dataclass(frozen=True, slots=True)
+class LoadQuantization:
+    """What is quantized while a model is loaded."""
+
+    scheme: WeightScheme
+    has_embedding: bool = False
+    has_head: bool = False
+    ignored: tuple[str, ...] = ()  # modules that stay as they are, by the ends of their names
+
+
+@dataclass(frozen=True, slots=True)
 class ShardSettings:
     """How one shard is to be made."""
 
@@ -343,6 +363,7 @@ class ShardSettings:
     kv_cache_bytes: int | None  # None: what gpu_memory_utilization leaves
     gpu_memory_utilization: float
     max_num_batched_tokens: int
+    quantization: LoadQuantization | None = None  # None: as the checkpoint is
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ class GenerationWork:
             kv_cache_bytes=config.kv_cache_bytes,
             gpu_memory_utilization=config.engine.gpu_memory_utilization * config.device.gpus_per_shard,
             max_num_batched_tokens=config.engine.max_num_batched_tokens,
+            quantization=None if config.quantization is None else config.quantization.for_loading,
         )
 
     def limits(self, reports: Sequence[ShardReport]) -> EngineLimits:

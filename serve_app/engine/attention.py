@@ -70,11 +70,11 @@ class PagedAttention:
                 stop = span.first_gathered + span.num_keys
                 keys, values = old_keys[span.first_gathered : stop], old_values[span.first_gathered : stop]
             queries = query[:, first:end]
-            output[first:end] = _attend_one(queries, keys, values, scaling, sliding_window, softcap)
+            output[first:end] = attend_one(queries, keys, values, scaling, sliding_window, softcap)
         return output
 
 
-def _attend_one(
+def attend_one(
     query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int | None, softcap: float | None
 ) -> Tensor:
     """One sequence: query [H, q, Dh], its last q positions of keys and values [L, K, Dh] -> [q, H, Dh]."""

@@ -9,16 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from serve_app.engine.quantized_tensors import logical_tensors
+from serve_app.engine.stage_quantizer import Quantizations, StageQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
 from serve_app.models.architecture import CutStage
 from serve_app.models.checkpoint_keys import Source, map_keys
+from serve_app.models.quantization import num_weight_bytes
 from serve_app.models.transformers_model import TransformersStage, read_config, resolve_dtype
 from serve_app.parallel.communicator import Communicator
 from serve_app.parallel.tensor_parallel import Part, cut_stage
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.safetensors_header import TensorHeader
-from serve_app.types import ShardSpec
+from serve_app.types import LoadQuantization, ShardSpec
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +35,19 @@ class LoadedStage:
 
 
 def load_stage(
-    source_dir: Path, dtype: str, shard: ShardSpec, communicator: Communicator, device: torch.device
+    source_dir: Path,
+    dtype: str,
+    shard: ShardSpec,
+    communicator: Communicator,
+    device: torch.device,
+    quantization: LoadQuantization | None = None,
 ) -> LoadedStage:
     """Build and fill one shard; raises ConfigError when the checkpoint lacks a tensor or has one of another shape."""
     config = read_config(source_dir)
+    spec = read_model_spec(source_dir)
     stage = TransformersStage(config, resolve_dtype(config, dtype), shard)
-    fill_stage(source_dir, stage, communicator, device, read_model_spec(source_dir).tensors)
-    parameter_bytes = sum(parameter.nbytes for parameter in stage.model.parameters())
-    return LoadedStage(stage, parameter_bytes)
+    fill_stage(source_dir, stage, communicator, device, spec.tensors, Quantizations(spec.quantization, quantization))
+    return LoadedStage(stage, num_weight_bytes(stage.model))
 
 
 def fill_stage(
@@ -48,11 +56,12 @@ def fill_stage(
     communicator: Communicator,
     device: torch.device,
     headers: Mapping[str, TensorHeader],
+    quantizations: Quantizations | None = None,
 ) -> None:
     """Cut a stage to its rank's part, and read its tensors. Raises ConfigError."""
     parts = cut_stage(stage, communicator)
     _fill_buffers(stage, device)
-    _fill_parameters(source_dir, stage, parts, headers, device)
+    _fill_parameters(source_dir, stage, parts, headers, device, quantizations or Quantizations())
 
 
 def _fill_parameters(
@@ -61,12 +70,15 @@ def _fill_parameters(
     parts: dict[str, Part],
     headers: Mapping[str, TensorHeader],
     device: torch.device,
+    quantizations: Quantizations,
 ) -> None:
-    key_map = map_keys(stage, headers)
+    logical = logical_tensors(headers)
+    key_map = map_keys(stage, logical.headers)
     if key_map.unused and stage.shard.index == 0:
         logger.warning("checkpoint tensors unused count=%d first=%s", len(key_map.unused), key_map.unused[0])
     tied: dict[str, nn.Parameter] = {}  # by checkpoint tensor: head and embedding of one shard share their memory
     is_tied = getattr(stage.config, "tie_word_embeddings", False)
+    quantizer = StageQuantizer(stage, quantizations, logical.stored, device)
     with tensor_reader() as reader:
         for name, meta in list(stage.model.named_parameters(remove_duplicate=False)):
             sources = key_map.sources.get(name)
@@ -74,16 +86,25 @@ def _fill_parameters(
                 raise ConfigError(
                     f"source={source_dir} has no tensor for parameter {name}; download it again", field="source"
                 )
+            part, whole_shape = parts.get(name, Part()), stage.whole_state[name]
+            if quantizer.is_stored(name, sources):
+                quantizer.read(name, sources[0], whole_shape, part, reader)
+                continue
             shared = tied.get(sources[0].tensor_name) if is_tied else None
-            if shared is not None:
+            if shared is not None and not quantizer.is_wanted(name):
                 _set_parameter(stage.model, name, shared)
                 continue
-            tensor = torch.empty(meta.shape, dtype=meta.dtype, device=device)
-            _fill(name, tensor, stage.whole_state[name], sources, parts.get(name, Part()), headers, reader)
+            dtype = torch.float32 if quantizer.is_wanted(name) else meta.dtype
+            tensor = torch.empty(meta.shape, dtype=dtype, device=device)
+            _fill(name, tensor, whole_shape, sources, part, logical.headers, reader)
+            if quantizer.is_wanted(name):
+                quantizer.quantize(name, tensor)
+                continue
             parameter = nn.Parameter(tensor, requires_grad=False)
             _set_parameter(stage.model, name, parameter)
             if len(sources) == 1:
                 tied[sources[0].tensor_name] = parameter
+    quantizer.put_kernels()
 
 
 def _fill(
@@ -150,6 +171,12 @@ def _fill_expert(
 
 
 def _check_shape(name: str, expected: torch.Size, header: TensorHeader) -> None:
+    if header.dtype.startswith(("I", "U", "BOOL", "F8", "F4", "F6")):
+        raise ConfigError(
+            f"parameter {name} is stored as {header.dtype} in {header.file}, but config.json does not say how it is "
+            "quantized; download the model again",
+            field="source",
+        )
     if tuple(header.shape) != tuple(expected):
         raise ConfigError(
             f"parameter {name} has shape {list(expected)} by config.json, but {list(header.shape)} in {header.file}",

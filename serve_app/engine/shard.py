@@ -49,7 +49,12 @@ class EngineShard:
                 self._store = connect_store(rendezvous)
             self._communicator = GroupCommunicator(self._store, settings.shard, rendezvous, self._device, self._host)
         self._loaded = load_stage(
-            Path(settings.source_dir), settings.dtype, settings.shard, self._communicator, self._device
+            Path(settings.source_dir),
+            settings.dtype,
+            settings.shard,
+            self._communicator,
+            self._device,
+            settings.quantization,
         )
         num_blocks = self._kv_bytes() // kv_block_bytes(self._loaded.stage, settings.block_size)
         return ShardReport(self._loaded.parameter_bytes, num_blocks, time.monotonic() - started)

@@ -8,6 +8,7 @@ from pathlib import Path
 from serve_app.errors import ConfigError
 from serve_app.planning.architectures import ARCHITECTURES, HEAD_PATTERN, Architecture, layer_of
 from serve_app.planning.checkpoint_json import damaged, read_json, shown, some
+from serve_app.planning.quantization import CheckpointQuantization, read_quantization
 from serve_app.planning.rope_scaling import RopeLimit, rope_limit, scaled_max_positions
 from serve_app.planning.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
 
@@ -35,7 +36,7 @@ class ModelSpec:
     is_tied: bool  # the head is the embedding
     dtype: str  # as torch names it
     sliding_window: int | None
-    quantization_method: str | None
+    quantization: CheckpointQuantization | None
     tensors: dict[str, TensorHeader]
     num_bytes: int  # of all tensors
 
@@ -161,7 +162,7 @@ def _spec_of(
         is_tied=keys.flag("tie_word_embeddings", defaults.is_tied),
         dtype=_dtype_of(keys, tensors),
         sliding_window=_sliding_window(keys, defaults),
-        quantization_method=_quantization_method(config),
+        quantization=read_quantization(config, source_dir / "config.json"),
         tensors=tensors,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
     )
@@ -209,13 +210,6 @@ def _dtype_of(keys: _Keys, tensors: Mapping[str, TensorHeader]) -> str:
     for tensor in tensors.values():
         sizes[SERVED_DTYPES.get(tensor.dtype, tensor.dtype)] += tensor.num_bytes
     return sizes.most_common(1)[0][0] if sizes else "float32"
-
-
-def _quantization_method(config: Mapping[str, object]) -> str | None:
-    section = config.get("quantization_config") or config.get("compression_config")
-    if not section:
-        return None
-    return str(section.get("quant_method", "unknown")) if isinstance(section, dict) else "unknown"
 
 
 def _check_completeness(spec: ModelSpec) -> None:

@@ -18,7 +18,7 @@ from serve_app.planning.architectures import (
 from serve_app.planning.model_spec import ModelSpec
 from serve_app.planning.safetensors_header import DTYPE_BITS, TensorHeader
 from serve_app.planning.stage_ends import stage_ends
-from serve_app.types import ShardSpec
+from serve_app.types import LoadQuantization, ShardSpec
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
@@ -91,14 +91,38 @@ def num_kv_blocks(spec: ModelSpec, plan: ShardPlan, config: ModelConfig, kv_cach
     return kv_cache_bytes // max(block_bytes)
 
 
-def shard_parameter_bytes(spec: ModelSpec, shard: ShardSpec, dtype: str) -> int:
+def shard_parameter_bytes(
+    spec: ModelSpec, shard: ShardSpec, dtype: str, quantization: LoadQuantization | None = None
+) -> int:
     """Bytes of one shard's parameters in `dtype`; vectors count as whole, though some are cut."""
     total = 0
     for name, tensor in spec.tensors.items():
         if _is_held(spec, name, shard):
             is_cut = len(tensor.shape) > 1 and _is_cut(name)
-            total += _bytes_in(tensor, dtype) // (shard.num_ranks if is_cut else 1)
+            num_bytes = _bytes_in(tensor, dtype)
+            if quantization is not None and _is_quantized(name, tensor, quantization):
+                num_bytes = _quantized_bytes(tensor, quantization)
+            total += num_bytes // (shard.num_ranks if is_cut else 1)
     return total
+
+
+def _is_quantized(name: str, tensor: TensorHeader, quantization: LoadQuantization) -> bool:
+    module = name.removesuffix(".weight")
+    if len(tensor.shape) != 2 or any(module == one or module.endswith(f".{one}") for one in quantization.ignored):
+        return False
+    if layer_of(name) is not None:
+        return True
+    if EMBEDDING_PATTERN.search(name):
+        return quantization.has_embedding
+    return HEAD_PATTERN.search(name) is not None and quantization.has_head
+
+
+def _quantized_bytes(tensor: TensorHeader, quantization: LoadQuantization) -> int:
+    """Numbers, and a float32 scale for each output or group."""
+    num_rows, num_columns = tensor.shape
+    scheme = quantization.scheme
+    num_groups = 1 if scheme.group_size is None else num_columns // scheme.group_size
+    return num_rows * num_columns * scheme.bits // 8 + 4 * num_rows * num_groups
 
 
 def _is_cut(name: str) -> bool:
@@ -111,6 +135,7 @@ def _is_cut(name: str) -> bool:
 def describe_plan(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> list[PlanRow]:
     """One row per shard."""
     dtype = served_dtype(spec, config)
+    quantization = None if config.quantization is None else config.quantization.for_loading
     cache_bytes, num_tokens = config.kv_cache_bytes, None
     if cache_bytes is not None:
         num_tokens = num_kv_blocks(spec, plan, config, cache_bytes) * config.engine.block_size
@@ -120,7 +145,7 @@ def describe_plan(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> list
             shard.rank,
             shard.first_layer,
             shard.end_layer,
-            shard_parameter_bytes(spec, shard, dtype),
+            shard_parameter_bytes(spec, shard, dtype, quantization),
             num_tokens,
         )
         for shard in plan.shards
@@ -150,16 +175,38 @@ def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     if spec.model_type not in ARCHITECTURES:
         supported = ", ".join(sorted(ARCHITECTURES))
         problems.append(f"model_type={spec.model_type!r} is not supported; use a model of type {supported}")
-    if spec.quantization_method is not None:
-        problems.append(
-            f"source={config.source} is quantized ({spec.quantization_method}), which is not served yet; "
-            "give the unquantized model"
-        )
-    elif served_dtype(spec, config) not in DTYPE_BYTES:
+    problems += _quantization_problems(spec, config)
+    if served_dtype(spec, config) not in DTYPE_BYTES:
         problems.append(
             f"dtype=auto means {spec.dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}"
         )
     return problems + _context_problems(spec, config)
+
+
+def _quantization_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
+    if config.quantization is None and spec.quantization is None:
+        return []
+    if spec.num_experts is not None:
+        return [f"model_type={spec.model_type} has experts, which are not served quantized; give a dense model"]
+    if config.quantization is None:
+        return []
+    if spec.quantization is not None:
+        return [
+            f"quantization: source={config.source} is quantized already ({spec.quantization.method}); remove it, or "
+            "give the unquantized model"
+        ]
+    scheme = config.quantization.for_loading.scheme
+    sizes = {"hidden_size": spec.hidden_size}
+    heads, inner = spec.num_heads * spec.head_dim, spec.intermediate_size
+    sizes[f"num_heads x head_dim / parallel.tensor={config.parallel.tensor}"] = heads // config.parallel.tensor
+    if inner is not None:
+        sizes[f"intermediate_size / parallel.tensor={config.parallel.tensor}"] = inner // config.parallel.tensor
+    return [
+        f"quantization.group_size={scheme.group_size} does not divide {name}={size}; use one that divides all of "
+        f"{', '.join(str(one) for one in sizes.values())}"
+        for name, size in sizes.items()
+        if scheme.group_size is not None and size % scheme.group_size
+    ][:1]
 
 
 def _context_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:

@@ -130,8 +130,11 @@ def test_ropes_whose_frequencies_depend_on_the_batch_give_a_limit(tmp_path: Path
 
 
 def test_a_quantized_checkpoint_names_its_method(tmp_path: Path) -> None:
-    assert spec_of(tmp_path, quantization_config={"quant_method": "gptq"}).quantization_method == "gptq"
-    assert spec_of(tmp_path).quantization_method is None
+    section = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    found = spec_of(tmp_path, quantization_config=section).quantization
+    assert found is not None
+    assert found.method == "gptq"
+    assert spec_of(tmp_path).quantization is None
 
 
 def test_several_files_are_read_through_their_index(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from serve_app.planning.planner import (
     plan_shards,
     shard_parameter_bytes,
 )
+from serve_app.planning.quantization import CheckpointQuantization
 from serve_app.planning.rope_scaling import RopeLimit
 from serve_app.planning.safetensors_header import TensorHeader
 from serve_app.types import ShardSpec
@@ -58,7 +59,7 @@ def make_spec(
         "is_tied": is_tied,
         "dtype": "float32",
         "sliding_window": None,
-        "quantization_method": None,
+        "quantization": None,
         "tensors": tensors,
         "num_bytes": sum(header.num_bytes for header in tensors.values()),
     }
@@ -175,9 +176,16 @@ def test_a_length_at_which_batch_mates_change_each_others_answers_is_refused() -
     assert problem.startswith("max_model_len=4096 is above max_position_embeddings=2048, where rope_type=dynamic lets")
 
 
-def test_quantized_checkpoints_and_odd_types_are_refused() -> None:
-    (problem,) = check_split(make_spec([4], quantization_method="gptq"), make_config())
-    assert problem == "source=b is quantized (gptq), which is not served yet; give the unquantized model"
+def test_quantizations_that_cannot_be_and_odd_types_are_refused() -> None:
+    stored = CheckpointQuantization("gptq", (), ())
+    wanted = make_config(quantization={"scheme": "int4", "group_size": 48})
+    assert check_split(make_spec([4], quantization=stored), make_config()) == []
+    (problem,) = check_split(make_spec([4], quantization=stored), wanted)
+    assert "source=b is quantized already (gptq); remove it" in problem
+    (problem,) = check_split(make_spec([4]), wanted)
+    assert problem.startswith("quantization.group_size=48 does not divide hidden_size=")
+    (problem,) = check_split(make_spec([4], num_experts=8), make_config(quantization={"scheme": "int8"}))
+    assert "has experts, which are not served quantized" in problem
     (problem,) = check_split(make_spec([4], model_type="bert"), make_config())
     assert problem.startswith("model_type='bert' is not supported; use a model of type gemma2")
     (problem,) = check_split(make_spec([4], dtype="float64"), make_config())

@@ -1,0 +1,172 @@
+"""What a model lost: perplexity, divergence from the original, agreement on the next token, exact answers.
+
+Perplexity is exp of the mean negative log-likelihood per token. Its standard error follows from the sequences' own
+means (they are independent, tokens of one sequence are not) by the delta method.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from serve_app.compress.texts import TaskExample
+from serve_app.preprocessing.tokenizer import Tokenizer
+
+_BATCH_TOKENS = 1024
+
+
+class Scored(Protocol):
+    """A model whose logits can be had."""
+
+    tokenizer: Tokenizer
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> Tensor: ...
+
+    def generate(self, prompts: Sequence[list[int]], max_tokens: int) -> list[list[int]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """On so many tokens."""
+
+    value: float
+    standard_error: float
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """How far a model's next-token distributions are from the original's."""
+
+    kl: float  # KL(original || model), nats, mean over tokens
+    kl_standard_error: float
+    top1_agreement: float  # share of tokens where both have the same most probable next token
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScore:
+    """Exact answers."""
+
+    task: str
+    num_exact: int
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """A model beside its original on the same texts."""
+
+    original: Perplexity
+    model: Perplexity
+    divergence: Divergence
+
+    @property
+    def perplexity_increase(self) -> float:
+        """As a share of the original's."""
+        return self.model.value / self.original.value - 1
+
+
+def compare(original: Scored, model: Scored, sequences: Sequence[list[int]]) -> Quality:
+    """Both models on the same token sequences, each of at least two tokens."""
+    sums = {"original": _Sums(), "model": _Sums(), "kl": _Sums()}
+    num_agreeing = num_tokens = 0
+    for batch in tqdm(list(_batches(sequences)), desc="evaluate", unit="batch", disable=None):
+        ours, theirs = (_logprobs(one, batch) for one in (model, original))
+        start = 0
+        for sequence in batch:
+            rows = slice(start, start + len(sequence) - 1)
+            targets = torch.tensor(sequence[1:])[:, None]
+            sums["original"].add(-theirs[rows].gather(1, targets).sum().item(), len(sequence) - 1)
+            sums["model"].add(-ours[rows].gather(1, targets).sum().item(), len(sequence) - 1)
+            divergences = (theirs[rows].exp() * (theirs[rows] - ours[rows])).sum(dim=1)
+            sums["kl"].add(divergences.sum().item(), len(sequence) - 1)
+            num_agreeing += int((ours[rows].argmax(1) == theirs[rows].argmax(1)).sum())
+            num_tokens += len(sequence) - 1
+            start += len(sequence)
+    kl = sums["kl"]
+    divergence = Divergence(kl.mean, kl.standard_error, num_agreeing / num_tokens, num_tokens)
+    return Quality(_perplexity(sums["original"]), _perplexity(sums["model"]), divergence)
+
+
+def perplexity(model: Scored, sequences: Sequence[list[int]]) -> Perplexity:
+    """Of one model on token sequences, each of at least two tokens."""
+    sums = _Sums()
+    for batch in _batches(sequences):
+        logprobs = _logprobs(model, batch)
+        start = 0
+        for sequence in batch:
+            rows = logprobs[start : start + len(sequence) - 1]
+            sums.add(-rows.gather(1, torch.tensor(sequence[1:])[:, None]).sum().item(), len(sequence) - 1)
+            start += len(sequence)
+    return _perplexity(sums)
+
+
+def score_tasks(model: Scored, examples: Sequence[TaskExample], max_tokens: int) -> list[TaskScore]:
+    """Greedy answers held against the right ones, by task."""
+    prompts = [model.tokenizer.encode(example.prompt) for example in examples]
+    answers = [model.tokenizer.decode(answer) for answer in model.generate(prompts, max_tokens)]
+    scores = []
+    for task in dict.fromkeys(example.task for example in examples):
+        own = [index for index, example in enumerate(examples) if example.task == task]
+        num_exact = sum(answers[index].strip() == examples[index].answer.strip() for index in own)
+        scores.append(TaskScore(task, num_exact, len(own)))
+    return scores
+
+
+class _Sums:
+    """A mean over tokens of many sequences, and how sure it is."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[float, int]] = []
+
+    def add(self, total: float, count: int) -> None:
+        self._parts.append((total, count))
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(count for _total, count in self._parts)
+
+    @property
+    def mean(self) -> float:
+        return sum(total for total, _count in self._parts) / self.num_tokens
+
+    @property
+    def standard_error(self) -> float:
+        """Of a ratio of sums over independent sequences (Cochran, Sampling Techniques, 2.11)."""
+        if len(self._parts) < 2:
+            return math.nan
+        spread = sum((total - self.mean * count) ** 2 for total, count in self._parts)
+        return math.sqrt(spread * len(self._parts) / (len(self._parts) - 1)) / self.num_tokens
+
+
+def _perplexity(sums: _Sums) -> Perplexity:
+    value = math.exp(min(sums.mean, 700.0))
+    return Perplexity(value, value * sums.standard_error, sums.num_tokens)
+
+
+def _batches(sequences: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Sequences in their order, a bounded number of tokens at a time."""
+    waiting: list[list[int]] = []
+    for sequence in sequences:
+        if waiting and sum(map(len, waiting)) + len(sequence) > _BATCH_TOKENS:
+            yield waiting
+            waiting = []
+        waiting.append(sequence)
+    if waiting:
+        yield waiting
+
+
+def _logprobs(model: Scored, batch: list[list[int]]) -> Tensor:
+    """[T, V] float64, natural."""
+    return model.logits(batch).to(torch.float64).log_softmax(dim=-1)
+
+
+def take(sequences: Iterator[list[int]], count: int | None) -> list[list[int]]:
+    """The first so many of them."""
+    return list(sequences if count is None else islice(sequences, count))

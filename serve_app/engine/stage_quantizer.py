@@ -1,0 +1,138 @@
+"""Which weights of a stage are quantized, and the kernels that take their modules' places."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.engine.quantized_tensors import StoredWeight, read_quantized
+from serve_app.engine.tensor_file import TensorReader
+from serve_app.errors import ConfigError
+from serve_app.models.architecture import CutStage
+from serve_app.models.checkpoint_keys import Source
+from serve_app.models.quantization import QuantizedEmbedding, RowQuantizer, make_linear, take_hooks
+from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight
+from serve_app.parallel.tensor_parallel import Part
+from serve_app.planning.architectures import layer_of
+from serve_app.planning.quantization import CheckpointQuantization
+from serve_app.types import LoadQuantization, WeightScheme
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizations:
+    """How a checkpoint is quantized already, and what is to be quantized while it is read; None: not at all."""
+
+    checkpoint: CheckpointQuantization | None = None
+    wanted: LoadQuantization | None = None
+
+
+class StageQuantizer:
+    """Takes the weights that are quantized, one at a time; then `put_kernels`."""
+
+    def __init__(
+        self,
+        stage: CutStage,
+        quantizations: Quantizations,
+        stored: Mapping[str, StoredWeight],
+        device: torch.device,
+    ) -> None:
+        self._model = stage.model
+        self._dtype: torch.dtype = next(stage.model.parameters()).dtype
+        self._quantizations = quantizations
+        self._stored = stored
+        self._device = device
+        self._rows = RowQuantizer(device)
+        self._taken: dict[str, tuple[QuantizedWeight, WeightScheme]] = {}  # by module
+        self._wanted = self._find_wanted(stage)
+
+    def is_stored(self, name: str, sources: Sequence[Source]) -> bool:
+        """Whether the checkpoint holds a parameter's tensor quantized. Raises ConfigError where that is not served."""
+        checkpoint = self._quantizations.checkpoint
+        if checkpoint is None:
+            if any(source.tensor_name in self._stored for source in sources):
+                raise ConfigError(f"{name} is quantized, but config.json has no quantization_config", field="source")
+            return False
+        schemes = [self._scheme_of(source.tensor_name, name) for source in sources]
+        is_any = any(scheme is not None for scheme in schemes)
+        if is_any and (len(sources) > 1 or sources[0].expert is not None):
+            raise ConfigError(f"quantized experts ({name}) are not served; give the unquantized model", field="source")
+        return is_any
+
+    def read(self, name: str, source: Source, shape: torch.Size, part: Part, reader: TensorReader) -> None:
+        """Read a parameter that the checkpoint holds quantized."""
+        scheme = self._scheme_of(source.tensor_name, name)
+        assert scheme is not None
+        module = self._model.get_submodule(name.removesuffix(".weight"))
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            raise ConfigError(f"{name} is quantized and no linear layer or embedding", field="source")
+        weight = read_quantized(name, self._stored[source.tensor_name], scheme, shape, part, reader)
+        self._taken[name.removesuffix(".weight")] = (weight.to(self._device), scheme)
+
+    def is_wanted(self, name: str) -> bool:
+        """Whether a parameter is to be quantized now that it is read."""
+        return name.removesuffix(".weight") in self._wanted
+
+    def quantize(self, name: str, tensor: Tensor) -> None:
+        """Quantize a rank's part of a parameter, as the module keeps it."""
+        assert self._quantizations.wanted is not None
+        scheme = self._quantizations.wanted.scheme
+        module_name = name.removesuffix(".weight")
+        is_conv = type(self._model.get_submodule(module_name)).__name__ == "Conv1D"  # keeps [in, out]
+        matrix = tensor.t().contiguous() if is_conv else tensor
+        if scheme.group_size is not None and matrix.shape[1] % scheme.group_size:
+            raise ConfigError(
+                f"quantization.group_size={scheme.group_size} does not divide the {matrix.shape[1]} inputs of "
+                f"{module_name} on one rank; use another",
+                field="quantization",
+            )
+        self._taken[module_name] = (quantize_weight(matrix, scheme), scheme)
+
+    def put_kernels(self) -> None:
+        """Put kernels in the modules' places; hooks stay."""
+        for name in list(self._taken):
+            weight, scheme = self._taken.pop(name)
+            old = self._model.get_submodule(name)
+            new = self._kernel(old, weight, scheme)
+            take_hooks(new, old)
+            parent, _, leaf = name.rpartition(".")
+            setattr(self._model.get_submodule(parent), leaf, new.eval())
+
+    def _kernel(self, old: nn.Module, weight: QuantizedWeight, scheme: WeightScheme) -> nn.Module:
+        if isinstance(old, nn.Embedding):
+            scale = getattr(old, "embed_scale", None)
+            return QuantizedEmbedding(weight, self._dtype, scale if isinstance(scale, Tensor) else None)
+        bias = getattr(old, "bias", None)
+        return make_linear(weight, None if bias is None else bias.detach(), scheme, self._rows)
+
+    def _scheme_of(self, tensor_name: str, name: str) -> WeightScheme | None:
+        checkpoint = self._quantizations.checkpoint
+        module_name, _, leaf = tensor_name.rpartition(".")
+        if checkpoint is None or leaf != "weight" or tensor_name not in self._stored:
+            return None
+        module = self._model.get_submodule(name.rpartition(".")[0])
+        kind = "embedding" if isinstance(module, nn.Embedding) else "linear"
+        scheme = checkpoint.scheme_of(module_name, kind)
+        if scheme is None:
+            raise ConfigError(f"{tensor_name} is quantized, but quantization_config leaves it out", field="source")
+        return scheme
+
+    def _find_wanted(self, stage: CutStage) -> set[str]:
+        wanted = self._quantizations.wanted
+        if wanted is None:
+            return set()
+        head, embedding = stage.architecture.head, f"{stage.base_prefix}{stage.architecture.embedding}"
+        found = set()
+        for name, module in stage.model.named_modules():
+            if any(name == ignored or name.endswith(f".{ignored}") for ignored in wanted.ignored):
+                continue
+            if name == head:
+                is_wanted = wanted.has_head
+            elif isinstance(module, nn.Embedding):
+                is_wanted = wanted.has_embedding and name == embedding
+            else:
+                is_matrix = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+                is_wanted = is_matrix and layer_of(f"{name}.weight") is not None
+            if is_wanted and isinstance(getattr(module, "weight", None), nn.Parameter):
+                found.add(name)
+        return found

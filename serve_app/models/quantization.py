@@ -1,0 +1,271 @@
+"""Linear layers and embeddings over quantized weights, each kernel behind one small class.
+
+On CPU: int8 by FBGEMM (arXiv:2101.05615), whose fused call rounds its input to whole numbers, multiplies, and gives
+float32. Rows are divided by scales of their own before it and multiplied after it, so no row's answer depends on
+another's. Without VNNI its products of 8 by 8 bits saturate, and inputs get 7 bits; a probe decides.
+Weight-only int8 and int4 compute in bfloat16, whatever the model's dtype.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from serve_app.models.quantized_weight import FLOAT8, QuantizedWeight
+from serve_app.types import WeightScheme
+
+_INT4_GROUPS = (32, 64, 128, 256)
+_INT4_INNER_TILES = 8  # of the CUDA layout
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+class RowQuantizer:
+    """Divides rows by their own scales for the int8 kernels; linears that read one tensor share the work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.limit = 127 if device.type != "cpu" or _takes_eight_bits() else 63
+        self._source: Tensor | None = None
+        self._rows = self._scales = torch.empty(0)
+
+    def divide(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """inputs [..., K] -> rows [M, K] float32 within ±limit, scales [M, 1] float32."""
+        if inputs is not self._source:
+            rows = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
+            largest = rows.abs().amax(dim=-1, keepdim=True)
+            self._scales = largest.mul_(1 / self.limit).clamp_(min=torch.finfo(torch.float32).tiny)
+            self._rows = rows / self._scales
+            self._source = inputs
+        return self._rows, self._scales
+
+
+class QuantizedLinear(nn.Module):
+    """What all kernels share: sizes, the bias, and the shape of what goes in and out."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.in_features = num_inputs
+        self.out_features = num_outputs
+        self.bias = bias
+        self.num_bytes = 0 if bias is None else bias.nbytes
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs [..., K] -> [..., N], of the inputs' dtype."""
+        outputs = self.multiply(inputs)
+        return outputs.view(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
+
+    def multiply(self, inputs: Tensor) -> Tensor:
+        """inputs [..., K] -> [M, N] of any float dtype, the bias added."""
+        raise NotImplementedError
+
+
+class CpuInt8Linear(QuantizedLinear):
+    """Int8 weights of one scale per output, int8 rows: FBGEMM."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, rows: RowQuantizer) -> None:
+        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
+        self._packed = _packed(weight.values, weight.scales.view(-1))
+        self._float_bias = None if bias is None else bias.to(torch.float32)
+        self._multiply: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+        self._rows = rows
+        self.num_bytes += weight.values.nbytes + weight.scales.nbytes
+
+    def multiply(self, inputs: Tensor) -> Tensor:
+        """Exact in the whole numbers."""
+        rows, scales = self._rows.divide(inputs)
+        products: Tensor = self._multiply(rows, 1.0, self._rows.limit + 1, self._packed)
+        if self._float_bias is None:
+            return products.mul_(scales)
+        return torch.addcmul(self._float_bias, products, scales)
+
+
+class CudaInt8Linear(QuantizedLinear):
+    """Int8 weights of one scale per output, int8 rows: cuBLASLt through `_int_mm`, which wants at least 17 rows."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, rows: RowQuantizer) -> None:
+        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
+        self._columns = weight.values.t()  # [K, N]
+        self._scales = weight.scales.view(1, -1)
+        self._rows = rows
+        self.num_bytes += weight.num_bytes
+
+    def multiply(self, inputs: Tensor) -> Tensor:
+        """Exact in the whole numbers."""
+        rows, scales = self._rows.divide(inputs)
+        whole = rows.round().to(torch.int8)
+        padded = nn.functional.pad(whole, (0, 0, 0, max(0, 17 - len(whole))))
+        products = torch._int_mm(padded, self._columns)[: len(whole)]
+        outputs = products.to(torch.float32).mul_(scales).mul_(self._scales)
+        return outputs if self.bias is None else outputs.add_(self.bias)
+
+
+class CpuInt8WeightLinear(QuantizedLinear):
+    """Int8 weights of one scale per output, inputs in bfloat16."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
+        self._values = weight.values
+        self._scales = weight.scales.view(-1).to(torch.bfloat16)
+        self.num_bytes += self._values.nbytes + self._scales.nbytes
+
+    def multiply(self, inputs: Tensor) -> Tensor:
+        """In bfloat16."""
+        rows = inputs.reshape(-1, self.in_features).to(torch.bfloat16)
+        outputs: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self._values, self._scales)
+        return outputs if self.bias is None else outputs + self.bias
+
+
+class Int4Linear(QuantizedLinear):
+    """Weights of at most 4 bits in groups, inputs in bfloat16: torch's kernels for CPU and, as tinygemm, for CUDA."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
+        self._group_size = weight.group_size
+        self._order = weight.input_order
+        shifted = weight.values.to(torch.int32) + 8  # [N, K] in 0 to 15
+        zeros = torch.zeros_like(weight.scales) if weight.zero_points is None else weight.zero_points
+        offsets = -zeros.to(torch.float32) * weight.scales  # the kernels give (q - 8) * scale + offset
+        self._scales = torch.stack([weight.scales.t(), offsets.t()], dim=2).to(torch.bfloat16).contiguous()  # [G, N, 2]
+        self._is_cpu = weight.values.device.type == "cpu"
+        if self._is_cpu:
+            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(shifted, 1)
+        else:
+            pairs = (shifted[:, ::2] << 4 | shifted[:, 1::2]).to(torch.uint8)
+            self._packed = torch.ops.aten._convert_weight_to_int4pack(pairs, _INT4_INNER_TILES)
+        self.num_bytes += self._packed.nbytes + self._scales.nbytes
+
+    def multiply(self, inputs: Tensor) -> Tensor:
+        """In bfloat16."""
+        rows = inputs.reshape(-1, self.in_features).to(torch.bfloat16)
+        if self._order is not None:
+            rows = rows[:, self._order]
+        kernel = torch.ops.aten._weight_int4pack_mm_for_cpu if self._is_cpu else torch.ops.aten._weight_int4pack_mm
+        outputs: Tensor = kernel(rows.contiguous(), self._packed, self._group_size, self._scales)
+        return outputs if self.bias is None else outputs + self.bias
+
+
+class CudaFloat8Linear(QuantizedLinear):
+    """Float8 weights and rows, a scale for each output and each row: `_scaled_mm` (Hopper and later)."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
+        self._columns = weight.values.t()  # [K, N], column-major as the kernel wants
+        self._scales = weight.scales.view(1, -1)
+        self.num_bytes += weight.num_bytes
+
+    def multiply(self, inputs: Tensor) -> Tensor:
+        """In float8, sums in float32."""
+        rows = inputs.reshape(-1, self.in_features).to(torch.float32)
+        largest = torch.finfo(FLOAT8).max
+        scales = (rows.abs().amax(dim=-1, keepdim=True) / largest).clamp_(min=torch.finfo(torch.float32).tiny)
+        outputs = torch._scaled_mm(
+            (rows / scales).to(FLOAT8),
+            self._columns,
+            scale_a=scales,
+            scale_b=self._scales,
+            out_dtype=torch.bfloat16,
+        )
+        return outputs if self.bias is None else outputs + self.bias
+
+
+class DequantizingLinear(QuantizedLinear):
+    """Any quantized weight, made whole for each call: small in memory, and slow; where no kernel takes its shape."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
+        self._weight = weight
+        self.num_bytes += weight.num_bytes
+
+    def multiply(self, inputs: Tensor) -> Tensor:
+        """In the inputs' dtype."""
+        rows = inputs.reshape(-1, self.in_features)
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        return linear(rows, self._weight.dequantized(inputs.dtype), bias)
+
+
+class QuantizedEmbedding(nn.Module):
+    """A table of quantized rows; `scale` is what some models multiply their embeddings by."""
+
+    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, scale: Tensor | None = None) -> None:
+        super().__init__()
+        self._weight = weight
+        self._dtype = dtype
+        self._scale = scale
+        self.num_bytes = weight.num_bytes
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [...] int64 -> [..., D] of the model's dtype."""
+        weight = self._weight
+        flat = ids.reshape(-1)
+        zeros = None if weight.zero_points is None else weight.zero_points[flat]
+        rows = QuantizedWeight(weight.values[flat], weight.scales[flat], weight.bits, zeros).dequantized(self._dtype)
+        embedded = rows.view(*ids.shape, -1)
+        return embedded if self._scale is None else embedded * self._scale.to(self._dtype)
+
+
+def make_linear(
+    weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme, rows: RowQuantizer
+) -> QuantizedLinear:
+    """The fastest kernel that takes this weight on its device."""
+    num_outputs, num_inputs = weight.values.shape
+    is_cpu = weight.values.device.type == "cpu"
+    is_plain = weight.scales.shape[1] == 1 and weight.zero_points is None and weight.input_order is None
+    if scheme.is_float:
+        can_run = not is_cpu and is_plain and num_inputs % 16 == 0 and num_outputs % 16 == 0
+        return CudaFloat8Linear(weight, bias) if can_run else DequantizingLinear(weight, bias)
+    if scheme.bits == 8 and is_plain and scheme.has_quantized_inputs:
+        if is_cpu:
+            return CpuInt8Linear(weight, bias, rows)
+        can_run = num_inputs % 8 == 0 and num_outputs % 8 == 0
+        return CudaInt8Linear(weight, bias, rows) if can_run else DequantizingLinear(weight, bias)
+    if scheme.bits == 8 and is_plain and is_cpu and num_inputs % 16 == 0:  # at others the kernel reads past its rows
+        return CpuInt8WeightLinear(weight, bias)
+    if scheme.bits <= 4 and _fits_int4(weight, is_cpu=is_cpu):
+        return Int4Linear(weight, bias)
+    return DequantizingLinear(weight, bias)
+
+
+def _fits_int4(weight: QuantizedWeight, *, is_cpu: bool) -> bool:
+    num_outputs, num_inputs = weight.values.shape
+    if weight.group_size not in _INT4_GROUPS:
+        return False
+    if is_cpu:
+        return num_outputs % 16 == 0 and num_inputs % 2 == 0
+    return num_outputs % 8 == 0 and num_inputs % (16 * _INT4_INNER_TILES) == 0
+
+
+def take_hooks(new: nn.Module, old: nn.Module) -> None:
+    """Give a module the hooks of the one whose place it takes."""
+    for name in _HOOKS:
+        setattr(new, name, getattr(old, name))
+
+
+def num_weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights of a model, quantized or not."""
+    quantized = [one for one in model.modules() if isinstance(one, QuantizedLinear | QuantizedEmbedding)]
+    return sum(one.num_bytes for one in quantized) + sum(parameter.nbytes for parameter in model.parameters())
+
+
+def _packed(values: Tensor, scales: Tensor) -> Any:
+    """values [N, K] int8, scales [N] -> what FBGEMM multiplies by."""
+    zeros = torch.zeros(len(values), dtype=torch.int64)
+    with warnings.catch_warnings():  # torch warns of its quantized dtypes' end; the operators have no other way in yet
+        warnings.simplefilter("ignore", UserWarning)
+        quantized = torch._make_per_channel_quantized_tensor(values, scales.to(torch.float64), zeros, 0)
+        return torch.ops.quantized.linear_prepack(quantized, None)
+
+
+def _takes_eight_bits() -> bool:
+    """Whether 8-bit inputs times 8-bit weights are exact on this CPU: the largest products there are, added up."""
+    weight = torch.full((16, 64), 127, dtype=torch.int8)
+    packed = _packed(weight, torch.ones(16))
+    inputs = torch.full((1, 64), 127.0)
+    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(inputs, 1.0, 128, packed)
+    return bool((product == 64 * 127 * 127).all())

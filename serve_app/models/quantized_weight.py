@@ -1,0 +1,79 @@
+"""A quantized matrix outside any kernel: whole numbers (or float8) and their scales."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serve_app.types import WeightScheme
+
+FLOAT8 = torch.float8_e4m3fn
+_MAX_FLOAT8 = 448.0
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """A matrix [N, K] as w = (values - zero_points) * scales; G groups of inputs share a scale, G = 1: all of a row."""
+
+    values: Tensor  # [N, K] int8, or float8_e4m3fn
+    scales: Tensor  # [N, G] float32
+    bits: int
+    zero_points: Tensor | None = None  # [N, G] int8; None: zero
+    input_order: Tensor | None = None  # [K] int64: which input each column belongs to; None: its own
+
+    @property
+    def group_size(self) -> int:
+        """Inputs that share a scale."""
+        return self.values.shape[1] // self.scales.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of values and scales as they are here."""
+        parts = [self.values, self.scales, self.zero_points, self.input_order]
+        return sum(part.nbytes for part in parts if part is not None)
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The matrix [N, K] that the numbers stand for, columns in the inputs' own order."""
+        num_rows, num_columns = self.values.shape
+        grouped = self.values.to(torch.float32).view(num_rows, self.scales.shape[1], -1)  # [N, G, K / G]
+        if self.zero_points is not None:
+            grouped = grouped - self.zero_points.to(torch.float32)[..., None]
+        matrix = (grouped * self.scales[..., None]).view(num_rows, num_columns)
+        if self.input_order is not None:
+            ordered = torch.empty_like(matrix)
+            ordered[:, self.input_order] = matrix
+            matrix = ordered
+        return matrix.to(dtype)
+
+    def to(self, device: torch.device) -> "QuantizedWeight":
+        """The same on a device."""
+        moved = [
+            None if part is None else part.to(device)
+            for part in (self.values, self.scales, self.zero_points, self.input_order)
+        ]
+        assert moved[0] is not None
+        assert moved[1] is not None
+        return QuantizedWeight(moved[0], moved[1], self.bits, moved[2], moved[3])
+
+
+def quantize_weight(matrix: Tensor, scheme: WeightScheme) -> QuantizedWeight:
+    """The nearest numbers to a matrix [N, K] of any float dtype, symmetric: scale = max|w| / (2^(bits - 1) - 1).
+
+    (Round-to-nearest as in LLM.int8, arXiv:2208.07339.) Groups must divide K.
+    """
+    num_rows, num_columns = matrix.shape
+    group_size = scheme.group_size or num_columns
+    assert num_columns % group_size == 0, "groups divide the inputs: checked where settings are"
+    grouped = matrix.to(torch.float32).view(num_rows, -1, group_size)  # [N, G, K / G]
+    limit = _MAX_FLOAT8 if scheme.is_float else float(2 ** (scheme.bits - 1) - 1)
+    scales = (grouped.abs().amax(dim=2) / limit).clamp_(min=torch.finfo(torch.float32).tiny)  # [N, G]
+    return QuantizedWeight(round_to(grouped, scales, scheme).view(num_rows, num_columns), scales, scheme.bits)
+
+
+def round_to(grouped: Tensor, scales: Tensor, scheme: WeightScheme) -> Tensor:
+    """grouped [N, G, g] float32, scales [N, G] -> the nearest numbers [N, G, g] int8, or float8."""
+    scaled = grouped / scales[..., None]
+    if scheme.is_float:
+        return scaled.clamp_(-_MAX_FLOAT8, _MAX_FLOAT8).to(FLOAT8)
+    lowest = -(2 ** (scheme.bits - 1))
+    return scaled.round_().clamp_(lowest, -lowest - 1).to(torch.int8)
