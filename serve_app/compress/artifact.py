@@ -1,6 +1,5 @@
 """Writing model directories in Hugging Face's layout: all of one, or nothing under its name."""
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -10,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.errors import ConfigError
+from serve_app.planning.quality_gate import REPORT_NAME, sha256_of
 from serve_app.planning.source import TEXT_FILES
 
 MAX_FILE_BYTES = 4 * 2**30
-_OWN_FILES = ("config.json", "model.safetensors.index.json", "compress_report.json")
-_CHUNK_BYTES = 1 << 20
+_OWN_FILES = ("config.json", "model.safetensors.index.json", REPORT_NAME)
 
 
 @contextmanager
@@ -41,8 +41,8 @@ def new_directory(directory: Path, *, can_replace: bool, needed_bytes: int = 0) 
             shutil.rmtree(directory)
         staging.chmod(0o755)
         staging.rename(directory)
-    except OSError as error:
-        raise ConfigError(f"{directory} could not be written ({error.strerror}); make room, or give another") from error
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{directory} could not be written ({error}); make room, or give another folder") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -114,13 +114,4 @@ def save_state(directory: Path, state: Mapping[str, Tensor]) -> int:
 
 def weight_hashes(directory: Path) -> dict[str, str]:
     """sha256 of each safetensors file, by name."""
-    return {path.name: file_hash(path) for path in sorted(directory.glob("*.safetensors"))}
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in small hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return {path.name: sha256_of(path) for path in sorted(directory.glob("*.safetensors"))}

@@ -15,6 +15,7 @@ from serve_app.errors import ConfigError, InternalError, QueueFullError, Rayshar
 from serve_app.observability import configure_logging
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import check_split, describe_plan, format_plan, plan_shards, served_dtype
+from serve_app.planning.quality_gate import check_quality
 from serve_app.planning.source import pin_source
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.scheduling.scheduler import SequenceOutput
@@ -56,6 +57,8 @@ class Router(CopyReplica):
         spec = await asyncio.to_thread(read_model_spec, Path(self._source.directory))
         read_tokenizer_files(self._source.directory)
         problems = check_split(spec, config)
+        if config.quality is not None:
+            problems += await asyncio.to_thread(check_quality, Path(self._source.directory), config.quality)
         if problems:
             raise ConfigError("\n".join(problems))
         self._config = config

@@ -28,7 +28,10 @@ class Quantizations:
 
 
 class StageQuantizer:
-    """Takes the weights that are quantized, one at a time; then `put_kernels`."""
+    """Takes the weights that are quantized, one at a time, and puts kernels in their modules' places at once.
+
+    So no more than one matrix is held as it was read.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,6 @@ class StageQuantizer:
         self._stored = stored
         self._device = device
         self._rows = RowQuantizer(device)
-        self._taken: dict[str, tuple[QuantizedWeight, WeightScheme]] = {}  # by module
         self._wanted = self._find_wanted(stage)
 
     def is_stored(self, name: str, sources: Sequence[Source]) -> bool:
@@ -67,7 +69,7 @@ class StageQuantizer:
         if not isinstance(module, nn.Linear | nn.Embedding):
             raise ConfigError(f"{name} is quantized and no linear layer or embedding", field="source")
         weight = read_quantized(name, self._stored[source.tensor_name], scheme, shape, part, reader)
-        self._taken[name.removesuffix(".weight")] = (weight.to(self._device), scheme)
+        self._put_kernel(name.removesuffix(".weight"), weight.to(self._device), scheme)
 
     def is_wanted(self, name: str) -> bool:
         """Whether a parameter is to be quantized now that it is read."""
@@ -86,24 +88,21 @@ class StageQuantizer:
                 f"{module_name} on one rank; use another",
                 field="quantization",
             )
-        self._taken[module_name] = (quantize_weight(matrix, scheme), scheme)
+        self._put_kernel(module_name, quantize_weight(matrix, scheme), scheme)
 
-    def put_kernels(self) -> None:
-        """Put kernels in the modules' places; hooks stay."""
-        for name in list(self._taken):
-            weight, scheme = self._taken.pop(name)
-            old = self._model.get_submodule(name)
-            new = self._kernel(old, weight, scheme)
-            take_hooks(new, old)
-            parent, _, leaf = name.rpartition(".")
-            setattr(self._model.get_submodule(parent), leaf, new.eval())
-
-    def _kernel(self, old: nn.Module, weight: QuantizedWeight, scheme: WeightScheme) -> nn.Module:
+    def _put_kernel(self, name: str, weight: QuantizedWeight, scheme: WeightScheme) -> None:
+        """Hooks stay; a bias that is read already comes along, others are set when they are read."""
+        old = self._model.get_submodule(name)
+        new: nn.Module
         if isinstance(old, nn.Embedding):
             scale = getattr(old, "embed_scale", None)
-            return QuantizedEmbedding(weight, self._dtype, scale if isinstance(scale, Tensor) else None)
-        bias = getattr(old, "bias", None)
-        return make_linear(weight, None if bias is None else bias.detach(), scheme, self._rows)
+            new = QuantizedEmbedding(weight, self._dtype, scale if isinstance(scale, Tensor) else None)
+        else:
+            bias = getattr(old, "bias", None)
+            new = make_linear(weight, None if bias is None or bias.is_meta else bias.detach(), scheme, self._rows)
+        take_hooks(new, old)
+        parent, _, leaf = name.rpartition(".")
+        setattr(self._model.get_submodule(parent), leaf, new.eval())
 
     def _scheme_of(self, tensor_name: str, name: str) -> WeightScheme | None:
         checkpoint = self._quantizations.checkpoint

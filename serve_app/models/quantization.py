@@ -47,14 +47,14 @@ class RowQuantizer:
 
 
 class QuantizedLinear(nn.Module):
-    """What all kernels share: sizes, the bias, and the shape of what goes in and out."""
+    """What all kernels share: sizes, the bias (a loader may set it later), and the shape of what goes in and out."""
 
     def __init__(self, num_inputs: int, num_outputs: int, bias: Tensor | None) -> None:
         super().__init__()
         self.in_features = num_inputs
         self.out_features = num_outputs
-        self.bias = bias
-        self.num_bytes = 0 if bias is None else bias.nbytes
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self.num_bytes = 0  # of the weight; the bias is a parameter
 
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs [..., K] -> [..., N], of the inputs' dtype."""
@@ -72,7 +72,6 @@ class CpuInt8Linear(QuantizedLinear):
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, rows: RowQuantizer) -> None:
         super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
         self._packed = _packed(weight.values, weight.scales.view(-1))
-        self._float_bias = None if bias is None else bias.to(torch.float32)
         self._multiply: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
         self._rows = rows
         self.num_bytes += weight.values.nbytes + weight.scales.nbytes
@@ -81,9 +80,9 @@ class CpuInt8Linear(QuantizedLinear):
         """Exact in the whole numbers."""
         rows, scales = self._rows.divide(inputs)
         products: Tensor = self._multiply(rows, 1.0, self._rows.limit + 1, self._packed)
-        if self._float_bias is None:
+        if self.bias is None:
             return products.mul_(scales)
-        return torch.addcmul(self._float_bias, products, scales)
+        return torch.addcmul(self.bias.to(torch.float32), products, scales)
 
 
 class CudaInt8Linear(QuantizedLinear):

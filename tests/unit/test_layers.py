@@ -21,14 +21,14 @@ LAYERS = (  # what stands in one line may not import each other
     {"engine"},
     {"deployments", "compress", "training"},
     {"serve_process"},
-    {"serve_command", "train_command", "key_command", "client_calls"},
+    {"serve_command", "train_command", "compress_command", "key_command", "client_calls"},
     {"client_http", "client_grpc"},
     {"app", "cli", "client"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 STRANGERS = {("scheduling", "engine"), ("gateway", "deployments")}
-TORCH_PACKAGES = {"models", "parallel", "engine", "compress", "training", "train_command"}
-TORCH_MODULES = {"torch", "transformers", "torchao", "accelerate"}
+TORCH_PACKAGES = {"models", "parallel", "engine", "compress", "training", "train_command", "compress_command"}
+TORCH_MODULES = {"torch", "transformers", "torchao", "accelerate", "llmcompressor"}
 PICKLE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAY_IMPORT_RAY = (
     "serve_app/deployments/",
@@ -38,7 +38,12 @@ MAY_IMPORT_RAY = (
     "serve_app/app.py",
     "serve_app/training/ray_training.py",
 )
-MAY_IMPORT_IN_FUNCTIONS = ("serve_app/deployments/shard.py", "serve_app/cli.py", "serve_app/train_command.py")
+MAY_IMPORT_IN_FUNCTIONS = (
+    "serve_app/deployments/shard.py",
+    "serve_app/cli.py",
+    "serve_app/train_command.py",
+    "serve_app/compress_command.py",
+)
 MAY_READ_ENVIRONMENT = ("serve_app/config.py", "serve_app/serve_command.py")
 # Where a process meets the outside: a client, foreign code, another process.
 MAY_CATCH_EVERYTHING = (

@@ -1,0 +1,142 @@
+"""`compress_report.json` and `report.md`: what a compressed model weighs, and what it lost."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serve_app.compress.artifact import weight_hashes, write_json
+from serve_app.compress.evaluate import Quality, TaskScore
+from serve_app.compress.speed import Speed
+from serve_app.planning.architectures import EMBEDDING_PATTERN, HEAD_PATTERN, layer_of
+from serve_app.planning.model_spec import ModelSpec, read_model_spec
+from serve_app.planning.quality_gate import REPORT_NAME, REPORT_VERSION, sha256_of
+from serve_app.planning.safetensors_header import DTYPE_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of a model's tensors."""
+
+    num_bytes: int
+    by_part: dict[str, int]  # embedding, head, layers, other
+    num_weights: int  # numbers of the original that they stand for
+    bits_per_weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All that was measured of a compressed model."""
+
+    size: Size
+    original_size: Size
+    quality: Quality
+    tasks: Sequence[TaskScore] = ()
+    original_tasks: Sequence[TaskScore] = ()
+    speed: Sequence[Speed] = ()
+    original_speed: Sequence[Speed] = ()
+
+
+def measure_size(directory: Path, num_weights: int) -> Size:
+    """Of the model in a directory, for so many weights of the original."""
+    spec = read_model_spec(directory)
+    parts = {"embedding": 0, "head": 0, "layers": 0, "other": 0}
+    for name, tensor in spec.tensors.items():
+        module = f"{name.rpartition('.')[0]}.weight"
+        if layer_of(name) is not None:
+            parts["layers"] += tensor.num_bytes
+        elif EMBEDDING_PATTERN.search(module):
+            parts["embedding"] += tensor.num_bytes
+        else:
+            parts["head" if HEAD_PATTERN.search(name) else "other"] += tensor.num_bytes
+    return Size(spec.num_bytes, parts, num_weights, 8 * spec.num_bytes / num_weights)
+
+
+def count_weights(spec: ModelSpec) -> int:
+    """Numbers of an unquantized model."""
+    return sum(tensor.num_bytes * 8 // DTYPE_BITS[tensor.dtype] for tensor in spec.tensors.values())
+
+
+def write_report(directory: Path, original: Path, texts: Path, measured: Measured) -> dict[str, Any]:
+    """Write both files into the model's directory; gives what the JSON holds."""
+    quality = measured.quality
+    content: dict[str, Any] = {
+        "version": REPORT_VERSION,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "files_sha256": weight_hashes(directory),
+        "original": {"name": original.name, "files_sha256": weight_hashes(original)},
+        "texts": {"name": texts.name, "sha256": sha256_of(texts), "num_tokens": quality.model.num_tokens},
+        "size": asdict(measured.size),
+        "original_size": asdict(measured.original_size),
+        "quality": {
+            "perplexity": quality.model.value,
+            "perplexity_standard_error": quality.model.standard_error,
+            "original_perplexity": quality.original.value,
+            "original_perplexity_standard_error": quality.original.standard_error,
+            "perplexity_increase": quality.perplexity_increase,
+            "kl": quality.divergence.kl,
+            "kl_standard_error": quality.divergence.kl_standard_error,
+            "top1_agreement": quality.divergence.top1_agreement,
+        },
+        "tasks": [asdict(score) for score in measured.tasks],
+        "original_tasks": [asdict(score) for score in measured.original_tasks],
+        "speed": [asdict(one) for one in measured.speed],
+        "original_speed": [asdict(one) for one in measured.original_speed],
+    }
+    write_json(directory / REPORT_NAME, content)
+    (directory / "report.md").write_text(_markdown(directory.name, content))
+    return content
+
+
+def read_report(directory: Path) -> dict[str, Any] | None:
+    """The report beside a model; None: there is none."""
+    path = directory / REPORT_NAME
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_bytes())
+    return content
+
+
+def _markdown(name: str, content: Mapping[str, Any]) -> str:
+    quality, size, original = content["quality"], content["size"], content["original_size"]
+    share = size["num_bytes"] / original["num_bytes"]
+    lines = [
+        f"# {name}, made of {content['original']['name']}",
+        "",
+        "| | original | this model |",
+        "| --- | --- | --- |",
+        f"| bytes | {original['num_bytes']:,} | {size['num_bytes']:,} ({share:.2f}) |",
+        f"| bits per weight | {original['bits_per_weight']:.2f} | {size['bits_per_weight']:.2f} |",
+        f"| perplexity | {quality['original_perplexity']:.4f} ± {quality['original_perplexity_standard_error']:.4f} | "
+        f"{quality['perplexity']:.4f} ± {quality['perplexity_standard_error']:.4f} "
+        f"({quality['perplexity_increase']:+.2%}) |",
+        f"| KL to the original, nats a token | | {quality['kl']:.5f} ± {quality['kl_standard_error']:.5f} |",
+        f"| same next token | | {quality['top1_agreement']:.2%} |",
+    ]
+    originals = {score["task"]: score for score in content["original_tasks"]}
+    for score in content["tasks"]:
+        before = originals.get(score["task"])
+        shown = "" if before is None else f"{before['num_exact']}/{before['num_examples']}"
+        lines.append(f"| exact: {score['task']} | {shown} | {score['num_exact']}/{score['num_examples']} |")
+    before_speed = {one["batch_size"]: one for one in content["original_speed"]}
+    for one in content["speed"]:
+        before = before_speed.get(one["batch_size"])
+        shown = "" if before is None else f"{before['tokens_per_s']:.0f}"
+        lines.append(f"| tokens/s, batch {one['batch_size']} | {shown} | {one['tokens_per_s']:.0f} |")
+    lines += ["", "Bytes by part:", "", "```", *_bars(original["by_part"], size["by_part"]), "```", ""]
+    texts = content["texts"]
+    lines.append(f"Measured on {texts['num_tokens']} tokens of {texts['name']}, {content['created']}.")
+    return "\n".join(lines) + "\n"
+
+
+def _bars(original: Mapping[str, int], parts: Mapping[str, int], width: int = 50) -> list[str]:
+    """Each part of both models as a bar."""
+    largest = max(*original.values(), *parts.values(), 1)
+    rows = []
+    for part in original:
+        for which, found in (("original", original), ("this", parts)):
+            bar = "█" * round(width * found[part] / largest)
+            rows.append(f"{part:>10} {which:>8} {bar} {found[part]:,}")
+    return rows

@@ -1,0 +1,122 @@
+"""`rayshard compress`: quantize, prune, distill, eval, inspect."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from serve_app.compress.evaluate import Scored, compare, score_tasks, take
+from serve_app.compress.local_model import LocalModel
+from serve_app.compress.quantize import QuantizeSettings, quantize
+from serve_app.compress.recipe import read_recipe
+from serve_app.compress.report import Measured, count_weights, measure_size, read_report, write_report
+from serve_app.compress.speed import measure_speed
+from serve_app.compress.texts import read_tasks, read_texts, sequences_of
+from serve_app.errors import ConfigError
+from serve_app.planning.model_spec import read_model_spec
+
+_MAX_ANSWER_TOKENS = 128
+
+
+def run_compress(arguments: argparse.Namespace) -> int:
+    """Run a subcommand; gives the exit status. Raises ConfigError."""
+    torch.set_num_threads(arguments.threads)
+    commands = {"quantize": _quantize, "eval": _evaluate, "inspect": _inspect}
+    return commands[arguments.step](arguments)
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    settings = QuantizeSettings(
+        arguments.scheme,
+        arguments.group_size,
+        has_embedding=arguments.embedding,
+        has_head=arguments.head,
+        ignored=tuple(arguments.ignore),
+    )
+    _check_files(arguments)
+    if arguments.calibration is None:
+        quantize(arguments.source, arguments.target, settings, can_replace=arguments.overwrite)
+    else:
+        _quantize_gptq(arguments, settings)
+    print(f"{arguments.scheme} copy of {arguments.source} in {arguments.target}")
+    if arguments.texts is not None:
+        return _measure(arguments, arguments.target, arguments.source)
+    print(f"measure it: rayshard compress eval {arguments.target} --original {arguments.source} --texts FILE")
+    return 0
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """What is read in the end is looked at before an hour of work."""
+    if arguments.texts is not None:
+        read_texts(arguments.texts)
+    if arguments.tasks is not None:
+        read_tasks(arguments.tasks)
+
+
+def _quantize_gptq(arguments: argparse.Namespace, settings: QuantizeSettings) -> None:
+    try:
+        from serve_app.compress.gptq import quantize_gptq  # only with the extra `compress`
+    except ImportError as error:
+        raise ConfigError(
+            f"--calibration needs llm-compressor ({error}); run: pip install 'rayshard[compress]'"
+        ) from error
+    quantize_gptq(
+        arguments.source,
+        arguments.target,
+        settings,
+        arguments.calibration,
+        num_samples=arguments.num_samples,
+        seed=arguments.seed,
+        can_replace=arguments.overwrite,
+    )
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    return _measure(arguments, arguments.model, arguments.original)
+
+
+def _measure(arguments: argparse.Namespace, directory: Path, original_directory: Path) -> int:
+    texts = read_texts(arguments.texts)
+    examples = None if arguments.tasks is None else read_tasks(arguments.tasks)
+    original, model = LocalModel(original_directory), LocalModel(directory)
+    _check_comparable(original, model)
+    longest = min(arguments.max_tokens, original.spec.max_position_embeddings or arguments.max_tokens)
+    sequences = take(sequences_of(texts, original.tokenizer, longest), arguments.max_sequences)
+    if not sequences:
+        raise ConfigError(f"{arguments.texts} holds no text of two tokens; give longer ones")
+    num_weights = count_weights(original.spec)
+    measured = Measured(
+        size=measure_size(directory, num_weights),
+        original_size=measure_size(original_directory, num_weights),
+        quality=compare(original, model, sequences),
+        tasks=[] if examples is None else score_tasks(model, examples, _MAX_ANSWER_TOKENS),
+        original_tasks=[] if examples is None else score_tasks(original, examples, _MAX_ANSWER_TOKENS),
+        speed=measure_speed(model) if arguments.speed else [],
+        original_speed=measure_speed(original) if arguments.speed else [],
+    )
+    write_report(directory, original_directory, arguments.texts, measured)
+    print((directory / "report.md").read_text())
+    return 0
+
+
+def _check_comparable(original: LocalModel, model: Scored) -> None:
+    text = "Ünïcode, 12 words and a 😀."
+    if original.tokenizer.encode(text) != model.tokenizer.encode(text):
+        raise ConfigError("the two models have different tokenizers, so their tokens cannot be compared")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    spec = read_model_spec(arguments.model)
+    size = measure_size(arguments.model, max(1, count_weights(spec)))
+    method = "none" if spec.quantization is None else spec.quantization.method
+    print(f"{arguments.model}: {spec.model_type}, {spec.num_layers} layers, {spec.dtype}, {size.num_bytes:,} bytes")
+    print(f"quantization: {method}")
+    for part, num_bytes in size.by_part.items():
+        print(f"  {part:<10} {num_bytes:>16,} bytes")
+    for index, step in enumerate(read_recipe(arguments.model), 1):
+        shown = {key: value for key, value in step.items() if key not in ("source_sha256", "versions")}
+        print(f"step {index}: {json.dumps(shown)}")
+    report = read_report(arguments.model)
+    print("report: none" if report is None else f"report: {json.dumps(report.get('quality'))}")
+    return 0
