@@ -142,8 +142,8 @@ def _in_a_process(variant: str, directory: Path, threads: int) -> Figures:
 def _table(rounds: list[dict[str, Figures]], threads: int) -> str:
     lines = [
         f"A random llama of 120 M parameters, {threads} threads, greedy decoding behind {PROMPT_TOKENS} tokens; median",
-        f"of {len(rounds)} rounds. Ratios of speed are to our own float32 and bfloat16 in the same round; memory is what",
-        "the process holds alone, above one with a tiny model.",
+        f"of {len(rounds)} rounds. Ratios of speed are to our own float32 and bfloat16 of the same round; memory is",
+        "what the process holds alone, above one with a tiny model.",
         "",
         "| variant | batch 1, ms a step | x float32 | x bfloat16 | batch 8, ms a step | x float32 | x bfloat16 | MiB "
         "| of float32 |",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from serve_app.compress_options import add_compress_command
 from serve_app.config import Environment, GatewayConfig, read_environment
 from serve_app.errors import ConfigError
 from serve_app.key_command import add_key_command, make_key
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     validate.add_argument("file", type=Path, metavar="FILE")
     validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
     _add_training(commands)
-    _add_compress(commands)
+    add_compress_command(commands)
     add_key_command(commands)
     return parser
 
@@ -90,43 +91,6 @@ def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     for name, kind in numbers.items():
         option = f"--{name.replace('_', '-')}"
         training.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N")
-
-
-def _add_compress(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    compress = commands.add_parser("compress", help="make a model smaller, and measure what it lost")
-    steps = compress.add_subparsers(dest="step", required=True, metavar="STEP")
-    quantizing = steps.add_parser("quantize", help="fewer bits for each weight")
-    quantizing.add_argument("source", type=Path, metavar="SRC")
-    quantizing.add_argument("target", type=Path, metavar="DST")
-    schemes = ("int8", "int8_weight_only", "int4", "int3", "fp8", "power_of_two")
-    quantizing.add_argument("--scheme", required=True, choices=schemes)
-    quantizing.add_argument("--group-size", type=int, metavar="N", help="inputs that share a scale; int4 and int3")
-    quantizing.add_argument("--embedding", action="store_true", help="the embedding too, in 8 bits")
-    quantizing.add_argument("--head", action="store_true", help="the head too")
-    quantizing.add_argument(
-        "--ignore", action="append", default=[], metavar="NAME", help="a module that stays as it is"
-    )
-    quantizing.add_argument("--calibration", type=Path, metavar="FILE", help="texts for GPTQ, one on each line")
-    quantizing.add_argument("--num-samples", type=int, default=256, metavar="N", help="of the calibration texts")
-    _add_measuring(quantizing, needs_texts=False)
-    evaluating = steps.add_parser("eval", help="measure a model beside its original, and write the report")
-    evaluating.add_argument("model", type=Path, metavar="MODEL")
-    evaluating.add_argument("--original", type=Path, required=True, metavar="MODEL")
-    _add_measuring(evaluating, needs_texts=True)
-    inspecting = steps.add_parser("inspect", help="what a model consists of, and how it was made")
-    inspecting.add_argument("model", type=Path, metavar="MODEL")
-    for parser in (quantizing, evaluating, inspecting):
-        parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
-    quantizing.add_argument("--overwrite", action="store_true", help="replace a directory that is not empty")
-    quantizing.add_argument("--seed", type=int, default=0, metavar="N")
-
-
-def _add_measuring(parser: argparse.ArgumentParser, *, needs_texts: bool) -> None:
-    parser.add_argument("--texts", type=Path, required=needs_texts, metavar="FILE", help="measure on them")
-    parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSON lines of prompt and answer")
-    parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="of a sequence to measure on")
-    parser.add_argument("--max-sequences", type=int, metavar="N", help="to measure on; without it, all")
-    parser.add_argument("--speed", action="store_true", help="measure decoding at batch 1, 8 and 32 too")
 
 
 def _compress(arguments: argparse.Namespace) -> int:

@@ -2,16 +2,20 @@
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 import torch
 
+from serve_app.compress.distill import DistillSettings
 from serve_app.compress.evaluate import Scored, compare, score_tasks, take
 from serve_app.compress.local_model import LocalModel
+from serve_app.compress.prune import PruneSettings, prune
 from serve_app.compress.quantize import QuantizeSettings, quantize
 from serve_app.compress.recipe import read_recipe
 from serve_app.compress.report import Measured, count_weights, measure_size, read_report, write_report
 from serve_app.compress.speed import measure_speed
+from serve_app.compress.student import TrainingTexts, train_student
 from serve_app.compress.texts import read_tasks, read_texts, sequences_of
 from serve_app.errors import ConfigError
 from serve_app.planning.model_spec import read_model_spec
@@ -22,7 +26,7 @@ _MAX_ANSWER_TOKENS = 128
 def run_compress(arguments: argparse.Namespace) -> int:
     """Run a subcommand; gives the exit status. Raises ConfigError."""
     torch.set_num_threads(arguments.threads)
-    commands = {"quantize": _quantize, "eval": _evaluate, "inspect": _inspect}
+    commands = {"quantize": _quantize, "prune": _prune, "distill": _distill, "eval": _evaluate, "inspect": _inspect}
     return commands[arguments.step](arguments)
 
 
@@ -70,6 +74,71 @@ def _quantize_gptq(arguments: argparse.Namespace, settings: QuantizeSettings) ->
         seed=arguments.seed,
         can_replace=arguments.overwrite,
     )
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    settings = PruneSettings(
+        arguments.layers, arguments.kv_heads, arguments.intermediate_size, num_samples=arguments.num_samples
+    )
+    if arguments.healing_steps < 0:
+        raise ConfigError(f"--healing-steps {arguments.healing_steps} is no number of steps; give 0 or more")
+    if not arguments.healing_steps:
+        kept = prune(
+            arguments.source, arguments.target, settings, arguments.calibration, can_replace=arguments.overwrite
+        )
+        print(f"pruned copy of {arguments.source} in {arguments.target}; layers kept: {kept}")
+        return 0
+    with tempfile.TemporaryDirectory(dir=_folder_of(arguments.target)) as scratch:
+        unhealed = Path(scratch) / "pruned"
+        kept = prune(arguments.source, unhealed, settings, arguments.calibration)
+        healing = DistillSettings(
+            num_steps=arguments.healing_steps,
+            learning_rate=arguments.learning_rate,
+            task_weight=0.0,  # it is to be its source again, whatever the texts say
+            seed=arguments.seed,
+        )
+        losses = train_student(
+            arguments.source,
+            unhealed,
+            arguments.target,
+            TrainingTexts(arguments.calibration),
+            healing,
+            can_replace=arguments.overwrite,
+        )
+    print(f"pruned copy of {arguments.source} in {arguments.target}; layers kept: {kept}; {_shown(losses)}")
+    return 0
+
+
+def _distill(arguments: argparse.Namespace) -> int:
+    settings = DistillSettings(
+        num_steps=arguments.steps,
+        batch_tokens=arguments.batch_tokens,
+        learning_rate=arguments.learning_rate,
+        kl_weight=arguments.kl_weight,
+        temperature=arguments.temperature,
+        direction=arguments.direction,
+        seed=arguments.seed,
+    )
+    losses = train_student(
+        arguments.teacher,
+        arguments.student,
+        arguments.target,
+        TrainingTexts(arguments.texts, arguments.unlabelled),
+        settings,
+        checkpoint=arguments.checkpoint,
+        can_replace=arguments.overwrite,
+    )
+    print(f"student of {arguments.teacher} in {arguments.target}; {_shown(losses)}")
+    return 0
+
+
+def _folder_of(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
+
+
+def _shown(losses: list[float]) -> str:
+    return f"loss {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps" if losses else "no step was left to take"
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

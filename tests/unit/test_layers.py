@@ -21,7 +21,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"engine"},
     {"deployments", "compress", "training"},
     {"serve_process"},
-    {"serve_command", "train_command", "compress_command", "key_command", "client_calls"},
+    {"serve_command", "train_command", "compress_command", "compress_options", "key_command", "client_calls"},
     {"client_http", "client_grpc"},
     {"app", "cli", "client"},
 )

@@ -1,0 +1,109 @@
+"""Students: where they come from, their training on a teacher, and the directories that are written of them."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from serve_app.compress.artifact import copy_text_files, new_directory, save_state, write_json
+from serve_app.compress.distill import DistillSettings, distill
+from serve_app.compress.quantize import read_quantizable
+from serve_app.compress.recipe import write_recipe
+from serve_app.compress.texts import read_texts, sequences_of
+from serve_app.errors import ConfigError
+from serve_app.models.transformers_model import DTYPES
+from serve_app.planning.checkpoint_json import read_json
+from serve_app.planning.quality_gate import sha256_of
+from serve_app.preprocessing.tokenizer import Tokenizer
+
+_MAX_TOKENS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingTexts:
+    """With labels, and without: those count by the teacher alone."""
+
+    labelled: Path
+    unlabelled: Path | None = None
+
+
+def train_student(
+    teacher: Path,
+    student: Path,
+    target: Path,
+    texts: TrainingTexts,
+    settings: DistillSettings,
+    *,
+    checkpoint: Path | None = None,
+    can_replace: bool = False,
+) -> list[float]:
+    """Train a student, which is a model's directory or a config.json, and write it; gives the losses.
+
+    Raises ConfigError.
+    """
+    spec = read_quantizable(teacher)
+    tokenizer = Tokenizer.load(teacher)
+    labelled = list(sequences_of(read_texts(texts.labelled), tokenizer, _MAX_TOKENS))
+    unlabelled: list[list[int]] = []
+    if texts.unlabelled is not None:
+        unlabelled = list(sequences_of(read_texts(texts.unlabelled), tokenizer, _MAX_TOKENS))
+    model = make_student(student, settings.seed, spec.vocab_size)
+    asked = load_trainable(teacher) if settings.kl_weight else None
+    losses = distill(asked, model, labelled, unlabelled, settings, checkpoint)
+    dtype = DTYPES[spec.dtype]
+    with new_directory(target, can_replace=can_replace, needed_bytes=spec.num_bytes) as staging:
+        state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+        if model.config.tie_word_embeddings:
+            state.pop("lm_head.weight", None)
+        save_state(staging, state)
+        config = model.config.to_dict() | {"dtype": spec.dtype, "architectures": [type(model).__name__]}
+        write_json(staging / "config.json", config)
+        copy_text_files(teacher, staging)
+        done = {**asdict(settings), "teacher": teacher.name, "labelled_sha256": sha256_of(texts.labelled)}
+        if texts.unlabelled is not None:
+            done["unlabelled_sha256"] = sha256_of(texts.unlabelled)
+        write_recipe(staging, student if student.is_dir() else teacher, "distill", done)
+    return losses
+
+
+def make_student(source: Path, seed: int, vocab_size: int) -> PreTrainedModel:
+    """A pruned model's weights, or random ones by a config.json; float32. Raises ConfigError."""
+    if source.is_dir():
+        _check_vocabulary(read_quantizable(source).vocab_size, vocab_size)
+        return load_trainable(source)
+    if not source.is_file():
+        raise ConfigError(f"--student {source} is neither a model's directory nor a config.json; give one of them")
+    content = read_json(source)
+    try:
+        config = AutoConfig.for_model(**content)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"--student {source} is no config of a model ({error}); correct it") from error
+    _check_vocabulary(getattr(config, "vocab_size", None), vocab_size)  # before anything is made of it
+    torch.manual_seed(seed)
+    made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    return made
+
+
+def _check_vocabulary(own: int | None, vocab_size: int) -> None:
+    if own != vocab_size:
+        raise ConfigError(f"the student has vocab_size={own}, its teacher {vocab_size}; they must be one")
+
+
+def load_trainable(directory: Path) -> PreTrainedModel:
+    """The whole model in float32."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        str(directory), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+    return model.eval()
+
+
+def smaller_config(teacher: Path, target: Path, num_layers: int) -> Path:
+    """Write the teacher's config.json with fewer layers."""
+    config = json.loads((teacher / "config.json").read_bytes())
+    config["num_hidden_layers"] = num_layers
+    if isinstance(config.get("layer_types"), list):
+        config["layer_types"] = config["layer_types"][:num_layers]
+    target.write_text(json.dumps(config))
+    return target

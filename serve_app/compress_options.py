@@ -1,0 +1,75 @@
+"""The options of `rayshard compress`; no torch."""
+
+import argparse
+from pathlib import Path
+
+
+def add_compress_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Its steps, and what each is told."""
+    compress = commands.add_parser("compress", help="make a model smaller, and measure what it lost")
+    steps = compress.add_subparsers(dest="step", required=True, metavar="STEP")
+    quantizing = steps.add_parser("quantize", help="fewer bits for each weight")
+    quantizing.add_argument("source", type=Path, metavar="SRC")
+    quantizing.add_argument("target", type=Path, metavar="DST")
+    schemes = ("int8", "int8_weight_only", "int4", "int3", "fp8", "power_of_two")
+    quantizing.add_argument("--scheme", required=True, choices=schemes)
+    quantizing.add_argument("--group-size", type=int, metavar="N", help="inputs that share a scale; int4 and int3")
+    quantizing.add_argument("--embedding", action="store_true", help="the embedding too, in 8 bits")
+    quantizing.add_argument("--head", action="store_true", help="the head too")
+    quantizing.add_argument(
+        "--ignore", action="append", default=[], metavar="NAME", help="a module that stays as it is"
+    )
+    quantizing.add_argument("--calibration", type=Path, metavar="FILE", help="texts for GPTQ, one on each line")
+    quantizing.add_argument("--num-samples", type=int, default=256, metavar="N", help="of the calibration texts")
+    _add_measuring(quantizing, needs_texts=False)
+    evaluating = steps.add_parser("eval", help="measure a model beside its original, and write the report")
+    evaluating.add_argument("model", type=Path, metavar="MODEL")
+    evaluating.add_argument("--original", type=Path, required=True, metavar="MODEL")
+    _add_measuring(evaluating, needs_texts=True)
+    inspecting = steps.add_parser("inspect", help="what a model consists of, and how it was made")
+    inspecting.add_argument("model", type=Path, metavar="MODEL")
+    pruning, distilling = _add_smaller(steps)
+    for parser in (quantizing, pruning, distilling, evaluating, inspecting):
+        parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
+    for parser in (quantizing, pruning, distilling):
+        parser.add_argument("--overwrite", action="store_true", help="replace a directory that is not empty")
+        parser.add_argument("--seed", type=int, default=0, metavar="N")
+
+
+def _add_smaller(
+    steps: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+    pruning = steps.add_parser("prune", help="fewer layers, heads or MLP channels: a smaller dense model")
+    pruning.add_argument("source", type=Path, metavar="SRC")
+    pruning.add_argument("target", type=Path, metavar="DST")
+    pruning.add_argument("--calibration", type=Path, required=True, metavar="FILE", help="texts, one on each line")
+    pruning.add_argument("--layers", type=int, metavar="N", help="how many stay")
+    pruning.add_argument("--kv-heads", type=int, metavar="N", help="how many stay, with their query heads")
+    pruning.add_argument("--intermediate-size", type=int, metavar="N", help="how many MLP channels stay")
+    pruning.add_argument("--num-samples", type=int, default=64, metavar="N", help="texts to measure importance on")
+    pruning.add_argument("--healing-steps", type=int, default=0, metavar="N", help="train the result on the source")
+    distilling = steps.add_parser("distill", help="train a small model on a large one")
+    distilling.add_argument("teacher", type=Path, metavar="TEACHER")
+    distilling.add_argument("target", type=Path, metavar="DST")
+    distilling.add_argument("--student", type=Path, required=True, metavar="PATH", help="a model, or a config.json")
+    distilling.add_argument(
+        "--texts", type=Path, required=True, metavar="FILE", help="what to learn, a text on each line"
+    )
+    distilling.add_argument("--unlabelled", type=Path, metavar="FILE", help="texts on which only the teacher counts")
+    distilling.add_argument("--steps", type=int, default=200, metavar="N")
+    distilling.add_argument("--batch-tokens", type=int, default=2048, metavar="N")
+    distilling.add_argument("--kl-weight", type=float, default=1.0, metavar="X", help="0: the teacher is not asked")
+    distilling.add_argument("--temperature", type=float, default=1.0, metavar="X")
+    distilling.add_argument("--direction", choices=("reverse", "forward"), default="reverse", help="of the divergence")
+    distilling.add_argument("--checkpoint", type=Path, metavar="DIR", help="to go on from after an interruption")
+    for parser in (pruning, distilling):
+        parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X")
+    return pruning, distilling
+
+
+def _add_measuring(parser: argparse.ArgumentParser, *, needs_texts: bool) -> None:
+    parser.add_argument("--texts", type=Path, required=needs_texts, metavar="FILE", help="measure on them")
+    parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSON lines of prompt and answer")
+    parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="of a sequence to measure on")
+    parser.add_argument("--max-sequences", type=int, metavar="N", help="to measure on; without it, all")
+    parser.add_argument("--speed", action="store_true", help="measure decoding at batch 1, 8 and 32 too")
