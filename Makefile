@@ -9,7 +9,7 @@ PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.tx
 PYTEST = .venv/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-full lint types format lock cluster protos bench-overhead bench-encoders bench-streams clean
+.PHONY: help install serve test test-slow test-full lint types format lock cluster protos bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,6 +63,12 @@ bench-encoders: $(STAMP)  ## small models beside uvicorn, LitServe and naive Ser
 
 bench-streams: $(STAMP)  ## what a streamed token costs over gRPC and over HTTP (minutes)
 	.venv/bin/python -m bench.grpc_streams --record
+
+bench-quantized: $(STAMP)  ## decoding of quantized models beside float32 and bfloat16 (minutes)
+	.venv/bin/python -m bench.quantized --record
+
+demo-compress: $(STAMP)  ## quantize, prune and distill the demo model, and measure it (ten minutes)
+	.venv/bin/python -m examples.compress_demo.run
 
 clean:  ## remove .venv, caches and logs
 	rm -rf .venv .venv-lock .rayshard .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

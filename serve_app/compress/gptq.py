@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import loguru
 import torch
 from datasets import Dataset
 from llmcompressor import oneshot
@@ -34,6 +35,8 @@ def quantize_gptq(
     can_replace: bool = False,
 ) -> None:
     """Write a copy whose weights are chosen so that the layers' outputs on the texts stay. Raises ConfigError."""
+    for package in ("llmcompressor", "compressed_tensors"):  # a line for each matrix
+        loguru.logger.disable(package)
     spec = read_quantizable(source)
     scheme = scheme_of(settings.scheme, settings.group_size)
     if settings.scheme not in ("int4", "int3", "int8_weight_only"):

@@ -51,7 +51,12 @@ def model_application(
 class ServeCluster:
     """One running `rayshard serve`, and what a test wants to know of it."""
 
-    def __init__(self, applications: list[dict[str, Any]], grpc_options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        applications: list[dict[str, Any]],
+        grpc_options: dict[str, Any] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="rs-"))  # short: Ray's sockets have long names
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -64,6 +69,7 @@ class ServeCluster:
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_AUTH_MODE": "token",
             "RAY_DASHBOARD_PORT": str(free_port()),
+            **(environment or {}),
         }
         (self.directory / "ray").mkdir()
         self._write_config()

@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.integration.serve_cluster import ServeCluster, model_application
+from serve_app.cli import main
+from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster, model_application
 
 DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
 
@@ -32,6 +34,28 @@ def test_a_second_model_comes_without_touching_the_first(restored: ServeCluster)
         failures.wait_for(200)
     assert failures.seen == []
     assert set(pids) <= set(cluster.pids("ray::Shard"))
+
+
+@pytest.mark.timeout(600)
+def test_quantized_twins_are_served_and_a_model_that_fails_its_gate_is_not(
+    restored: ServeCluster, tmp_path: Path
+) -> None:
+    cluster, artifact, texts = restored, tmp_path / "int8", tmp_path / "texts.txt"
+    texts.write_text("".join(f"date jan {day} 2038 =2038-01-{day:02d}\n" for day in range(1, 29)))
+    command = ["compress", "quantize", str(DEMO_MODEL), str(artifact), "--scheme", "int8", "--texts", str(texts)]
+    assert main([*command, "--embedding", "--head"]) == 0
+    twin = model_application("twin", parallel={"pipeline": 2}, quantization={"scheme": "int8", "include": ["head"]})
+    gated = model_application("gated", source=artifact, parallel={"tensor": 2}, quality={"max_kl": 0.1})
+    cluster.deploy([*cluster.applications, twin, gated])
+    cluster.wait_until(lambda: cluster.health()[1]["models"].keys() >= {"twin", "gated"}, 180, "the twins")
+    cluster.wait_until(cluster.is_healthy, 60, "health")
+    for name in ("twin", "gated"):
+        assert cluster.complete(name, DATE).json()["choices"][0]["text"].strip() == ANSWER
+    refused = model_application("refused", source=artifact, quality={"max_kl": 0.0})
+    cluster.deploy([*cluster.applications, refused])
+    cluster.wait_until(lambda: "is above quality.max_kl=0" in cluster.log, 120, "the refusal")
+    assert "refused" not in cluster.health()[1]["models"]
+    assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
 
 
 def test_autoscaling_adds_a_copy_under_load_and_takes_it_away(restored: ServeCluster) -> None:

@@ -25,6 +25,7 @@ from serve_app.config import QualityConfig
 from serve_app.engine.quantized_tensors import _unpack
 from serve_app.errors import ConfigError
 from serve_app.planning.quality_gate import check_quality
+from tests.checkpoints import load_reference
 from tests.quantized_checkpoints import make_model
 
 ASKED = QualityConfig(max_perplexity_increase=0.5, min_top1_agreement=0.5, max_kl=0.5)
@@ -157,6 +158,25 @@ def test_a_sequence_is_answered_alone_as_beside_others(source: Path, tmp_path: P
         alone = model.logits([sequence])
         assert (alone - together[start : start + len(sequence)]).abs().max() < 1e-5
         start += len(sequence)
+
+
+def test_gptq_is_nearer_than_rounding_and_transformers_reads_it(source: Path, texts: Path, tmp_path: Path) -> None:
+    command = ["compress", "quantize", str(source), "DST", "--scheme", "int3", "--group-size", "16"]
+    calibrated = ["--calibration", str(texts)]
+    for target, calibration in (("rounded", []), ("gptq", calibrated), ("again", calibrated)):
+        assert main([*command[:3], str(tmp_path / target), *command[4:], *calibration]) == 0
+    original = LocalModel(source)
+    sequences = list(sequences_of(read_texts(texts), original.tokenizer, 64))
+    rounded, gptq = (
+        compare(original, LocalModel(tmp_path / target), sequences).divergence.kl for target in ("rounded", "gptq")
+    )
+    assert gptq < rounded
+    ours = LocalModel(tmp_path / "gptq").logits([[5, 9, 3, 7]])
+    with torch.no_grad():
+        theirs = load_reference(tmp_path / "gptq")(torch.tensor([[5, 9, 3, 7]])).logits[0]
+    assert (ours - theirs).norm() / theirs.norm() < 0.02
+    first, again = ((tmp_path / target / "model.safetensors").read_bytes() for target in ("gptq", "again"))
+    assert first == again
 
 
 # The gate

@@ -35,7 +35,7 @@ _CHOICE = {  # a detector's label chooses the generator
 }
 
 
-_LINEAR: dict[str, Any] = {  # a module of the tests
+LINEAR: dict[str, Any] = {  # a module of the tests
     "name": "linear",
     "route_prefix": None,
     "import_path": "serve_app.app:build_model",
@@ -82,7 +82,7 @@ def cluster(models: Path, port: int) -> Iterator[ServeCluster]:
     torch.manual_seed(0)
     save(Sized(4, 2), models / "linear")
     grpc_options = {"port": port, "grpc_servicer_functions": SERVICES, "enable_reflection": True}
-    linear = {**_LINEAR, "args": {**_LINEAR["args"], "source": str(models / "linear")}}
+    linear = {**LINEAR, "args": {**LINEAR["args"], "source": str(models / "linear")}}
     cluster = ServeCluster([*applications, second, linear, _CHOICE], grpc_options)
     cluster.wait_until(cluster.is_healthy, 60, "health")
     yield cluster

@@ -1,0 +1,76 @@
+"""Serve's throughput mode with HAProxy in front: what the images and the benchmarks use."""
+
+from collections.abc import Iterator
+
+import grpc
+import numpy as np
+import pytest
+import torch
+import tritonclient.http as triton
+
+from bench.serving import THROUGHPUT_PROFILE
+from serve_app.protos import open_inference_pb2 as pb
+from serve_app.protos import open_inference_pb2_grpc as services
+from serve_app.protos import rayshard_pb2 as rayshard_pb
+from serve_app.protos import rayshard_pb2_grpc as rayshard_services
+from tests.integration.everything.conftest import LINEAR, SERVICES
+from tests.integration.serve_cluster import GATEWAY, ServeCluster, free_port, model_application
+from tests.unit.test_torch_model import save
+from tests.user_modules import Sized
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+NUM_ROWS = 2**21  # of four float32: 32 MB there, 16 MB back
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[ServeCluster]:
+    directory = tmp_path_factory.mktemp("linear")
+    torch.manual_seed(0)
+    save(Sized(4, 2), directory)
+    linear = {**LINEAR, "args": {**LINEAR["args"], "source": str(directory)}}
+    gateway = {**GATEWAY, "args": {"queue_timeout_s": 120.0, "max_request_bytes": 64 * 2**20}}
+    options = {"port": port, "grpc_servicer_functions": SERVICES}
+    running = ServeCluster([gateway, model_application("demo"), linear], options, dict(THROUGHPUT_PROFILE))
+    running.wait_until(running.is_healthy, 60, "health")
+    yield running
+    running.stop()
+
+
+def test_large_tensors_pass_over_http(cluster: ServeCluster) -> None:
+    given = triton.InferInput("input", [NUM_ROWS, 4], "FP32")
+    given.set_data_from_numpy(np.ones((NUM_ROWS, 4), np.float32), binary_data=True)
+    with triton.InferenceServerClient(cluster.url.removeprefix("http://"), network_timeout=120) as client:
+        assert client.infer("linear", [given]).as_numpy("output").shape == (NUM_ROWS, 2)
+
+
+def test_large_tensors_pass_over_grpc(cluster: ServeCluster, port: int) -> None:
+    assert cluster.is_healthy()
+    request = pb.ModelInferRequest(model_name="linear")
+    request.inputs.add(name="input", datatype="FP32", shape=[NUM_ROWS, 4])
+    request.raw_input_contents.append(np.ones((NUM_ROWS, 4), np.float32).tobytes())
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        stub = services.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
+        answer = stub.ModelInfer(request, timeout=120)
+    assert len(answer.raw_output_contents[0]) == NUM_ROWS * 2 * 4
+
+
+def test_a_stream_and_its_failure_are_those_of_plain_serve(cluster: ServeCluster, port: int) -> None:
+    assert cluster.is_healthy()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = rayshard_services.RayshardStub(channel)  # type: ignore[no-untyped-call]  # generated
+        sampling = rayshard_pb.SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+        pieces = list(stub.Generate(rayshard_pb.GenerateRequest(model="demo", text="abc abc", sampling=sampling)))
+        assert pieces[-1].usage.completion_tokens == 24
+        unknown = stub.Generate(rayshard_pb.GenerateRequest(model="no-such", text="a"), timeout=30)
+        assert unknown.code() is grpc.StatusCode.NOT_FOUND
+        assert "is not served" in unknown.details()
+        late = rayshard_pb.SamplingParams(max_tokens=500, temperature=0, ignore_eos=True)
+        limit = [("x-request-timeout-ms", "50")]
+        stream = stub.Generate(rayshard_pb.GenerateRequest(model="demo", text="a", sampling=late), metadata=limit)
+        assert stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED
