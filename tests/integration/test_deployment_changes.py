@@ -36,6 +36,7 @@ def test_a_second_model_comes_without_touching_the_first(restored: ServeCluster)
     assert set(pids) <= set(cluster.pids("ray::Shard"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_quantized_twins_are_served_and_a_model_that_fails_its_gate_is_not(
     restored: ServeCluster, tmp_path: Path
