@@ -19,7 +19,7 @@ install: $(STAMP)  ## make .venv from constraints.txt, with what the tests need 
 serve: $(STAMP)  ## check the configuration and serve it until Ctrl-C (CONFIG=serve_config.yaml)
 	@.venv/bin/rayshard serve $(CONFIG)
 
-test: $(STAMP)  ## run the tests, at most 15 minutes (ARGS= for pytest)
+test: $(STAMP)  ## run the tests, 15 to 30 minutes on two cores (ARGS= for pytest)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(STAMP)
