@@ -1,5 +1,6 @@
 """rayshard.v1 over a real gRPC server, without Serve: the same answers and the same refusals as over HTTP."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from serve_app.config import GatewayConfig
 from serve_app.gateway.data_plane import DataPlane
+from serve_app.gateway.grpc_methods import StreamFailedError
 from serve_app.gateway.http import build_http_app
 from serve_app.protos import rayshard_pb2 as pb
 from serve_app.protos import rayshard_pb2_grpc as services
@@ -22,17 +24,19 @@ from tests.unit.test_open_inference_grpc import Methods, Servicer
 
 
 class Calls(Servicer):
-    """The streaming methods too."""
+    """The streaming methods too; a stream that fails ends with the status that is set, as Serve's proxy does it."""
 
     async def Generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """A stream."""
-        async for piece in self._methods.Generate(request, grpc_context=context):
-            yield piece
+        with contextlib.suppress(StreamFailedError):
+            async for piece in self._methods.Generate(request, grpc_context=context):
+                yield piece
 
     async def Chat(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """A stream."""
-        async for piece in self._methods.Chat(request, grpc_context=context):
-            yield piece
+        with contextlib.suppress(StreamFailedError):
+            async for piece in self._methods.Chat(request, grpc_context=context):
+                yield piece
 
 
 @pytest.fixture
