@@ -2,6 +2,7 @@
 
 import json
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from serve_app.compress.artifact import copy_text_files, new_directory, write_json
 from serve_app.compress.quantize import QuantizeSettings, read_quantizable
@@ -57,12 +58,15 @@ def quantize_gptq(
         oneshot(
             model=model,
             dataset=Dataset.from_list(rows),
+            processor=PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json")),  # asked for, and not used
             recipe=GPTQModifier(config_groups={"group_0": {"targets": ["Linear"], "weights": weights}}, ignore=ignored),
             num_calibration_samples=len(rows),
             max_seq_length=_MAX_TOKENS,
             log_dir=None,
         )
-        model.save_pretrained(str(staging), save_compressed=True)
+        with warnings.catch_warnings():  # its weights are in this process, whatever llm-compressor calls that
+            warnings.filterwarnings("ignore", message="Attempting to save a model with offloaded modules")
+            model.save_pretrained(str(staging), save_compressed=True)
         copy_text_files(source, staging)
         write_json(staging / "config.json", json.loads((staging / "config.json").read_bytes()))
         recipe = {

@@ -94,6 +94,6 @@ def test_a_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
 
 
 def test_a_dtype_without_a_meaning_here_is_named_with_its_file(tmp_path: Path) -> None:
-    header = TensorHeader(tmp_path / "model.safetensors", "F8_E4M3", (4,), 4, 8)
-    with pytest.raises(ConfigError, match=r"model\.safetensors has dtype F8_E4M3"):
+    header = TensorHeader(tmp_path / "model.safetensors", "F8_E5M2", (4,), 4, 8)
+    with pytest.raises(ConfigError, match=r"model\.safetensors has dtype F8_E5M2"):
         read(header, torch.empty(4), None, ())
