@@ -24,7 +24,7 @@ from tests.integration.serve_cluster import ServeCluster
 MAX_REQUEST_BYTES = 64 * 2**20  # of this cluster's Gateway
 NUM_HALF_OPEN = 2000
 NUM_STORMS = 4
-MAX_GROWTH_BYTES = 24 * 2**20  # a storm, of all servers together; one of its large tensors alone has 32 MiB
+MAX_GROWTH_BYTES = 40 * 2**20  # a storm; its large call alone has 48 MiB of tensors, and freed memory comes and goes
 ENDLESS: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "temperature": 1}
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a file may be the one that starts the cluster
@@ -237,6 +237,7 @@ def measured(servers: list[psutil.Process]) -> tuple[int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_memory_returns_to_where_it_was(cluster: ServeCluster, channel: grpc.Channel, port: int) -> None:
     titles = ("ray::ProxyActor", "ray::ServeReplica:gateway", "ray::ServeReplica:demo:", "ray::ServeReplica:linear")
     servers = [psutil.Process(pid) for title in titles for pid in cluster.pids(title)]
