@@ -45,7 +45,7 @@ class StageQuantizer:
         self._quantizations = quantizations
         self._stored = stored
         self._device = device
-        self._rows = RowQuantizer(device)
+        self._rows: RowQuantizer | None = None  # made for the first kernel: it asks FBGEMM what this CPU can do
         self._wanted = self._find_wanted(stage)
 
     def is_stored(self, name: str, sources: Sequence[Source]) -> bool:
@@ -99,6 +99,7 @@ class StageQuantizer:
             new = QuantizedEmbedding(weight, self._dtype, scale if isinstance(scale, Tensor) else None)
         else:
             bias = getattr(old, "bias", None)
+            self._rows = self._rows or RowQuantizer(self._device)
             new = make_linear(weight, None if bias is None or bias.is_meta else bias.detach(), scheme, self._rows)
         take_hooks(new, old)
         parent, _, leaf = name.rpartition(".")
