@@ -1,17 +1,16 @@
 """Decoding of a random 120M llama in float32, bfloat16 and quantized: ms a step at batch 1 and 8, and memory.
 
-Each variant in a process of its own, in turn, several rounds. `--record` adds a table to bench/results.md.
+Speed in one process, the variants in turn, many short rounds, so that what slows the machine slows all of them; memory
+in a process for each. `--record` adds a table to bench/results.md.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -28,7 +27,7 @@ from serve_app.types import LoadQuantization, WeightScheme
 BATCH_SIZES = (1, 8)
 PROMPT_TOKENS = 16
 NUM_TOKENS = 24
-NUM_ROUNDS = 3
+NUM_ROUNDS = 9
 INT8 = LoadQuantization(WeightScheme(8, has_quantized_inputs=True), has_embedding=True, has_head=True)
 INT4 = LoadQuantization(WeightScheme(4, group_size=32), has_embedding=True, has_head=True)
 OURS: dict[str, tuple[str, LoadQuantization | None]] = {
@@ -42,50 +41,58 @@ OTHERS = ("transformers, float32", "transformers, torchao int8")
 Run = Callable[[int, int], object]  # a batch size, and how many tokens to draw
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """One variant in one round."""
-
-    ms_per_step: list[float]  # by batch size
-    memory_bytes: int  # the process's own, above what it had before the model
+Steps = dict[str, list[float]]  # ms a step of each variant, by batch size
 
 
 def main() -> None:
     """Measure all variants that can run here."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="a llama's directory; without it, one is made")
-    parser.add_argument("--variant", help="measure this one alone, and print it as JSON")
+    parser.add_argument("--memory-of", metavar="VARIANT", help="measure this one's memory alone, and print it")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=NUM_ROUNDS)
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
-    if options.variant is not None:
-        torch.set_num_threads(options.threads)
-        print(json.dumps(asdict(measure(options.variant, options.model))))
+    torch.set_num_threads(options.threads)
+    if options.memory_of is not None:
+        print(measure_memory(options.memory_of, options.model))
         return
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as scratch:
         directory = options.model or write_checkpoint(SIZES["120M"], torch.float32, Path(scratch))
         others = [name for name in OTHERS if "torchao" not in name or find_spec("torchao") is not None]
-        rounds = [
-            {variant: _in_a_process(variant, directory, options.threads) for variant in [*OURS, *others]}
-            for _ in range(options.rounds)
-        ]
-    text = _table(rounds, options.threads)
+        variants = [*OURS, *others]
+        memory = {variant: _memory_in_a_process(variant, directory, options.threads) for variant in variants}
+        rounds = measure_speed({variant: _load(variant, directory) for variant in variants}, options.rounds)
+    text = _table(rounds, memory, options.threads)
     print(text)
     if options.record:
         record("Quantized models", machine, text)
 
 
-def measure(variant: str, directory: Path) -> Figures:
-    """One variant in this process."""
+def measure_speed(runs: Mapping[str, Run], num_rounds: int) -> list[Steps]:
+    """The variants in turn, after a round to warm up."""
+    found = [
+        {variant: [_ms_per_step(run, batch_size) for batch_size in BATCH_SIZES] for variant, run in runs.items()}
+        for _ in range(num_rounds + 1)
+    ]
+    return found[1:]
+
+
+def measure_memory(variant: str, directory: Path) -> int:
+    """What this process holds alone after decoding, above what any model brings with it: bytes."""
     process = psutil.Process()
-    with tempfile.TemporaryDirectory() as scratch:  # what any model brings with it
+    with tempfile.TemporaryDirectory() as scratch:
         LocalModel(write_checkpoint(SIZES["tiny"], torch.float32, Path(scratch))).generate([[1, 2]], 2)
     before = process.memory_full_info().uss
-    run = _ours(*OURS[variant], directory) if variant in OURS else _transformers(variant, directory)
-    steps = [_ms_per_step(run, batch_size) for batch_size in BATCH_SIZES]
-    return Figures(steps, process.memory_full_info().uss - before)
+    run = _load(variant, directory)
+    for batch_size in BATCH_SIZES:
+        run(batch_size, 2 + NUM_TOKENS)
+    return process.memory_full_info().uss - before
+
+
+def _load(variant: str, directory: Path) -> Run:
+    return _ours(*OURS[variant], directory) if variant in OURS else _transformers(variant, directory)
 
 
 def _ours(dtype: str, quantization: LoadQuantization | None, directory: Path) -> Run:
@@ -112,34 +119,30 @@ def _transformers(variant: str, directory: Path) -> Run:
 
 
 def _ms_per_step(run: Run, batch_size: int) -> float:
-    """What one more token costs, the prompt taken off; the best of three."""
-    run(batch_size, 2)
-    found = []
-    for _ in range(3):
-        seconds = []
-        for count in (2, 2 + NUM_TOKENS):
-            begin_s = time.perf_counter()
-            run(batch_size, count)
-            seconds.append(time.perf_counter() - begin_s)
-        found.append(1000 * (seconds[1] - seconds[0]) / NUM_TOKENS)
-    return min(found)
+    """What one more token costs, the prompt taken off."""
+    seconds = []
+    for count in (2, 2 + NUM_TOKENS):
+        begin_s = time.perf_counter()
+        run(batch_size, count)
+        seconds.append(time.perf_counter() - begin_s)
+    return 1000 * (seconds[1] - seconds[0]) / NUM_TOKENS
 
 
 def _prompts(batch_size: int) -> list[list[int]]:
     return [[(7 * place + 31 * row) % 30_000 + 1 for place in range(PROMPT_TOKENS)] for row in range(batch_size)]
 
 
-def _in_a_process(variant: str, directory: Path, threads: int) -> Figures:
-    command = [sys.executable, "-m", "bench.quantized", "--variant", variant, "--model", str(directory)]
+def _memory_in_a_process(variant: str, directory: Path, threads: int) -> int:
+    command = [sys.executable, "-m", "bench.quantized", "--memory-of", variant, "--model", str(directory)]
     done = subprocess.run(
         [*command, "--threads", str(threads)], capture_output=True, text=True, check=False, timeout=600
     )
     if done.returncode:
         raise RuntimeError(f"{variant}: {done.stderr[-2000:]}")
-    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+    return int(done.stdout.splitlines()[-1])
 
 
-def _table(rounds: list[dict[str, Figures]], threads: int) -> str:
+def _table(rounds: list[Steps], memory: Mapping[str, int], threads: int) -> str:
     lines = [
         f"A random llama of 120 M parameters, {threads} threads, greedy decoding behind {PROMPT_TOKENS} tokens; median",
         f"of {len(rounds)} rounds. Ratios of speed are to our own float32 and bfloat16 of the same round; memory is",
@@ -152,13 +155,10 @@ def _table(rounds: list[dict[str, Figures]], threads: int) -> str:
     for variant in rounds[0]:
         cells = [variant]
         for place in range(len(BATCH_SIZES)):
-            cells.append(f"{median(one[variant].ms_per_step[place] for one in rounds):.1f}")
+            cells.append(f"{median(one[variant][place] for one in rounds):.1f}")
             for base in ("float32", "bfloat16"):
-                ratios = [one[base].ms_per_step[place] / one[variant].ms_per_step[place] for one in rounds]
-                cells.append(f"{median(ratios):.2f}")
-        memory = median(one[variant].memory_bytes for one in rounds)
-        share = median(one[variant].memory_bytes / one["float32"].memory_bytes for one in rounds)
-        cells += [f"{memory / 2**20:.0f}", f"{share:.2f}"]
+                cells.append(f"{median(one[base][place] / one[variant][place] for one in rounds):.2f}")
+        cells += [f"{memory[variant] / 2**20:.0f}", f"{memory[variant] / memory['float32']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -201,7 +201,10 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
             return _CheckedModel(text, [])
         if not config.is_generative:
             batch_plan = plan_batch_model(config, base_dir, environment)
-            unfit = check_chains(config, ChainModel(Path(batch_plan.source.directory), batch_plan.spec.labels))
+            source_dir = Path(batch_plan.source.directory)
+            unfit = check_chains(config, ChainModel(source_dir, batch_plan.spec.labels))
+            if config.quality is not None:
+                unfit += check_quality(source_dir, config.quality)
             problems = [Problem(where, message) for message in unfit]
             return _CheckedModel(batch_plan.text, problems, batch_plan.labels or None)
         source_dir = resolve_source(config.source, config.revision, base_dir, environment, config.remote_weights)

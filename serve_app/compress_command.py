@@ -10,15 +10,33 @@ import torch
 from serve_app.compress.distill import DistillSettings
 from serve_app.compress.evaluate import Scored, compare, score_tasks, take
 from serve_app.compress.local_model import LocalModel
+from serve_app.compress.modules import (
+    count_module_weights,
+    is_module,
+    label_texts,
+    measure_module_size,
+    prune_module,
+    quantize_module,
+)
 from serve_app.compress.prune import PruneSettings, prune
 from serve_app.compress.quantize import QuantizeSettings, quantize
 from serve_app.compress.recipe import read_recipe
-from serve_app.compress.report import Measured, count_weights, measure_size, read_report, write_report
+from serve_app.compress.report import (
+    Measured,
+    Size,
+    count_weights,
+    measure_size,
+    read_report,
+    write_label_report,
+    write_report,
+)
 from serve_app.compress.speed import measure_speed
 from serve_app.compress.student import TrainingTexts, train_student
 from serve_app.compress.texts import read_tasks, read_texts, sequences_of
 from serve_app.errors import ConfigError
+from serve_app.planning.csv_rows import read_csv
 from serve_app.planning.model_spec import read_model_spec
+from serve_app.planning.module_files import read_module_quantization
 
 _MAX_ANSWER_TOKENS = 128
 
@@ -39,7 +57,13 @@ def _quantize(arguments: argparse.Namespace) -> int:
         ignored=tuple(arguments.ignore),
     )
     _check_files(arguments)
-    if arguments.calibration is None:
+    if is_module(arguments.source):
+        if arguments.calibration is not None:
+            raise ConfigError("--calibration has no effect on a plain module; leave it out")
+        if arguments.head:
+            raise ConfigError("--head has no effect on a plain module, whose matrices are all quantized; leave it out")
+        quantize_module(arguments.source, arguments.target, settings, can_replace=arguments.overwrite)
+    elif arguments.calibration is None:
         quantize(arguments.source, arguments.target, settings, can_replace=arguments.overwrite)
     else:
         _quantize_gptq(arguments, settings)
@@ -53,7 +77,10 @@ def _quantize(arguments: argparse.Namespace) -> int:
 def _check_files(arguments: argparse.Namespace) -> None:
     """What is read in the end is looked at before an hour of work."""
     if arguments.texts is not None:
-        read_texts(arguments.texts)
+        if is_module(arguments.source):
+            read_csv(arguments.texts, arguments.text_column, arguments.label_column)
+        else:
+            read_texts(arguments.texts)
     if arguments.tasks is not None:
         read_tasks(arguments.tasks)
 
@@ -77,6 +104,15 @@ def _quantize_gptq(arguments: argparse.Namespace, settings: QuantizeSettings) ->
 
 
 def _prune(arguments: argparse.Namespace) -> int:
+    if is_module(arguments.source):
+        return _prune_module(arguments)
+    if arguments.sparsity is not None:
+        raise ConfigError(
+            "--sparsity is for plain modules: zeros save nothing where this model is served; give --layers, --kv-heads "
+            "or --intermediate-size"
+        )
+    if arguments.calibration is None:
+        raise ConfigError("--calibration FILE is missing: texts to measure importance on, one on each line")
     settings = PruneSettings(
         arguments.layers, arguments.kv_heads, arguments.intermediate_size, num_samples=arguments.num_samples
     )
@@ -106,6 +142,18 @@ def _prune(arguments: argparse.Namespace) -> int:
             can_replace=arguments.overwrite,
         )
     print(f"pruned copy of {arguments.source} in {arguments.target}; layers kept: {kept}; {_shown(losses)}")
+    return 0
+
+
+def _prune_module(arguments: argparse.Namespace) -> int:
+    given = [name for name in ("layers", "kv_heads", "intermediate_size", "calibration") if getattr(arguments, name)]
+    if given or arguments.healing_steps:
+        option = (given or ["healing_steps"])[0].replace("_", "-")
+        raise ConfigError(f"--{option} has no effect on a plain module; leave it out")
+    if arguments.sparsity is None:
+        raise ConfigError("--sparsity is missing: the share of each matrix that becomes zero")
+    share = prune_module(arguments.source, arguments.target, arguments.sparsity, can_replace=arguments.overwrite)
+    print(f"copy of {arguments.source} in {arguments.target}; {share:.1%} of all its numbers were made zero")
     return 0
 
 
@@ -145,7 +193,21 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return _measure(arguments, arguments.model, arguments.original)
 
 
+def _measure_module(arguments: argparse.Namespace, directory: Path, original_directory: Path) -> int:
+    if arguments.tasks is not None or arguments.speed:
+        raise ConfigError("--tasks and --speed have no effect on a plain module; leave them out")
+    rows = read_csv(arguments.texts, arguments.text_column, arguments.label_column).rows
+    num_weights = count_module_weights(original_directory)
+    sizes = [measure_module_size(one, num_weights) for one in (original_directory, directory)]
+    labelling = label_texts(original_directory, directory, rows)
+    write_label_report(directory, original_directory, arguments.texts, (sizes[0], sizes[1]), labelling)
+    print((directory / "report.md").read_text())
+    return 0
+
+
 def _measure(arguments: argparse.Namespace, directory: Path, original_directory: Path) -> int:
+    if is_module(original_directory):
+        return _measure_module(arguments, directory, original_directory)
     texts = read_texts(arguments.texts)
     examples = None if arguments.tasks is None else read_tasks(arguments.tasks)
     original, model = LocalModel(original_directory), LocalModel(directory)
@@ -176,16 +238,26 @@ def _check_comparable(original: LocalModel, model: Scored) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    if is_module(arguments.model):
+        size = measure_module_size(arguments.model, max(1, count_module_weights(arguments.model)))
+        num_quantized = len(read_module_quantization(arguments.model))
+        print(f"{arguments.model}: {size.num_bytes:,} bytes, {num_quantized} parameters quantized")
+        _print_origin(arguments.model, size)
+        return 0
     spec = read_model_spec(arguments.model)
     size = measure_size(arguments.model, max(1, count_weights(spec)))
     method = "none" if spec.quantization is None else spec.quantization.method
     print(f"{arguments.model}: {spec.model_type}, {spec.num_layers} layers, {spec.dtype}, {size.num_bytes:,} bytes")
     print(f"quantization: {method}")
+    _print_origin(arguments.model, size)
+    return 0
+
+
+def _print_origin(model: Path, size: Size) -> None:
     for part, num_bytes in size.by_part.items():
         print(f"  {part:<10} {num_bytes:>16,} bytes")
-    for index, step in enumerate(read_recipe(arguments.model), 1):
+    for index, step in enumerate(read_recipe(model), 1):
         shown = {key: value for key, value in step.items() if key not in ("source_sha256", "versions")}
         print(f"step {index}: {json.dumps(shown)}")
-    report = read_report(arguments.model)
+    report = read_report(model)
     print("report: none" if report is None else f"report: {json.dumps(report.get('quality'))}")
-    return 0

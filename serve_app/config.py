@@ -427,10 +427,8 @@ def _task_problem(config: ModelConfig) -> str | None:
         return f"task=generate cannot run architecture={config.architecture}; set task to predict, classify or embed"
     elif config.parallel.tensor > 1:
         return f"parallel.tensor={config.parallel.tensor} cannot cut architecture={config.architecture}; use pipeline"
-    if config.quantization is not None and config.task != "generate":
-        return f"quantization has no effect on task={config.task} yet; remove it"
-    if config.quality is not None and config.task != "generate":
-        return f"quality has no effect on task={config.task} yet; remove it"
+    if config.quantization is not None and config.task != "generate" and "head" in config.quantization.include:
+        return f"quantization.include=[head] has no effect on task={config.task}; remove head"
     for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):
         if getattr(config, name) is not None and config.task != task:
             return f"{name} has no effect on task={config.task}; remove it"

@@ -383,6 +383,7 @@ class BatchModelSettings:
     inputs: dict[str, TensorSpec] | None = None  # None: as the class declares
     outputs: dict[str, TensorSpec] | None = None
     batch_dim: int | None = 0
+    quantization: LoadQuantization | None = None  # None: as the weights are
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,17 @@ class Quality:
         return self.model.value / self.original.value - 1
 
 
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """What a classifier makes of labelled texts, beside its original."""
+
+    num_right: int
+    original_num_right: int
+    num_texts: int
+    agreement: float  # share of texts that both give the same label
+    kl: float  # KL(original || model) of the labels' probabilities, nats, mean over texts
+
+
 def compare(original: Scored, model: Scored, sequences: Sequence[list[int]]) -> Quality:
     """Both models on the same token sequences, each of at least two tokens."""
     sums = {"original": _Sums(), "model": _Sums(), "kl": _Sums()}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.compress.artifact import weight_hashes, write_json
-from serve_app.compress.evaluate import Quality, TaskScore
+from serve_app.compress.evaluate import Labelling, Quality, TaskScore
+from serve_app.compress.plot import Point, plot_sizes
 from serve_app.compress.speed import Speed
 from serve_app.planning.architectures import EMBEDDING_PATTERN, HEAD_PATTERN, layer_of
 from serve_app.planning.model_spec import ModelSpec, read_model_spec
@@ -60,14 +61,10 @@ def count_weights(spec: ModelSpec) -> int:
 
 
 def write_report(directory: Path, original: Path, texts: Path, measured: Measured) -> dict[str, Any]:
-    """Write both files into the model's directory; gives what the JSON holds."""
+    """Write the report of a generator into its directory; gives what the JSON holds."""
     quality = measured.quality
     content: dict[str, Any] = {
-        "version": REPORT_VERSION,
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "files_sha256": weight_hashes(directory),
-        "original": {"name": original.name, "files_sha256": weight_hashes(original)},
-        "texts": {"name": texts.name, "sha256": sha256_of(texts), "num_tokens": quality.model.num_tokens},
+        **_head(directory, original, texts, {"num_tokens": quality.model.num_tokens}),
         "size": asdict(measured.size),
         "original_size": asdict(measured.original_size),
         "quality": {
@@ -85,9 +82,64 @@ def write_report(directory: Path, original: Path, texts: Path, measured: Measure
         "speed": [asdict(one) for one in measured.speed],
         "original_speed": [asdict(one) for one in measured.original_speed],
     }
-    write_json(directory / REPORT_NAME, content)
-    (directory / "report.md").write_text(_markdown(directory.name, content))
+    _write(directory, content)
     return content
+
+
+def write_label_report(
+    directory: Path, original: Path, texts: Path, sizes: tuple[Size, Size], labelling: Labelling
+) -> dict[str, Any]:
+    """Write the report of a text classifier into its directory; gives what the JSON holds.
+
+    sizes: of the original, and of the model.
+    """
+    content: dict[str, Any] = {
+        **_head(directory, original, texts, {"num_texts": labelling.num_texts}),
+        "size": asdict(sizes[1]),
+        "original_size": asdict(sizes[0]),
+        "quality": {
+            "accuracy": labelling.num_right / labelling.num_texts,
+            "original_accuracy": labelling.original_num_right / labelling.num_texts,
+            "kl": labelling.kl,
+            "top1_agreement": labelling.agreement,
+        },
+        "tasks": [],
+        "original_tasks": [],
+        "speed": [],
+        "original_speed": [],
+    }
+    _write(directory, content)
+    return content
+
+
+def _head(directory: Path, original: Path, texts: Path, counts: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "version": REPORT_VERSION,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "files_sha256": weight_hashes(directory),
+        "original": {"name": original.name, "files_sha256": weight_hashes(original)},
+        "texts": {"name": texts.name, "sha256": sha256_of(texts), **counts},
+    }
+
+
+def _write(directory: Path, content: Mapping[str, Any]) -> None:
+    write_json(directory / REPORT_NAME, content)
+    (directory / "report.svg").write_text(plot_sizes(_points(directory, content), "KL to the original"))
+    (directory / "report.md").write_text(_markdown(directory.name, content))
+
+
+def _points(directory: Path, content: Mapping[str, Any]) -> list[Point]:
+    """The original, this model, and those beside it that were measured against the same original on the same texts."""
+    points = [Point(content["original"]["name"], content["original_size"]["num_bytes"], 0.0)]
+    for path in sorted(directory.absolute().parent.glob(f"*/{REPORT_NAME}")):
+        try:
+            other = content if path.parent.name == directory.name else json.loads(path.read_bytes())
+            if all(other[key] == content[key] for key in ("version", "original", "texts")):
+                is_subject = other is content
+                points.append(Point(path.parent.name, other["size"]["num_bytes"], other["quality"]["kl"], is_subject))
+        except (ValueError, KeyError, TypeError):  # somebody else's file
+            continue
+    return points
 
 
 def read_report(directory: Path) -> dict[str, Any] | None:
@@ -109,11 +161,7 @@ def _markdown(name: str, content: Mapping[str, Any]) -> str:
         "| --- | --- | --- |",
         f"| bytes | {original['num_bytes']:,} | {size['num_bytes']:,} ({share:.2f}) |",
         f"| bits per weight | {original['bits_per_weight']:.2f} | {size['bits_per_weight']:.2f} |",
-        f"| perplexity | {quality['original_perplexity']:.4f} ± {quality['original_perplexity_standard_error']:.4f} | "
-        f"{quality['perplexity']:.4f} ± {quality['perplexity_standard_error']:.4f} "
-        f"({quality['perplexity_increase']:+.2%}) |",
-        f"| KL to the original, nats a token | | {quality['kl']:.5f} ± {quality['kl_standard_error']:.5f} |",
-        f"| same next token | | {quality['top1_agreement']:.2%} |",
+        *(_label_rows(quality) if "accuracy" in quality else _token_rows(quality)),
     ]
     originals = {score["task"]: score for score in content["original_tasks"]}
     for score in content["tasks"]:
@@ -127,8 +175,28 @@ def _markdown(name: str, content: Mapping[str, Any]) -> str:
         lines.append(f"| tokens/s, batch {one['batch_size']} | {shown} | {one['tokens_per_s']:.0f} |")
     lines += ["", "Bytes by part:", "", "```", *_bars(original["by_part"], size["by_part"]), "```", ""]
     texts = content["texts"]
-    lines.append(f"Measured on {texts['num_tokens']} tokens of {texts['name']}, {content['created']}.")
+    lines += ["![Size against quality](report.svg)", ""]
+    counted = f"{texts['num_tokens']} tokens" if "num_tokens" in texts else f"{texts['num_texts']} texts"
+    lines.append(f"Measured on {counted} of {texts['name']}, {content['created']}.")
     return "\n".join(lines) + "\n"
+
+
+def _token_rows(quality: Mapping[str, float]) -> list[str]:
+    return [
+        f"| perplexity | {quality['original_perplexity']:.4f} ± {quality['original_perplexity_standard_error']:.4f} | "
+        f"{quality['perplexity']:.4f} ± {quality['perplexity_standard_error']:.4f} "
+        f"({quality['perplexity_increase']:+.2%}) |",
+        f"| KL to the original, nats a token | | {quality['kl']:.5f} ± {quality['kl_standard_error']:.5f} |",
+        f"| same next token | | {quality['top1_agreement']:.2%} |",
+    ]
+
+
+def _label_rows(quality: Mapping[str, float]) -> list[str]:
+    return [
+        f"| accuracy | {quality['original_accuracy']:.4f} | {quality['accuracy']:.4f} |",
+        f"| KL to the original, nats a text | | {quality['kl']:.5f} |",
+        f"| same label | | {quality['top1_agreement']:.2%} |",
+    ]
 
 
 def _bars(original: Mapping[str, int], parts: Mapping[str, int], width: int = 50) -> list[str]:
@@ -137,6 +205,7 @@ def _bars(original: Mapping[str, int], parts: Mapping[str, int], width: int = 50
     rows = []
     for part in original:
         for which, found in (("original", original), ("this", parts)):
-            bar = "█" * round(width * found[part] / largest)
-            rows.append(f"{part:>10} {which:>8} {bar} {found[part]:,}")
+            num_bytes = found.get(part, 0)
+            bar = "█" * round(width * num_bytes / largest)
+            rows.append(f"{part:>10} {which:>8} {bar} {num_bytes:,}")
     return rows

@@ -46,12 +46,23 @@ def encode(
     matrix: Tensor, name: str, scheme: WeightScheme, dtype: torch.dtype, *, is_embedding: bool = False
 ) -> Encoded:
     """The nearest numbers to a matrix [N, K], their scales of the model's dtype, as compressed-tensors keeps them."""
-    weight = _with_stored_scales(matrix, name, scheme, dtype)
+    weight = nearest_numbers(matrix, name, scheme, dtype)
     scales = weight.scales.to(dtype)
     if layout_of(scheme, is_embedding=is_embedding) != "pack-quantized":
         return Encoded({"weight": weight.values, "weight_scale": scales})
     shape = torch.tensor(weight.values.shape, dtype=torch.int64)
     return Encoded({"weight_packed": pack(weight.values, scheme.bits), "weight_scale": scales, "weight_shape": shape})
+
+
+def nearest_numbers(matrix: Tensor, name: str, scheme: WeightScheme, dtype: torch.dtype) -> QuantizedWeight:
+    """The nearest to a matrix [N, K] under the scales as they are stored: rounded to the dtype, or to powers of two."""
+    found = quantize_weight(matrix, scheme)
+    scales = found.scales
+    if name == "power_of_two":
+        scales = torch.exp2(torch.ceil(torch.log2(scales)))
+    scales = scales.to(dtype).to(torch.float32).clamp_(min=torch.finfo(dtype).tiny)
+    grouped = matrix.to(torch.float32).view(len(matrix), scales.shape[1], -1)
+    return QuantizedWeight(round_to(grouped, scales, scheme).view(matrix.shape), scales, scheme.bits)
 
 
 def pack(values: Tensor, bits: int) -> Tensor:
@@ -107,14 +118,3 @@ def _group(targets: list[str], scheme: WeightScheme, layout: str) -> dict[str, A
         "output_activations": None,
         "format": layout,
     }
-
-
-def _with_stored_scales(matrix: Tensor, name: str, scheme: WeightScheme, dtype: torch.dtype) -> QuantizedWeight:
-    """Numbers that are nearest under the scales as they are stored: rounded to the dtype, or to powers of two."""
-    found = quantize_weight(matrix, scheme)
-    scales = found.scales
-    if name == "power_of_two":
-        scales = torch.exp2(torch.ceil(torch.log2(scales)))
-    scales = scales.to(dtype).to(torch.float32).clamp_(min=torch.finfo(dtype).tiny)
-    grouped = matrix.to(torch.float32).view(len(matrix), scales.shape[1], -1)
-    return QuantizedWeight(round_to(grouped, scales, scheme).view(matrix.shape), scales, scheme.bits)

@@ -11,8 +11,9 @@ from serve_app.deployments.call_server import CallServer
 from serve_app.deployments.copy_replica import CopyReplica
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.shard import ShardActor
-from serve_app.errors import InternalError, QueueFullError, RayshardError
+from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError
 from serve_app.observability import configure_logging
+from serve_app.planning.quality_gate import check_quality
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.scheduling.batch_scheduler import Job, JobResult
 from serve_app.types import InferRequest, InferResult, LinkAddress, ModelDescription
@@ -31,6 +32,12 @@ class BatchRouter(CopyReplica):
         environment = read_environment()
         models = config.shared_models if isinstance(config, ModelSetConfig) else [config]
         self._plans = [await asyncio.to_thread(plan_batch_model, model, Path.cwd(), environment) for model in models]
+        for plan in self._plans:
+            if plan.config.quality is not None:
+                directory = Path(plan.source.directory)
+                problems = await asyncio.to_thread(check_quality, directory, plan.config.quality)
+                if problems:
+                    raise ConfigError("\n".join(problems))
         self._set_up(takes_calls=True)
         self._waiting: dict[Job, asyncio.Future[InferResult]] = {}
         self._work = BatchWork(models[0], self._plans, self._take_results)

@@ -31,12 +31,12 @@ class PagedAttention:
     """Attention of one step: where its tokens are stored, and which blocks each sequence reads."""
 
     def __init__(
-        self, cache: KvCache, first_layer: int, slots: Tensor, blocks: Tensor, spans: list[SequenceSpan]
+        self, cache: KvCache, first_layer: int, slots: Tensor, blocks: Tensor | slice, spans: list[SequenceSpan]
     ) -> None:
         self._cache = cache
         self._first_layer = first_layer
         self._slots = slots  # [T] int64
-        self._blocks = blocks  # [N] int64: the blocks of all sequences that have tokens in the cache
+        self._blocks = blocks  # [N] int64, or a run: the blocks of all sequences that have tokens in the cache
         self._spans = spans
 
     def attend(
@@ -56,10 +56,13 @@ class PagedAttention:
         layer = layer_index - self._first_layer
         fresh_keys, fresh_values = key.transpose(0, 1), value.transpose(0, 1)  # [T, K, Dh]
         self._cache.write(layer, self._slots, fresh_keys, fresh_values)
-        if self._blocks.numel():
+        if isinstance(self._blocks, slice) or self._blocks.numel():
             old_keys, old_values = self._cache.read(layer, self._blocks)
         else:
             old_keys, old_values = fresh_keys, fresh_values
+        if len(self._spans) == 1:
+            count = self._spans[0].num_keys
+            return attend_one(query, old_keys[:count], old_values[:count], scaling, sliding_window, softcap)
         num_heads, num_tokens, head_dim = query.shape
         output = query.new_empty(num_tokens, num_heads, head_dim)
         for span in self._spans:

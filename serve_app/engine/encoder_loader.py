@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from serve_app.engine.loader import fill_stage
+from serve_app.engine.stage_quantizer import Quantizations
 from serve_app.engine.tensor_file import tensor_reader
 from serve_app.models.batch_stage import BatchStage
 from serve_app.models.encoder_model import EncoderStage
 from serve_app.models.pooling import Projection
+from serve_app.models.quantization import num_weight_bytes
 from serve_app.models.transformers_model import read_config, resolve_dtype
 from serve_app.parallel.communicator import Communicator
 from serve_app.planning.encoder_spec import EncoderChoices, ProjectionSpec, read_encoder_spec
@@ -26,10 +28,11 @@ def load_encoder_stage(settings: BatchModelSettings, communicator: Communicator,
     if spec.num_labels:
         config.num_labels = spec.num_labels
     stage = EncoderStage(config, spec, resolve_dtype(config, settings.dtype), settings.shard)
-    fill_stage(source_dir, stage, communicator, device, spec.spec.tensors)
+    quantizations = Quantizations(spec.spec.quantization, settings.quantization)
+    fill_stage(source_dir, stage, communicator, device, spec.spec.tensors, quantizations)
     if settings.shard.is_last:
         stage.projections = [_load_projection(one, device) for one in spec.projections]
-    stage.parameter_bytes = sum(parameter.nbytes for parameter in stage.model.parameters())
+    stage.parameter_bytes = num_weight_bytes(stage.model)
     return stage
 
 

@@ -24,8 +24,8 @@ class KvCache:
         self.keys[layer].index_copy_(0, slots, key)
         self.values[layer].index_copy_(0, slots, value)
 
-    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole blocks [N] int64, in that order -> keys and values [N * block_size, K, Dh]."""
+    def read(self, layer: int, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Whole blocks [N] int64, in that order -> keys and values [N * block_size, K, Dh]; of a run, no copy."""
         return _read(self.keys[layer], blocks, self.block_size), _read(self.values[layer], blocks, self.block_size)
 
 
@@ -43,7 +43,9 @@ def kv_block_bytes(stage: TransformersStage, block_size: int) -> int:
     return 2 * len(stage.own_layers) * block_size * num_heads * head_dim * stage.dtype.itemsize
 
 
-def _read(cache: Tensor, blocks: Tensor, block_size: int) -> Tensor:
+def _read(cache: Tensor, blocks: Tensor | slice, block_size: int) -> Tensor:
+    if isinstance(blocks, slice):
+        return cache[blocks.start * block_size : blocks.stop * block_size]
     num_slots, num_heads, head_dim = cache.shape
     pages = cache.view(num_slots // block_size, block_size * num_heads * head_dim)
     return pages.index_select(0, blocks).view(-1, num_heads, head_dim)

@@ -104,6 +104,7 @@ def _fill_parameters(
             _set_parameter(stage.model, name, parameter)
             if len(sources) == 1:
                 tied[sources[0].tensor_name] = parameter
+    quantizer.finish()
 
 
 def _fill(

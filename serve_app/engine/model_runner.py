@@ -99,7 +99,7 @@ class ModelRunner:
             self._cache,
             self._stage.shard.first_layer,
             self._to_device(slots),
-            self._to_device(blocks),
+            run if (run := _run_of(blocks)) is not None else self._to_device(blocks),
             spans,
         )
         return self._to_device(positions), attention
@@ -125,6 +125,13 @@ class ModelRunner:
             return StepOutput(step.step_id, [], None, prompts)
         drawn = self._sampler.sample(logits[: len(draw_rows)], drawn_rows)
         return StepOutput(step.step_id, drawn.token_ids, drawn.logprobs, prompts)
+
+
+def _run_of(blocks: IntArray) -> slice | None:
+    """Blocks that lie one after the other in the cache, which can be read in place; None: they do not."""
+    if not len(blocks) or blocks[-1] - blocks[0] + 1 != len(blocks) or (np.diff(blocks) != 1).any():
+        return None
+    return slice(int(blocks[0]), int(blocks[-1]) + 1)
 
 
 def _prompt_logprobs(step: StepInput, logits: Tensor) -> dict[int, list[TokenLogprobs]]:

@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from serve_app.engine.module_quantizer import ModuleQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
 from serve_app.models.batch_stage import BatchStage
+from serve_app.models.quantization import num_weight_bytes
 from serve_app.models.torch_model import ModuleStage
 from serve_app.parallel.communicator import DTYPES_BY_NAME
-from serve_app.planning.module_files import read_module_tensors
+from serve_app.planning.module_files import SCALE_SUFFIX, read_module_quantization, read_module_tensors
 from serve_app.planning.safetensors_header import TensorHeader
-from serve_app.types import BatchModelSettings
+from serve_app.types import BatchModelSettings, WeightScheme
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +33,26 @@ def load_module_stage(settings: BatchModelSettings, device: torch.device) -> Bat
     stage = ModuleStage(settings)
     headers = read_module_tensors(Path(settings.source_dir))
     parameters, buffers = stage.own_parameters(), stage.own_buffers()
-    _check_names(stage.module, headers)
+    stored = read_module_quantization(Path(settings.source_dir))
+    _check_names(stage.module, headers, stored)
+    quantizer = ModuleQuantizer(stage, stored, settings.quantization)
     filled: dict[int, nn.Parameter] = {}  # by the meta parameter: what is shared stays shared
     with tensor_reader() as reader:
         for name, meta in parameters.items():
             if id(meta) not in filled:
-                tensor = _read(reader, headers, _stored_name(name, meta, parameters, headers), meta, settings, device)
+                tensor_name = _stored_name(name, meta, parameters, headers)
+                if quantizer.is_stored(tensor_name):
+                    weight = quantizer.read(name, tensor_name, meta, headers, reader)
+                    dtype = _dtype_of(settings, torch.float32)
+                    if quantizer.has_kernel(name, meta):
+                        quantizer.put_kernel(name, weight.to(device), quantizer.scheme_of(tensor_name), dtype)
+                        continue
+                    tensor = weight.dequantized(dtype).to(device)
+                else:
+                    tensor = _read(reader, headers, tensor_name, meta, settings, device)
+                if quantizer.is_wanted(name, meta):
+                    quantizer.quantize(name, tensor)
+                    continue
                 filled[id(meta)] = nn.Parameter(tensor, requires_grad=False)
             _owner(stage.module, name).__setattr__(name.rpartition(".")[2], filled[id(meta)])
         for name, buffer in buffers.items():
@@ -47,14 +63,15 @@ def load_module_stage(settings: BatchModelSettings, device: torch.device) -> Bat
                 reader.read(headers[name], value, None, ())
             _owner(stage.module, name).__setattr__(name.rpartition(".")[2], value)
     stage.drop_others()
-    stage.parameter_bytes = sum(parameter.nbytes for parameter in filled.values())
+    stage.parameter_bytes = num_weight_bytes(stage.module)
     return stage
 
 
-def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader]) -> None:
+def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader], quantized: Mapping[str, WeightScheme]) -> None:
     """Every tensor of the files must be the module's: a spare one means weights of another model."""
     known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    known |= {f"{name}{SCALE_SUFFIX}" for name in quantized}
     spare = sorted(name for name in headers if name not in known)
     is_cut = any(type(child).__name__ == "_PassThrough" for child in module.modules())
     if spare and not is_cut:
@@ -89,11 +106,14 @@ def _read(
     _check_shape(name, meta, header)
     dtype = meta.dtype
     if dtype.is_floating_point:
-        stored = _CHECKPOINT_DTYPES.get(header.dtype, dtype)
-        dtype = stored if settings.dtype == "auto" else DTYPES_BY_NAME[settings.dtype]
+        dtype = _dtype_of(settings, _CHECKPOINT_DTYPES.get(header.dtype, dtype))
     tensor = torch.empty(meta.shape, dtype=dtype, device=device)
     reader.read(header, tensor, None, ())
     return tensor
+
+
+def _dtype_of(settings: BatchModelSettings, stored: torch.dtype) -> torch.dtype:
+    return stored if settings.dtype == "auto" else DTYPES_BY_NAME[settings.dtype]
 
 
 def _check_shape(name: str, expected: Tensor, header: TensorHeader) -> None:

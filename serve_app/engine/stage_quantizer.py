@@ -11,12 +11,21 @@ from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
 from serve_app.models.architecture import CutStage
 from serve_app.models.checkpoint_keys import Source
-from serve_app.models.quantization import QuantizedEmbedding, RowQuantizer, make_linear, take_hooks
+from serve_app.models.int8_linear import Int8Linear, join_linears
+from serve_app.models.quantization import QuantizedEmbedding, make_linear, take_hooks
 from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight
 from serve_app.parallel.tensor_parallel import Part
 from serve_app.planning.architectures import layer_of
 from serve_app.planning.quantization import CheckpointQuantization
 from serve_app.types import LoadQuantization, WeightScheme
+
+# Layers of one module that are given the same tensor, by their names there.
+_READ_ONE_TENSOR = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,6 @@ class StageQuantizer:
         self._quantizations = quantizations
         self._stored = stored
         self._device = device
-        self._rows: RowQuantizer | None = None  # made for the first kernel: it asks FBGEMM what this CPU can do
         self._wanted = self._find_wanted(stage)
 
     def is_stored(self, name: str, sources: Sequence[Source]) -> bool:
@@ -90,6 +98,14 @@ class StageQuantizer:
             )
         self._put_kernel(module_name, quantize_weight(matrix, scheme), scheme)
 
+    def finish(self) -> None:
+        """Once all is read: layers that read one tensor get one product."""
+        for module in self._model.modules():
+            for names in _READ_ONE_TENSOR:
+                found = [one for name in names if isinstance(one := getattr(module, name, None), Int8Linear)]
+                if len(found) == len(names):
+                    join_linears(found)
+
     def _put_kernel(self, name: str, weight: QuantizedWeight, scheme: WeightScheme) -> None:
         """Hooks stay; a bias that is read already comes along, others are set when they are read."""
         old = self._model.get_submodule(name)
@@ -99,8 +115,7 @@ class StageQuantizer:
             new = QuantizedEmbedding(weight, self._dtype, scale if isinstance(scale, Tensor) else None)
         else:
             bias = getattr(old, "bias", None)
-            self._rows = self._rows or RowQuantizer(self._device)
-            new = make_linear(weight, None if bias is None or bias.is_meta else bias.detach(), scheme, self._rows)
+            new = make_linear(weight, None if bias is None or bias.is_meta else bias.detach(), scheme)
         take_hooks(new, old)
         parent, _, leaf = name.rpartition(".")
         setattr(self._model.get_submodule(parent), leaf, new.eval())

@@ -1,18 +1,14 @@
 """Linear layers and embeddings over quantized weights, each kernel behind one small class.
 
-On CPU: int8 by FBGEMM (arXiv:2101.05615), whose fused call rounds its input to whole numbers, multiplies, and gives
-float32. Rows are divided by scales of their own before it and multiplied after it, so no row's answer depends on
-another's. Without VNNI its products of 8 by 8 bits saturate, and inputs get 7 bits; a probe decides.
-Weight-only int8 and int4 compute in bfloat16, whatever the model's dtype.
+Weight-only int8 and int4 compute in bfloat16, whatever the model's dtype. Int8 by int8 is in int8_linear.py.
 """
-
-import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from serve_app.models.int8_linear import Int8Linear, make_product
+from serve_app.models.quantized_linear import QuantizedLinear
 from serve_app.models.quantized_weight import FLOAT8, QuantizedWeight
 from serve_app.types import WeightScheme
 
@@ -25,84 +21,6 @@ _HOOKS = (
     "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs",
 )
-
-
-class RowQuantizer:
-    """Divides rows by their own scales for the int8 kernels; linears that read one tensor share the work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.limit = 127 if device.type != "cpu" or _takes_eight_bits() else 63
-        self._source: Tensor | None = None
-        self._rows = self._scales = torch.empty(0)
-
-    def divide(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """inputs [..., K] -> rows [M, K] float32 within ±limit, scales [M, 1] float32."""
-        if inputs is not self._source:
-            rows = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
-            largest = rows.abs().amax(dim=-1, keepdim=True)
-            self._scales = largest.mul_(1 / self.limit).clamp_(min=torch.finfo(torch.float32).tiny)
-            self._rows = rows / self._scales
-            self._source = inputs
-        return self._rows, self._scales
-
-
-class QuantizedLinear(nn.Module):
-    """What all kernels share: sizes, the bias (a loader may set it later), and the shape of what goes in and out."""
-
-    def __init__(self, num_inputs: int, num_outputs: int, bias: Tensor | None) -> None:
-        super().__init__()
-        self.in_features = num_inputs
-        self.out_features = num_outputs
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self.num_bytes = 0  # of the weight; the bias is a parameter
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """inputs [..., K] -> [..., N], of the inputs' dtype."""
-        outputs = self.multiply(inputs)
-        return outputs.view(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
-
-    def multiply(self, inputs: Tensor) -> Tensor:
-        """inputs [..., K] -> [M, N] of any float dtype, the bias added."""
-        raise NotImplementedError
-
-
-class CpuInt8Linear(QuantizedLinear):
-    """Int8 weights of one scale per output, int8 rows: FBGEMM."""
-
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, rows: RowQuantizer) -> None:
-        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
-        self._packed = _packed(weight.values, weight.scales.view(-1))
-        self._multiply: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
-        self._rows = rows
-        self.num_bytes += weight.values.nbytes + weight.scales.nbytes
-
-    def multiply(self, inputs: Tensor) -> Tensor:
-        """Exact in the whole numbers."""
-        rows, scales = self._rows.divide(inputs)
-        products: Tensor = self._multiply(rows, 1.0, self._rows.limit + 1, self._packed)
-        if self.bias is None:
-            return products.mul_(scales)
-        return torch.addcmul(self.bias.to(torch.float32), products, scales)
-
-
-class CudaInt8Linear(QuantizedLinear):
-    """Int8 weights of one scale per output, int8 rows: cuBLASLt through `_int_mm`, which wants at least 17 rows."""
-
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, rows: RowQuantizer) -> None:
-        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
-        self._columns = weight.values.t()  # [K, N]
-        self._scales = weight.scales.view(1, -1)
-        self._rows = rows
-        self.num_bytes += weight.num_bytes
-
-    def multiply(self, inputs: Tensor) -> Tensor:
-        """Exact in the whole numbers."""
-        rows, scales = self._rows.divide(inputs)
-        whole = rows.round().to(torch.int8)
-        padded = nn.functional.pad(whole, (0, 0, 0, max(0, 17 - len(whole))))
-        products = torch._int_mm(padded, self._columns)[: len(whole)]
-        outputs = products.to(torch.float32).mul_(scales).mul_(self._scales)
-        return outputs if self.bias is None else outputs.add_(self.bias)
 
 
 class CpuInt8WeightLinear(QuantizedLinear):
@@ -209,9 +127,7 @@ class QuantizedEmbedding(nn.Module):
         return embedded if self._scale is None else embedded * self._scale.to(self._dtype)
 
 
-def make_linear(
-    weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme, rows: RowQuantizer
-) -> QuantizedLinear:
+def make_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme) -> QuantizedLinear:
     """The fastest kernel that takes this weight on its device."""
     num_outputs, num_inputs = weight.values.shape
     is_cpu = weight.values.device.type == "cpu"
@@ -220,10 +136,8 @@ def make_linear(
         can_run = not is_cpu and is_plain and num_inputs % 16 == 0 and num_outputs % 16 == 0
         return CudaFloat8Linear(weight, bias) if can_run else DequantizingLinear(weight, bias)
     if scheme.bits == 8 and is_plain and scheme.has_quantized_inputs:
-        if is_cpu:
-            return CpuInt8Linear(weight, bias, rows)
-        can_run = num_inputs % 8 == 0 and num_outputs % 8 == 0
-        return CudaInt8Linear(weight, bias, rows) if can_run else DequantizingLinear(weight, bias)
+        product = make_product(weight)
+        return DequantizingLinear(weight, bias) if product is None else Int8Linear(product, bias)
     if scheme.bits == 8 and is_plain and is_cpu and num_inputs % 16 == 0:  # at others the kernel reads past its rows
         return CpuInt8WeightLinear(weight, bias)
     if scheme.bits <= 4 and _fits_int4(weight, is_cpu=is_cpu):
@@ -250,21 +164,3 @@ def num_weight_bytes(model: nn.Module) -> int:
     """Bytes of all weights of a model, quantized or not."""
     quantized = [one for one in model.modules() if isinstance(one, QuantizedLinear | QuantizedEmbedding)]
     return sum(one.num_bytes for one in quantized) + sum(parameter.nbytes for parameter in model.parameters())
-
-
-def _packed(values: Tensor, scales: Tensor) -> Any:
-    """values [N, K] int8, scales [N] -> what FBGEMM multiplies by."""
-    zeros = torch.zeros(len(values), dtype=torch.int64)
-    with warnings.catch_warnings():  # torch warns of its quantized dtypes' end; the operators have no other way in yet
-        warnings.simplefilter("ignore", UserWarning)
-        quantized = torch._make_per_channel_quantized_tensor(values, scales.to(torch.float64), zeros, 0)
-        return torch.ops.quantized.linear_prepack(quantized, None)
-
-
-def _takes_eight_bits() -> bool:
-    """Whether 8-bit inputs times 8-bit weights are exact on this CPU: the largest products there are, added up."""
-    weight = torch.full((16, 64), 127, dtype=torch.int8)
-    packed = _packed(weight, torch.ones(16))
-    inputs = torch.full((1, 64), 127.0)
-    product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(inputs, 1.0, 128, packed)
-    return bool((product == 64 * 127 * 127).all())

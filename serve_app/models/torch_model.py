@@ -51,6 +51,16 @@ class ModuleStage:
         named = self.module.named_buffers(remove_duplicate=False)
         return {name: buffer for name, buffer in named if id(buffer) in held}
 
+    def replace(self, name: str, new: nn.Module) -> None:
+        """Put a module in another's place, which may be a block or the whole."""
+        old = self.module.get_submodule(name)
+        self._blocks = [new if block is old else block for block in self._blocks]
+        if old is self.module:
+            self.module = new
+            return
+        parent, _, leaf = name.rpartition(".")
+        setattr(self.module.get_submodule(parent), leaf, new)
+
     def drop_others(self) -> None:
         """Let go of everything that this stage does not run."""
         if self._kind in ("declared", "sequential"):

@@ -9,6 +9,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from serve_app.errors import ConfigError
 from serve_app.models.architecture import Architecture, architecture_of
+from serve_app.models.fused_norm import fuse_norms
 from serve_app.types import ShardSpec
 
 ATTENTION_NAME = "rayshard_paged"
@@ -70,6 +71,7 @@ class TransformersStage:
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
             )
+        fuse_norms(self.model)
         self.model.eval().requires_grad_(False)
         self.config = self.model.config
         self.dtype = dtype

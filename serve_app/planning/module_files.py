@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+from serve_app.errors import ConfigError
 from serve_app.planning.checkpoint_json import damaged, read_json, some
 from serve_app.planning.model_spec import find_weight_files
 from serve_app.planning.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
+from serve_app.types import WeightScheme
+
+MODULE_METHOD = "rayshard"  # `quant_method` of an nn.Module's config.json
+SCALE_SUFFIX = "_scale"  # of the tensor beside a quantized one
 
 
 def read_module_tensors(source_dir: Path) -> dict[str, TensorHeader]:
@@ -17,6 +22,24 @@ def read_module_tensors(source_dir: Path) -> dict[str, TensorHeader]:
             raise damaged(file, f"{some(twice)} again" if twice else f"more than {MAX_TENSORS} tensors in all")
         tensors |= header
     return tensors
+
+
+def read_module_quantization(source_dir: Path) -> dict[str, WeightScheme]:
+    """The schemes of the parameters that `rayshard compress quantize` has quantized. Raises ConfigError."""
+    path = source_dir / "config.json"
+    section = read_json(path).get("quantization_config") if path.is_file() else None
+    if section is None:
+        return {}
+    known = {"int8": WeightScheme(8, has_quantized_inputs=True), "int8_weight_only": WeightScheme(8)}
+    if not isinstance(section, dict) or section.get("quant_method") != MODULE_METHOD:
+        raise ConfigError(f"{path}: quantization_config is not of rayshard compress; give a module that is")
+    scheme, names = known.get(str(section.get("kernel"))), section.get("parameters")
+    if scheme is None or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"{path}: quantization_config names no parameters, or a kernel other than {', '.join(known)}; quantize the "
+            "model again"
+        )
+    return dict.fromkeys(names, scheme)
 
 
 def labels_of(source_dir: Path) -> list[str]:

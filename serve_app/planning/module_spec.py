@@ -7,8 +7,9 @@ from pathlib import Path
 from serve_app.config import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.checkpoint_json import damaged, read_json
-from serve_app.planning.module_files import read_labels, read_module_tensors
+from serve_app.planning.module_files import read_labels, read_module_quantization, read_module_tensors
 from serve_app.planning.safetensors_header import TensorHeader
+from serve_app.types import WeightScheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class ModuleSpec:
     has_tokenizer: bool
     tensors: dict[str, TensorHeader]
     num_bytes: int
+    quantization: dict[str, WeightScheme]  # by parameter; empty: none is
 
 
 def read_module_spec(config: ModelConfig, source_dir: Path) -> ModuleSpec:
@@ -42,6 +44,7 @@ def read_module_spec(config: ModelConfig, source_dir: Path) -> ModuleSpec:
         has_tokenizer=(source_dir / "tokenizer.json").is_file(),
         tensors=tensors,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
+        quantization=read_module_quantization(source_dir),
     )
 
 

@@ -175,7 +175,7 @@ def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     if spec.model_type not in ARCHITECTURES:
         supported = ", ".join(sorted(ARCHITECTURES))
         problems.append(f"model_type={spec.model_type!r} is not supported; use a model of type {supported}")
-    problems += _quantization_problems(spec, config)
+    problems += quantization_problems(spec, config)
     if served_dtype(spec, config) not in DTYPE_BYTES:
         problems.append(
             f"dtype=auto means {spec.dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}"
@@ -183,7 +183,8 @@ def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     return problems + _context_problems(spec, config)
 
 
-def _quantization_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
+def quantization_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
+    """Why this model is not served quantized as it is, or as `config` says."""
     if config.quantization is None and spec.quantization is None:
         return []
     if spec.num_experts is not None:

@@ -7,7 +7,14 @@ from serve_app.config import Environment, ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.encoder_spec import EncoderChoices, EncoderSpec, check_encoder, read_encoder_spec
 from serve_app.planning.module_spec import ModuleSpec, read_module_spec
-from serve_app.planning.planner import DTYPE_BYTES, PlanRow, format_plan, plan_shards, shard_parameter_bytes
+from serve_app.planning.planner import (
+    DTYPE_BYTES,
+    PlanRow,
+    format_plan,
+    plan_shards,
+    quantization_problems,
+    shard_parameter_bytes,
+)
 from serve_app.planning.source import pin_source
 from serve_app.types import (
     BatchModelReport,
@@ -48,6 +55,7 @@ class BatchModelPlan:
             inputs=tensor_specs(config, "inputs"),
             outputs=tensor_specs(config, "outputs"),
             batch_dim=config.batch_dim,
+            quantization=None if config.quantization is None else config.quantization.for_loading,
         )
 
     @property
@@ -100,10 +108,15 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
     directory = Path(source.directory)
     if config.architecture is not None:
         module = read_module_spec(config, directory)
+        if module.quantization and config.quantization is not None:
+            raise ConfigError(
+                f"quantization: source={config.source} is quantized already; remove it, or give the unquantized model"
+            )
         return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module))
     choices = EncoderChoices(config.task, config.max_model_len, config.pooling, config.normalize, config.is_multi_label)
     encoder = read_encoder_spec(choices, directory)
     problems = check_encoder(encoder, config.parallel.tensor, config.max_model_len)
+    problems += quantization_problems(encoder.spec, config)
     if problems:
         raise ConfigError("\n".join(problems))
     plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)
@@ -135,13 +148,14 @@ def _encoder_text(config: ModelConfig, encoder: EncoderSpec, shards: list[ShardS
     dtype = spec.dtype if config.dtype == "auto" else config.dtype
     if dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype=auto means {dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}")
+    quantization = None if config.quantization is None else config.quantization.for_loading
     rows = [
         PlanRow(
             shard.stage,
             shard.rank,
             shard.first_layer,
             shard.end_layer,
-            shard_parameter_bytes(spec, shard, dtype),
+            shard_parameter_bytes(spec, shard, dtype, quantization),
             encoder.max_tokens,
         )
         for shard in shards

@@ -1,0 +1,239 @@
+"""Linear layers of int8 weights whose inputs are rounded to whole numbers too: W8A8, one scale a row and an output.
+
+Rows are divided by scales of their own before the product and multiplied after it, so no row's answer depends on
+another's (LLM.int8, arXiv:2208.07339). Layers that read one tensor are joined: it is divided once, and one product
+gives the answers of all.
+
+On CPU: FBGEMM (arXiv:2101.05615), whose fused call rounds its input, multiplies and gives float32; oneDNN where torch
+was built without FBGEMM. Without VNNI, products of 8 by 8 bits saturate, and inputs get 7 bits; a probe decides.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from serve_app.models.quantized_linear import QuantizedLinear
+from serve_app.models.quantized_weight import QuantizedWeight
+
+_SMALLEST = np.float32(1e-30)  # a row's largest number is taken to be at least that
+_MIN_INT_MM_ROWS = 17  # that cuBLASLt takes
+
+
+class Int8Product(Protocol):
+    """A weight [N, K] in the form that one library multiplies by."""
+
+    limit: int  # of the whole numbers that inputs are rounded to
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """rows [..., K] float32 within ±limit -> [..., N] float32: rounded, times the weight with its scales."""
+
+    def weight(self) -> QuantizedWeight:
+        """What it was made of."""
+
+    def remade(self, weight: QuantizedWeight) -> "Int8Product":
+        """Another weight in the same form."""
+
+
+class FbgemmProduct:
+    """x86 CPUs."""
+
+    def __init__(self, weight: QuantizedWeight, limit: int) -> None:
+        self.limit = limit
+        self._packed = _packed_for_fbgemm(weight)
+        # The operator itself: the object around it looks through its arguments for torch.compile, in 20 us.
+        self._multiply: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Exact in the whole numbers."""
+        products: Tensor = self._multiply(rows, 1.0, self.limit + 1, self._packed)
+        return products
+
+    def weight(self) -> QuantizedWeight:
+        """Unpacked."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            quantized = torch.ops.quantized.linear_unpack(self._packed)[0]
+        scales = quantized.q_per_channel_scales().to(torch.float32)
+        return QuantizedWeight(quantized.int_repr(), scales[:, None], 8)
+
+    def remade(self, weight: QuantizedWeight) -> "FbgemmProduct":
+        """Another weight in the same form."""
+        return FbgemmProduct(weight, self.limit)
+
+
+class OnednnProduct:
+    """CPUs of any kind."""
+
+    def __init__(self, weight: QuantizedWeight, limit: int) -> None:
+        self.limit = limit
+        self._weight = weight
+        self._packed = torch.ops.onednn.qlinear_prepack(weight.values, None)
+        self._scales = weight.scales.reshape(-1).contiguous()
+        self._zeros = torch.zeros(len(self._scales), dtype=torch.int64)
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Exact in the whole numbers."""
+        zero = self.limit + 1
+        whole = rows.round().add_(zero).to(torch.uint8)
+        products: Tensor = torch.ops.onednn.qlinear_pointwise(
+            *(whole, 1.0, zero, self._packed, self._scales, self._zeros),
+            *(None, 1.0, 0, torch.float32, "none", [], ""),
+        )
+        return products
+
+    def weight(self) -> QuantizedWeight:
+        """As it came."""
+        return self._weight
+
+    def remade(self, weight: QuantizedWeight) -> "OnednnProduct":
+        """Another weight in the same form."""
+        return OnednnProduct(weight, self.limit)
+
+
+class IntMmProduct:
+    """CUDA: cuBLASLt through `_int_mm`."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        self.limit = 127
+        self._weight = weight
+        self._columns = weight.values.t()  # [K, N]
+        self._scales = weight.scales.view(1, -1)
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """Exact in the whole numbers."""
+        whole = rows.round().to(torch.int8).view(-1, rows.shape[-1])
+        padded = nn.functional.pad(whole, (0, 0, 0, max(0, _MIN_INT_MM_ROWS - len(whole))))
+        products = torch._int_mm(padded, self._columns)[: len(whole)]
+        return products.to(torch.float32).mul_(self._scales).view(*rows.shape[:-1], -1)
+
+    def weight(self) -> QuantizedWeight:
+        """As it came."""
+        return self._weight
+
+    def remade(self, weight: QuantizedWeight) -> "IntMmProduct":
+        """Another weight in the same form."""
+        return IntMmProduct(weight)
+
+
+class Int8Linear(QuantizedLinear):
+    """One layer, alone or joined with others."""
+
+    def __init__(self, product: Int8Product, bias: Tensor | None) -> None:
+        weight = product.weight()
+        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
+        self.num_bytes += weight.num_bytes
+        self._join = _Join(product, [self])
+        self._index = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs [..., K] -> [..., N], of the inputs' dtype."""
+        join = self._join
+        return join.multiply(inputs) if join.is_lone else join.take(self._index, inputs)
+
+    def weight(self) -> QuantizedWeight:
+        """This layer's own."""
+        whole = self._join.product.weight()
+        end = sum(self._join.sizes[: self._index + 1])
+        rows = slice(end - self.out_features, end)
+        return QuantizedWeight(whole.values[rows], whole.scales[rows], whole.bits)
+
+
+def join_linears(linears: Sequence[Int8Linear]) -> None:
+    """Have layers that read one tensor share one product. Their numbers stay what they are."""
+    weights = [linear.weight() for linear in linears]
+    values, scales = torch.cat([one.values for one in weights]), torch.cat([one.scales for one in weights])
+    joined = _Join(linears[0]._join.product.remade(QuantizedWeight(values, scales, 8)), linears)
+    for index, linear in enumerate(linears):
+        linear._join, linear._index = joined, index
+
+
+class _Join:
+    """One product for the layers that read one tensor: who asks first has it made, the others take their columns.
+
+    It is given up once all have taken theirs, and made anew for a layer that asks a second time.
+    """
+
+    def __init__(self, product: Int8Product, linears: Sequence[Int8Linear]) -> None:
+        self.product = product
+        self.is_lone = len(linears) == 1
+        self.sizes = [one.out_features for one in linears]
+        self._linears = list(linears)
+        self._limit = np.float32(product.limit)
+        self._source: Tensor | None = None
+        self._outputs: Sequence[Tensor] = ()
+        self._bias: Tensor | None = None  # [N], from the first run on
+        self._has_run = False
+        self._waiting = 0  # a bit for each layer that has not taken its columns
+
+    def take(self, index: int, inputs: Tensor) -> Tensor:
+        """inputs [..., K] -> this layer's outputs [..., N]."""
+        own = 1 << index
+        if inputs is not self._source or not self._waiting & own:
+            self._source = inputs
+            self._outputs = torch.split_with_sizes(self.multiply(inputs), self.sizes, dim=-1)
+            self._waiting = (1 << len(self.sizes)) - 1
+        output = self._outputs[index]
+        self._waiting &= ~own
+        if not self._waiting:
+            self._source, self._outputs = None, ()
+        return output
+
+    def multiply(self, inputs: Tensor) -> Tensor:
+        """inputs [..., K] -> the outputs of all layers [..., N]. With few calls: decoding waits for each of them."""
+        limit = self._limit
+        rows = inputs if inputs.dtype == torch.float32 else inputs.to(torch.float32)
+        if rows.numel() == rows.shape[-1] and rows.device.type == "cpu":
+            # One row: the same numbers by numpy, whose calls cost a third, between products that empty the caches.
+            numbers = rows.numpy()
+            largest = np.maximum(np.abs(numbers).max(), _SMALLEST)
+            outputs = self.product.multiply(torch.from_numpy(numbers * (limit / largest)))
+            outputs.numpy().__imul__(largest / limit)
+        else:
+            maxima = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=float(_SMALLEST))  # [..., 1]
+            limits = maxima.new_tensor(float(limit))
+            outputs = self.product.multiply(rows * torch.div(limits, maxima)).mul_(maxima.div_(limits))
+        if not self._has_run:
+            self._bias, self._has_run = self._joined_bias(), True
+        if self._bias is not None:
+            outputs += self._bias
+        return outputs if rows is inputs else outputs.to(inputs.dtype)
+
+    def _joined_bias(self) -> Tensor | None:
+        """Of all layers; they are set while a model is loaded, and stay."""
+        biases = [one.bias for one in self._linears]
+        some = next((one for one in biases if one is not None), None)
+        if some is None:
+            return None
+        parts = [some.new_zeros(size) if one is None else one for one, size in zip(biases, self.sizes, strict=True)]
+        return torch.cat(parts).to(torch.float32)
+
+
+def make_product(weight: QuantizedWeight) -> Int8Product | None:
+    """By the fastest library for the weight's device; None: none takes its shape."""
+    if weight.values.device.type == "cpu":
+        kind = FbgemmProduct if "fbgemm" in torch.backends.quantized.supported_engines else OnednnProduct
+        return kind(weight, exact_limit(kind))
+    num_outputs, num_inputs = weight.values.shape
+    return IntMmProduct(weight) if num_outputs % 8 == num_inputs % 8 == 0 else None
+
+
+@cache
+def exact_limit(kind: Callable[[QuantizedWeight, int], Int8Product]) -> int:
+    """127 where 8-bit inputs times 8-bit weights are exact on this CPU, else 63: the largest products, added up."""
+    weight = QuantizedWeight(torch.full((16, 64), 127, dtype=torch.int8), torch.ones(16, 1), 8)
+    products = kind(weight, 127).multiply(torch.full((1, 64), 127.0))
+    return 127 if bool((products == 64 * 127 * 127).all()) else 63
+
+
+def _packed_for_fbgemm(weight: QuantizedWeight) -> Any:
+    zeros = torch.zeros(len(weight.values), dtype=torch.int64)
+    with warnings.catch_warnings():  # torch warns of its quantized dtypes' end; the operators have no other way in yet
+        warnings.simplefilter("ignore", UserWarning)
+        scales = weight.scales.reshape(-1).to(torch.float64)
+        quantized = torch._make_per_channel_quantized_tensor(weight.values, scales, zeros, 0)
+        return torch.ops.quantized.linear_prepack(quantized, None)
