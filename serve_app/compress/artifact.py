@@ -96,6 +96,7 @@ class WeightWriter:
     def _flush(self) -> None:
         if self._waiting:
             save_file(self._waiting, str(self._part(len(self._files))), metadata={"format": "pt"})
+            self._part(len(self._files)).chmod(0o644)  # whoever serves it may be another user
             self._files.append(list(self._waiting))
         self._waiting, self._waiting_bytes = {}, 0
 

@@ -21,6 +21,7 @@ from serve_app.compress.report import Size
 from serve_app.compress.schemes import nearest_numbers, scheme_of
 from serve_app.engine.module_loader import load_module_stage
 from serve_app.errors import ConfigError
+from serve_app.models.torch_model import build_module
 from serve_app.planning.checkpoint_json import read_json
 from serve_app.planning.csv_rows import LabelledText
 from serve_app.planning.model_spec import find_weight_files
@@ -176,8 +177,6 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 def _embedding_names(source: Path, config: Mapping[str, Any]) -> set[str]:
     """Parameters that embeddings look rows up in, by the class itself."""
-    from serve_app.models.torch_model import build_module  # imports the module's own code
-
     module = build_module(str(config["architecture"]), _arguments(config, source))
     embeddings = [name for name, one in module.named_modules() if isinstance(one, torch.nn.Embedding)]
     return {f"{name}.weight" for name in embeddings}
