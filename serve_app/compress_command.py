@@ -3,10 +3,19 @@
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from serve_app.compress.compare_served import (
+    MAX_ANSWER_TOKENS,
+    as_json,
+    compare_served,
+    describe,
+    is_url,
+    open_model,
+)
 from serve_app.compress.distill import DistillSettings
 from serve_app.compress.evaluate import Scored, compare, score_tasks, take
 from serve_app.compress.local_model import LocalModel
@@ -31,14 +40,15 @@ from serve_app.compress.report import (
     write_report,
 )
 from serve_app.compress.speed import measure_speed
-from serve_app.compress.student import TrainingTexts, train_student
+from serve_app.compress.student import Learnt, Lesson, TrainingTexts, train_student
 from serve_app.compress.texts import read_tasks, read_texts, sequences_of
+from serve_app.config import prepare_ray_client
 from serve_app.errors import ConfigError
 from serve_app.planning.csv_rows import read_csv
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.module_files import read_module_quantization
 
-_MAX_ANSWER_TOKENS = 128
+_MAX_SEQUENCE_TOKENS = 512
 
 
 def run_compress(arguments: argparse.Namespace) -> int:
@@ -175,9 +185,28 @@ def _distill(arguments: argparse.Namespace) -> int:
         settings,
         checkpoint=arguments.checkpoint,
         can_replace=arguments.overwrite,
+        run=_runner(arguments),
     )
     print(f"student of {arguments.teacher} in {arguments.target}; {_shown(losses)}")
     return 0
+
+
+def _runner(arguments: argparse.Namespace) -> Callable[[Lesson], Learnt] | None:
+    """What trains on several workers; None: this process does. Raises ConfigError."""
+    if arguments.num_workers < 1:
+        raise ConfigError(f"--num-workers {arguments.num_workers} is no number of workers; give 1 or more")
+    if arguments.num_workers == 1:
+        if arguments.storage is not None:
+            raise ConfigError("--storage has no effect on one worker; remove it, or give --num-workers")
+        return None
+    try:
+        from serve_app.compress.distill_workers import learn_on_workers  # only with the extra `train`
+    except ImportError as error:
+        raise ConfigError(f"--num-workers needs Ray Train ({error}); run: pip install 'rayshard[train]'") from error
+    is_local = prepare_ray_client()
+    return lambda lesson: learn_on_workers(
+        lesson, arguments.num_workers, arguments.storage, arguments.threads, is_local=is_local
+    )
 
 
 def _folder_of(target: Path) -> Path:
@@ -190,7 +219,27 @@ def _shown(losses: list[float]) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    return _measure(arguments, arguments.model, arguments.original)
+    names = ("model_name", "original_name", "json")
+    if is_url(arguments.model) or is_url(arguments.original):
+        return _compare_served(arguments)
+    given = [name for name in names if getattr(arguments, name) is not None]
+    if given:
+        raise ConfigError(f"--{given[0].replace('_', '-')} has no effect without a URL; leave it out")
+    return _measure(arguments, Path(arguments.model), Path(arguments.original))
+
+
+def _compare_served(arguments: argparse.Namespace) -> int:
+    texts = read_texts(arguments.texts)[: arguments.max_sequences]
+    examples = [] if arguments.tasks is None else read_tasks(arguments.tasks)
+    if arguments.max_tokens is not None:
+        raise ConfigError("--max-tokens has no effect on a URL, whose texts stay whole; give shorter ones")
+    original = open_model(arguments.original, arguments.original_name)
+    model = open_model(arguments.model, arguments.model_name)
+    comparison = compare_served(original, model, texts, examples, has_speed=arguments.speed)
+    print(describe(comparison))
+    if arguments.json is not None:
+        arguments.json.write_text(as_json(comparison))
+    return 0
 
 
 def _measure_module(arguments: argparse.Namespace, directory: Path, original_directory: Path) -> int:
@@ -212,7 +261,8 @@ def _measure(arguments: argparse.Namespace, directory: Path, original_directory:
     examples = None if arguments.tasks is None else read_tasks(arguments.tasks)
     original, model = LocalModel(original_directory), LocalModel(directory)
     _check_comparable(original, model)
-    longest = min(arguments.max_tokens, original.spec.max_position_embeddings or arguments.max_tokens)
+    max_tokens = arguments.max_tokens or _MAX_SEQUENCE_TOKENS
+    longest = min(max_tokens, original.spec.max_position_embeddings or max_tokens)
     sequences = take(sequences_of(texts, original.tokenizer, longest), arguments.max_sequences)
     if not sequences:
         raise ConfigError(f"{arguments.texts} holds no text of two tokens; give longer ones")
@@ -221,8 +271,8 @@ def _measure(arguments: argparse.Namespace, directory: Path, original_directory:
         size=measure_size(directory, num_weights),
         original_size=measure_size(original_directory, num_weights),
         quality=compare(original, model, sequences),
-        tasks=[] if examples is None else score_tasks(model, examples, _MAX_ANSWER_TOKENS),
-        original_tasks=[] if examples is None else score_tasks(original, examples, _MAX_ANSWER_TOKENS),
+        tasks=[] if examples is None else score_tasks(model, examples, MAX_ANSWER_TOKENS),
+        original_tasks=[] if examples is None else score_tasks(original, examples, MAX_ANSWER_TOKENS),
         speed=measure_speed(model) if arguments.speed else [],
         original_speed=measure_speed(original) if arguments.speed else [],
     )

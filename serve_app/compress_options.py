@@ -23,8 +23,12 @@ def add_compress_command(commands: "argparse._SubParsersAction[argparse.Argument
     quantizing.add_argument("--num-samples", type=int, default=256, metavar="N", help="of the calibration texts")
     _add_measuring(quantizing, needs_texts=False)
     evaluating = steps.add_parser("eval", help="measure a model beside its original, and write the report")
-    evaluating.add_argument("model", type=Path, metavar="MODEL")
-    evaluating.add_argument("--original", type=Path, required=True, metavar="MODEL")
+    place = "a directory, or the URL of an OpenAI-compatible server (http://HOST:PORT/v1)"
+    evaluating.add_argument("model", metavar="MODEL", help=place)
+    evaluating.add_argument("--original", required=True, metavar="MODEL", help=place)
+    evaluating.add_argument("--model-name", metavar="NAME", help="of a server's models; without it, its only one")
+    evaluating.add_argument("--original-name", metavar="NAME")
+    evaluating.add_argument("--json", type=Path, metavar="FILE", help="where figures of a URL go; without it, nowhere")
     _add_measuring(evaluating, needs_texts=True)
     for parser in (quantizing, evaluating):
         parser.add_argument("--text-column", default="text", metavar="NAME", help="of a CSV file of labelled texts")
@@ -66,6 +70,8 @@ def _add_smaller(
     distilling.add_argument("--temperature", type=float, default=1.0, metavar="X")
     distilling.add_argument("--direction", choices=("reverse", "forward"), default="reverse", help="of the divergence")
     distilling.add_argument("--checkpoint", type=Path, metavar="DIR", help="to go on from after an interruption")
+    distilling.add_argument("--num-workers", type=int, default=1, metavar="N", help="of Ray Train, on a Ray cluster")
+    distilling.add_argument("--storage", metavar="DIR", help="a folder that all nodes reach; for --num-workers")
     for parser in (pruning, distilling):
         parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X")
     return pruning, distilling
@@ -74,6 +80,6 @@ def _add_smaller(
 def _add_measuring(parser: argparse.ArgumentParser, *, needs_texts: bool) -> None:
     parser.add_argument("--texts", type=Path, required=needs_texts, metavar="FILE", help="measure on them")
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="JSON lines of prompt and answer")
-    parser.add_argument("--max-tokens", type=int, default=512, metavar="N", help="of a sequence to measure on")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="of a sequence to measure on; without it, 512")
     parser.add_argument("--max-sequences", type=int, metavar="N", help="to measure on; without it, all")
     parser.add_argument("--speed", action="store_true", help="measure decoding at batch 1, 8 and 32 too")

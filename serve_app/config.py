@@ -373,6 +373,7 @@ class Environment:
     is_hub_offline: bool
     hub_endpoint: str | None  # None: the hub's own
     weights_cache_dir: Path
+    openai_api_key: str | None = None  # sent to servers whose models are evaluated
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
@@ -387,6 +388,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         is_hub_offline=bool(offline & {"1", "ON", "YES", "TRUE"}),
         hub_endpoint=given.get("HF_ENDPOINT") or None,
         weights_cache_dir=cache_dir / "rayshard" / "weights",
+        openai_api_key=given.get("OPENAI_API_KEY") or None,
     )
 
 

@@ -20,12 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "demo_model"))
 from tasks import COMPLETION_SUFFIX, TASKS, heldout, sample_training
 
 from bench.results import describe_machine, record
+from bench.serving import free_port, running
 from serve_app.compress.distill import DistillSettings
 from serve_app.compress.evaluate import Quality, TaskScore, compare, score_tasks
 from serve_app.compress.gptq import quantize_gptq
 from serve_app.compress.local_model import LocalModel
 from serve_app.compress.prune import PruneSettings, prune
 from serve_app.compress.quantize import QuantizeSettings, quantize
+from serve_app.compress.served_model import ServedModel
 from serve_app.compress.speed import measure_speed
 from serve_app.compress.student import TrainingTexts, train_student
 from serve_app.compress.texts import read_tasks, read_texts, sequences_of
@@ -167,6 +169,7 @@ def main() -> None:
     text = "\n".join(
         [*_table(rows), "", *(f"- {'holds' if is_true else 'FAILS'}: {claim}" for claim, is_true in claims)]
     )
+    text += f"\n- served over HTTP, 8 requests at once, tokens/s: {served_rates(BUILD / f'seed-{options.seeds[0]}')}"
     text += f"\n- {time.monotonic() - begin_s:.0f} s on {options.threads} threads."
     print(text)
     if options.record:
@@ -208,10 +211,30 @@ def run_seed(demo: Demo, *, has_table: bool) -> list[Row]:
     return [demo.row(name, path) for name, path in shown.items()]
 
 
+def served_rates(folder: Path) -> str:
+    """Tokens a second over HTTP of the original and two of the models, in one server; for people."""
+    port = free_port()
+    paths = {"original": MODEL, "int8": folder / "int8", "half-distilled": folder / "half-distilled"}
+    gateway = {"name": "gateway", "route_prefix": "/", "import_path": "serve_app.app:build_gateway", "args": {}}
+    applications = [gateway] + [
+        {
+            "name": name,
+            "route_prefix": None,
+            "import_path": "serve_app.app:build_model",
+            "args": {"name": name, "source": str(path), "dtype": "float32"},
+        }
+        for name, path in paths.items()
+    ]
+    serve_file: dict[str, object] = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": applications}
+    with running(["serve", "run"], port, {}, serve_file) as server:
+        rates = {name: ServedModel(f"{server.url}/v1", name).measure_speed()[8] for name in paths}
+    return ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items())
+
+
 def _table(rows: Sequence[Row]) -> list[str]:
     tasks = [score.task for score in rows[0].scores]
     lines = [
-        f"| model | bytes | perplexity | KL | {' | '.join(tasks)} | tokens/s, batch 8 |",
+        f"| model | bytes | perplexity | KL | {' | '.join(tasks)} | engine's tokens/s, batch 8 |",
         f"| --- | --- | --- | --- | {' | '.join('---' for _ in tasks)} | --- |",
     ]
     for row in rows:

@@ -9,11 +9,11 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -46,6 +46,36 @@ class Batch:
     ids: Tensor
     labels: Tensor
     is_real: Tensor  # [B, T] bool: where the divergence counts
+    num_labels: int  # in the batches of all workers
+    num_real: int
+
+
+class Workers(Protocol):
+    """Those that train together, as one of them sees it."""
+
+    rank: int
+    world_size: int
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model whose gradients are the mean over all."""
+
+    def total(self, value: float) -> float:
+        """The sum of all workers' values."""
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+    world_size = 1
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model as it is."""
+        return model
+
+    def total(self, value: float) -> float:
+        """The value as it is."""
+        return value
 
 
 def distill(
@@ -55,41 +85,51 @@ def distill(
     unlabelled: Sequence[list[int]],
     settings: DistillSettings,
     checkpoint: Path | None = None,
+    workers: Workers | None = None,
 ) -> list[float]:
     """Train the student in place; gives the losses of the steps that were taken. An interrupted run is taken up again
-    from `checkpoint`, a folder, when its settings are the same. Raises ConfigError."""
+    from `checkpoint`, a folder, when its settings are the same. Each of several workers takes its share of the
+    sequences of every batch, and all end with what one would have. Raises ConfigError."""
+    workers = workers or Alone()
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad_(True) is not None]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     first = 0 if checkpoint is None else _resume(checkpoint, student, optimizer, settings)
     student.train()
+    wrapped = workers.wrap(student)
     losses = []
     for step in tqdm(range(first, settings.num_steps), desc="distill", unit="step", disable=None):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _scale(settings, step)
         loss = torch.zeros(())
-        for batch in _draw(labelled, unlabelled, settings, step):
-            part = _loss(teacher, student, batch, settings)
-            torch.autograd.backward(part)
+        for batch in _draw(labelled, unlabelled, settings, step, workers):
+            part = _loss(teacher, wrapped, batch, settings)
+            torch.autograd.backward(part * workers.world_size)  # gradients are averaged over the workers
             loss += part.detach()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        if checkpoint is not None and (step + 1) % _SAVE_STEPS == 0:
+        losses.append(workers.total(loss.item()))
+        if checkpoint is not None and workers.rank == 0 and (step + 1) % _SAVE_STEPS == 0:
             _save(checkpoint, student, optimizer, settings, step + 1)
     student.eval()
     return losses
 
 
-def _loss(teacher: PreTrainedModel | None, student: PreTrainedModel, batch: Batch, settings: DistillSettings) -> Tensor:
+def _loss(teacher: PreTrainedModel | None, student: nn.Module, batch: Batch, settings: DistillSettings) -> Tensor:
+    """This worker's part of the sum that is the mean over the batches of all."""
     logits = student(input_ids=batch.ids, use_cache=False).logits.float()  # [B, T, V]
-    loss = torch.zeros(())
-    if settings.task_weight and bool((batch.labels != _IGNORED).any()):
-        loss = settings.task_weight * cross_entropy(logits.flatten(0, 1), batch.labels.flatten(), ignore_index=_IGNORED)
+    loss: Tensor = logits.sum() * 0  # every parameter has a gradient, whatever a worker's share is
+    if settings.task_weight and batch.num_labels:
+        flat, labels = logits.flatten(0, 1), batch.labels.flatten()
+        summed = cross_entropy(flat, labels, ignore_index=_IGNORED, reduction="sum")
+        loss = loss + settings.task_weight * summed / batch.num_labels
     if teacher is not None and settings.kl_weight:
         with torch.no_grad():
             theirs = teacher(input_ids=batch.ids, use_cache=False).logits.float()
-        loss = loss + settings.kl_weight * divergence(logits[batch.is_real], theirs[batch.is_real], settings)
+        num_own = int(batch.is_real.sum())
+        if num_own:
+            own = divergence(logits[batch.is_real], theirs[batch.is_real], settings)
+            loss = loss + settings.kl_weight * own * (num_own / batch.num_real)
     return loss
 
 
@@ -106,15 +146,21 @@ def divergence(student: Tensor, teacher: Tensor, settings: DistillSettings) -> T
 
 
 def _draw(
-    labelled: Sequence[list[int]], unlabelled: Sequence[list[int]], settings: DistillSettings, step: int
+    labelled: Sequence[list[int]],
+    unlabelled: Sequence[list[int]],
+    settings: DistillSettings,
+    step: int,
+    workers: Workers,
 ) -> Iterator[Batch]:
-    """The batches of a step, by its number alone."""
+    """This worker's share of the batches of a step, which follow from its number alone."""
     rng = random.Random(f"{settings.seed}-{step}")
     for sequences, is_labelled in ((labelled, True), (unlabelled, False)):
         if sequences:
             share = 0.5 if labelled and unlabelled else 1.0
             chosen = _fill(sequences, int(settings.batch_tokens * share), rng)
-            yield _batch(chosen, is_labelled=is_labelled)
+            own = chosen[workers.rank :: workers.world_size]
+            num_tokens = sum(len(one) - 1 for one in chosen)
+            yield _batch(own or chosen[:1], num_tokens, is_labelled=is_labelled, is_empty=not own)
 
 
 def _fill(sequences: Sequence[list[int]], num_tokens: int, rng: random.Random) -> list[list[int]]:
@@ -124,15 +170,18 @@ def _fill(sequences: Sequence[list[int]], num_tokens: int, rng: random.Random) -
     return chosen
 
 
-def _batch(sequences: list[list[int]], *, is_labelled: bool) -> Batch:
+def _batch(sequences: list[list[int]], num_tokens: int, *, is_labelled: bool, is_empty: bool) -> Batch:
+    """num_tokens: of all workers' shares; is_empty: this one has none, and its sequences count for nothing."""
     longest = max(map(len, sequences)) - 1
     ids = torch.stack([pad(torch.tensor(one[:-1]), (0, longest - len(one) + 1)) for one in sequences])
     targets = torch.stack(
         [pad(torch.tensor(one[1:]), (0, longest - len(one) + 1), value=_IGNORED) for one in sequences]
     )
+    if is_empty:
+        targets = torch.full_like(targets, _IGNORED)
     is_real = targets != _IGNORED
     labels = targets if is_labelled else torch.full_like(targets, _IGNORED)
-    return Batch(ids, labels, is_real)
+    return Batch(ids, labels, is_real, num_tokens if is_labelled else 0, num_tokens)
 
 
 def _scale(settings: DistillSettings, step: int) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from serve_app.compress.texts import TaskExample
+from serve_app.errors import ConfigError
 from serve_app.preprocessing.tokenizer import Tokenizer
 
 _BATCH_TOKENS = 1024
@@ -47,6 +48,15 @@ class Divergence:
     kl_standard_error: float
     top1_agreement: float  # share of tokens where both have the same most probable next token
     num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextScore:
+    """What a model says of one text, from its second token on."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # of those tokens, natural
+    best_ids: list[int]  # the most probable token in the place of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +115,25 @@ def compare(original: Scored, model: Scored, sequences: Sequence[list[int]]) -> 
     return Quality(_perplexity(sums["original"]), _perplexity(sums["model"]), divergence)
 
 
+def perplexity_of(scores: Sequence[TextScore]) -> Perplexity:
+    """Of a model, from what it says of texts."""
+    sums = _Sums()
+    for score in scores:
+        sums.add(-sum(score.logprobs), len(score.logprobs))
+    return _perplexity(sums)
+
+
+def top1_agreement(original: Sequence[TextScore], model: Sequence[TextScore]) -> float:
+    """The share of tokens where both have the same most probable one. Raises ConfigError for different tokenizers."""
+    num_agreeing = num_tokens = 0
+    for theirs, ours in zip(original, model, strict=True):
+        if theirs.token_ids != ours.token_ids:
+            raise ConfigError("the two models have different tokenizers, so their tokens cannot be compared")
+        num_agreeing += sum(one == two for one, two in zip(theirs.best_ids, ours.best_ids, strict=True))
+        num_tokens += len(theirs.best_ids)
+    return num_agreeing / num_tokens
+
+
 def perplexity(model: Scored, sequences: Sequence[list[int]]) -> Perplexity:
     """Of one model on token sequences, each of at least two tokens."""
     sums = _Sums()
@@ -121,7 +150,11 @@ def perplexity(model: Scored, sequences: Sequence[list[int]]) -> Perplexity:
 def score_tasks(model: Scored, examples: Sequence[TaskExample], max_tokens: int) -> list[TaskScore]:
     """Greedy answers held against the right ones, by task."""
     prompts = [model.tokenizer.encode(example.prompt) for example in examples]
-    answers = [model.tokenizer.decode(answer) for answer in model.generate(prompts, max_tokens)]
+    return score_answers(examples, [model.tokenizer.decode(answer) for answer in model.generate(prompts, max_tokens)])
+
+
+def score_answers(examples: Sequence[TaskExample], answers: Sequence[str]) -> list[TaskScore]:
+    """Answers held against the right ones, by task."""
     scores = []
     for task in dict.fromkeys(example.task for example in examples):
         own = [index for index, example in enumerate(examples) if example.task == task]

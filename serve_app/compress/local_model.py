@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from serve_app.compress.evaluate import TextScore
 from serve_app.engine.attention import attend_one
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
@@ -74,6 +76,21 @@ class LocalModel:
         positions = torch.cat([torch.arange(len(sequence)) for sequence in sequences]).to(self._device)
         attention = CausalAttention([len(sequence) for sequence in sequences])
         return self._stage.forward(flat, positions, attention, torch.arange(len(flat), device=self._device))
+
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
+        """What the model says of each text."""
+        scores = []
+        for text in tqdm(texts, desc="evaluate", unit="text", disable=None):
+            token_ids = self.tokenizer.encode(text, add_special_tokens=True)
+            logprobs = self.logits([token_ids])[:-1].to(torch.float64).log_softmax(dim=-1)  # [T - 1, V]
+            own = logprobs.gather(1, torch.tensor(token_ids[1:])[:, None].to(logprobs.device))[:, 0]
+            scores.append(TextScore(token_ids[1:], own.tolist(), logprobs.argmax(dim=1).tolist()))
+        return scores
+
+    def answers(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
+        """The most probable continuation of each prompt."""
+        given = [self.tokenizer.encode(prompt) for prompt in prompts]
+        return [self.tokenizer.decode(answer) for answer in self.generate(given, max_tokens)]
 
     def generate(self, prompts: Sequence[list[int]], max_tokens: int, *, ignore_eos: bool = False) -> list[list[int]]:
         """The most probable continuation of each prompt, its end token left out."""

@@ -1,14 +1,16 @@
 """Students: where they come from, their training on a teacher, and the directories that are written of them."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from serve_app.compress.artifact import copy_text_files, new_directory, save_state, write_json
-from serve_app.compress.distill import DistillSettings, distill
+from serve_app.compress.distill import DistillSettings, Workers, distill
 from serve_app.compress.quantize import read_quantizable
 from serve_app.compress.recipe import write_recipe
 from serve_app.compress.texts import read_texts, sequences_of
@@ -29,6 +31,38 @@ class TrainingTexts:
     unlabelled: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What comes of a lesson."""
+
+    state: dict[str, Tensor]  # the student's, float32
+    losses: list[float]  # of the steps that were taken
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """All that a worker needs: it loads the models itself, from folders that it reaches."""
+
+    teacher: Path
+    student_source: Path
+    vocab_size: int
+    labelled: list[list[int]]
+    unlabelled: list[list[int]]
+    settings: DistillSettings
+    checkpoint: Path | None
+
+    def student(self) -> PreTrainedModel:
+        """Before it has learnt. Raises ConfigError."""
+        return make_student(self.student_source, self.settings.seed, self.vocab_size)
+
+    def learn(self, workers: Workers | None = None) -> tuple[PreTrainedModel, list[float]]:
+        """The student, and the losses, in this process, which may be one of several. Raises ConfigError."""
+        model = self.student()
+        asked = load_trainable(self.teacher) if self.settings.kl_weight else None
+        losses = distill(asked, model, self.labelled, self.unlabelled, self.settings, self.checkpoint, workers)
+        return model, losses
+
+
 def train_student(
     teacher: Path,
     student: Path,
@@ -38,10 +72,11 @@ def train_student(
     *,
     checkpoint: Path | None = None,
     can_replace: bool = False,
+    run: Callable[[Lesson], Learnt] | None = None,
 ) -> list[float]:
     """Train a student, which is a model's directory or a config.json, and write it; gives the losses.
 
-    Raises ConfigError.
+    `run` trains elsewhere than in this process. Raises ConfigError.
     """
     spec = read_quantizable(teacher)
     tokenizer = Tokenizer.load(teacher)
@@ -49,9 +84,15 @@ def train_student(
     unlabelled: list[list[int]] = []
     if texts.unlabelled is not None:
         unlabelled = list(sequences_of(read_texts(texts.unlabelled), tokenizer, _MAX_TOKENS))
-    model = make_student(student, settings.seed, spec.vocab_size)
-    asked = load_trainable(teacher) if settings.kl_weight else None
-    losses = distill(asked, model, labelled, unlabelled, settings, checkpoint)
+    folder = None if checkpoint is None else checkpoint.absolute()  # workers stand elsewhere
+    lesson = Lesson(teacher.absolute(), student.absolute(), spec.vocab_size, labelled, unlabelled, settings, folder)
+    if run is None:
+        model, losses = lesson.learn()
+    else:
+        model = lesson.student()  # its mistakes are told here, not by a worker
+        learnt = run(lesson)
+        model.load_state_dict(learnt.state)
+        losses = learnt.losses
     dtype = DTYPES[spec.dtype]
     with new_directory(target, can_replace=can_replace, needed_bytes=spec.num_bytes) as staging:
         state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}

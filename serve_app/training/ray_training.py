@@ -7,7 +7,7 @@ import logging
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,17 @@ _SNAPSHOT = "snapshot.safetensors"
 
 
 class Progress:
-    """How far the workers are: an actor that they tell, and that is asked for it."""
+    """How far the workers are, in epochs or steps: an actor that they tell, and that is asked for it."""
 
     def __init__(self) -> None:
         self._now = (0, 0.0)
 
-    def tell(self, epoch: int, validation_loss: float) -> None:
-        """An epoch has ended."""
-        self._now = (epoch, validation_loss)
+    def tell(self, step: int, loss: float) -> None:
+        """One has ended."""
+        self._now = (step, loss)
 
     def now(self) -> tuple[int, float]:
-        """The last epoch, and its validation loss; 0 before the first has ended."""
+        """The last that has ended, and its loss; 0 before the first has."""
         return self._now
 
 
@@ -98,6 +98,19 @@ def train_on_workers(
     `storage` is a folder or URI that all nodes reach; None: a folder of this machine, for a cluster of one. Ray is
     started on this machine, and stopped in the end, when `is_local`.
     """
+    with ray_session(num_workers, is_local=is_local):
+        progress = ray.remote(num_cpus=0)(Progress).remote()
+        config = {"prepared": [ray.put(prepared)], "progress": progress, "num_threads": num_threads}
+        with shown_progress(progress, prepared.settings.max_epochs, "training", "epoch"):
+            best = run_workers(_work, config, num_workers, storage)
+    if not isinstance(best, Best):
+        raise InternalError("the workers ended without a model; see Ray's log")
+    return best
+
+
+@contextmanager
+def ray_session(num_workers: int, *, is_local: bool) -> Iterator[None]:
+    """A connection to the cluster, or a Ray of this machine's own, which ends with the block."""
     if is_local:
         ray.init(
             address="local",
@@ -110,47 +123,46 @@ def train_on_workers(
     else:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     try:
-        progress = ray.remote(num_cpus=0)(Progress).remote()
-        with (
-            tempfile.TemporaryDirectory(prefix="rayshard-train-") as directory,
-            _shown(progress, prepared.settings.max_epochs),
-        ):
-            trainer = TorchTrainer(
-                _work,
-                train_loop_config={
-                    "prepared": [ray.put(prepared)],
-                    "progress": progress,
-                    "num_threads": num_threads,
-                },
-                torch_config=TorchConfig(backend="gloo"),
-                scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 1}),
-                run_config=RunConfig(
-                    name="rayshard",
-                    storage_path=storage or directory,
-                    failure_config=FailureConfig(max_failures=_MAX_FAILURES),
-                    checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-                ),
-            )
-            best = trainer.fit().return_value
+        yield
     finally:
         ray.shutdown()
-    if not isinstance(best, Best):
-        raise InternalError("the workers ended without a model; see Ray's log")
-    return best
+
+
+def run_workers(
+    work: Callable[[dict[str, Any]], Any], config: dict[str, Any], num_workers: int, storage: str | None
+) -> Any:
+    """Run `work` on so many workers that are one process group; gives what the first returns.
+
+    When one dies, all are started anew, a few times.
+    """
+    with tempfile.TemporaryDirectory(prefix="rayshard-train-") as directory:
+        trainer = TorchTrainer(
+            work,
+            train_loop_config=config,
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": 1}),
+            run_config=RunConfig(
+                name="rayshard",
+                storage_path=storage or directory,
+                failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        return trainer.fit().return_value
 
 
 @contextmanager
-def _shown(progress: Any, max_epochs: int) -> Iterator[None]:
+def shown_progress(progress: Any, num_steps: int, title: str, unit: str) -> Iterator[None]:
     """A bar that grows meanwhile."""
     is_over = threading.Event()
 
     def show() -> None:
-        with tqdm(total=max_epochs, desc="training", unit="epoch", file=sys.stderr) as bar:
+        with tqdm(total=num_steps, desc=title, unit=unit, file=sys.stderr) as bar:
             while not is_over.wait(_LOOK_S):
                 epoch, loss = ray.get(progress.now.remote())
                 if epoch != bar.n:
                     bar.n = epoch
-                    bar.set_postfix(validation_loss=f"{loss:.4f}")
+                    bar.set_postfix(loss=f"{loss:.4f}")
 
     shower = threading.Thread(target=show)
     shower.start()

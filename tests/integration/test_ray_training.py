@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from serve_app.compress.student import smaller_config
+from tests.quantized_checkpoints import make_model
 from tests.unit.test_text_training import ROWS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -32,6 +34,17 @@ def directory() -> Iterator[Path]:
 
 def start(directory: Path, name: str, options: str, num_workers: int) -> subprocess.Popen[str]:
     command = [str(Path(sys.executable).with_name("rayshard")), "train", "rows.csv", name, *SIZES.split()]
+    command += [*options.split(), "--num-workers", str(num_workers)]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    environment |= {"RAY_TMPDIR": str(directory), "TMPDIR": str(directory)}
+    return subprocess.Popen(
+        command, cwd=directory, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def start_distilling(directory: Path, name: str, options: str, num_workers: int) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).with_name("rayshard")), "compress", "distill", "teacher", name]
+    command += ["--student", "student.json", "--texts", "texts.txt", "--unlabelled", "texts.txt"]
     command += [*options.split(), "--num-workers", str(num_workers)]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     environment |= {"RAY_TMPDIR": str(directory), "TMPDIR": str(directory)}
@@ -74,3 +87,36 @@ def test_the_death_of_a_worker_costs_an_epoch_and_not_the_training(directory: Pa
     output = finish(process)
     assert "40 epochs" in output
     assert "validation rows 1.000" in output
+
+
+@pytest.fixture
+def lesson(directory: Path) -> Path:
+    teacher = make_model("llama", directory / "teacher")
+    smaller_config(teacher, directory / "student.json", 2)
+    (directory / "texts.txt").write_text("the cat sat on the mat\nanother line, somewhat longer\na third\n" * 4)
+    return directory
+
+
+def test_two_workers_distill_what_one_process_distills(lesson: Path) -> None:
+    options = "--steps 6 --batch-tokens 50"  # three sequences of a kind: no batch can be halved
+    finish(start_distilling(lesson, "one", options, 1))
+    output = finish(start_distilling(lesson, "two", options, 2))
+    assert "in 6 steps" in output
+    one, two, three = (load_file(lesson / name / "model.safetensors") for name in ("one", "two", "teacher"))
+    assert all(torch.allclose(tensor, two[name], atol=2e-4) for name, tensor in one.items())
+    assert set(one) < set(three)  # fewer layers
+
+
+def test_the_death_of_a_worker_costs_the_steps_since_the_checkpoint(lesson: Path) -> None:
+    process = start_distilling(lesson, "model", "--steps 400 --batch-tokens 50 --checkpoint run", 2)
+    deadline = time.monotonic() + 120
+    while not (lesson / "run" / "checkpoint.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.kill(workers_of(process)[-1], signal.SIGKILL)
+    output = finish(process)
+    (num_steps,) = (int(line.split(" in ")[-1].split()[0]) for line in output.splitlines() if " steps" in line)
+    assert num_steps % 50 == 0  # the second run's: it began where a checkpoint was
+    assert 0 < num_steps < 400
+    assert (lesson / "model" / "model.safetensors").exists()

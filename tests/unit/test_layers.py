@@ -19,7 +19,8 @@ LAYERS = (  # what stands in one line may not import each other
     {"models", "gateway"},
     {"parallel"},
     {"engine"},
-    {"deployments", "compress", "training"},
+    {"deployments", "training"},
+    {"compress"},
     {"serve_process"},
     {"serve_command", "train_command", "compress_command", "compress_options", "key_command", "client_calls"},
     {"client_http", "client_grpc"},
@@ -37,6 +38,7 @@ MAY_IMPORT_RAY = (
     "serve_app/observability.py",
     "serve_app/app.py",
     "serve_app/training/ray_training.py",
+    "serve_app/compress/distill_workers.py",
 )
 MAY_IMPORT_IN_FUNCTIONS = (
     "serve_app/deployments/shard.py",

@@ -1,0 +1,124 @@
+"""A model behind an OpenAI-compatible URL: what it says of texts, its answers, and how fast they come.
+
+Texts are scored with `prompt_logprobs` (https://docs.vllm.ai, "Extra parameters" of its OpenAI-compatible server),
+which rayshard and vLLM answer: the log-probability of each token of a prompt, and the most probable one.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from serve_app.compress.evaluate import TextScore
+from serve_app.compress.speed import BATCH_SIZES
+from serve_app.errors import ConfigError
+
+_TIMEOUT_S = 600.0
+_NUM_AT_ONCE = 8
+_SHOWN_CHARS = 300
+_SPEED_PROMPT = "0 1 2 3 4 5 6 7 8 9"
+
+
+class ServedModel:
+    """One model of a server."""
+
+    def __init__(self, url: str, name: str | None = None, api_key: str | None = None) -> None:
+        self.url = url.rstrip("/")
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self.name = name or self._only_name()
+
+    def score(self, texts: Sequence[str]) -> list[TextScore]:
+        """Each text as a prompt. Raises ConfigError when the server cannot say it."""
+        bodies = [
+            {"prompt": text, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1, "model": self.name}
+            for text in texts
+        ]
+        return [self._score_of(choice) for choice in self._complete_all(bodies, "evaluate")]
+
+    def answers(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
+        """The most probable continuation of each prompt."""
+        bodies = [
+            {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "model": self.name} for prompt in prompts
+        ]
+        return [str(choice["text"]) for choice in self._complete_all(bodies, "answer")]
+
+    def measure_speed(self, num_tokens: int = 32) -> dict[int, float]:
+        """Tokens a second over HTTP, by how many requests are under way at once; after a warm-up, wall-clock."""
+        body = {"prompt": _SPEED_PROMPT, "temperature": 0, "ignore_eos": True, "model": self.name}
+        found = {}
+        for batch_size in BATCH_SIZES:
+            self._complete_all([{**body, "max_tokens": 2}] * batch_size, None, batch_size)
+            begin_s = time.perf_counter()
+            self._complete_all([{**body, "max_tokens": num_tokens}] * batch_size, None, batch_size)
+            found[batch_size] = batch_size * num_tokens / (time.perf_counter() - begin_s)
+        return found
+
+    def _score_of(self, choice: dict[str, Any]) -> TextScore:
+        """Of each position's entries the one that is not the most probable is the text's own; or there is one only."""
+        positions = choice.get("prompt_logprobs")
+        if not isinstance(positions, list) or not positions:
+            raise ConfigError(
+                f"{self.url} gave no prompt_logprobs; serve {self.name} with rayshard or vLLM, or evaluate its files"
+            )
+        token_ids, logprobs, best_ids = [], [], []
+        for entries in positions[1:]:
+            best = next(token for token, entry in entries.items() if entry["rank"] == 1)
+            own = next((token for token, entry in entries.items() if entry["rank"] != 1), best)
+            token_ids.append(int(own))
+            best_ids.append(int(best))
+            logprobs.append(float(entries[own]["logprob"]))
+        return TextScore(token_ids, logprobs, best_ids)
+
+    def _only_name(self) -> str:
+        names = [str(one["id"]) for one in self._get("/models")["data"]]
+        if len(names) != 1:
+            raise ConfigError(f"{self.url} serves {', '.join(names) or 'nothing'}; say which with --model-name")
+        return names[0]
+
+    def _get(self, path: str) -> Any:
+        try:
+            answer = httpx.get(f"{self.url}{path}", headers=self._headers, timeout=_TIMEOUT_S)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        return self._content_of(answer)
+
+    def _complete_all(
+        self, bodies: Sequence[dict[str, Any]], title: str | None, num_at_once: int = _NUM_AT_ONCE
+    ) -> list[dict[str, Any]]:
+        async def run() -> list[dict[str, Any]]:
+            places = asyncio.Semaphore(num_at_once)
+            limits = httpx.Limits(max_connections=num_at_once)
+            async with httpx.AsyncClient(headers=self._headers, timeout=_TIMEOUT_S, limits=limits) as client:
+                with tqdm(total=len(bodies), desc=title, unit="text", disable=True if title is None else None) as bar:
+
+                    async def one(body: dict[str, Any]) -> dict[str, Any]:
+                        async with places:
+                            choice = await self._complete(client.post, body)
+                        bar.update()
+                        return choice
+
+                    return list(await asyncio.gather(*(one(body) for body in bodies)))
+
+        return asyncio.run(run())
+
+    async def _complete(self, post: Callable[..., Awaitable[httpx.Response]], body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = await post(f"{self.url}/completions", json=body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unreachable(error) from error
+        choice: dict[str, Any] = self._content_of(answer)["choices"][0]
+        return choice
+
+    def _content_of(self, answer: httpx.Response) -> Any:
+        if answer.status_code != httpx.codes.OK:
+            raise ConfigError(f"{answer.url} answered {answer.status_code}: {answer.text[:_SHOWN_CHARS]}")
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise ConfigError(f"{answer.url} answered no JSON; is {self.url} an OpenAI-compatible server?") from error
+
+    def _unreachable(self, error: Exception) -> ConfigError:
+        return ConfigError(f"{self.url} cannot be asked ({error or type(error).__name__}); is the server running?")

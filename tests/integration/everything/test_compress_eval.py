@@ -1,0 +1,45 @@
+"""`rayshard compress eval` of a model behind a URL, beside its own files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serve_app.cli import main
+from serve_app.compress.compare_served import open_model
+from serve_app.errors import ConfigError
+from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster
+
+pytestmark = pytest.mark.timeout(600)
+
+TEXTS = "The water is still.\nReverse the word: stone\nIt rained all night, and the river rose.\n"
+
+
+def test_a_served_model_is_what_its_files_are(
+    cluster: ServeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, tasks, figures = tmp_path / "texts.txt", tmp_path / "tasks.jsonl", tmp_path / "figures.json"
+    texts.write_text(TEXTS)
+    tasks.write_text('{"prompt": "Reverse the word: stone\\n", "answer": "enots"}\n')
+    options = ["--model-name", "demo", "--texts", str(texts), "--tasks", str(tasks), "--json", str(figures), "--speed"]
+    url = f"{cluster.url}/v1"
+    assert main(["compress", "eval", url, "--original", str(DEMO_MODEL), *options]) == 0
+    assert f"demo at {url}" in capsys.readouterr().out
+    found = json.loads(figures.read_text())
+    assert abs(found["perplexity_increase"]) < 1e-4
+    assert found["top1_agreement"] == 1.0
+    assert found["model"]["tasks"] == found["original"]["tasks"]
+    assert found["num_tokens"] == found["model"]["perplexity"]["num_tokens"] > 20
+    assert set(found["model"]["tokens_per_s"]) == {"1", "8", "32"}
+    assert all(rate > 0 for rate in found["model"]["tokens_per_s"].values())
+
+
+def test_what_a_server_cannot_do_is_said(cluster: ServeCluster) -> None:
+    with pytest.raises(ConfigError, match="say which with --model-name"):
+        open_model(f"{cluster.url}/v1", None)
+    with pytest.raises(ConfigError, match="answered 404"):
+        open_model(f"{cluster.url}/v1", "nobody").score(["a text"])
+    with pytest.raises(ConfigError, match="is the server running"):
+        open_model("http://127.0.0.1:9/v1", None)
+    with pytest.raises(ConfigError, match="answered"):
+        open_model(f"{cluster.url}/v1", "demo").score(["a text " * 5000])
