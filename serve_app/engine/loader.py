@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from serve_app.engine.freed_memory import give_back_freed_memory
 from serve_app.engine.quantized_tensors import logical_tensors
 from serve_app.engine.stage_quantizer import Quantizations, StageQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
@@ -105,6 +106,7 @@ def _fill_parameters(
             if len(sources) == 1:
                 tied[sources[0].tensor_name] = parameter
     quantizer.finish()
+    give_back_freed_memory()
 
 
 def _fill(
