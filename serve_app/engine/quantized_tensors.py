@@ -131,13 +131,13 @@ def _read_packed(source: _Source, scheme: WeightScheme, shape: torch.Size) -> Qu
                 f"{source.name}: weight_shape says {stored_shape}, config.json {list(shape)}", field="source"
             )
     shift = 2 ** (scheme.bits - 1)
-    values = (_unpack(packed, scheme.bits, num_columns, is_dense=is_dense) - shift).to(torch.int8)
+    values = (unpack_words(packed, scheme.bits, num_columns, is_dense=is_dense) - shift).to(torch.int8)
     scales = _read_scales(source, scheme, shape)
     zeros = None
     if "weight_zero_point" in source.tensors:
         num_words = _num_words(num_rows, scheme.bits, is_dense=is_dense)
         words = source.read("weight_zero_point", torch.int32, num_words, scales.shape[1]).t().contiguous()
-        zeros = (_unpack(words, scheme.bits, num_rows, is_dense=is_dense).t() - shift).to(torch.int8)
+        zeros = (unpack_words(words, scheme.bits, num_rows, is_dense=is_dense).t() - shift).to(torch.int8)
     weight = QuantizedWeight(values, scales, scheme.bits, _unless_zero(zeros))
     if "weight_g_idx" not in source.tensors:
         return weight
@@ -150,8 +150,8 @@ def _read_gptq(source: _Source, shape: torch.Size) -> QuantizedWeight:
     packed = source.read("qweight", torch.int32, -(-num_columns // 8), num_rows)
     scales = source.read("scales", torch.float32, None, num_rows)
     zeros = source.read("qzeros", torch.int32, len(scales), -(-num_rows // 8))
-    values = _unpack(packed.t().contiguous(), 4, num_columns)
-    zero_points = (_unpack(zeros, 4, num_rows).t() + 1) & 15
+    values = unpack_words(packed.t().contiguous(), 4, num_columns)
+    zero_points = (unpack_words(zeros, 4, num_rows).t() + 1) & 15
     weight = QuantizedWeight(
         (values - 8).to(torch.int8), scales.t().contiguous(), 4, _unless_zero((zero_points - 8).to(torch.int8))
     )
@@ -167,7 +167,7 @@ def _read_awq(source: _Source, shape: torch.Size) -> QuantizedWeight:
     places = torch.tensor([_AWQ_ORDER.index(place) for place in range(8)])
 
     def unpack(words: Tensor) -> Tensor:
-        nibbles = _unpack(words, 4, words.shape[1] * 8).view(len(words), -1, 8)
+        nibbles = unpack_words(words, 4, words.shape[1] * 8).view(len(words), -1, 8)
         return nibbles[:, :, places].reshape(len(words), -1)[:, :num_rows].t().contiguous()
 
     return QuantizedWeight(
@@ -193,7 +193,7 @@ def _num_words(count: int, bits: int, *, is_dense: bool) -> int:
     return -(-count * bits // _INT32_BITS) if is_dense else -(-count // (_INT32_BITS // bits))
 
 
-def _unpack(words: Tensor, bits: int, count: int, *, is_dense: bool = True) -> Tensor:
+def unpack_words(words: Tensor, bits: int, count: int, *, is_dense: bool = True) -> Tensor:
     """words [R, W] int32 -> [R, count] int32, the lowest bits first."""
     per_word = _INT32_BITS // bits
     places = torch.arange(count)

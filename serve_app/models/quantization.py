@@ -79,11 +79,9 @@ class CudaFloat8Linear(QuantizedLinear):
 
     def multiply(self, inputs: Tensor) -> Tensor:
         """In float8, sums in float32."""
-        rows = inputs.reshape(-1, self.in_features).to(torch.float32)
-        largest = torch.finfo(FLOAT8).max
-        scales = (rows.abs().amax(dim=-1, keepdim=True) / largest).clamp_(min=torch.finfo(torch.float32).tiny)
+        rows, scales = round_to_float8(inputs.reshape(-1, self.in_features))
         outputs = torch._scaled_mm(
-            (rows / scales).to(FLOAT8),
+            rows,
             self._columns,
             scale_a=scales,
             scale_b=self._scales,
@@ -95,16 +93,28 @@ class CudaFloat8Linear(QuantizedLinear):
 class DequantizingLinear(QuantizedLinear):
     """Any quantized weight, made whole for each call: small in memory, and slow; where no kernel takes its shape."""
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, has_float8_inputs: bool = False) -> None:
         super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
         self._weight = weight
+        self._has_float8_inputs = has_float8_inputs
         self.num_bytes += weight.num_bytes
 
     def multiply(self, inputs: Tensor) -> Tensor:
-        """In the inputs' dtype."""
+        """In the inputs' dtype; inputs are rounded as the float8 kernel rounds them, so that quality is its quality."""
         rows = inputs.reshape(-1, self.in_features)
+        if self._has_float8_inputs:
+            rounded, scales = round_to_float8(rows)
+            rows = (rounded.to(torch.float32) * scales).to(inputs.dtype)
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
         return linear(rows, self._weight.dequantized(inputs.dtype), bias)
+
+
+def round_to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """rows [M, K] of any float dtype -> the nearest [M, K] float8_e4m3, by scales [M, 1] float32 of their own."""
+    wide = rows.to(torch.float32)
+    largest = torch.finfo(FLOAT8).max
+    scales = (wide.abs().amax(dim=-1, keepdim=True) / largest).clamp_(min=torch.finfo(torch.float32).tiny)
+    return (wide / scales).clamp_(-largest, largest).to(FLOAT8), scales
 
 
 class QuantizedEmbedding(nn.Module):
@@ -134,7 +144,9 @@ def make_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightSche
     is_plain = weight.scales.shape[1] == 1 and weight.zero_points is None and weight.input_order is None
     if scheme.is_float:
         can_run = not is_cpu and is_plain and num_inputs % 16 == 0 and num_outputs % 16 == 0
-        return CudaFloat8Linear(weight, bias) if can_run else DequantizingLinear(weight, bias)
+        if can_run and scheme.has_quantized_inputs:
+            return CudaFloat8Linear(weight, bias)
+        return DequantizingLinear(weight, bias, has_float8_inputs=scheme.has_quantized_inputs)
     if scheme.bits == 8 and is_plain and scheme.has_quantized_inputs:
         product = make_product(weight)
         return DequantizingLinear(weight, bias) if product is None else Int8Linear(product, bias)

@@ -52,7 +52,8 @@ def made(scheme: WeightScheme, num_outputs: int = 64, num_inputs: int = 96) -> t
         (INT4, Int4Linear, 1e-2),
         (WeightScheme(3, group_size=32), Int4Linear, 1e-2),
         (WeightScheme(4, group_size=48), DequantizingLinear, 1e-6),
-        (FP8, DequantizingLinear, 1e-6),
+        (FP8, DequantizingLinear, 4e-2),  # 4 bits of inputs
+        (WeightScheme(8, is_float=True), DequantizingLinear, 1e-6),
     ],
 )
 @pytest.mark.parametrize("num_rows", [1, 8, 33])
@@ -131,6 +132,16 @@ def test_joined_linears_give_what_each_gives_alone(kind: Kind, num_rows: int) ->
     inputs[1].mul_(2)  # the same tensor with other numbers, asked for a second time
     assert torch.allclose(linears[0](inputs[1]), 2 * expected[1][0])
     assert [torch.equal(one.weight().values, two.values) for one, two in zip(linears, weights, strict=True)]
+
+
+def test_float8_inputs_are_rounded_where_no_kernel_takes_them() -> None:
+    """So that quality measured on a CPU is that of the kernel."""
+    module, matrix, bias = made(FP8)
+    inputs = torch.randn(9, 96) * torch.logspace(-3, 3, 9)[:, None]
+    steps = inputs.abs().amax(dim=1, keepdim=True) / 448
+    rounded = (inputs / steps).to(torch.float8_e4m3fn).float() * steps
+    assert torch.allclose(module(inputs), linear(rounded, matrix, bias), rtol=1e-5, atol=1e-4)
+    assert not torch.allclose(module(inputs), linear(inputs, matrix, bias), rtol=1e-3)
 
 
 def test_zero_and_huge_rows_stay_finite() -> None:
