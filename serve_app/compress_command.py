@@ -39,10 +39,11 @@ from serve_app.compress.report import (
     write_label_report,
     write_report,
 )
+from serve_app.compress.served_model import ServedModel
 from serve_app.compress.speed import measure_speed
 from serve_app.compress.student import Learnt, Lesson, TrainingTexts, train_student
 from serve_app.compress.texts import read_tasks, read_texts, sequences_of
-from serve_app.config import prepare_ray_client
+from serve_app.config import prepare_ray_client, read_environment
 from serve_app.errors import ConfigError
 from serve_app.planning.csv_rows import read_csv
 from serve_app.planning.model_spec import read_model_spec
@@ -186,9 +187,18 @@ def _distill(arguments: argparse.Namespace) -> int:
         checkpoint=arguments.checkpoint,
         can_replace=arguments.overwrite,
         run=_runner(arguments),
+        served=_teacher(arguments),
     )
     print(f"student of {arguments.teacher} in {arguments.target}; {_shown(losses)}")
     return 0
+
+
+def _teacher(arguments: argparse.Namespace) -> ServedModel | None:
+    if arguments.teacher_url is None:
+        if arguments.teacher_name is not None:
+            raise ConfigError("--teacher-name has no effect without --teacher-url; leave it out")
+        return None
+    return ServedModel(arguments.teacher_url, arguments.teacher_name, read_environment().openai_api_key)
 
 
 def _runner(arguments: argparse.Namespace) -> Callable[[Lesson], Learnt] | None:

@@ -70,6 +70,8 @@ def _add_smaller(
     distilling.add_argument("--temperature", type=float, default=1.0, metavar="X")
     distilling.add_argument("--direction", choices=("reverse", "forward"), default="reverse", help="of the divergence")
     distilling.add_argument("--checkpoint", type=Path, metavar="DIR", help="to go on from after an interruption")
+    distilling.add_argument("--teacher-url", metavar="URL", help="where the teacher is served; it is not loaded then")
+    distilling.add_argument("--teacher-name", metavar="NAME", help="of that server's models; without it, its only one")
     distilling.add_argument("--num-workers", type=int, default=1, metavar="N", help="of Ray Train, on a Ray cluster")
     distilling.add_argument("--storage", metavar="DIR", help="a folder that all nodes reach; for --num-workers")
     for parser in (pruning, distilling):

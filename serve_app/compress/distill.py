@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from serve_app.compress.top_teacher import TopTeacher, top_divergence
 from serve_app.errors import ConfigError
 
 _IGNORED = -100
@@ -48,6 +49,7 @@ class Batch:
     is_real: Tensor  # [B, T] bool: where the divergence counts
     num_labels: int  # in the batches of all workers
     num_real: int
+    sequences: list[list[int]]
 
 
 class Workers(Protocol):
@@ -79,7 +81,7 @@ class Alone:
 
 
 def distill(
-    teacher: PreTrainedModel | None,
+    teacher: PreTrainedModel | TopTeacher | None,
     student: PreTrainedModel,
     labelled: Sequence[list[int]],
     unlabelled: Sequence[list[int]],
@@ -115,7 +117,9 @@ def distill(
     return losses
 
 
-def _loss(teacher: PreTrainedModel | None, student: nn.Module, batch: Batch, settings: DistillSettings) -> Tensor:
+def _loss(
+    teacher: PreTrainedModel | TopTeacher | None, student: nn.Module, batch: Batch, settings: DistillSettings
+) -> Tensor:
     """This worker's part of the sum that is the mean over the batches of all."""
     logits = student(input_ids=batch.ids, use_cache=False).logits.float()  # [B, T, V]
     loss: Tensor = logits.sum() * 0  # every parameter has a gradient, whatever a worker's share is
@@ -124,13 +128,22 @@ def _loss(teacher: PreTrainedModel | None, student: nn.Module, batch: Batch, set
         summed = cross_entropy(flat, labels, ignore_index=_IGNORED, reduction="sum")
         loss = loss + settings.task_weight * summed / batch.num_labels
     if teacher is not None and settings.kl_weight:
-        with torch.no_grad():
-            theirs = teacher(input_ids=batch.ids, use_cache=False).logits.float()
         num_own = int(batch.is_real.sum())
         if num_own:
-            own = divergence(logits[batch.is_real], theirs[batch.is_real], settings)
+            own = _divergence_of(teacher, logits[batch.is_real], batch, settings)
             loss = loss + settings.kl_weight * own * (num_own / batch.num_real)
     return loss
+
+
+def _divergence_of(
+    teacher: PreTrainedModel | TopTeacher, student: Tensor, batch: Batch, settings: DistillSettings
+) -> Tensor:
+    """student: logits [N, V] of the batch's real tokens."""
+    if isinstance(teacher, TopTeacher):
+        return top_divergence(student, teacher.of(batch.sequences), is_reverse=settings.direction == "reverse")
+    with torch.no_grad():
+        theirs = teacher(input_ids=batch.ids, use_cache=False).logits.float()
+    return divergence(student, theirs[batch.is_real], settings)
 
 
 def divergence(student: Tensor, teacher: Tensor, settings: DistillSettings) -> Tensor:
@@ -181,7 +194,7 @@ def _batch(sequences: list[list[int]], num_tokens: int, *, is_labelled: bool, is
         targets = torch.full_like(targets, _IGNORED)
     is_real = targets != _IGNORED
     labels = targets if is_labelled else torch.full_like(targets, _IGNORED)
-    return Batch(ids, labels, is_real, num_tokens if is_labelled else 0, num_tokens)
+    return Batch(ids, labels, is_real, num_tokens if is_labelled else 0, num_tokens, sequences)
 
 
 def _scale(settings: DistillSettings, step: int) -> float:

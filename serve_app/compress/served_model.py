@@ -10,15 +10,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
+import torch
 from tqdm import tqdm
 
 from serve_app.compress.evaluate import TextScore
 from serve_app.compress.speed import BATCH_SIZES
+from serve_app.compress.top_teacher import TopLogprobs
 from serve_app.errors import ConfigError
 
 _TIMEOUT_S = 600.0
 _NUM_AT_ONCE = 8
 _SHOWN_CHARS = 300
+NUM_TOP = 20  # of a teacher's tokens, at each place
 _SPEED_PROMPT = "0 1 2 3 4 5 6 7 8 9"
 
 
@@ -37,6 +40,26 @@ class ServedModel:
             for text in texts
         ]
         return [self._score_of(choice) for choice in self._complete_all(bodies, "evaluate")]
+
+    def top_logprobs(self, sequences: Sequence[list[int]], vocab_size: int) -> list[TopLogprobs]:
+        """The NUM_TOP most probable tokens before each token of the sequences but their first. Raises ConfigError."""
+        count = min(NUM_TOP, vocab_size)
+        bodies = [
+            {"prompt": one, "max_tokens": 1, "temperature": 0, "prompt_logprobs": count, "model": self.name}
+            for one in sequences
+        ]
+        found = []
+        for choice in self._complete_all(bodies, "ask the teacher"):
+            ranked = [
+                sorted((entry["rank"], int(token), float(entry["logprob"])) for token, entry in entries.items())[:count]
+                for entries in self._positions_of(choice)
+            ]
+            ids = torch.tensor([[token for _rank, token, _logprob in row] for row in ranked])
+            logprobs = torch.tensor([[logprob for _rank, _token, logprob in row] for row in ranked])
+            if int(ids.max()) >= vocab_size:
+                raise ConfigError(f"{self.name} has tokens that the teacher's files do not know; serve that very model")
+            found.append(TopLogprobs(ids, logprobs))
+        return found
 
     def answers(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
         """The most probable continuation of each prompt."""
@@ -58,19 +81,23 @@ class ServedModel:
 
     def _score_of(self, choice: dict[str, Any]) -> TextScore:
         """Of each position's entries the one that is not the most probable is the text's own; or there is one only."""
-        positions = choice.get("prompt_logprobs")
-        if not isinstance(positions, list) or not positions:
-            raise ConfigError(
-                f"{self.url} gave no prompt_logprobs; serve {self.name} with rayshard or vLLM, or evaluate its files"
-            )
         token_ids, logprobs, best_ids = [], [], []
-        for entries in positions[1:]:
+        for entries in self._positions_of(choice):
             best = next(token for token, entry in entries.items() if entry["rank"] == 1)
             own = next((token for token, entry in entries.items() if entry["rank"] != 1), best)
             token_ids.append(int(own))
             best_ids.append(int(best))
             logprobs.append(float(entries[own]["logprob"]))
         return TextScore(token_ids, logprobs, best_ids)
+
+    def _positions_of(self, choice: dict[str, Any]) -> list[dict[str, Any]]:
+        """A prompt's tokens from the second on."""
+        positions = choice.get("prompt_logprobs")
+        if not isinstance(positions, list) or not positions:
+            raise ConfigError(
+                f"{self.url} gave no prompt_logprobs; serve {self.name} with rayshard or vLLM, or give its files"
+            )
+        return positions[1:]
 
     def _only_name(self) -> str:
         names = [str(one["id"]) for one in self._get("/models")["data"]]

@@ -13,7 +13,9 @@ from serve_app.compress.artifact import copy_text_files, new_directory, save_sta
 from serve_app.compress.distill import DistillSettings, Workers, distill
 from serve_app.compress.quantize import read_quantizable
 from serve_app.compress.recipe import write_recipe
+from serve_app.compress.served_model import NUM_TOP, ServedModel
 from serve_app.compress.texts import read_texts, sequences_of
+from serve_app.compress.top_teacher import TopTeacher
 from serve_app.errors import ConfigError
 from serve_app.models.transformers_model import DTYPES
 from serve_app.planning.checkpoint_json import read_json
@@ -50,6 +52,7 @@ class Lesson:
     unlabelled: list[list[int]]
     settings: DistillSettings
     checkpoint: Path | None
+    answers: TopTeacher | None = None  # of a teacher that is served elsewhere; None: it is loaded
 
     def student(self) -> PreTrainedModel:
         """Before it has learnt. Raises ConfigError."""
@@ -58,7 +61,9 @@ class Lesson:
     def learn(self, workers: Workers | None = None) -> tuple[PreTrainedModel, list[float]]:
         """The student, and the losses, in this process, which may be one of several. Raises ConfigError."""
         model = self.student()
-        asked = load_trainable(self.teacher) if self.settings.kl_weight else None
+        asked: PreTrainedModel | TopTeacher | None = self.answers
+        if asked is None and self.settings.kl_weight:
+            asked = load_trainable(self.teacher)
         losses = distill(asked, model, self.labelled, self.unlabelled, self.settings, self.checkpoint, workers)
         return model, losses
 
@@ -73,11 +78,15 @@ def train_student(
     checkpoint: Path | None = None,
     can_replace: bool = False,
     run: Callable[[Lesson], Learnt] | None = None,
+    served: ServedModel | None = None,
 ) -> list[float]:
     """Train a student, which is a model's directory or a config.json, and write it; gives the losses.
 
-    `run` trains elsewhere than in this process. Raises ConfigError.
+    `run` trains elsewhere than in this process. `served` answers for the teacher, whose weights are not loaded then.
+    Raises ConfigError.
     """
+    if served is not None and settings.temperature != 1.0:
+        raise ConfigError(f"--temperature {settings.temperature} has no effect on a served teacher; leave it out")
     spec = read_quantizable(teacher)
     tokenizer = Tokenizer.load(teacher)
     labelled = list(sequences_of(read_texts(texts.labelled), tokenizer, _MAX_TOKENS))
@@ -85,7 +94,13 @@ def train_student(
     if texts.unlabelled is not None:
         unlabelled = list(sequences_of(read_texts(texts.unlabelled), tokenizer, _MAX_TOKENS))
     folder = None if checkpoint is None else checkpoint.absolute()  # workers stand elsewhere
-    lesson = Lesson(teacher.absolute(), student.absolute(), spec.vocab_size, labelled, unlabelled, settings, folder)
+    answers = None
+    if served is not None:
+        sequences = [*labelled, *unlabelled]
+        found = served.top_logprobs(sequences, spec.vocab_size)
+        answers = TopTeacher({tuple(one): top for one, top in zip(sequences, found, strict=True)})
+    places = (teacher.absolute(), student.absolute())
+    lesson = Lesson(*places, spec.vocab_size, labelled, unlabelled, settings, folder, answers)
     if run is None:
         model, losses = lesson.learn()
     else:
@@ -103,6 +118,8 @@ def train_student(
         write_json(staging / "config.json", config)
         copy_text_files(teacher, staging)
         done = {**asdict(settings), "teacher": teacher.name, "labelled_sha256": sha256_of(texts.labelled)}
+        if served is not None:
+            done["teacher_top_logprobs"] = NUM_TOP
         if texts.unlabelled is not None:
             done["unlabelled_sha256"] = sha256_of(texts.unlabelled)
         write_recipe(staging, student if student.is_dir() else teacher, "distill", done)

@@ -15,7 +15,8 @@ from serve_app.compress.evaluate import compare
 from serve_app.compress.importance import measure_importance
 from serve_app.compress.local_model import LocalModel
 from serve_app.compress.prune import PruneSettings, load_dense, prune
-from serve_app.compress.student import load_trainable, smaller_config
+from serve_app.compress.student import load_trainable, make_student, smaller_config
+from serve_app.compress.top_teacher import TopLogprobs, TopTeacher, top_divergence
 from serve_app.errors import ConfigError
 from tests.quantized_checkpoints import make_model
 
@@ -193,3 +194,31 @@ def test_a_student_that_cannot_be_is_told(
     assert main(command) == 1
     assert "student" in capsys.readouterr().err
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("is_reverse", [True, False])
+def test_the_top_tokens_of_a_teacher_are_a_lower_bound_and_all_of_them_are_exact(is_reverse: bool) -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(7, 50, dtype=torch.float64), torch.randn(7, 50, dtype=torch.float64)
+    settings = DistillSettings(direction="reverse" if is_reverse else "forward")
+    exact = divergence(student, teacher, settings)
+    bounds = []
+    for count in (5, 20, 50):
+        top = teacher.log_softmax(dim=-1).topk(count)
+        bounds.append(top_divergence(student, TopLogprobs(top.indices, top.values), is_reverse=is_reverse))
+    assert 0 < bounds[0] < bounds[1] < exact
+    assert bounds[2] == pytest.approx(float(exact), rel=1e-6)
+
+
+def test_a_student_learns_from_the_top_tokens_alone(source: Path, tmp_path: Path) -> None:
+    teacher, student = load_trainable(source), make_student(smaller_config(source, tmp_path / "config.json", 2), 1, 320)
+    sequences = [torch.randint(0, 256, (24,)).tolist() for _ in range(4)]
+    answers = {}
+    for sequence in sequences:
+        with torch.no_grad():
+            logits = teacher(torch.tensor([sequence])).logits[0, :-1]
+        top = logits.log_softmax(dim=-1).topk(20)
+        answers[tuple(sequence)] = TopLogprobs(top.indices, top.values)
+    settings = DistillSettings(num_steps=200, batch_tokens=96, task_weight=0.0, learning_rate=3e-3)
+    losses = distill(TopTeacher(answers), student, [], sequences, settings)
+    assert losses[-1] < 0.5 * losses[0]

@@ -1,6 +1,7 @@
 """`rayshard compress eval` of a model behind a URL, beside its own files."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,27 @@ def test_a_served_model_is_what_its_files_are(
     assert found["num_tokens"] == found["model"]["perplexity"]["num_tokens"] > 20
     assert set(found["model"]["tokens_per_s"]) == {"1", "8", "32"}
     assert all(rate > 0 for rate in found["model"]["tokens_per_s"].values())
+
+
+def test_a_served_teacher_teaches_what_its_files_teach(
+    cluster: ServeCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, pruned = tmp_path / "texts.txt", tmp_path / "pruned"
+    texts.write_text(TEXTS)
+    assert main(["compress", "prune", str(DEMO_MODEL), str(pruned), "--layers", "6", "--calibration", str(texts)]) == 0
+    losses = []
+    for name, served in (
+        ("by-files", []),
+        ("by-url", ["--teacher-url", f"{cluster.url}/v1", "--teacher-name", "demo"]),
+    ):
+        options = ["--student", str(pruned), "--texts", str(texts), "--steps", "12", "--batch-tokens", "64"]
+        assert main(["compress", "distill", str(DEMO_MODEL), str(tmp_path / name), *options, *served]) == 0
+        shown = re.search(r"loss ([0-9.]+) to ([0-9.]+) in 12 steps", capsys.readouterr().out)
+        assert shown is not None
+        losses.append((float(shown[1]), float(shown[2])))
+    by_files, by_url = losses
+    assert by_url[1] < by_url[0]
+    assert by_url[0] == pytest.approx(by_files[0], rel=0.05)  # its 20 most probable tokens are nearly all there is
 
 
 def test_what_a_server_cannot_do_is_said(cluster: ServeCluster) -> None:
