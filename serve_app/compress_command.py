@@ -48,6 +48,7 @@ from serve_app.errors import ConfigError
 from serve_app.planning.csv_rows import read_csv
 from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.module_files import read_module_quantization
+from serve_app.training.worker_options import wants_workers
 
 _MAX_SEQUENCE_TOKENS = 512
 
@@ -203,11 +204,7 @@ def _teacher(arguments: argparse.Namespace) -> ServedModel | None:
 
 def _runner(arguments: argparse.Namespace) -> Callable[[Lesson], Learnt] | None:
     """What trains on several workers; None: this process does. Raises ConfigError."""
-    if arguments.num_workers < 1:
-        raise ConfigError(f"--num-workers {arguments.num_workers} is no number of workers; give 1 or more")
-    if arguments.num_workers == 1:
-        if arguments.storage is not None:
-            raise ConfigError("--storage has no effect on one worker; remove it, or give --num-workers")
+    if not wants_workers(arguments.num_workers, arguments.storage):
         return None
     try:
         from serve_app.compress.distill_workers import learn_on_workers  # only with the extra `train`

@@ -13,15 +13,12 @@ from serve_app.errors import ConfigError
 from serve_app.planning.csv_rows import read_csv
 from serve_app.training.fitting import Best, TrainingSettings
 from serve_app.training.text_training import PreparedTraining, describe, evaluate, train
+from serve_app.training.worker_options import wants_workers
 
 
 def _runner(arguments: argparse.Namespace) -> Callable[[PreparedTraining], Best] | None:
     """What trains on several workers; None: this process does. Raises ConfigError."""
-    if arguments.num_workers < 1:
-        raise ConfigError(f"--num-workers {arguments.num_workers} is no number of workers; give 1 or more")
-    if arguments.num_workers == 1:
-        if arguments.storage is not None:
-            raise ConfigError("--storage has no effect on one worker; remove it, or give --num-workers")
+    if not wants_workers(arguments.num_workers, arguments.storage):
         return None
     try:
         from serve_app.training.ray_training import train_on_workers  # only with the extra `train`

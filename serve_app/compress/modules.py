@@ -52,7 +52,8 @@ def quantize_module(source: Path, target: Path, settings: QuantizeSettings, *, c
     quantized: list[str] = []
 
     def encode(name: str, tensor: Tensor) -> dict[str, Tensor]:
-        is_left = any(name.rpartition(".")[0].endswith(one) or name == one for one in settings.ignored)
+        module = name.rpartition(".")[0]
+        is_left = any(module == one or module.endswith(f".{one}") or name == one for one in settings.ignored)
         if not _is_matrix(tensor) or is_left or (name in embeddings and not settings.has_embedding):
             return {name: tensor}
         if not bool(torch.isfinite(tensor).all()):

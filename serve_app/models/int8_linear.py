@@ -195,7 +195,7 @@ class _Join:
             outputs.numpy().__imul__(largest / limit)
         else:
             maxima = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=float(_SMALLEST))  # [..., 1]
-            limits = maxima.new_tensor(float(limit))
+            limits = torch.full_like(maxima, float(limit))  # filled where it is: no copy to a GPU in each call
             outputs = self.product.multiply(rows * torch.div(limits, maxima)).mul_(maxima.div_(limits))
         if not self._has_run:
             self._bias, self._has_run = self._joined_bias(), True
