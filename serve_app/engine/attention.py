@@ -56,7 +56,13 @@ class PagedAttention:
         layer = layer_index - self._first_layer
         fresh_keys, fresh_values = key.transpose(0, 1), value.transpose(0, 1)  # [T, K, Dh]
         self._cache.write(layer, self._slots, fresh_keys, fresh_values)
-        if isinstance(self._blocks, slice) or self._blocks.numel():
+        if isinstance(self._blocks, slice):
+            if len(self._spans) == 1 and query.shape[1] == 1 and softcap is None:
+                first, count = self._blocks.start * self._cache.block_size, self._spans[0].num_keys
+                seen = count if sliding_window is None else min(count, sliding_window)
+                return attend_last(query, *self._cache.read_run(layer, first + count - seen, seen), scaling)
+            old_keys, old_values = self._cache.read(layer, self._blocks)
+        elif self._blocks.numel():
             old_keys, old_values = self._cache.read(layer, self._blocks)
         else:
             old_keys, old_values = fresh_keys, fresh_values
@@ -81,7 +87,7 @@ def attend_one(
     query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int | None, softcap: float | None
 ) -> Tensor:
     """One sequence: query [H, q, Dh], its last q positions of keys and values [L, K, Dh] -> [q, H, Dh]."""
-    num_heads, num_queries, head_dim = query.shape
+    num_heads, num_queries, _ = query.shape
     num_keys, num_kv_heads, _ = keys.shape
     if window is not None and num_queries == 1 and num_keys > window:
         keys, values = keys[-window:], values[-window:]
@@ -91,16 +97,25 @@ def attend_one(
         mask = None if num_queries == 1 else _visible(num_queries, num_keys, window, query.device)
         return _attend_softcapped(query, key[0], value[0], scaling, mask, softcap)
     if num_queries == 1:
-        # The heads that share a key-value head become its queries: all see all keys, so no mask is needed.
-        grouped = query.view(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
-        output = F.scaled_dot_product_attention(grouped, key, value, scale=scaling)
-        return output.reshape(1, num_heads, head_dim)
+        return attend_last(query, key, value, scaling)
     is_plain = num_queries == num_keys and (window is None or num_keys <= window)
     mask = None if is_plain else _visible(num_queries, num_keys, window, query.device)
     output = F.scaled_dot_product_attention(
         query[None], key, value, attn_mask=mask, is_causal=is_plain, scale=scaling, enable_gqa=num_heads != num_kv_heads
     )
     return output[0].transpose(0, 1)
+
+
+def attend_last(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """A sequence's last token, that sees all: query [H, 1, Dh], key and value [1, K, L, Dh] -> [1, H, Dh].
+
+    The heads that share a key-value head become its queries: all see all keys, so no mask is needed.
+    """
+    num_heads, _, head_dim = query.shape
+    num_kv_heads = key.shape[1]
+    grouped = query.view(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    output = F.scaled_dot_product_attention(grouped, key, value, scale=scaling)
+    return output.view(1, num_heads, head_dim)
 
 
 def _visible(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:

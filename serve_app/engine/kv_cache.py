@@ -18,11 +18,29 @@ class KvCache:
         for _ in stage.own_layers:
             self.keys.append(torch.zeros(shape, dtype=stage.dtype, device=device))
             self.values.append(torch.zeros(shape, dtype=stage.dtype, device=device))
+        # The same memory as attention wants it: [1, K, num_slots, Dh].
+        self._by_head = [
+            tuple(tensor.transpose(0, 1)[None] for tensor in pair) for pair in zip(self.keys, self.values, strict=True)
+        ]
+        is_numpy = device.type == "cpu" and stage.dtype == torch.float32
+        self._arrays = [
+            (keys.numpy(), values.numpy()) for keys, values in zip(self.keys, self.values, strict=True) if is_numpy
+        ]
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store the step's keys and values [T, K, Dh] in their slots [T] int64."""
+        if self._arrays and len(slots) == 1:  # by calls that cost a third
+            keys, values = self._arrays[layer]
+            slot = int(slots.item())
+            keys[slot], values[slot] = key.numpy()[0], value.numpy()[0]
+            return
         self.keys[layer].index_copy_(0, slots, key)
         self.values[layer].index_copy_(0, slots, value)
+
+    def read_run(self, layer: int, first_slot: int, num_slots: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, K, num_slots, Dh] of slots that lie one after the other, without a copy."""
+        keys, values = self._by_head[layer]
+        return keys.narrow(2, first_slot, num_slots), values.narrow(2, first_slot, num_slots)
 
     def read(self, layer: int, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Whole blocks [N] int64, in that order -> keys and values [N * block_size, K, Dh]; of a run, no copy."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from serve_app.engine.freed_memory import give_back_freed_memory
+from serve_app.engine.process_memory import ask_for_huge_pages, collapse_to_huge_pages, give_back_freed_memory
 from serve_app.engine.quantized_tensors import logical_tensors
 from serve_app.engine.stage_quantizer import Quantizations, StageQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
@@ -97,6 +97,8 @@ def _fill_parameters(
                 continue
             dtype = torch.float32 if quantizer.is_wanted(name) else meta.dtype
             tensor = torch.empty(meta.shape, dtype=dtype, device=device)
+            if device.type == "cpu" and not quantizer.is_wanted(name):
+                ask_for_huge_pages(tensor)
             _fill(name, tensor, whole_shape, sources, part, logical.headers, reader)
             if quantizer.is_wanted(name):
                 quantizer.quantize(name, tensor)
@@ -107,6 +109,8 @@ def _fill_parameters(
                 tied[sources[0].tensor_name] = parameter
     quantizer.finish()
     give_back_freed_memory()
+    if device.type == "cpu":
+        collapse_to_huge_pages()
 
 
 def _fill(

@@ -1,5 +1,12 @@
-"""RMSNorm in one call where transformers makes six, of the same arithmetic: the numbers are equal to the bit."""
+"""RMSNorm in fewer calls than the six that transformers makes, of the same arithmetic.
 
+On CPU by numpy, whose calls cost a third of torch's between products that empty the caches. A row's sum is taken along
+the row, so its bits do not depend on how many rows there are; they can differ from torch's in the last.
+"""
+
+from math import sqrt
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +22,21 @@ class FusedRMSNorm(nn.Module):
         super().__init__()
         self.weight = weight
         self._epsilon = epsilon
+        self._width = weight.shape[0]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs [..., D] float32 -> the same shape."""
-        return torch.rms_norm(inputs, self.weight.shape, self.weight, self._epsilon)
+        weight = self.weight
+        if weight.device.type != "cpu":
+            return torch.rms_norm(inputs, weight.shape, weight, self._epsilon)
+        rows = inputs.numpy()
+        sums = np.vecdot(rows, rows)  # [...]
+        if sums.size == 1:
+            scaled = rows * (1.0 / sqrt(float(sums.item()) / self._width + self._epsilon))
+            scaled *= weight.numpy()
+            return torch.from_numpy(scaled)
+        scales = 1.0 / np.sqrt(sums.astype(np.float64) / self._width + self._epsilon)
+        return torch.from_numpy(scales.astype(np.float32))[..., None].mul(inputs).mul_(weight)
 
 
 def fuse_norms(model: nn.Module) -> None:

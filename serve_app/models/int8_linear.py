@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from serve_app.models.quantized_linear import QuantizedLinear
 from serve_app.models.quantized_weight import QuantizedWeight
 
-_SMALLEST = np.float32(1e-30)  # a row's largest number is taken to be at least that
+_SMALLEST = float(np.float32(1e-30))  # a row's largest number is taken to be at least that
 _MIN_INT_MM_ROWS = 17  # that cuBLASLt takes
 
 
@@ -152,6 +152,15 @@ def join_linears(linears: Sequence[Int8Linear]) -> None:
         linear._join, linear._index = joined, index
 
 
+def multiply_joined(linears: Sequence[nn.Module], inputs: Tensor) -> Tensor | None:
+    """The outputs of layers that share one product, side by side [..., N]; None: they are not all that share one."""
+    first, last = linears[0], linears[-1]
+    if not isinstance(first, Int8Linear) or not isinstance(last, Int8Linear) or first._join is not last._join:
+        return None
+    join = first._join
+    return join.multiply(inputs) if len(join.sizes) == len(linears) else None
+
+
 class _Join:
     """One product for the layers that read one tensor: who asks first has it made, the others take their columns.
 
@@ -163,7 +172,8 @@ class _Join:
         self.is_lone = len(linears) == 1
         self.sizes = [one.out_features for one in linears]
         self._linears = list(linears)
-        self._limit = np.float32(product.limit)
+        self._limit = float(product.limit)
+        self._is_cpu = not isinstance(product, IntMmProduct)
         self._source: Tensor | None = None
         self._outputs: Sequence[Tensor] = ()
         self._bias: Tensor | None = None  # [N], from the first run on
@@ -185,17 +195,18 @@ class _Join:
 
     def multiply(self, inputs: Tensor) -> Tensor:
         """inputs [..., K] -> the outputs of all layers [..., N]. With few calls: decoding waits for each of them."""
-        limit = self._limit
         rows = inputs if inputs.dtype == torch.float32 else inputs.to(torch.float32)
-        if rows.numel() == rows.shape[-1] and rows.device.type == "cpu":
+        if self._is_cpu and rows.numel() == rows.shape[-1]:
             # One row: the same numbers by numpy, whose calls cost a third, between products that empty the caches.
+            # Quotients in double, rounded to float32 where they are used, are those of float32.
             numbers = rows.numpy()
-            largest = np.maximum(np.abs(numbers).max(), _SMALLEST)
-            outputs = self.product.multiply(torch.from_numpy(numbers * (limit / largest)))
-            outputs.numpy().__imul__(largest / limit)
+            largest = max(float(np.abs(numbers).max()), _SMALLEST)
+            outputs = self.product.multiply(torch.from_numpy(numbers * (self._limit / largest)))
+            scaled = outputs.numpy()
+            scaled *= largest / self._limit
         else:
-            maxima = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=float(_SMALLEST))  # [..., 1]
-            limits = torch.full_like(maxima, float(limit))  # filled where it is: no copy to a GPU in each call
+            maxima = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)  # [..., 1]
+            limits = torch.full_like(maxima, self._limit)  # filled where it is: no copy to a GPU in each call
             outputs = self.product.multiply(rows * torch.div(limits, maxima)).mul_(maxima.div_(limits))
         if not self._has_run:
             self._bias, self._has_run = self._joined_bias(), True

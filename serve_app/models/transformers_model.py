@@ -1,7 +1,7 @@
 """A pipeline stage of a transformers decoder: the library's own class, with the parts of other stages cut away."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,28 +9,14 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from serve_app.errors import ConfigError
 from serve_app.models.architecture import Architecture, architecture_of
+from serve_app.models.fused_decoder import RotaryTables, fuse_layers
 from serve_app.models.fused_norm import fuse_norms
+from serve_app.models.step_attention import StageAttention
 from serve_app.types import ShardSpec
 
 ATTENTION_NAME = "rayshard_paged"
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class StageAttention(Protocol):
-    """Attention of one step over a stage's KV cache."""
-
-    def attend(
-        self,
-        layer_index: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        scaling: float,
-        sliding_window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """query [H, T, D], key and value [K, T, D] of the step's tokens -> output [T, H, D]."""
 
 
 def read_config(source_dir: Path) -> PreTrainedConfig:
@@ -72,6 +58,7 @@ class TransformersStage:
                 config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
             )
         fuse_norms(self.model)
+        self._is_fused = fuse_layers(self.model)
         self.model.eval().requires_grad_(False)
         self.config = self.model.config
         self.dtype = dtype
@@ -80,6 +67,7 @@ class TransformersStage:
         self.whole_state = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         self._incoming: Tensor | None = None
         self._cut()
+        self._own = self.own_layers
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -101,6 +89,8 @@ class TransformersStage:
         inputs [T] int64 token ids on the first stage, [T, D] hidden states on the others; positions [T] int64;
         logit_rows [N] int64 on the last stage -> hidden states [T, D], or logits [N, V] on the last stage.
         """
+        if self._is_fused:
+            return self._forward_fused(inputs, positions, attention, logit_rows)
         arguments: dict[str, Any] = {"position_ids": positions[None], "use_cache": False, "paged_kv": attention}
         if self.shard.is_first:
             arguments["input_ids"] = inputs[None]
@@ -110,6 +100,20 @@ class TransformersStage:
             hidden: Tensor = self.base(**arguments).last_hidden_state
             return hidden[0]
         logits: Tensor = self.model(**arguments, logits_to_keep=logit_rows).logits
+        return logits[0]
+
+    def _forward_fused(
+        self, inputs: Tensor, positions: Tensor, attention: StageAttention, logit_rows: Tensor | None
+    ) -> Tensor:
+        """The same, layer by layer, past the forwards of the model and of its base."""
+        base: Any = self.base
+        self._incoming = hidden = base.embed_tokens(inputs[None]) if self.shard.is_first else inputs[None]
+        tables = RotaryTables(*base.rotary_emb(hidden, position_ids=positions[None]))
+        for layer in self._own:
+            hidden = layer(hidden, tables, attention)
+        if not self.shard.is_last:
+            return hidden[0]
+        logits: Tensor = self.model.lm_head(base.norm(hidden[:, logit_rows]))
         return logits[0]
 
     def _cut(self) -> None:

@@ -16,7 +16,7 @@ def norm_of(class_name: str) -> Any:
 
 
 @pytest.mark.parametrize("class_name", FUSED_CLASSES)
-def test_it_gives_the_same_bits(class_name: str) -> None:
+def test_it_gives_the_same_numbers(class_name: str) -> None:
     torch.manual_seed(0)
     own = norm_of(class_name)(96, eps=1e-5)
     nn.init.normal_(own.weight)
@@ -26,7 +26,18 @@ def test_it_gives_the_same_bits(class_name: str) -> None:
     fuse_norms(model)
     assert isinstance(model[0][0], FusedRMSNorm)  # type: ignore[index]
     assert list(model.state_dict()) == ["0.0.weight"]
-    assert torch.equal(model(inputs), expected)
+    torch.testing.assert_close(model(inputs), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("width", [64, 100, 4096, 20_000])
+def test_a_row_alone_gives_the_bits_it_gives_among_many(width: int) -> None:
+    torch.manual_seed(width)
+    norm = FusedRMSNorm(nn.Parameter(torch.randn(width), requires_grad=False), 1e-5)
+    rows = torch.randn(1, 70, width) * torch.logspace(-6, 6, 70)[:, None]
+    among_many = norm(rows)
+    for index in range(70):
+        assert torch.equal(norm(rows[:, index : index + 1]), among_many[:, index : index + 1])
+    assert torch.equal(norm(rows.view(7, 10, width)).view(1, 70, width), among_many)
 
 
 def test_half_precision_keeps_the_order_of_its_roundings() -> None:

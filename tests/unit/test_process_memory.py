@@ -1,0 +1,70 @@
+"""Huge pages for what fills them, measured by what the system says of this process."""
+
+import ctypes
+import mmap
+from pathlib import Path
+
+import pytest
+import torch
+
+from serve_app.engine.process_memory import ask_for_huge_pages, collapse_to_huge_pages
+
+HUGE_BYTES = 1 << 21
+_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+pytestmark = pytest.mark.skipif(
+    not _SETTING.exists() or "[never]" in _SETTING.read_text(), reason="this system gives no huge pages"
+)
+
+
+def huge_bytes(address: int) -> int:
+    """Bytes in huge pages of the mapping that an address lies in."""
+    is_own = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(part, 16) for part in first.split("-"))
+            is_own = start <= address < end
+        elif is_own and first == "AnonHugePages:":
+            return int(rest[0]) * 1024
+    raise AssertionError("no such mapping")
+
+
+def resident_pages(address: int, num_bytes: int) -> int:
+    """Small pages of a range that are in memory."""
+    flags = (ctypes.c_ubyte * (num_bytes // mmap.PAGESIZE))()
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), flags) == 0
+    return sum(flag & 1 for flag in flags)
+
+
+def test_a_tensor_that_asks_takes_huge_pages() -> None:
+    tensor = torch.empty(32 * HUGE_BYTES, dtype=torch.int8)
+    ask_for_huge_pages(tensor)
+    tensor.fill_(1)
+    assert huge_bytes(tensor.data_ptr() + HUGE_BYTES) >= 24 * HUGE_BYTES
+
+
+def test_a_small_tensor_may_ask() -> None:
+    tensor = torch.ones(3)
+    ask_for_huge_pages(tensor)
+    assert tensor.tolist() == [1, 1, 1]
+
+
+def test_full_memory_is_collapsed_and_keeps_what_it_holds() -> None:
+    tensor = torch.arange(8 * HUGE_BYTES, dtype=torch.int32)
+    assert collapse_to_huge_pages() >= 24 * HUGE_BYTES
+    assert huge_bytes(tensor.data_ptr() + HUGE_BYTES) >= 24 * HUGE_BYTES
+    assert torch.equal(tensor, torch.arange(8 * HUGE_BYTES, dtype=torch.int32))
+
+
+def test_memory_with_holes_does_not_grow() -> None:
+    area = mmap.mmap(-1, 6 * HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    handle = ctypes.c_char.from_buffer(area)
+    address = ctypes.addressof(handle)
+    for offset in range(0, len(area), 2 * mmap.PAGESIZE):  # every other page
+        area[offset] = 1
+    before = resident_pages(address, len(area))
+    collapse_to_huge_pages()
+    assert resident_pages(address, len(area)) == before < len(area) // mmap.PAGESIZE
+    del handle
+    area.close()
