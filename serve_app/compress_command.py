@@ -69,6 +69,8 @@ def _quantize(arguments: argparse.Namespace) -> int:
         ignored=tuple(arguments.ignore),
     )
     _check_files(arguments)
+    if arguments.max_memory_gib is not None and (arguments.calibration is None or arguments.max_memory_gib < 0):
+        raise ConfigError("--max-memory-gib is a number of GiB, 0 or more, for --calibration; leave it out, or mend it")
     if is_module(arguments.source):
         if arguments.calibration is not None:
             raise ConfigError("--calibration has no effect on a plain module; leave it out")
@@ -111,6 +113,7 @@ def _quantize_gptq(arguments: argparse.Namespace, settings: QuantizeSettings) ->
         arguments.calibration,
         num_samples=arguments.num_samples,
         seed=arguments.seed,
+        max_memory_bytes=None if arguments.max_memory_gib is None else int(arguments.max_memory_gib * 2**30),
         can_replace=arguments.overwrite,
     )
 

@@ -21,6 +21,12 @@ def add_compress_command(commands: "argparse._SubParsersAction[argparse.Argument
     )
     quantizing.add_argument("--calibration", type=Path, metavar="FILE", help="texts for GPTQ, one on each line")
     quantizing.add_argument("--num-samples", type=int, default=256, metavar="N", help="of the calibration texts")
+    quantizing.add_argument(
+        "--max-memory-gib",
+        type=float,
+        metavar="N",
+        help="with --calibration: what layers may take, the others wait in files; default: 5 less than free",
+    )
     _add_measuring(quantizing, needs_texts=False)
     evaluating = steps.add_parser("eval", help="measure a model beside its original, and write the report")
     place = "a directory, or the URL of an OpenAI-compatible server (http://HOST:PORT/v1)"

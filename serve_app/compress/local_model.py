@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from serve_app.compress.evaluate import TextScore
 from serve_app.engine.attention import attend_one
+from serve_app.engine.kv_cache import kv_block_bytes
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.parallel.communicator import LoneCommunicator
@@ -68,6 +69,10 @@ class LocalModel:
         self.num_weight_bytes = loaded.parameter_bytes
         self.tokenizer = Tokenizer.load(directory)
         self.eos_token_ids = sorted(read_eos_token_ids(directory, self.spec.vocab_size))
+
+    def cache_bytes(self, num_sequences: int, num_tokens: int) -> int:
+        """What the keys and values of sequences of so many tokens each take."""
+        return num_sequences * -(-num_tokens // _BLOCK_SIZE) * kv_block_bytes(self._stage, _BLOCK_SIZE)
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[Sequence[int]]) -> Tensor:

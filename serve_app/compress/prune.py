@@ -1,31 +1,34 @@
 """Structured pruning: whole layers, heads and MLP channels go, and what is left is a smaller dense model.
 
+Layer by layer, and tensor by tensor, however large the model is.
+
 Unstructured and 2:4 masks save nothing where models are served, so they are not here (docs/compress.md).
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from tqdm import tqdm
 
-from serve_app.compress.artifact import copy_text_files, new_directory, save_state, write_json
+from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
 from serve_app.compress.importance import Importance, measure_importance
-from serve_app.compress.quantize import read_quantizable
+from serve_app.compress.quantize import HEAD_WEIGHT, read_quantizable
 from serve_app.compress.recipe import write_recipe
 from serve_app.compress.texts import read_texts, sequences_of
+from serve_app.engine.tensor_file import tensor_reader
 from serve_app.errors import ConfigError
+from serve_app.models.transformers_model import DTYPES, read_config
 from serve_app.planning.model_spec import ModelSpec
 from serve_app.planning.quality_gate import sha256_of
 from serve_app.preprocessing.tokenizer import Tokenizer
 
 _TYPES = ("llama", "mistral", "qwen2", "qwen3")  # whose parts have these names
 _MAX_TOKENS = 512
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"^((?:model\.)?)layers\.(\d+)\.(.+)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +48,15 @@ def prune(
     spec = read_quantizable(source)
     _check(spec, settings, source)
     sequences = list(sequences_of(read_texts(calibration), Tokenizer.load(source), _MAX_TOKENS))[: settings.num_samples]
-    model = load_dense(source)
-    importance = measure_importance(model, sequences)
+    importance = measure_importance(source, spec.num_layers, sequences)
     layers = _most(importance.blocks, settings.num_layers)
-    state = {
-        name: tensor for name, tensor in model.state_dict().items() if not (spec.is_tied and name == "lm_head.weight")
-    }
-    pruned = _pruned_state(state, model, importance, settings, layers)
-    config = _pruned_config(model.config.to_dict(), settings, layers)
     with new_directory(target, can_replace=can_replace, needed_bytes=spec.num_bytes) as staging:
-        save_state(staging, pruned)
-        write_json(staging / "config.json", config)
+        _write_pruned(staging, spec, importance, settings, layers)
+        write_json(staging / "config.json", _pruned_config(read_config(source).to_dict(), settings, layers))
         copy_text_files(source, staging)
         done = {**asdict(settings), "kept_layers": layers, "calibration_sha256": sha256_of(calibration)}
         write_recipe(staging, source, "prune", done)
     return layers
-
-
-def load_dense(directory: Path) -> PreTrainedModel:
-    """The whole model in its own dtype, as transformers loads it."""
-    return AutoModelForCausalLM.from_pretrained(
-        str(directory), dtype="auto", local_files_only=True, trust_remote_code=False, use_safetensors=True
-    ).eval()
 
 
 def _check(spec: ModelSpec, settings: PruneSettings, source: Path) -> None:
@@ -93,29 +83,30 @@ def _most(importance: Tensor, count: int | None) -> list[int]:
     return sorted(importance.topk(count).indices.tolist())
 
 
-def _pruned_state(
-    state: Mapping[str, Tensor],
-    model: PreTrainedModel,
-    importance: Importance,
-    settings: PruneSettings,
-    layers: list[int],
-) -> dict[str, Tensor]:
-    pruned: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        match = _LAYER.match(name)
-        if match is None:
-            pruned[name] = tensor
-            continue
-        layer, rest = int(match[1]), match[2]
-        if layer in layers:
-            kept = _kept_rows(rest, model, importance, settings, layer)
-            new_name = f"model.layers.{layers.index(layer)}.{rest}"
-            pruned[new_name] = tensor if kept is None else tensor.index_select(*kept).contiguous()
-    return pruned
+def _write_pruned(
+    directory: Path, spec: ModelSpec, importance: Importance, settings: PruneSettings, layers: list[int]
+) -> None:
+    """Read each tensor that stays, cut it, and write it."""
+    writer = WeightWriter(directory)
+    with tensor_reader() as reader:
+        for name, header in tqdm(spec.tensors.items(), desc="prune", unit="tensor", disable=None):
+            match = _LAYER.match(name)
+            if (spec.is_tied and name == HEAD_WEIGHT) or (match and int(match[2]) not in layers):
+                continue
+            tensor = torch.empty(header.shape, dtype=DTYPES[spec.dtype])
+            reader.read(header, tensor, None, ())
+            if match is None:
+                writer.add(name, tensor)
+                continue
+            layer, rest = int(match[2]), match[3]
+            kept = _kept_rows(rest, spec, importance, settings, layer)
+            new_name = f"{match[1]}layers.{layers.index(layer)}.{rest}"
+            writer.add(new_name, tensor if kept is None else tensor.index_select(*kept).contiguous())
+    writer.close()
 
 
 def _kept_rows(
-    name: str, model: PreTrainedModel, importance: Importance, settings: PruneSettings, layer: int
+    name: str, spec: ModelSpec, importance: Importance, settings: PruneSettings, layer: int
 ) -> tuple[int, Tensor] | None:
     """The dimension along which a layer's tensor is cut, and what stays; None: all of it."""
     module = name.rpartition(".")[0].rpartition(".")[2]
@@ -124,10 +115,7 @@ def _kept_rows(
         return (1 if module == "down_proj" else 0), channels
     if module in ("q_proj", "k_proj", "v_proj", "o_proj") and settings.num_kv_heads is not None:
         groups = torch.tensor(_most(importance.heads[layer], settings.num_kv_heads))
-        config = model.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shared = 1 if module in ("k_proj", "v_proj") else config.num_attention_heads // config.num_key_value_heads
-        width = head_dim * shared
+        width = spec.head_dim * (1 if module in ("k_proj", "v_proj") else spec.num_heads // spec.num_kv_heads)
         rows = (groups[:, None] * width + torch.arange(width)).flatten()
         if name.endswith(".bias") and module == "o_proj":
             return None

@@ -168,11 +168,7 @@ def _markdown(name: str, content: Mapping[str, Any]) -> str:
         before = originals.get(score["task"])
         shown = "" if before is None else f"{before['num_exact']}/{before['num_examples']}"
         lines.append(f"| exact: {score['task']} | {shown} | {score['num_exact']}/{score['num_examples']} |")
-    before_speed = {one["batch_size"]: one for one in content["original_speed"]}
-    for one in content["speed"]:
-        before = before_speed.get(one["batch_size"])
-        shown = "" if before is None else f"{before['tokens_per_s']:.0f}"
-        lines.append(f"| tokens/s, batch {one['batch_size']} | {shown} | {one['tokens_per_s']:.0f} |")
+    lines += _speed_rows(content["original_speed"], content["speed"])
     lines += ["", "Bytes by part:", "", "```", *_bars(original["by_part"], size["by_part"]), "```", ""]
     texts = content["texts"]
     lines += ["![Size against quality](report.svg)", ""]
@@ -197,6 +193,30 @@ def _label_rows(quality: Mapping[str, float]) -> list[str]:
         f"| KL to the original, nats a text | | {quality['kl']:.5f} |",
         f"| same label | | {quality['top1_agreement']:.2%} |",
     ]
+
+
+def _speed_rows(originals: Sequence[Mapping[str, float]], speeds: Sequence[Mapping[str, float]]) -> list[str]:
+    """What decoding costs at each batch size."""
+    before = {one["batch_size"]: one for one in originals}
+    rows = []
+    for one in speeds:
+        sides = [before.get(one["batch_size"], {}), one]
+        for what, shown in (("tokens/s", _rate), ("ms a step", _time), ("MiB of weights and cache", _memory)):
+            cells = " | ".join(shown(side) if side else "" for side in sides)
+            rows.append(f"| {what}, batch {one['batch_size']:.0f} | {cells} |")
+    return rows
+
+
+def _rate(speed: Mapping[str, float]) -> str:
+    return f"{speed['tokens_per_s']:.0f}"
+
+
+def _time(speed: Mapping[str, float]) -> str:
+    return f"{speed['ms_per_step']:.2f}"
+
+
+def _memory(speed: Mapping[str, float]) -> str:
+    return f"{(speed['weight_bytes'] + speed['cache_bytes']) / 2**20:.1f}"
 
 
 def _bars(original: Mapping[str, int], parts: Mapping[str, int], width: int = 50) -> list[str]:

@@ -16,6 +16,7 @@ class Speed:
     tokens_per_s: float
     ms_per_step: float
     weight_bytes: int  # in memory
+    cache_bytes: int  # of keys and values, for as many tokens as these sequences have
 
 
 def measure_speed(model: LocalModel, num_tokens: int = 32, prompt_tokens: int = 16) -> list[Speed]:
@@ -31,9 +32,12 @@ def measure_speed(model: LocalModel, num_tokens: int = 32, prompt_tokens: int = 
         begin_s = time.perf_counter()
         model.generate(prompts, num_tokens, ignore_eos=True)
         elapsed_s = time.perf_counter() - begin_s
-        found.append(
-            Speed(
-                batch_size, batch_size * num_tokens / elapsed_s, 1000 * elapsed_s / num_tokens, model.num_weight_bytes
-            )
+        speed = Speed(
+            batch_size=batch_size,
+            tokens_per_s=batch_size * num_tokens / elapsed_s,
+            ms_per_step=1000 * elapsed_s / num_tokens,
+            weight_bytes=model.num_weight_bytes,
+            cache_bytes=model.cache_bytes(batch_size, prompt_tokens + num_tokens),
         )
+        found.append(speed)
     return found

@@ -86,9 +86,13 @@ def test_a_report_tells_size_quality_and_speed(measured: Path) -> None:
     assert 0 < report["quality"]["kl"] < 0.1
     assert report["quality"]["top1_agreement"] > 0.8
     assert [one["batch_size"] for one in report["speed"]] == [1, 8, 32]
+    caches = [one["cache_bytes"] for one in report["speed"]]
+    assert caches == [caches[0], 8 * caches[0], 32 * caches[0]]
     assert report["files_sha256"].keys() == {"model.safetensors"}
     text = (measured / "report.md").read_text()
     assert "| perplexity |" in text
+    for row in ("| tokens/s, batch 8 |", "| ms a step, batch 32 |", "| MiB of weights and cache, batch 1 |"):
+        assert row in text
     assert "█" in text
     assert (measured / "recipe.yaml").read_text().startswith("steps:\n- step: quantize\n  scheme: int8")
 
@@ -160,10 +164,11 @@ def test_a_sequence_is_answered_alone_as_beside_others(source: Path, tmp_path: P
         start += len(sequence)
 
 
-def test_gptq_is_nearer_than_rounding_and_transformers_reads_it(source: Path, texts: Path, tmp_path: Path) -> None:
+def test_gptq_is_nearer_than_rounding_in_little_memory_too(source: Path, texts: Path, tmp_path: Path) -> None:
     command = ["compress", "quantize", str(source), "DST", "--scheme", "int3", "--group-size", "16"]
     calibrated = ["--calibration", str(texts)]
-    for target, calibration in (("rounded", []), ("gptq", calibrated), ("again", calibrated)):
+    in_files = [*calibrated, "--max-memory-gib", "0.00002"]  # room for one layer or two
+    for target, calibration in (("rounded", []), ("gptq", calibrated), ("again", in_files)):
         assert main([*command[:3], str(tmp_path / target), *command[4:], *calibration]) == 0
     original = LocalModel(source)
     sequences = list(sequences_of(read_texts(texts), original.tokenizer, 64))

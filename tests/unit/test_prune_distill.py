@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import kl_div
+from torch.nn.functional import cosine_similarity, kl_div
 
 from serve_app.cli import main
 from serve_app.compress.distill import DistillSettings, distill, divergence
 from serve_app.compress.evaluate import compare
 from serve_app.compress.importance import measure_importance
 from serve_app.compress.local_model import LocalModel
-from serve_app.compress.prune import PruneSettings, load_dense, prune
+from serve_app.compress.prune import PruneSettings, prune
 from serve_app.compress.student import load_trainable, make_student, smaller_config
 from serve_app.compress.top_teacher import TopLogprobs, TopTeacher, top_divergence
 from serve_app.errors import ConfigError
@@ -35,14 +35,29 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_block_influence_is_what_a_layer_changes(source: Path) -> None:
-    model = load_dense(source)
-    with torch.no_grad():
-        for name in ("self_attn.o_proj", "mlp.down_proj"):
-            model.model.layers[2].get_submodule(name).weight.zero_()
-    influence = measure_importance(model, SEQUENCES).blocks
+def test_block_influence_is_what_a_layer_changes(tmp_path: Path) -> None:
+    idle = make_model("qwen2", tmp_path / "idle")
+    state = load_file(str(idle / "model.safetensors"))
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        state[f"model.layers.2.{name}.weight"].zero_()
+    torch_save(state, idle)
+    influence = measure_importance(idle, 4, SEQUENCES).blocks
     assert influence.argmin() == 2
     assert influence[2] == pytest.approx(0, abs=1e-9)
+
+
+def test_layer_by_layer_is_what_the_whole_model_does(source: Path) -> None:
+    """Against transformers' own hidden states."""
+    model = load_trainable(source).eval()
+    with torch.no_grad():
+        states = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states for ids in SEQUENCES]
+    found = measure_importance(source, 4, SEQUENCES)
+    for layer in range(3):  # behind the last, transformers gives what the norm made of it
+        pairs = [(state[layer][0].double(), state[layer + 1][0].double()) for state in states]
+        expected = torch.cat([1 - cosine_similarity(before, after, dim=-1) for before, after in pairs]).mean()
+        assert found.blocks[layer] == pytest.approx(expected.item(), rel=1e-4)
+    assert found.heads.shape == (4, 2)
+    assert found.channels.shape == (4, 64)
 
 
 def test_layers_that_do_nothing_go_first_and_nothing_is_lost(source: Path, texts: Path, tmp_path: Path) -> None:
