@@ -1,7 +1,8 @@
 """Decoding of a random 120M llama in float32, bfloat16 and quantized: ms a step at batch 1 and 8, and memory.
 
 Speed in one process, the variants in turn, many short rounds, so that what slows the machine slows all of them; memory
-in a process for each. `--record` adds a table to bench/results.md.
+in a process for each. Beside transformers, torchao and llama.cpp where they are installed. `--record` adds a table to
+bench/results.md.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -19,6 +21,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
+from bench import llama_cpp
 from bench.random_llama import SIZES, write_checkpoint
 from bench.results import describe_machine, record
 from serve_app.compress.local_model import LocalModel
@@ -38,9 +41,9 @@ OURS: dict[str, tuple[str, LoadQuantization | None]] = {
     "int4, the rest bfloat16": ("bfloat16", INT4),
 }
 OTHERS = ("transformers, float32", "transformers, torchao int8")
+LLAMA_CPP = "llama.cpp, q8_0"
 Run = Callable[[int, int], object]  # a batch size, and how many tokens to draw
-
-
+Measure = Callable[[int], float]  # a batch size -> ms a step
 Steps = dict[str, list[float]]  # ms a step of each variant, by batch size
 
 
@@ -63,17 +66,25 @@ def main() -> None:
         others = [name for name in OTHERS if "torchao" not in name or find_spec("torchao") is not None]
         variants = [*OURS, *others]
         memory = {variant: _memory_in_a_process(variant, directory, options.threads) for variant in variants}
-        rounds = measure_speed({variant: _load(variant, directory) for variant in variants}, options.rounds)
+        measures: dict[str, Measure] = {
+            variant: partial(_ms_per_step, _load(variant, directory)) for variant in variants
+        }
+        if llama_cpp.is_installed():
+            gguf = llama_cpp.write_gguf(directory, Path(scratch) / "q8_0.gguf")
+            measures[LLAMA_CPP] = lambda batch_size: llama_cpp.ms_per_step(
+                gguf, batch_size, PROMPT_TOKENS, NUM_TOKENS, options.threads
+            )
+        rounds = measure_speed(measures, options.rounds)
     text = _table(rounds, memory, options.threads)
     print(text)
     if options.record:
         record("Quantized models", machine, text)
 
 
-def measure_speed(runs: Mapping[str, Run], num_rounds: int) -> list[Steps]:
+def measure_speed(measures: Mapping[str, Measure], num_rounds: int) -> list[Steps]:
     """The variants in turn, after a round to warm up."""
     found = [
-        {variant: [_ms_per_step(run, batch_size) for batch_size in BATCH_SIZES] for variant, run in runs.items()}
+        {variant: [measure(batch_size) for batch_size in BATCH_SIZES] for variant, measure in measures.items()}
         for _ in range(num_rounds + 1)
     ]
     return found[1:]
@@ -158,7 +169,8 @@ def _table(rounds: list[Steps], memory: Mapping[str, int], threads: int) -> str:
             cells.append(f"{median(one[variant][place] for one in rounds):.1f}")
             for base in ("float32", "bfloat16"):
                 cells.append(f"{median(one[base][place] / one[variant][place] for one in rounds):.2f}")
-        cells += [f"{memory[variant] / 2**20:.0f}", f"{memory[variant] / memory['float32']:.2f}"]
+        held = memory.get(variant)
+        cells += ["", ""] if held is None else [f"{held / 2**20:.0f}", f"{held / memory['float32']:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
