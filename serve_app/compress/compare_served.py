@@ -1,4 +1,4 @@
-"""Two models side by side where at least one is behind a URL: perplexity, agreement, exact answers, speed."""
+"""Two models side by side where at least one is behind a URL: perplexity, KL, agreement, exact answers, speed."""
 
 import json
 from collections.abc import Sequence
@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serve_app.compress.evaluate import Perplexity, TaskScore, perplexity_of, score_answers, top1_agreement
+from serve_app.compress.evaluate import (
+    Perplexity,
+    TaskScore,
+    kl_lower_bound,
+    perplexity_of,
+    score_answers,
+    top1_agreement,
+)
 from serve_app.compress.local_model import LocalModel
 from serve_app.compress.served_model import ServedModel
 from serve_app.compress.speed import measure_speed
@@ -34,6 +41,7 @@ class Comparison:
     original: Side
     model: Side
     top1_agreement: float
+    kl_lower_bound: float  # by the most probable tokens, all that a server tells
     num_tokens: int
 
     @property
@@ -80,7 +88,8 @@ def compare_served(
             )
         )
     agreement = top1_agreement(scores[0], scores[1])
-    return Comparison(sides[0], sides[1], agreement, sides[0].perplexity.num_tokens)
+    kl = kl_lower_bound(scores[0], scores[1])
+    return Comparison(sides[0], sides[1], agreement, kl, sides[0].perplexity.num_tokens)
 
 
 def describe(comparison: Comparison) -> str:
@@ -91,6 +100,7 @@ def describe(comparison: Comparison) -> str:
         "| --- | --- | --- |",
         f"| perplexity | {_shown(sides[0].perplexity)} | {_shown(sides[1].perplexity)} "
         f"({comparison.perplexity_increase:+.2%}) |",
+        f"| KL to the original, nats a token, at least | | {comparison.kl_lower_bound:.5f} |",
         f"| same next token | | {comparison.top1_agreement:.2%} |",
     ]
     for before, after in zip(*(side.tasks for side in sides), strict=True):

@@ -63,7 +63,7 @@ def learn_on_workers(
             "num_threads": num_threads,
             "folder": str(folder.absolute()),
         }
-        with shown_progress(progress, lesson.settings.num_steps, "distill", "step"):
+        with shown_progress(progress, lesson.settings.num_steps, "distill", "step", "loss"):
             losses = run_workers(_work, config, num_workers, storage)
         if not isinstance(losses, list):
             raise InternalError("the workers ended without a student; see Ray's log")

@@ -18,7 +18,9 @@ from serve_app.compress.texts import TaskExample
 from serve_app.errors import ConfigError
 from serve_app.preprocessing.tokenizer import Tokenizer
 
+NUM_TOP = 20  # tokens that a model behind a URL tells of each place
 _BATCH_TOKENS = 1024
+_SMALLEST = 1e-9  # of the probability that is left for all other tokens
 
 
 class Scored(Protocol):
@@ -56,7 +58,14 @@ class TextScore:
 
     token_ids: list[int]
     logprobs: list[float]  # of those tokens, natural
-    best_ids: list[int]  # the most probable token in the place of each
+    tops: list[
+        dict[int, float]
+    ]  # in the place of each, the NUM_TOP most probable tokens with their logprobs, best first
+
+    @property
+    def best_ids(self) -> list[int]:
+        """The most probable token in the place of each."""
+        return [next(iter(top)) for top in self.tops]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,21 @@ def top1_agreement(original: Sequence[TextScore], model: Sequence[TextScore]) ->
         num_agreeing += sum(one == two for one, two in zip(theirs.best_ids, ours.best_ids, strict=True))
         num_tokens += len(theirs.best_ids)
     return num_agreeing / num_tokens
+
+
+def kl_lower_bound(original: Sequence[TextScore], model: Sequence[TextScore]) -> float:
+    """KL(original || model), nats, mean over tokens, all tokens but those that both tell of counted as one.
+
+    Never more than the divergence over all tokens (the data processing inequality).
+    """
+    total, num_tokens = 0.0, 0
+    for theirs, ours in zip(original, model, strict=True):
+        for their_top, our_top in zip(theirs.tops, ours.tops, strict=True):
+            shared = [(their_top[token], our_top[token]) for token in their_top.keys() & our_top.keys()]
+            rests = [math.log(max(_SMALLEST, 1 - sum(math.exp(pair[side]) for pair in shared))) for side in (0, 1)]
+            total += sum(math.exp(one) * (one - two) for one, two in [*shared, (rests[0], rests[1])])
+            num_tokens += 1
+    return total / num_tokens
 
 
 def perplexity(model: Scored, sequences: Sequence[list[int]]) -> Perplexity:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from serve_app.compress.evaluate import TextScore
+from serve_app.compress.evaluate import NUM_TOP, TextScore
 from serve_app.engine.attention import attend_one
 from serve_app.engine.kv_cache import kv_block_bytes
 from serve_app.engine.loader import load_stage
@@ -89,7 +89,11 @@ class LocalModel:
             token_ids = self.tokenizer.encode(text, add_special_tokens=True)
             logprobs = self.logits([token_ids])[:-1].to(torch.float64).log_softmax(dim=-1)  # [T - 1, V]
             own = logprobs.gather(1, torch.tensor(token_ids[1:])[:, None].to(logprobs.device))[:, 0]
-            scores.append(TextScore(token_ids[1:], own.tolist(), logprobs.argmax(dim=1).tolist()))
+            best = logprobs.topk(min(NUM_TOP, logprobs.shape[1]), dim=1)
+            tops = [
+                dict(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+            scores.append(TextScore(token_ids[1:], own.tolist(), tops))
         return scores
 
     def answers(self, prompts: Sequence[str], max_tokens: int) -> list[str]:

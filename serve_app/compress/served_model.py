@@ -13,7 +13,7 @@ import httpx
 import torch
 from tqdm import tqdm
 
-from serve_app.compress.evaluate import TextScore
+from serve_app.compress.evaluate import NUM_TOP, TextScore
 from serve_app.compress.speed import BATCH_SIZES
 from serve_app.compress.top_teacher import TopLogprobs
 from serve_app.errors import ConfigError
@@ -21,7 +21,6 @@ from serve_app.errors import ConfigError
 _TIMEOUT_S = 600.0
 _NUM_AT_ONCE = 8
 _SHOWN_CHARS = 300
-NUM_TOP = 20  # of a teacher's tokens, at each place
 _SPEED_PROMPT = "0 1 2 3 4 5 6 7 8 9"
 
 
@@ -35,25 +34,19 @@ class ServedModel:
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """Each text as a prompt. Raises ConfigError when the server cannot say it."""
-        bodies = [
-            {"prompt": text, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1, "model": self.name}
-            for text in texts
+        own = [self._own_of(choice) for choice in self._complete_all(self._prompts(texts, 1), "evaluate")]
+        ranked = [self._ranked(choice, NUM_TOP) for choice in self._complete_all(self._prompts(texts, NUM_TOP), "rank")]
+        return [
+            TextScore(*tokens, [{token: logprob for _rank, token, logprob in row} for row in rows])
+            for tokens, rows in zip(own, ranked, strict=True)
         ]
-        return [self._score_of(choice) for choice in self._complete_all(bodies, "evaluate")]
 
     def top_logprobs(self, sequences: Sequence[list[int]], vocab_size: int) -> list[TopLogprobs]:
         """The NUM_TOP most probable tokens before each token of the sequences but their first. Raises ConfigError."""
         count = min(NUM_TOP, vocab_size)
-        bodies = [
-            {"prompt": one, "max_tokens": 1, "temperature": 0, "prompt_logprobs": count, "model": self.name}
-            for one in sequences
-        ]
         found = []
-        for choice in self._complete_all(bodies, "ask the teacher"):
-            ranked = [
-                sorted((entry["rank"], int(token), float(entry["logprob"])) for token, entry in entries.items())[:count]
-                for entries in self._positions_of(choice)
-            ]
+        for choice in self._complete_all(self._prompts(sequences, count), "ask the teacher"):
+            ranked = self._ranked(choice, count)
             ids = torch.tensor([[token for _rank, token, _logprob in row] for row in ranked])
             logprobs = torch.tensor([[logprob for _rank, _token, logprob in row] for row in ranked])
             if int(ids.max()) >= vocab_size:
@@ -79,16 +72,29 @@ class ServedModel:
             found[batch_size] = batch_size * num_tokens / (time.perf_counter() - begin_s)
         return found
 
-    def _score_of(self, choice: dict[str, Any]) -> TextScore:
-        """Of each position's entries the one that is not the most probable is the text's own; or there is one only."""
-        token_ids, logprobs, best_ids = [], [], []
+    def _prompts(self, prompts: Sequence[str] | Sequence[list[int]], num_top: int) -> list[dict[str, Any]]:
+        """Requests for what the model thinks of the prompts."""
+        settings = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": num_top, "model": self.name}
+        return [{"prompt": prompt, **settings} for prompt in prompts]
+
+    def _own_of(self, choice: dict[str, Any]) -> tuple[list[int], list[float]]:
+        """A prompt's own tokens and their log-probabilities.
+
+        Of each position's entries the one that is not the most probable is the text's own; or there is one only.
+        """
+        token_ids, logprobs = [], []
         for entries in self._positions_of(choice):
-            best = next(token for token, entry in entries.items() if entry["rank"] == 1)
-            own = next((token for token, entry in entries.items() if entry["rank"] != 1), best)
+            own = next((token for token, entry in entries.items() if entry["rank"] != 1), next(iter(entries)))
             token_ids.append(int(own))
-            best_ids.append(int(best))
             logprobs.append(float(entries[own]["logprob"]))
-        return TextScore(token_ids, logprobs, best_ids)
+        return token_ids, logprobs
+
+    def _ranked(self, choice: dict[str, Any], count: int) -> list[list[tuple[int, int, float]]]:
+        """At each position the so many most probable: rank, token, log-probability."""
+        return [
+            sorted((entry["rank"], int(token), float(entry["logprob"])) for token, entry in entries.items())[:count]
+            for entries in self._positions_of(choice)
+        ]
 
     def _positions_of(self, choice: dict[str, Any]) -> list[dict[str, Any]]:
         """A prompt's tokens from the second on."""

@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from serve_app.compress.artifact import copy_text_files, new_directory, save_state, write_json
 from serve_app.compress.distill import DistillSettings, Workers, distill
+from serve_app.compress.evaluate import NUM_TOP
 from serve_app.compress.quantize import read_quantizable
 from serve_app.compress.recipe import write_recipe
-from serve_app.compress.served_model import NUM_TOP, ServedModel
+from serve_app.compress.served_model import ServedModel
 from serve_app.compress.texts import read_texts, sequences_of
 from serve_app.compress.top_teacher import TopTeacher
 from serve_app.errors import ConfigError

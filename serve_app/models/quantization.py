@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from serve_app.models.int8_linear import Int8Linear, make_product
-from serve_app.models.quantized_linear import QuantizedLinear
+from serve_app.models.quantized_linear import KernelLinear, QuantizedLinear
 from serve_app.models.quantized_weight import FLOAT8, QuantizedWeight
 from serve_app.types import WeightScheme
 
@@ -23,7 +23,7 @@ _HOOKS = (
 )
 
 
-class CpuInt8WeightLinear(QuantizedLinear):
+class CpuInt8WeightLinear(KernelLinear):
     """Int8 weights of one scale per output, inputs in bfloat16."""
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
@@ -39,7 +39,7 @@ class CpuInt8WeightLinear(QuantizedLinear):
         return outputs if self.bias is None else outputs + self.bias
 
 
-class Int4Linear(QuantizedLinear):
+class Int4Linear(KernelLinear):
     """Weights of at most 4 bits in groups, inputs in bfloat16: torch's kernels for CPU and, as tinygemm, for CUDA."""
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
@@ -68,7 +68,7 @@ class Int4Linear(QuantizedLinear):
         return outputs if self.bias is None else outputs + self.bias
 
 
-class CudaFloat8Linear(QuantizedLinear):
+class CudaFloat8Linear(KernelLinear):
     """Float8 weights and rows, a scale for each output and each row: `_scaled_mm` (Hopper and later)."""
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
@@ -90,7 +90,7 @@ class CudaFloat8Linear(QuantizedLinear):
         return outputs if self.bias is None else outputs + self.bias
 
 
-class DequantizingLinear(QuantizedLinear):
+class DequantizingLinear(KernelLinear):
     """Any quantized weight, made whole for each call: small in memory, and slow; where no kernel takes its shape."""
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, has_float8_inputs: bool = False) -> None:

@@ -101,7 +101,7 @@ def train_on_workers(
     with ray_session(num_workers, is_local=is_local):
         progress = ray.remote(num_cpus=0)(Progress).remote()
         config = {"prepared": [ray.put(prepared)], "progress": progress, "num_threads": num_threads}
-        with shown_progress(progress, prepared.settings.max_epochs, "training", "epoch"):
+        with shown_progress(progress, prepared.settings.max_epochs, "training", "epoch", "validation_loss"):
             best = run_workers(_work, config, num_workers, storage)
     if not isinstance(best, Best):
         raise InternalError("the workers ended without a model; see Ray's log")
@@ -152,7 +152,7 @@ def run_workers(
 
 
 @contextmanager
-def shown_progress(progress: Any, num_steps: int, title: str, unit: str) -> Iterator[None]:
+def shown_progress(progress: Any, num_steps: int, title: str, unit: str, loss_name: str) -> Iterator[None]:
     """A bar that grows meanwhile."""
     is_over = threading.Event()
 
@@ -162,7 +162,7 @@ def shown_progress(progress: Any, num_steps: int, title: str, unit: str) -> Iter
                 epoch, loss = ray.get(progress.now.remote())
                 if epoch != bar.n:
                     bar.n = epoch
-                    bar.set_postfix(loss=f"{loss:.4f}")
+                    bar.set_postfix({loss_name: f"{loss:.4f}"})
 
     shower = threading.Thread(target=show)
     shower.start()

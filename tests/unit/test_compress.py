@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from serve_app.cli import main
-from serve_app.compress.evaluate import compare, perplexity, score_tasks
+from serve_app.compress.evaluate import TextScore, compare, kl_lower_bound, perplexity, score_tasks
 from serve_app.compress.local_model import LocalModel
 from serve_app.compress.quantize import QuantizeSettings, quantize
 from serve_app.compress.schemes import encode, pack, scheme_of
@@ -95,6 +95,22 @@ def test_a_report_tells_size_quality_and_speed(measured: Path) -> None:
         assert row in text
     assert "█" in text
     assert (measured / "recipe.yaml").read_text().startswith("steps:\n- step: quantize\n  scheme: int8")
+
+
+@pytest.mark.parametrize(("vocab_size", "is_all"), [(20, True), (500, False)])
+def test_the_most_probable_tokens_bound_the_divergence_from_below(vocab_size: int, is_all: bool) -> None:
+    generator = torch.Generator().manual_seed(vocab_size)
+    original, noise = (torch.randn(40, vocab_size, generator=generator, dtype=torch.float64) for _ in range(2))
+    theirs, ours = (logits.log_softmax(-1) for logits in (3 * original, 3 * original + noise))
+    whole = (theirs.exp() * (theirs - ours)).sum(-1).mean().item()
+    bound = kl_lower_bound([score_of(theirs)], [score_of(ours)])
+    assert bound == pytest.approx(whole) if is_all else 0.5 * whole < bound < whole
+
+
+def score_of(logprobs: torch.Tensor) -> TextScore:
+    best = logprobs.topk(20, dim=1)
+    tops = [dict(zip(*row, strict=True)) for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return TextScore([0] * len(tops), [0.0] * len(tops), tops)
 
 
 def test_inspect_shows_how_a_model_was_made(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ def test_a_served_model_is_what_its_files_are(
     found = json.loads(figures.read_text())
     assert abs(found["perplexity_increase"]) < 1e-4
     assert found["top1_agreement"] == 1.0
+    assert found["kl_lower_bound"] == pytest.approx(0, abs=1e-6)
     assert found["model"]["tasks"] == found["original"]["tasks"]
     assert found["num_tokens"] == found["model"]["perplexity"]["num_tokens"] > 20
     assert set(found["model"]["tokens_per_s"]) == {"1", "8", "32"}
