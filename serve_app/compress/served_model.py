@@ -61,11 +61,11 @@ class ServedModel:
         ]
         return [str(choice["text"]) for choice in self._complete_all(bodies, "answer")]
 
-    def measure_speed(self, num_tokens: int = 32) -> dict[int, float]:
+    def measure_speed(self, batch_sizes: Sequence[int] = BATCH_SIZES, num_tokens: int = 32) -> dict[int, float]:
         """Tokens a second over HTTP, by how many requests are under way at once; after a warm-up, wall-clock."""
         body = {"prompt": _SPEED_PROMPT, "temperature": 0, "ignore_eos": True, "model": self.name}
         found = {}
-        for batch_size in BATCH_SIZES:
+        for batch_size in batch_sizes:
             self._complete_all([{**body, "max_tokens": 2}] * batch_size, None, batch_size)
             begin_s = time.perf_counter()
             self._complete_all([{**body, "max_tokens": num_tokens}] * batch_size, None, batch_size)
