@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from serve_app.engine import process_memory
 from serve_app.engine.process_memory import ask_for_huge_pages, collapse_to_huge_pages
 
 HUGE_BYTES = 1 << 21
@@ -68,3 +69,10 @@ def test_memory_with_holes_does_not_grow() -> None:
     assert resident_pages(address, len(area)) == before < len(area) // mmap.PAGESIZE
     del handle
     area.close()
+
+
+def test_where_a_process_may_not_see_its_pages_all_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_memory, "_OWN_PROCESS", tmp_path)
+    assert collapse_to_huge_pages() == 0
