@@ -13,7 +13,7 @@ from serve_app.engine.process_memory import ask_for_huge_pages, collapse_to_huge
 HUGE_BYTES = 1 << 21
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
-pytestmark = pytest.mark.skipif(
+needs_huge_pages = pytest.mark.skipif(
     not _SETTING.exists() or "[never]" in _SETTING.read_text(), reason="this system gives no huge pages"
 )
 
@@ -38,6 +38,7 @@ def resident_pages(address: int, num_bytes: int) -> int:
     return sum(flag & 1 for flag in flags)
 
 
+@needs_huge_pages
 def test_a_tensor_that_asks_takes_huge_pages() -> None:
     tensor = torch.empty(32 * HUGE_BYTES, dtype=torch.int8)
     ask_for_huge_pages(tensor)
@@ -51,6 +52,7 @@ def test_a_small_tensor_may_ask() -> None:
     assert tensor.tolist() == [1, 1, 1]
 
 
+@needs_huge_pages
 def test_full_memory_is_collapsed_and_keeps_what_it_holds() -> None:
     tensor = torch.arange(8 * HUGE_BYTES, dtype=torch.int32)
     assert collapse_to_huge_pages() >= 24 * HUGE_BYTES
@@ -58,6 +60,7 @@ def test_full_memory_is_collapsed_and_keeps_what_it_holds() -> None:
     assert torch.equal(tensor, torch.arange(8 * HUGE_BYTES, dtype=torch.int32))
 
 
+@needs_huge_pages
 def test_memory_with_holes_does_not_grow() -> None:
     area = mmap.mmap(-1, 6 * HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     handle = ctypes.c_char.from_buffer(area)
