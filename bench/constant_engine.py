@@ -10,19 +10,18 @@ import ray
 from ray.serve import Application
 
 from serve_app import app
-from serve_app.config import ModelConfig
+from serve_app.config.model import ModelConfig
 from serve_app.deployments.router import Router
 from serve_app.deployments.shard import Shard
-from serve_app.types import (
+from serve_app.types.models import ModelSource
+from serve_app.types.shards import (
     BatchShardSettings,
     EngineLimits,
-    ModelSource,
     Rendezvous,
     ShardReport,
     ShardSettings,
-    StepInput,
-    StepOutput,
 )
+from serve_app.types.steps import StepInput, StepOutput
 from serve_app.wire.links import ControlAddress, ControlClient
 
 STEP_S = 0.010

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from serve_app.serve_process import session_members
+from serve_app.cli.serve_process import session_members
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from bench.cpu_usage import take_snapshot, usage_between
 from bench.results import describe_machine, record
 from bench.rivals import TICKETS, minilm_directory
 from bench.serving import THROUGHPUT_PROFILE, ServedModel, free_port, running, serving
-from serve_app.planning.csv_rows import read_csv
+from serve_app.training.csv_rows import read_csv
 
 NUM_CLIENTS = (1, 8, 64)
 MODELS = ("tickets", "minilm")

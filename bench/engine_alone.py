@@ -20,7 +20,8 @@ from serve_app.engine.model_runner import ModelRunner
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.scheduling.scheduler import Scheduler
-from serve_app.types import EngineLimits, GenerateRequest, OutputChunk, SamplingParams, ShardSpec
+from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
+from serve_app.types.shards import EngineLimits, ShardSpec
 
 
 class EngineAlone:

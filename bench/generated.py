@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serve_app.types import TokenLogprobs
+from serve_app.types.generation import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from bench.random_llama import SIZES, LlamaSize, make_model, stage_of
 from bench.transformers_batching import generate_batched
 from bench.workload import equal_workload
 from serve_app.models.transformers_model import TransformersStage
-from serve_app.types import EngineLimits
+from serve_app.types.shards import EngineLimits
 
 _BLOCK_SIZE = 16
 _NUM_COPIES = 5

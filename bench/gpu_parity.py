@@ -13,7 +13,7 @@ from bench.engine_alone import EngineAlone, whole_model
 from bench.generated import Generated, WorkItem
 from bench.random_llama import SIZES, write_checkpoint
 from bench.workload import poisson_workload
-from serve_app.types import EngineLimits
+from serve_app.types.shards import EngineLimits
 
 # Two results that are each right to within the noise of bfloat16 are 1.4 noises apart, the difference of two such
 # differences 2; the rest is for the largest of many.

@@ -21,7 +21,7 @@ from bench.random_llama import SIZES, write_checkpoint
 from bench.results import describe_machine, record
 from bench.serving import BUILD_DIR, ROOT, THROUGHPUT_PROFILE, serving
 from bench.workload import equal_workload, poisson_workload, write_workload
-from serve_app.planning.model_spec import read_model_spec
+from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.planning.planner import kv_block_bytes, plan_shards
 
 MODEL_NAME = "bench"

@@ -25,7 +25,7 @@ from bench import llama_cpp
 from bench.random_llama import SIZES, write_checkpoint
 from bench.results import describe_machine, record
 from serve_app.compress.local_model import LocalModel
-from serve_app.types import LoadQuantization, WeightScheme
+from serve_app.types.shards import LoadQuantization, WeightScheme
 
 BATCH_SIZES = (1, 8)
 PROMPT_TOKENS = 16

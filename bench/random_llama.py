@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from serve_app.models.transformers_model import TransformersStage
-from serve_app.types import ShardSpec
+from serve_app.types.shards import ShardSpec
 
 _MAX_POSITIONS = 4096
 _NUM_BYTE_TOKENS = 256

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from serve_app.serve_command import child_environment
-from serve_app.serve_process import ServeProcess
+from serve_app.cli.serve_command import child_environment
+from serve_app.cli.serve_process import ServeProcess
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD_DIR = ROOT / "build" / "bench"

@@ -9,21 +9,24 @@ from pathlib import Path
 from ray import serve
 from ray.serve import Application
 
-from serve_app.config import DeviceConfig, EngineConfig, GatewayConfig, ModelConfig, ModelSetConfig, read_environment
+from serve_app.backend.serve_applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME
+from serve_app.checkpoints.source import is_hub_id, pin_revision
+from serve_app.config.engine import DeviceConfig, EngineConfig
+from serve_app.config.environment import read_environment
+from serve_app.config.gateway import GatewayConfig
+from serve_app.config.graph import GraphConfig
+from serve_app.config.model import ModelConfig, ModelSetConfig
 from serve_app.deployments.batch_router import BatchRouter
-from serve_app.deployments.pipeline import Pipeline
 from serve_app.deployments.preprocessor import Preprocessor
 from serve_app.deployments.router import Router
 from serve_app.gateway.deployment import Gateway
-from serve_app.gateway.serve_applications import PIPELINE_NAME, PREPROCESSOR_NAME, ROUTER_NAME
-from serve_app.pipeline_config import PipelineConfig
-from serve_app.planning.key_file import read_key_file
+from serve_app.gateway.key_file import read_key_file
+from serve_app.graphs.deployment import Graph
 from serve_app.planning.reservations import CPUS_PER_REPLICA
-from serve_app.planning.source import is_hub_id, pin_revision
 
 _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
 _PREPROCESSOR_MAX_ONGOING_REQUESTS = 10_000
-_PIPELINE_MAX_ONGOING_REQUESTS = 1000
+_GRAPH_MAX_ONGOING_REQUESTS = 1000
 _SHUTDOWN_S = 600.0  # a replica that is to leave lets its requests end
 
 
@@ -57,12 +60,12 @@ def build_models(args: ModelSetConfig) -> Application:
     return _router(BatchRouter, args.device, args.engine, 1).bind(config, _preprocessor(config.models))
 
 
-def build_pipeline(args: PipelineConfig) -> Application:
+def build_graph(args: GraphConfig) -> Application:
     """Models of other applications joined to one that is called like a model; it waits for them when it starts."""
     deployment = serve.deployment(
-        Pipeline,
-        name=PIPELINE_NAME,
-        max_ongoing_requests=_PIPELINE_MAX_ONGOING_REQUESTS,
+        Graph,
+        name=GRAPH_NAME,
+        max_ongoing_requests=_GRAPH_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )

@@ -73,6 +73,10 @@ class RequestError(RayshardError):
     kind = "invalid_request_error"
 
 
+class ContextLengthError(RequestError):
+    """Prompt and answer do not fit the model's context."""
+
+
 class ModelNotFoundError(RequestError):
     """No model of that name is served."""
 

@@ -13,25 +13,20 @@ import uvicorn
 from starlette.applications import Starlette
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from serve_app.backend.protocol import HealthReport
 from serve_app.errors import RayshardError
-from serve_app.gateway.backend import HealthReport
 from serve_app.preprocessing.chain import Chain
-from serve_app.types import (
-    ChainRequest,
-    ChainResult,
-    CopyState,
+from serve_app.types.chains import ChainRequest, ChainResult
+from serve_app.types.generation import (
     FinishReason,
     GenerateRequest,
-    InferRequest,
-    InferResult,
-    Item,
-    ModelDescription,
     OutputChunk,
-    PipelineRequest,
-    PipelineResult,
     SamplingParams,
     TokenLogprobs,
 )
+from serve_app.types.graphs import GraphRequest, GraphResult
+from serve_app.types.models import CopyState, ModelDescription
+from serve_app.types.tensors import InferRequest, InferResult, Item
 
 BOS, EOS, END_OF_TURN = "<s>", "</s>", "<|end|>"
 CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}
@@ -141,7 +136,7 @@ class ScriptedBackend:
     chain: Chain | None = None  # before every model that has steps
     after: Chain | None = None  # behind every model that has steps
     changes: dict[str, Any] = field(default_factory=dict)  # of the scripted model's description
-    pipeline: Callable[[PipelineRequest], Awaitable[PipelineResult]] | None = None
+    graph: Callable[[GraphRequest], Awaitable[GraphResult]] | None = None
     num_open: int = 0
     num_aborted: int = 0
 
@@ -193,10 +188,10 @@ class ScriptedBackend:
         assert chain is not None
         return ChainResult([chain.run(value, has_trace=request.has_trace) for value in request.values])
 
-    async def run_pipeline(self, request: PipelineRequest) -> PipelineResult:
-        """Hand the texts to `pipeline`."""
-        assert self.pipeline is not None
-        return await self.pipeline(request)
+    async def run_graph(self, request: GraphRequest) -> GraphResult:
+        """Hand the texts to `graph`."""
+        assert self.graph is not None
+        return await self.graph(request)
 
     def health(self) -> HealthReport:
         """One copy."""

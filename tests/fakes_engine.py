@@ -6,16 +6,9 @@ import zlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from serve_app.types import (
-    EngineLimits,
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-    SequenceStart,
-    StepInput,
-    StepOutput,
-    TokenLogprobs,
-)
+from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from serve_app.types.shards import EngineLimits
+from serve_app.types.steps import SequenceStart, StepInput, StepOutput
 from serve_app.wire.links import ControlAddress, ControlClient
 
 BEAT_S = 0.1

@@ -8,26 +8,18 @@ from pathlib import Path
 
 import torch
 
+from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.deployments.step_loop import StepLoop
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.engine.plain_processes import HOST, PlainProcesses
 from serve_app.parallel.communicator import LoneCommunicator
-from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import plan_shards
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence
-from serve_app.types import (
-    EngineLimits,
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-    ShardReport,
-    ShardSettings,
-    ShardSpec,
-    StepInput,
-    TokenLogprobs,
-)
+from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings, ShardSpec
+from serve_app.types.steps import StepInput
 from serve_app.wire.links import ControlServer
 
 WHOLE = ShardSpec(stage=0, num_stages=1, rank=0, num_ranks=1, first_layer=0, end_layer=4)

@@ -11,7 +11,9 @@ from serve_app.engine.batch_loader import load_batch_stage
 from serve_app.engine.batch_runner import BatchRunner
 from serve_app.engine.plain_processes import HOST, PlainProcesses
 from serve_app.parallel.communicator import LoneCommunicator
-from serve_app.types import BatchModelSettings, BatchShardSettings, BatchStep, BatchStepOutput, Item, ShardSpec
+from serve_app.types.shards import BatchModelSettings, BatchShardSettings, ShardSpec
+from serve_app.types.steps import BatchStep, BatchStepOutput
+from serve_app.types.tensors import Item
 from serve_app.wire.links import ControlServer
 from serve_app.wire.messages import BatchOutputMessage
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from serve_app.types import TensorSpec
+from serve_app.types.tensors import TensorSpec
 
 
 def perceptron(num_layers: int = 4, width: int = 6) -> nn.Sequential:

@@ -21,6 +21,7 @@ from tasks import COMPLETION_SUFFIX, TASKS, heldout, sample_training
 
 from bench.results import describe_machine, record
 from bench.serving import free_port, running
+from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.compress.distill import DistillSettings
 from serve_app.compress.evaluate import Quality, TaskScore, compare, score_tasks
 from serve_app.compress.gptq import quantize_gptq
@@ -30,7 +31,6 @@ from serve_app.compress.quantize import QuantizeSettings, quantize
 from serve_app.compress.served_model import ServedModel
 from serve_app.compress.student import TrainingTexts, train_student
 from serve_app.compress.texts import read_tasks, read_texts, sequences_of
-from serve_app.planning.model_spec import read_model_spec
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "demo_model" / "model"

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from serve_app.checkpoints.quality_gate import REPORT_NAME, sha256_of
+from serve_app.checkpoints.source import TEXT_FILES
 from serve_app.errors import ConfigError
-from serve_app.planning.quality_gate import REPORT_NAME, sha256_of
-from serve_app.planning.source import TEXT_FILES
 
 MAX_FILE_BYTES = 4 * 2**30
 _OWN_FILES = ("config.json", "model.safetensors.index.json", REPORT_NAME)

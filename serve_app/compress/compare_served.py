@@ -18,7 +18,7 @@ from serve_app.compress.local_model import LocalModel
 from serve_app.compress.served_model import ServedModel
 from serve_app.compress.speed import measure_speed
 from serve_app.compress.texts import TaskExample
-from serve_app.config import read_environment
+from serve_app.config.environment import read_environment
 from serve_app.errors import ConfigError
 
 MAX_ANSWER_TOKENS = 128

@@ -16,14 +16,14 @@ from llmcompressor import oneshot
 from llmcompressor.modifiers.gptq import GPTQModifier
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from serve_app.checkpoints.model_spec import ModelSpec
+from serve_app.checkpoints.quality_gate import sha256_of
 from serve_app.compress.artifact import copy_text_files, new_directory, write_json
 from serve_app.compress.quantize import QuantizeSettings, read_quantizable
 from serve_app.compress.recipe import write_recipe
 from serve_app.compress.schemes import scheme_of
 from serve_app.compress.texts import read_texts, sequences_of
 from serve_app.errors import ConfigError
-from serve_app.planning.model_spec import ModelSpec
-from serve_app.planning.quality_gate import sha256_of
 from serve_app.preprocessing.tokenizer import Tokenizer
 
 _MAX_TOKENS = 512

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from serve_app.compress.local_model import CausalAttention
 from serve_app.engine.loader import load_stage
 from serve_app.parallel.communicator import LoneCommunicator
-from serve_app.types import ShardSpec
+from serve_app.types.shards import ShardSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from serve_app.checkpoints.generation_config import read_eos_token_ids
+from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.compress.evaluate import NUM_TOP, TextScore
 from serve_app.engine.attention import attend_one
 from serve_app.engine.kv_cache import kv_block_bytes
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.parallel.communicator import LoneCommunicator
-from serve_app.planning.generation_config import read_eos_token_ids
-from serve_app.planning.model_spec import ModelSpec, read_model_spec
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.scheduling.scheduler import Scheduler
-from serve_app.types import EngineLimits, GenerateRequest, LoadQuantization, SamplingParams, ShardSpec
+from serve_app.types.generation import GenerateRequest, SamplingParams
+from serve_app.types.shards import EngineLimits, LoadQuantization, ShardSpec
 
 _BLOCK_SIZE = 16
 _MAX_BATCHED_TOKENS = 2048

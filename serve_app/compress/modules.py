@@ -13,6 +13,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
+from serve_app.checkpoints.checkpoint_json import read_json
+from serve_app.checkpoints.model_spec import find_weight_files
+from serve_app.checkpoints.module_files import MODULE_METHOD, SCALE_SUFFIX, labels_of, read_module_tensors
+from serve_app.checkpoints.safetensors_header import DTYPE_BITS
 from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
 from serve_app.compress.evaluate import Labelling
 from serve_app.compress.quantize import QuantizeSettings
@@ -22,12 +26,8 @@ from serve_app.compress.schemes import nearest_numbers, scheme_of
 from serve_app.engine.module_loader import load_module_stage
 from serve_app.errors import ConfigError
 from serve_app.models.torch_model import build_module
-from serve_app.planning.checkpoint_json import read_json
-from serve_app.planning.csv_rows import LabelledText
-from serve_app.planning.model_spec import find_weight_files
-from serve_app.planning.module_files import MODULE_METHOD, SCALE_SUFFIX, labels_of, read_module_tensors
-from serve_app.planning.safetensors_header import DTYPE_BITS
-from serve_app.types import BatchModelSettings, ShardSpec
+from serve_app.training.csv_rows import LabelledText
+from serve_app.types.shards import BatchModelSettings, ShardSpec
 
 SCHEMES = ("int8", "int8_weight_only", "power_of_two")
 _BATCH_TEXTS = 64

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from serve_app.checkpoints.model_spec import ModelSpec
+from serve_app.checkpoints.quality_gate import sha256_of
 from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
 from serve_app.compress.importance import Importance, measure_importance
 from serve_app.compress.quantize import HEAD_WEIGHT, read_quantizable
@@ -22,8 +24,6 @@ from serve_app.compress.texts import read_texts, sequences_of
 from serve_app.engine.tensor_file import tensor_reader
 from serve_app.errors import ConfigError
 from serve_app.models.transformers_model import DTYPES, read_config
-from serve_app.planning.model_spec import ModelSpec
-from serve_app.planning.quality_gate import sha256_of
 from serve_app.preprocessing.tokenizer import Tokenizer
 
 _TYPES = ("llama", "mistral", "qwen2", "qwen3")  # whose parts have these names

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from serve_app.architectures.facts import EMBEDDING_PATTERN, HEAD_PATTERN, WHOLE_PATTERN, layer_of
+from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
+from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
 from serve_app.compress.recipe import write_recipe
 from serve_app.compress.schemes import EMBEDDING_SCHEME, encode, quantization_config, scheme_of
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
 from serve_app.models.transformers_model import DTYPES
-from serve_app.planning.architectures import EMBEDDING_PATTERN, HEAD_PATTERN, WHOLE_PATTERN, layer_of
-from serve_app.planning.model_spec import ModelSpec, read_model_spec
-from serve_app.planning.safetensors_header import TensorHeader
-from serve_app.types import WeightScheme
+from serve_app.types.shards import WeightScheme
 
 HEAD_WEIGHT = "lm_head.weight"
 _CONV_TYPES = ("gpt2",)  # their matrices are no linear layers' for compressed-tensors

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from serve_app.architectures.facts import EMBEDDING_PATTERN, HEAD_PATTERN, layer_of
+from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
+from serve_app.checkpoints.quality_gate import REPORT_NAME, REPORT_VERSION, sha256_of
+from serve_app.checkpoints.safetensors_header import DTYPE_BITS
 from serve_app.compress.artifact import weight_hashes, write_json
 from serve_app.compress.evaluate import Labelling, Quality, TaskScore
 from serve_app.compress.plot import Point, plot_sizes
 from serve_app.compress.speed import Speed
-from serve_app.planning.architectures import EMBEDDING_PATTERN, HEAD_PATTERN, layer_of
-from serve_app.planning.model_spec import ModelSpec, read_model_spec
-from serve_app.planning.quality_gate import REPORT_NAME, REPORT_VERSION, sha256_of
-from serve_app.planning.safetensors_header import DTYPE_BITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from serve_app.errors import ConfigError
 from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight, round_to
-from serve_app.types import WeightScheme
+from serve_app.types.shards import WeightScheme
 
 SCHEMES = {
     "int8": WeightScheme(8, has_quantized_inputs=True),

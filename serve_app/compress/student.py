@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from serve_app.checkpoints.checkpoint_json import read_json
+from serve_app.checkpoints.quality_gate import sha256_of
 from serve_app.compress.artifact import copy_text_files, new_directory, save_state, write_json
 from serve_app.compress.distill import DistillSettings, Workers, distill
 from serve_app.compress.evaluate import NUM_TOP
@@ -19,8 +21,6 @@ from serve_app.compress.texts import read_texts, sequences_of
 from serve_app.compress.top_teacher import TopTeacher
 from serve_app.errors import ConfigError
 from serve_app.models.transformers_model import DTYPES
-from serve_app.planning.checkpoint_json import read_json
-from serve_app.planning.quality_gate import sha256_of
 from serve_app.preprocessing.tokenizer import Tokenizer
 
 _MAX_TOKENS = 512

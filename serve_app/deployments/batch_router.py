@@ -5,7 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from serve_app.config import ModelConfig, ModelSetConfig, read_environment
+from serve_app.checkpoints.quality_gate import check_quality
+from serve_app.config.environment import read_environment
+from serve_app.config.model import ModelConfig, ModelSetConfig
 from serve_app.deployments.batch_work import BatchWork
 from serve_app.deployments.call_server import CallServer
 from serve_app.deployments.copy_replica import CopyReplica
@@ -13,10 +15,11 @@ from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.shard import ShardActor
 from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError
 from serve_app.observability import configure_logging
-from serve_app.planning.quality_gate import check_quality
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.scheduling.batch_scheduler import Job, JobResult
-from serve_app.types import InferRequest, InferResult, LinkAddress, ModelDescription
+from serve_app.types.links import LinkAddress
+from serve_app.types.models import ModelDescription
+from serve_app.types.tensors import InferRequest, InferResult
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage, InferReply, Reply
 
 logger = logging.getLogger(__name__)

@@ -3,21 +3,21 @@
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from serve_app.config import ModelConfig
+from serve_app.config.model import ModelConfig
 from serve_app.deployments.copy_work import Load
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError, UnavailableError
 from serve_app.planning.served_model import BatchModelPlan
 from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, Job, JobResult
-from serve_app.types import (
+from serve_app.types.models import ModelSource
+from serve_app.types.shards import (
     BatchModelReport,
     BatchShardSettings,
     EngineLimits,
-    InferRequest,
-    ModelSource,
     ShardReport,
     ShardSpec,
 )
+from serve_app.types.tensors import InferRequest
 
 
 class BatchWork:

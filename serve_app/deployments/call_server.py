@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from serve_app.errors import InternalError, RayshardError
-from serve_app.types import CopyState, ErrorReply, LinkAddress
+from serve_app.types.links import ErrorReply, LinkAddress
+from serve_app.types.models import CopyState
 from serve_app.wire.links import CallReceiver, TokenLinks
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, CancelMessage, ErrorMessage, Reply
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from serve_app.config import ModelConfig
+from serve_app.config.model import ModelConfig
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
-from serve_app.types import (
+from serve_app.types.models import ModelSource
+from serve_app.types.shards import (
     BatchShardSettings,
     EngineLimits,
-    ModelSource,
     ShardReport,
     ShardSettings,
     ShardSpec,

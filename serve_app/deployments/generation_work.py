@@ -5,24 +5,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from serve_app.config import ModelConfig
+from serve_app.checkpoints.generation_config import read_eos_token_ids
+from serve_app.checkpoints.model_spec import ModelSpec
+from serve_app.config.model import ModelConfig
 from serve_app.deployments.copy_work import Load
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError
-from serve_app.planning.generation_config import read_eos_token_ids
-from serve_app.planning.model_spec import ModelSpec
 from serve_app.planning.planner import plan_shards, served_dtype, served_max_model_len
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence as TokenSequence
-from serve_app.types import (
-    EngineLimits,
-    GenerateRequest,
-    ModelSource,
-    SamplingParams,
-    ShardReport,
-    ShardSettings,
-    ShardSpec,
-)
+from serve_app.types.generation import GenerateRequest, SamplingParams
+from serve_app.types.models import ModelSource
+from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings, ShardSpec
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from serve_app.deployments.shard import ShardActor
 from serve_app.deployments.shard_group import ShardGroup
 from serve_app.deployments.step_loop import StepLoop
 from serve_app.errors import RayshardError, ShardLostError, UnavailableError
-from serve_app.types import CopyState, EngineLimits
+from serve_app.types.models import CopyState
+from serve_app.types.shards import EngineLimits
 from serve_app.wire.links import ControlServer
 
 logger = logging.getLogger(__name__)

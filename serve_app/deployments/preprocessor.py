@@ -7,14 +7,17 @@ from pathlib import Path
 from ray import serve
 from ray.util import get_node_ip_address
 
-from serve_app.config import ModelConfig, read_environment
+from serve_app.checkpoints.module_files import labels_of
+from serve_app.checkpoints.source import local_directory, pin_source
+from serve_app.config.environment import read_environment
+from serve_app.config.model import ModelConfig
 from serve_app.deployments.call_server import STATE_INTERVAL_S, CallServer, GatewayLinks
 from serve_app.errors import InternalError
 from serve_app.observability import configure_logging
-from serve_app.planning.module_files import labels_of
-from serve_app.planning.source import local_directory, pin_source
 from serve_app.preprocessing.chain_host import ChainHost, ChainSpec
-from serve_app.types import ChainRequest, ChainResult, CopyState, LinkAddress
+from serve_app.types.chains import ChainRequest, ChainResult
+from serve_app.types.links import LinkAddress
+from serve_app.types.models import CopyState
 from serve_app.wire.links import CallReceiver, TokenLinks
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, ChainMessage, ChainReply, Reply
 

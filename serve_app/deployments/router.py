@@ -6,28 +6,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from serve_app.config import ModelConfig, read_environment
+from serve_app.checkpoints.model_spec import read_model_spec
+from serve_app.checkpoints.quality_gate import check_quality
+from serve_app.checkpoints.source import pin_source
+from serve_app.config.environment import read_environment
+from serve_app.config.model import ModelConfig
 from serve_app.deployments.copy_replica import CopyReplica
 from serve_app.deployments.generation_work import GenerationWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.shard import ShardActor
 from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError
 from serve_app.observability import configure_logging
-from serve_app.planning.model_spec import read_model_spec
 from serve_app.planning.planner import check_split, describe_plan, format_plan, plan_shards, served_dtype
-from serve_app.planning.quality_gate import check_quality
-from serve_app.planning.source import pin_source
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.scheduling.scheduler import SequenceOutput
 from serve_app.scheduling.sequence import Sequence, SequenceState
-from serve_app.types import (
-    Completion,
-    FinishReason,
-    GenerateRequest,
-    LinkAddress,
-    ModelDescription,
-    OutputChunk,
-)
+from serve_app.types.generation import Completion, FinishReason, GenerateRequest, OutputChunk
+from serve_app.types.links import LinkAddress
+from serve_app.types.models import ModelDescription
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import ray
 from ray.util import get_node_ip_address
 
-from serve_app.config import read_environment
+from serve_app.checkpoints.source import local_directory
+from serve_app.config.environment import read_environment
 from serve_app.observability import configure_logging
-from serve_app.planning.source import local_directory
-from serve_app.types import (
+from serve_app.types.models import ModelSource
+from serve_app.types.shards import (
     BatchShardSettings,
     EngineLimits,
-    ModelSource,
     Rendezvous,
     ShardLocation,
     ShardReport,

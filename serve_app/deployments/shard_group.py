@@ -15,7 +15,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from serve_app.deployments.copy_work import CopyWork, Settings
 from serve_app.deployments.shard import ShardActor
 from serve_app.errors import UnavailableError
-from serve_app.types import EngineLimits, Rendezvous, ShardLocation, ShardReport, ShardSpec
+from serve_app.types.shards import (
+    EngineLimits,
+    Rendezvous,
+    ShardLocation,
+    ShardReport,
+    ShardSpec,
+)
 from serve_app.wire.links import LOOPBACK, ControlAddress
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
 from serve_app.errors import ShardLostError
-from serve_app.types import BatchStep, StepInput
+from serve_app.types.steps import BatchStep, StepInput
 from serve_app.wire.links import ControlServer
 from serve_app.wire.messages import BatchOutputMessage, HeartbeatMessage, HelloMessage, OutputMessage
 

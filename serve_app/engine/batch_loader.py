@@ -6,7 +6,7 @@ from serve_app.engine.encoder_loader import load_encoder_stage
 from serve_app.engine.module_loader import load_module_stage
 from serve_app.models.batch_stage import BatchStage
 from serve_app.parallel.communicator import Communicator
-from serve_app.types import BatchModelSettings
+from serve_app.types.shards import BatchModelSettings
 
 
 def load_batch_stage(settings: BatchModelSettings, communicator: Communicator, device: torch.device) -> BatchStage:

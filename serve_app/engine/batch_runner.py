@@ -8,7 +8,8 @@ from torch import Tensor
 from serve_app.engine.tensors import to_data, to_tensor
 from serve_app.models.batch_stage import BatchStage
 from serve_app.parallel.communicator import DTYPE_NAMES, Communicator, StepFailedError
-from serve_app.types import BatchStep, BatchStepOutput, ShardSpec
+from serve_app.types.shards import ShardSpec
+from serve_app.types.steps import BatchStep, BatchStepOutput
 
 logger = logging.getLogger(__name__)
 

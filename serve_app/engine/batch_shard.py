@@ -16,7 +16,14 @@ from serve_app.parallel.communicator import (
     connect_store,
     open_store,
 )
-from serve_app.types import BatchModelReport, BatchShardSettings, BatchStep, EngineLimits, Rendezvous, ShardReport
+from serve_app.types.shards import (
+    BatchModelReport,
+    BatchShardSettings,
+    EngineLimits,
+    Rendezvous,
+    ShardReport,
+)
+from serve_app.types.steps import BatchStep
 from serve_app.wire.links import ControlAddress
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from serve_app.checkpoints.encoder_spec import EncoderChoices, ProjectionSpec, read_encoder_spec
+from serve_app.checkpoints.safetensors_header import read_safetensors_header
 from serve_app.engine.loader import fill_stage
 from serve_app.engine.stage_quantizer import Quantizations
 from serve_app.engine.tensor_file import tensor_reader
@@ -14,9 +16,7 @@ from serve_app.models.pooling import Projection
 from serve_app.models.quantization import num_weight_bytes
 from serve_app.models.transformers_model import read_config, resolve_dtype
 from serve_app.parallel.communicator import Communicator
-from serve_app.planning.encoder_spec import EncoderChoices, ProjectionSpec, read_encoder_spec
-from serve_app.planning.safetensors_header import read_safetensors_header
-from serve_app.types import BatchModelSettings
+from serve_app.types.shards import BatchModelSettings
 
 
 def load_encoder_stage(settings: BatchModelSettings, communicator: Communicator, device: torch.device) -> BatchStage:

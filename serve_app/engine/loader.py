@@ -9,20 +9,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from serve_app.checkpoints.model_spec import read_model_spec
+from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.engine.process_memory import ask_for_huge_pages, collapse_to_huge_pages, give_back_freed_memory
 from serve_app.engine.quantized_tensors import logical_tensors
 from serve_app.engine.stage_quantizer import Quantizations, StageQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
-from serve_app.models.architecture import CutStage
 from serve_app.models.checkpoint_keys import Source, map_keys
+from serve_app.models.cut_stage import CutStage
 from serve_app.models.quantization import num_weight_bytes
 from serve_app.models.transformers_model import TransformersStage, read_config, resolve_dtype
 from serve_app.parallel.communicator import Communicator
 from serve_app.parallel.tensor_parallel import Part, cut_stage
-from serve_app.planning.model_spec import read_model_spec
-from serve_app.planning.safetensors_header import TensorHeader
-from serve_app.types import LoadQuantization, ShardSpec
+from serve_app.types.shards import LoadQuantization, ShardSpec
 
 logger = logging.getLogger(__name__)
 

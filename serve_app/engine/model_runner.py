@@ -13,7 +13,9 @@ from serve_app.engine.kv_cache import KvCache
 from serve_app.engine.sampler import Sampler, prompt_logprobs
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.parallel.communicator import Communicator
-from serve_app.types import EngineLimits, StepInput, StepOutput, TokenLogprobs
+from serve_app.types.generation import TokenLogprobs
+from serve_app.types.shards import EngineLimits
+from serve_app.types.steps import StepInput, StepOutput
 
 IntArray = NDArray[np.int64]
 

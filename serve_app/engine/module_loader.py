@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from serve_app.checkpoints.module_files import SCALE_SUFFIX, read_module_quantization, read_module_tensors
+from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.engine.module_quantizer import ModuleQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
@@ -14,9 +16,7 @@ from serve_app.models.batch_stage import BatchStage
 from serve_app.models.quantization import num_weight_bytes
 from serve_app.models.torch_model import ModuleStage
 from serve_app.parallel.communicator import DTYPES_BY_NAME
-from serve_app.planning.module_files import SCALE_SUFFIX, read_module_quantization, read_module_tensors
-from serve_app.planning.safetensors_header import TensorHeader
-from serve_app.types import BatchModelSettings, WeightScheme
+from serve_app.types.shards import BatchModelSettings, WeightScheme
 
 logger = logging.getLogger(__name__)
 

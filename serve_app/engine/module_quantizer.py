@@ -9,14 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from serve_app.checkpoints.module_files import SCALE_SUFFIX
+from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
 from serve_app.models.quantization import QuantizedEmbedding, make_linear, take_hooks
 from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight
 from serve_app.models.torch_model import ModuleStage
-from serve_app.planning.module_files import SCALE_SUFFIX
-from serve_app.planning.safetensors_header import TensorHeader
-from serve_app.types import LoadQuantization, WeightScheme
+from serve_app.types.shards import LoadQuantization, WeightScheme
 
 # Their forward hands the weights of their linear layers to one fused call.
 _READ_BY_PARENT = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)

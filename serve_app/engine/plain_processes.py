@@ -10,7 +10,14 @@ from typing import Any
 from serve_app.engine.batch_shard import BatchEngineShard
 from serve_app.engine.shard import EngineShard
 from serve_app.errors import UnavailableError
-from serve_app.types import BatchShardSettings, EngineLimits, Rendezvous, ShardReport, ShardSettings, ShardSpec
+from serve_app.types.shards import (
+    BatchShardSettings,
+    EngineLimits,
+    Rendezvous,
+    ShardReport,
+    ShardSettings,
+    ShardSpec,
+)
 from serve_app.wire.links import ControlAddress
 
 HOST = "127.0.0.1"

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from serve_app.checkpoints.quantization import COMPANIONS, PACKED
+from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
 from serve_app.models.quantized_weight import FLOAT8, QuantizedWeight
 from serve_app.parallel.tensor_parallel import Part
-from serve_app.planning.quantization import COMPANIONS, PACKED
-from serve_app.planning.safetensors_header import TensorHeader
-from serve_app.types import WeightScheme
+from serve_app.types.shards import WeightScheme
 
 _INT32_BITS = 32
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.draws import draw_plain, draw_ranked, ranked_ids, stream_key, uniforms
-from serve_app.types import SequenceStart, TokenLogprobs
+from serve_app.types.generation import TokenLogprobs
+from serve_app.types.steps import SequenceStart
 
 _GREEDY_BELOW = 1e-5  # temperature; weights of any other token underflow anyway
 _CHUNK_ELEMENTS = 1 << 23  # logits handled at a time: 64 MiB in float64

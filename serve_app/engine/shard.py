@@ -17,7 +17,8 @@ from serve_app.parallel.communicator import (
     connect_store,
     open_store,
 )
-from serve_app.types import EngineLimits, Rendezvous, ShardReport, ShardSettings, StepInput
+from serve_app.types.shards import EngineLimits, Rendezvous, ShardReport, ShardSettings
+from serve_app.types.steps import StepInput
 from serve_app.wire.links import ControlAddress
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from serve_app.errors import InternalError
-from serve_app.types import BatchStep, BatchStepOutput, StepInput, StepOutput
+from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.wire.links import ControlAddress, ControlClient
 
 HEARTBEAT_INTERVAL_S = 0.5

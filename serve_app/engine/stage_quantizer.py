@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from serve_app.architectures.facts import layer_of
+from serve_app.checkpoints.quantization import CheckpointQuantization
 from serve_app.engine.quantized_tensors import StoredWeight, read_quantized
 from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
-from serve_app.models.architecture import CutStage
 from serve_app.models.checkpoint_keys import Source
+from serve_app.models.cut_stage import CutStage
 from serve_app.models.int8_linear import Int8Linear, join_linears
 from serve_app.models.quantization import QuantizedEmbedding, make_linear, take_hooks
 from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight
 from serve_app.parallel.tensor_parallel import Part
-from serve_app.planning.architectures import layer_of
-from serve_app.planning.quantization import CheckpointQuantization
-from serve_app.types import LoadQuantization, WeightScheme
+from serve_app.types.shards import LoadQuantization, WeightScheme
 
 # Layers of one module that are given the same tensor, by their names there.
 _READ_ONE_TENSOR = (

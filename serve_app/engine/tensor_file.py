@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.errors import ConfigError
-from serve_app.planning.safetensors_header import TensorHeader
 
 _CHUNK_BYTES = 1 << 20
 

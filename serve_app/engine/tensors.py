@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from serve_app.parallel.communicator import DTYPE_NAMES, DTYPES_BY_NAME
-from serve_app.types import TensorData
+from serve_app.types.tensors import TensorData
 
 
 def to_tensor(data: TensorData, device: torch.device) -> Tensor:

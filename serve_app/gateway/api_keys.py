@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serve_app.errors import ConfigError, RateLimitedError, UnauthenticatedError
 from serve_app.gateway.caller import CALLER
-from serve_app.planning.key_file import KeyEntry, digest_of, key_id_of, read_key_file
+from serve_app.gateway.key_file import KeyEntry, digest_of, key_id_of, read_key_file
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 from contextvars import ContextVar
 from typing import Protocol
 
-from serve_app.types import ModelDescription
+from serve_app.types.models import ModelDescription
 
 
 class Caller(Protocol):

@@ -6,12 +6,12 @@ import logging
 
 from starlette.applications import Starlette
 
-from serve_app.config import GatewayConfig
-from serve_app.gateway.data_plane import DataPlane
-from serve_app.gateway.grpc_methods import GrpcMethods
-from serve_app.gateway.http import build_http_app
-from serve_app.gateway.open_inference import OpenInference
-from serve_app.gateway.serve_backend import ServeBackend
+from serve_app.backend.serve_backend import ServeBackend
+from serve_app.config.gateway import GatewayConfig
+from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.calls.open_inference import OpenInference
+from serve_app.gateway.grpc.methods import GrpcMethods
+from serve_app.gateway.http.app import build_http_app
 from serve_app.observability import configure_logging
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from serve_app.types import TensorSpec
+from serve_app.types.tensors import TensorSpec
 
 BATCH = "batch"  # the varying dimension whose size is an item's number of entries
 TOKENS = "tokens"  # the varying dimension of packed tokens

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from transformers import conversion_mapping, core_model_loading
 
 from serve_app.errors import ConfigError
-from serve_app.models.architecture import CutStage
+from serve_app.models.cut_stage import CutStage
 
 
 @dataclass(frozen=True, slots=True)

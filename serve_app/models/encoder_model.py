@@ -12,12 +12,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from serve_app.models.encoder_architectures import EncoderArchitecture, encoder_architecture_of
+from serve_app.architectures.encoders import EncoderArchitecture, encoder_architecture_of
+from serve_app.checkpoints.encoder_spec import EncoderSpec
 from serve_app.models.packed_attention import PACKED_ATTENTION, PackedEntries, forward_packed
 from serve_app.models.pooling import POOLS, Projection, normalize, pool_first
 from serve_app.models.transformers_model import PassThrough, replace_module
-from serve_app.planning.encoder_spec import EncoderSpec
-from serve_app.types import ShardSpec, TensorSpec
+from serve_app.types.shards import ShardSpec
+from serve_app.types.tensors import TensorSpec
 
 _HIDDEN = "hidden_states"
 

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from serve_app.models.int8_linear import Int8Linear, make_product
 from serve_app.models.quantized_linear import KernelLinear, QuantizedLinear
 from serve_app.models.quantized_weight import FLOAT8, QuantizedWeight
-from serve_app.types import WeightScheme
+from serve_app.types.shards import WeightScheme
 
 _INT4_GROUPS = (32, 64, 128, 256)
 _INT4_INNER_TILES = 8  # of the CUDA layout

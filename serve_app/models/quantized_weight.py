@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serve_app.types import WeightScheme
+from serve_app.types.shards import WeightScheme
 
 FLOAT8 = torch.float8_e4m3fn
 _MAX_FLOAT8 = 448.0

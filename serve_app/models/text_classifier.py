@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
-from serve_app.types import TensorSpec
+from serve_app.types.tensors import TensorSpec
 
 
 class EmbeddingBlock(nn.Module):

@@ -17,7 +17,8 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from serve_app.errors import ConfigError
 from serve_app.planning.stage_ends import stage_ends
-from serve_app.types import BatchModelSettings, TensorSpec
+from serve_app.types.shards import BatchModelSettings
+from serve_app.types.tensors import TensorSpec
 
 _HIDDEN = "hidden"
 

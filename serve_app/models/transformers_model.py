@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from serve_app.architectures.decoders import Architecture, architecture_of
 from serve_app.errors import ConfigError
-from serve_app.models.architecture import Architecture, architecture_of
 from serve_app.models.fused_decoder import RotaryTables, fuse_layers
 from serve_app.models.fused_norm import fuse_norms
 from serve_app.models.step_attention import StageAttention
-from serve_app.types import ShardSpec
+from serve_app.types.shards import ShardSpec
 
 ATTENTION_NAME = "rayshard_paged"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 
-from serve_app.types import Rendezvous, ShardSpec
+from serve_app.types.shards import Rendezvous, ShardSpec
 
 Store = c10d.Store
 

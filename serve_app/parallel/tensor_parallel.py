@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from serve_app.models.architecture import CutStage
+from serve_app.models.cut_stage import CutStage
 from serve_app.parallel.communicator import Communicator
 
 Range = tuple[int, int]

@@ -4,9 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve_app.config import ModelConfig
-from serve_app.errors import ConfigError
-from serve_app.planning.architectures import (
+from serve_app.architectures.facts import (
     ARCHITECTURES,
     EMBEDDING_PATTERN,
     FIRST_STAGE_PATTERN,
@@ -15,10 +13,12 @@ from serve_app.planning.architectures import (
     WHOLE_PATTERN,
     layer_of,
 )
-from serve_app.planning.model_spec import ModelSpec
-from serve_app.planning.safetensors_header import DTYPE_BITS, TensorHeader
+from serve_app.checkpoints.model_spec import ModelSpec
+from serve_app.checkpoints.safetensors_header import DTYPE_BITS, TensorHeader
+from serve_app.config.model import ModelConfig
+from serve_app.errors import ConfigError
 from serve_app.planning.stage_ends import stage_ends
-from serve_app.types import LoadQuantization, ShardSpec
+from serve_app.types.shards import LoadQuantization, ShardSpec
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")

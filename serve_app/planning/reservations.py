@@ -2,12 +2,12 @@
 
 from serve_app.planning.serve_file import ModelApplication, ServeFile
 
-CPUS_PER_REPLICA = 0.05  # Gateway, Router, Preprocessor, Pipeline
+CPUS_PER_REPLICA = 0.05  # Gateway, Router, Preprocessor, Graph
 
 
 def reserved_cpus(serve_file: ServeFile) -> float:
     """What all applications need to start, with as many Router replicas as they begin with."""
-    total = CPUS_PER_REPLICA * (1 + len(serve_file.pipelines))
+    total = CPUS_PER_REPLICA * (1 + len(serve_file.graphs))
     by_application: dict[str, list[ModelApplication]] = {}
     for model in serve_file.models:
         by_application.setdefault(model.name, []).append(model)

@@ -1,4 +1,4 @@
-"""A Serve file as a whole: its Gateway, its models and pipelines, and every mistake in it at once."""
+"""A Serve file as a whole: its Gateway, its models and graphs, and every mistake in it at once."""
 
 import difflib
 from dataclasses import dataclass, field
@@ -7,14 +7,16 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from serve_app.config import ConfigModel, GatewayConfig, ModelConfig, ModelSetConfig
+from serve_app.config.base import ConfigModel
+from serve_app.config.gateway import GatewayConfig
+from serve_app.config.graph import GraphConfig
+from serve_app.config.model import ModelConfig, ModelSetConfig
 from serve_app.errors import ConfigError
-from serve_app.pipeline_config import PipelineConfig
 from serve_app.planning.serve_options import (
     GATEWAY_IMPORT_PATH,
+    GRAPH_IMPORT_PATH,
     MODEL_IMPORT_PATH,
     MODEL_SET_IMPORT_PATH,
-    PIPELINE_IMPORT_PATH,
     ApplicationOptions,
     DeploymentOptions,
     ServeOptions,
@@ -34,12 +36,12 @@ class ModelApplication:
 
 
 @dataclass(frozen=True, slots=True)
-class PipelineApplication:
-    """One pipeline of a Serve file."""
+class GraphApplication:
+    """One graph of a Serve file."""
 
     name: str  # of the application
     where: str  # its settings are in the file
-    config: PipelineConfig
+    config: GraphConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class ServeFile:
     gateway_name: str
     gateway: GatewayConfig
     models: list[ModelApplication]
-    pipelines: list[PipelineApplication] = field(default_factory=list)
+    graphs: list[GraphApplication] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class ServeFileReport:
     serve_file: ServeFile | None  # None when there are problems
     models: list[ModelApplication]  # those whose args are well-formed
     problems: list[Problem]
-    pipelines: list[PipelineApplication] = field(default_factory=list)  # those whose args are well-formed
+    graphs: list[GraphApplication] = field(default_factory=list)  # those whose args are well-formed
     has_unread_models: bool = False  # some models' args are not well-formed: which there are is not known
     gateway: GatewayConfig | None = None  # the first there is, when it is well-formed
 
@@ -94,7 +96,7 @@ class _Inspection:
         self._problems: list[Problem] = []
         self._gateways: dict[str, GatewayConfig] = {}  # by application; the config is of use only without problems
         self._models: list[ModelApplication] = []
-        self._pipelines: list[PipelineApplication] = []
+        self._graphs: list[GraphApplication] = []
         self._num_models = 0
         self._has_unread_models = False
 
@@ -112,11 +114,11 @@ class _Inspection:
         if options is None or self._problems:
             gateway = next(iter(self._gateways.values()), None)
             unread = self._has_unread_models
-            return ServeFileReport(None, self._models, self._problems, self._pipelines, unread, gateway)
+            return ServeFileReport(None, self._models, self._problems, self._graphs, unread, gateway)
         ((gateway_name, gateway),) = self._gateways.items()
         http = options.http_options
-        serve_file = ServeFile(self._path, http.host, http.port, gateway_name, gateway, self._models, self._pipelines)
-        return ServeFileReport(serve_file, self._models, [], self._pipelines, gateway=gateway)
+        serve_file = ServeFile(self._path, http.host, http.port, gateway_name, gateway, self._models, self._graphs)
+        return ServeFileReport(serve_file, self._models, [], self._graphs, gateway=gateway)
 
     def _add(self, where: str, message: str) -> None:
         self._problems.append(Problem(where, message))
@@ -155,10 +157,10 @@ class _Inspection:
             self._check_model(name, raw, where)
         elif import_path == MODEL_SET_IMPORT_PATH:
             self._check_model_set(name, raw, where)
-        elif import_path == PIPELINE_IMPORT_PATH:
-            self._check_pipeline(name, raw, where)
+        elif import_path == GRAPH_IMPORT_PATH:
+            self._check_graph(name, raw, where)
         elif isinstance(import_path, str):
-            ours = [GATEWAY_IMPORT_PATH, MODEL_IMPORT_PATH, MODEL_SET_IMPORT_PATH, PIPELINE_IMPORT_PATH]
+            ours = [GATEWAY_IMPORT_PATH, MODEL_IMPORT_PATH, MODEL_SET_IMPORT_PATH, GRAPH_IMPORT_PATH]
             closest = difflib.get_close_matches(import_path, ours, n=1, cutoff=0.8)
             if closest or import_path.startswith("serve_app"):
                 use = closest[0] if closest else ", ".join(ours)
@@ -194,12 +196,12 @@ class _Inspection:
             self._models.append(ModelApplication(name, f"{where}.args.models[{index}]", model, router))
         self._has_unread_models |= config is None
 
-    def _check_pipeline(self, name: str, raw: dict[str, object], where: str) -> None:
-        config = self._parse(PipelineConfig, raw.get("args", {}), f"{where}.args")
-        self._check_deployments(raw, ["Pipeline"], where)
+    def _check_graph(self, name: str, raw: dict[str, object], where: str) -> None:
+        config = self._parse(GraphConfig, raw.get("args", {}), f"{where}.args")
+        self._check_deployments(raw, ["Graph"], where)
         self._check_hidden(raw, where)
         if config is not None:
-            self._pipelines.append(PipelineApplication(name, f"{where}.args", config))
+            self._graphs.append(GraphApplication(name, f"{where}.args", config))
 
     def _check_router_of(
         self, raw: dict[str, object], needed: int, where: str, *, has_steps: bool
@@ -262,11 +264,11 @@ class _Inspection:
             )
 
     def _check_model_names(self) -> None:
-        owners: dict[str, ModelApplication | PipelineApplication] = {}
-        everything: list[ModelApplication | PipelineApplication] = [*self._models, *self._pipelines]
+        owners: dict[str, ModelApplication | GraphApplication] = {}
+        everything: list[ModelApplication | GraphApplication] = [*self._models, *self._graphs]
         for one in everything:
             owner = owners.setdefault(one.config.name, one)
             if owner.name != one.name:
-                kind = "model" if isinstance(owner, ModelApplication) else "pipeline"
+                kind = "model" if isinstance(owner, ModelApplication) else "graph"
                 message = f"{one.config.name!r} is the {kind} of applications[{owner.name}] too; give it another name"
                 self._add(f"{one.where}.name", message)

@@ -5,12 +5,12 @@ Ray is not imported: a test compares these names with Ray's.
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from serve_app.config import ConfigModel
+from serve_app.config.base import ConfigModel
 
 GATEWAY_IMPORT_PATH = "serve_app.app:build_gateway"
 MODEL_IMPORT_PATH = "serve_app.app:build_model"
 MODEL_SET_IMPORT_PATH = "serve_app.app:build_models"
-PIPELINE_IMPORT_PATH = "serve_app.app:build_pipeline"
+GRAPH_IMPORT_PATH = "serve_app.app:build_graph"
 
 
 class HttpOptions(ConfigModel):

@@ -3,10 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.config import Environment, ModelConfig
+from serve_app.checkpoints.encoder_spec import (
+    EncoderChoices,
+    EncoderSpec,
+    check_encoder,
+    read_encoder_spec,
+)
+from serve_app.checkpoints.module_spec import ModuleSpec, read_module_spec
+from serve_app.checkpoints.source import pin_source
+from serve_app.config.environment import Environment
+from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
-from serve_app.planning.encoder_spec import EncoderChoices, EncoderSpec, check_encoder, read_encoder_spec
-from serve_app.planning.module_spec import ModuleSpec, read_module_spec
 from serve_app.planning.planner import (
     DTYPE_BYTES,
     PlanRow,
@@ -15,15 +22,9 @@ from serve_app.planning.planner import (
     quantization_problems,
     shard_parameter_bytes,
 )
-from serve_app.planning.source import pin_source
-from serve_app.types import (
-    BatchModelReport,
-    BatchModelSettings,
-    ModelDescription,
-    ModelSource,
-    ShardSpec,
-    TensorSpec,
-)
+from serve_app.types.models import ModelDescription, ModelSource
+from serve_app.types.shards import BatchModelReport, BatchModelSettings, ShardSpec
+from serve_app.types.tensors import TensorSpec
 
 _UNBOUNDED_VOCABULARY = 2**31 - 1
 

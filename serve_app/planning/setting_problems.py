@@ -8,7 +8,7 @@ from typing import get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from serve_app.config import ConfigModel
+from serve_app.config.base import ConfigModel
 from serve_app.planning.serve_options import ApplicationOptions
 
 

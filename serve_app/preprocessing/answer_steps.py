@@ -7,7 +7,7 @@ import numpy as np
 from serve_app.errors import ConfigError, InternalError
 from serve_app.preprocessing.arrays import sigmoid, softmax
 from serve_app.preprocessing.model_entries import ranked
-from serve_app.types import ChainValue, LabelScore, Redaction
+from serve_app.types.chains import ChainValue, LabelScore, Redaction
 
 
 class Softmax:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from serve_app.config import ModelConfig, StepConfig
+from serve_app.config.model import ModelConfig, StepConfig
 from serve_app.errors import ConfigError, UnprocessableError
 from serve_app.preprocessing.answer_steps import LabelNames, Sigmoid, Softmax, Threshold, TopK
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
@@ -24,7 +24,7 @@ from serve_app.preprocessing.text_steps import (
 )
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.preprocessing.user_steps import UserAnswerStep, UserTextStep, users_class_problem
-from serve_app.types import ChainOutcome, ChainValue, Redaction, StepTrace
+from serve_app.types.chains import ChainOutcome, ChainValue, Redaction, StepTrace
 
 MAX_CHARS = 16_000_000  # of what a step makes
 MAX_TEXTS = 100_000

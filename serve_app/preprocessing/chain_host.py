@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.config import ModelConfig
+from serve_app.config.model import ModelConfig
 from serve_app.errors import InternalError
 from serve_app.preprocessing.chain import Chain, ChainModel, build_chains
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.text_pool import TextPool
-from serve_app.types import ChainRequest, ChainResult, ChainValue
+from serve_app.types.chains import ChainRequest, ChainResult, ChainValue
 
 _NUM_THREADS = 2
 _MAX_WAITING = 4096

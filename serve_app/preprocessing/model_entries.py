@@ -1,11 +1,13 @@
-"""What a model is given for a text, and what its numbers say: the same in a Gateway and in a pipeline."""
+"""What a model is given for a text, and what its numbers say: the same in a Gateway and in a graph."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.preprocessing.arrays import integer_tensor, sigmoid, softmax
 from serve_app.preprocessing.tokenizer import TextEncoding
-from serve_app.types import Item, LabelScore, ModelDescription
+from serve_app.types.chains import LabelScore
+from serve_app.types.models import ModelDescription
+from serve_app.types.tensors import Item
 
 
 def text_item(encoding: TextEncoding, model: ModelDescription) -> Item:

@@ -4,7 +4,8 @@ import numpy as np
 
 from serve_app.errors import RequestError
 from serve_app.preprocessing.arrays import to_array
-from serve_app.types import Item, ModelDescription
+from serve_app.types.models import ModelDescription
+from serve_app.types.tensors import Item
 
 MAX_PACKED_TOKENS = 32_768  # of one request: its tensors are one step, which is not cut
 TOKENS = "tokens"  # the dimension of packed tokens, which `lengths` cuts into entries

@@ -9,7 +9,7 @@ from serve_app.errors import ConfigError
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.pii import KIND_NAMES, redact
 from serve_app.preprocessing.tokenizer import Tokenizer
-from serve_app.types import ChainValue, Redaction
+from serve_app.types.chains import ChainValue, Redaction
 
 _SPACES = re.compile(r"\s+")
 _SENTENCE_END = re.compile("[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019)\\]]{0,3}(?=\\s|$)|\\n\\s*\\n")

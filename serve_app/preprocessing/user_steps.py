@@ -10,7 +10,7 @@ import numpy as np
 from serve_app.errors import ConfigError, InternalError
 from serve_app.preprocessing.arrays import to_array
 from serve_app.preprocessing.text_steps import TextStep
-from serve_app.types import ChainValue, Redaction
+from serve_app.types.chains import ChainValue, Redaction
 
 
 class UserTextStep(TextStep):

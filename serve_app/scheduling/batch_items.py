@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from serve_app.errors import InternalError
-from serve_app.types import Item, TensorData, TensorSpec
+from serve_app.types.tensors import Item, TensorData, TensorSpec
 
 BATCH = "batch"  # the varying dimension whose size is an entry's number of rows
 

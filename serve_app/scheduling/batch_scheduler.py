@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError, ShardLostError
 from serve_app.scheduling.batch_items import Sizes, cut_outputs, join_items, join_key, joined_sizes
-from serve_app.types import BatchStep, BatchStepOutput, InferRequest, InferResult, Item, TensorSpec
+from serve_app.types.steps import BatchStep, BatchStepOutput
+from serve_app.types.tensors import InferRequest, InferResult, Item, TensorSpec
 
 _MAX_LOSSES = 2  # an entry that was in flight when the shards died so often is not tried again
 

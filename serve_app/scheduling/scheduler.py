@@ -15,14 +15,9 @@ from serve_app.errors import InternalError, QueueFullError, RequestError
 from serve_app.scheduling.block_manager import BlockManager
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
 from serve_app.scheduling.step import Step
-from serve_app.types import (
-    EngineLimits,
-    FinishReason,
-    GenerateRequest,
-    OutputChunk,
-    StepInput,
-    StepOutput,
-)
+from serve_app.types.generation import FinishReason, GenerateRequest, OutputChunk
+from serve_app.types.shards import EngineLimits
+from serve_app.types.steps import StepInput, StepOutput
 
 _MAX_LOGPROB_TOKENS = 256  # of a prompt in one step: each needs its logits, a row of the vocabulary
 

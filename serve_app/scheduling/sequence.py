@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from serve_app.types import FinishReason, GenerateRequest, SamplingParams
+from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams
 
 
 class SequenceState(Enum):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from serve_app.scheduling.sequence import Sequence
-from serve_app.types import PromptTargets, SequenceStart, StepInput
+from serve_app.types.steps import PromptTargets, SequenceStart, StepInput
 
 
 @dataclass(slots=True)

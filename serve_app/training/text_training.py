@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from serve_app.models.text_classifier import TextClassifier
-from serve_app.planning.csv_rows import LabelledText, labels_of, split_rows
+from serve_app.training.csv_rows import LabelledText, labels_of, split_rows
 from serve_app.training.fitting import Alone, Best, EncodedRows, Group, TrainingSettings, fit
 from serve_app.training.vocabulary import UNKNOWN, make_tokenizer, save_tokenizer
 

@@ -12,7 +12,10 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from serve_app.types import BatchStep, BatchStepOutput, CopyState, LinkAddress, OutputChunk, StepInput, StepOutput
+from serve_app.types.generation import OutputChunk
+from serve_app.types.links import LinkAddress
+from serve_app.types.models import CopyState
+from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
     BatchOutputMessage,

@@ -4,20 +4,12 @@ from typing import Final
 
 import msgspec
 
-from serve_app.types import (
-    BatchStep,
-    BatchStepOutput,
-    ChainRequest,
-    ChainResult,
-    CopyState,
-    ErrorReply,
-    InferRequest,
-    InferResult,
-    LinkAddress,
-    OutputChunk,
-    StepInput,
-    StepOutput,
-)
+from serve_app.types.chains import ChainRequest, ChainResult
+from serve_app.types.generation import OutputChunk
+from serve_app.types.links import ErrorReply, LinkAddress
+from serve_app.types.models import CopyState
+from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
+from serve_app.types.tensors import InferRequest, InferResult
 
 PROTOCOL_VERSION: Final = 3
 

@@ -17,7 +17,7 @@ import pytest
 from serve_app.engine.plain_processes import PlainProcesses
 from serve_app.errors import ShardLostError, UnavailableError
 from serve_app.scheduling.sequence import Sequence
-from serve_app.types import EngineLimits
+from serve_app.types.shards import EngineLimits
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.plain_driver import PlainCopy, Split, greedy, load_group, plain_copy
 

@@ -21,7 +21,7 @@ from serve_app.models.text_classifier import TextClassifier
 from serve_app.preprocessing.tokenizer import Tokenizer
 from tests.encoder_checkpoints import make_encoder, reference_outputs
 from tests.integration.serve_cluster import GATEWAY, ServeCluster
-from tests.unit.test_torch_model import save
+from tests.unit.models.test_torch_model import save
 
 TEXTS = ["I was charged twice.", "Where is my parcel? It should have been here on Monday.", "x"]
 CLASSIFIER = "serve_app.models.text_classifier:TextClassifier"

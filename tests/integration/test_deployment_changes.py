@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.cli import main
+from serve_app.cli.main import main
 from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster, model_application
 
 DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from serve_app.compress.student import smaller_config
 from tests.quantized_checkpoints import make_model
-from tests.unit.test_text_training import ROWS
+from tests.unit.training.test_text_training import ROWS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 SIZES = "--hidden-size 8 --embedding-dim 8 --learning-rate 0.02 --batch-size 31"  # no batch can be halved

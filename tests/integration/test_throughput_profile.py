@@ -15,7 +15,7 @@ from serve_app.protos import rayshard_pb2 as rayshard_pb
 from serve_app.protos import rayshard_pb2_grpc as rayshard_services
 from tests.integration.everything.conftest import LINEAR, SERVICES
 from tests.integration.serve_cluster import GATEWAY, ServeCluster, free_port, model_application
-from tests.unit.test_torch_model import save
+from tests.unit.models.test_torch_model import save
 from tests.user_modules import Sized
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

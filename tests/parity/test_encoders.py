@@ -11,10 +11,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from serve_app.checkpoints.encoder_spec import EncoderChoices, read_encoder_spec
 from serve_app.engine.plain_processes import PlainProcesses
 from serve_app.engine.tensors import to_data, to_tensor
 from serve_app.models.packed_attention import PackedEntries
-from serve_app.planning.encoder_spec import EncoderChoices, read_encoder_spec
 from serve_app.planning.planner import plan_shards
 from serve_app.preprocessing.tokenizer import Tokenizer
 from tests.encoder_checkpoints import EMBEDDERS_ONLY, ENCODERS, VOCAB_SIZE, make_encoder, reference_outputs

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from serve_app.engine.attention import PagedAttention
 from serve_app.engine.model_runner import ModelRunner
-from serve_app.types import EngineLimits, StepInput
+from serve_app.types.shards import EngineLimits
+from serve_app.types.steps import StepInput
 from tests.parity.comparison import Comparison
 from tests.parity.conftest import NUM_OUTPUTS, References
 from tests.plain_driver import greedy, load_runner, run_in_process

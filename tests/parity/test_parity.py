@@ -6,7 +6,7 @@ Batches and single requests are both compared with transformers: where they equa
 import pytest
 
 from serve_app.engine.plain_processes import PlainProcesses
-from serve_app.types import EngineLimits
+from serve_app.types.shards import EngineLimits
 from tests.checkpoints import ARCHITECTURES
 from tests.parity.comparison import LOGPROB_TOLERANCE, Comparison, Reference, first_difference, logprob_error
 from tests.parity.conftest import NUM_OUTPUTS, References

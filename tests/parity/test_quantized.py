@@ -16,7 +16,7 @@ from serve_app.compress.local_model import LocalModel
 from serve_app.compress.quantize import QuantizeSettings, quantize
 from serve_app.engine.plain_processes import PlainProcesses
 from serve_app.models.quantized_weight import quantize_weight
-from serve_app.types import EngineLimits, LoadQuantization, WeightScheme
+from serve_app.types.shards import EngineLimits, LoadQuantization, WeightScheme
 from tests.checkpoints import load_reference
 from tests.plain_driver import Split, greedy, load_group, plain_copy
 from tests.quantized_checkpoints import make_model, pack_awq, pack_gptq

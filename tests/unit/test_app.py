@@ -10,7 +10,8 @@ from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from serve_app.app import build_gateway, build_model
-from serve_app.config import GatewayConfig, ModelConfig
+from serve_app.config.gateway import GatewayConfig
+from serve_app.config.model import ModelConfig
 
 MODEL: dict[str, Any] = {"name": "demo", "source": "examples/demo_model/model"}
 

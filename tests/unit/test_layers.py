@@ -1,7 +1,7 @@
 """The rules of imports and of process state that docs/architecture.md states, read from the source with plain `ast`."""
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,60 +13,86 @@ SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "serve_ap
 LAYERS = (  # what stands in one line may not import each other
     {"errors"},
     {"types"},
-    {"config"},
-    {"pipeline_config"},
-    {"planning", "scheduling", "preprocessing", "observability", "wire"},
+    {"config", "architectures"},
+    {"checkpoints", "scheduling", "preprocessing", "observability", "wire"},
+    {"planning", "backend"},
     {"models", "gateway"},
     {"parallel"},
     {"engine"},
     {"deployments", "training"},
-    {"compress"},
-    {"serve_process"},
-    {"serve_command", "train_command", "compress_command", "compress_options", "key_command", "client_calls"},
-    {"client_http", "client_grpc"},
-    {"app", "cli", "client"},
+    {"graphs", "compress"},
+    {"client"},
+    {"cli", "app"},
+)
+GATEWAY_LAYERS = (  # a carrier turns bytes into a checked body, calls turn it into an answer, the carrier encodes that
+    {"bodies", "caller", "failures", "key_file"},
+    {"api_keys", "time_limits"},
+    {"calls"},
+    {"http", "grpc"},
+    {"deployment"},
 )
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-STRANGERS = {("scheduling", "engine"), ("gateway", "deployments")}
-TORCH_PACKAGES = {"models", "parallel", "engine", "compress", "training", "train_command", "compress_command"}
+GATEWAY_LAYER_OF = {name: number for number, layer in enumerate(GATEWAY_LAYERS) for name in layer}
+STRANGERS = {("scheduling", "engine"), ("gateway", "deployments"), ("gateway", "graphs")}
+TORCH_PACKAGES = {"models", "parallel", "engine", "compress", "training"}
+TORCH_COMMANDS = ("serve_app/cli/compress_command.py", "serve_app/cli/train_command.py")
 TORCH_MODULES = {"torch", "transformers", "torchao", "accelerate", "llmcompressor"}
 PICKLE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-MAY_IMPORT_RAY = (
-    "serve_app/deployments/",
-    "serve_app/gateway/serve_applications.py",
-    "serve_app/gateway/serve_backend.py",
-    "serve_app/observability.py",
-    "serve_app/app.py",
-    "serve_app/training/ray_training.py",
-    "serve_app/compress/distill_workers.py",
-)
-MAY_IMPORT_IN_FUNCTIONS = (
-    "serve_app/deployments/shard.py",
-    "serve_app/cli.py",
-    "serve_app/train_command.py",
-    "serve_app/compress_command.py",
-)
-MAY_READ_ENVIRONMENT = ("serve_app/config.py", "serve_app/serve_command.py")
-# Where a process meets the outside: a client, foreign code, another process.
-MAY_CATCH_EVERYTHING = (
-    "serve_app/deployments/call_server.py",
-    "serve_app/deployments/model_copy.py",
-    "serve_app/deployments/pipeline.py",
-    "serve_app/deployments/router.py",
-    "serve_app/deployments/shard.py",
-    "serve_app/deployments/step_loop.py",
-    "serve_app/engine/batch_runner.py",
-    "serve_app/engine/plain_processes.py",
-    "serve_app/gateway/grpc_methods.py",
-    "serve_app/gateway/open_inference_grpc.py",
-    "serve_app/gateway/http.py",
-    "serve_app/gateway/serve_applications.py",
-    "serve_app/gateway/serve_backend.py",
-    "serve_app/gateway/sse.py",
-    "serve_app/preprocessing/template_worker.py",
-    "serve_app/preprocessing/tokenizer.py",
-    "serve_app/preprocessing/user_steps.py",
-)
+MAX_ROOT_FILES = 7  # of serve_app; what is more than that belongs in a room
+PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may do what the rule forbids
+    "ray": (
+        "serve_app/app.py",
+        "serve_app/backend/serve_applications.py",
+        "serve_app/backend/serve_backend.py",
+        "serve_app/compress/distill_workers.py",
+        "serve_app/deployments/",
+        "serve_app/graphs/models.py",
+        "serve_app/graphs/text_generation.py",
+        "serve_app/training/ray_training.py",
+    ),
+    "late import": (  # the torch side of an actor, and commands that load torch or an extra
+        "serve_app/cli/compress_command.py",
+        "serve_app/cli/main.py",
+        "serve_app/cli/train_command.py",
+        "serve_app/deployments/shard.py",
+    ),
+    "late torch": ("serve_app/cli/main.py", "serve_app/deployments/shard.py"),
+    "environment": ("serve_app/cli/serve_command.py", "serve_app/config/environment.py"),
+    "broad except": (  # where a process meets the outside: a client, foreign code, another process
+        "serve_app/backend/serve_applications.py",
+        "serve_app/backend/serve_backend.py",
+        "serve_app/deployments/call_server.py",
+        "serve_app/deployments/model_copy.py",
+        "serve_app/engine/batch_runner.py",
+        "serve_app/engine/plain_processes.py",
+        "serve_app/gateway/grpc/methods.py",
+        "serve_app/gateway/grpc/open_inference.py",
+        "serve_app/gateway/http/sse.py",
+        "serve_app/graphs/deployment.py",
+        "serve_app/preprocessing/template_worker.py",
+        "serve_app/preprocessing/tokenizer.py",
+        "serve_app/preprocessing/user_steps.py",
+    ),
+    "code in __init__": ("serve_app/client/__init__.py",),  # what users of the client import
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that a line breaks, unless its file has a permit."""
+
+    path: str
+    line: int
+    message: str
+    permit: str | None = None  # which would allow it
+
+    @property
+    def permitted_by(self) -> str | None:
+        """The entry of PERMITS that allows it."""
+        return next((one for one in PERMITS.get(self.permit or "", ()) if self.path.startswith(one)), None)
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.message}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +109,12 @@ class Import:
         """The part of serve_app that it belongs to; None outside."""
         first, _, rest = self.module.partition(".")
         return (rest.partition(".")[0] or None) if first == "serve_app" else None
+
+    @property
+    def loads_torch(self) -> bool:
+        """Whether torch comes with it."""
+        path = self.module.replace(".", "/") + ".py"
+        return self.package in TORCH_MODULES or self.layer in TORCH_PACKAGES or path in TORCH_COMMANDS
 
     @property
     def package(self) -> str:
@@ -113,75 +145,94 @@ def layer_of(path: str) -> str | None:
     return None if name in ("__init__", "protos") else name
 
 
-def check_direction(path: str, tree: ast.Module) -> Iterator[str]:
+def check_direction(path: str, tree: ast.Module) -> Iterator[Finding]:
     own = layer_of(path)
     if own is None:
         return
     if own not in LAYER_OF:
-        yield f"{path}: {own} stands in no layer; add it to LAYERS here and to docs/architecture.md"
+        yield Finding(path, 1, f"{own} is in no layer; add it to LAYERS here and to docs/architecture.md")
         return
     for imported in imports_of(tree):
-        at = f"{path}:{imported.line}"
         if imported.module.startswith("."):
-            yield f"{at}: a relative import; write it from serve_app"
+            yield Finding(path, imported.line, "a relative import; write it from serve_app")
         if imported.layer in (None, own, "protos"):
             continue
         if {own, imported.layer} in map(set, STRANGERS):
-            yield f"{at}: {own} and {imported.layer} meet in types, wire and Serve handles only; move it there"
+            message = f"{own} and {imported.layer} meet in types, wire and backend only; move it there"
+            yield Finding(path, imported.line, message)
         elif LAYER_OF.get(imported.layer, len(LAYERS)) >= LAYER_OF[own]:
-            yield f"{at}: {own} imports {imported.layer}, which is not below it; move what both need to a layer below"
+            message = f"{own} imports {imported.layer}, which is not below it; move what both need to a layer below"
+            yield Finding(path, imported.line, message)
 
 
-def check_torch(path: str, tree: ast.Module) -> Iterator[str]:
-    if layer_of(path) in TORCH_PACKAGES:
+def gateway_room(module: str) -> str | None:
+    """`bodies` of `serve_app.gateway.bodies.openai`."""
+    name = module.removeprefix("serve_app.gateway.")
+    return None if name == module else name.partition(".")[0]
+
+
+def check_gateway_direction(path: str, tree: ast.Module) -> Iterator[Finding]:
+    own = gateway_room(path.removesuffix(".py").replace("/", "."))
+    if own is None or own == "__init__":
+        return
+    if own not in GATEWAY_LAYER_OF:
+        yield Finding(path, 1, f"gateway.{own} is in no layer; add it to GATEWAY_LAYERS")
         return
     for imported in imports_of(tree):
-        loads_torch = imported.package in TORCH_MODULES or imported.layer in TORCH_PACKAGES
-        is_late = imported.is_in_function and path in MAY_IMPORT_IN_FUNCTIONS
-        if loads_torch and not is_late and not imported.is_for_types:
-            yield (
-                f"{path}:{imported.line}: {imported.module} loads torch, and this process shall not; "
-                f"import it inside a function of {MAY_IMPORT_IN_FUNCTIONS[0]}"
+        room = gateway_room(imported.module)
+        if room is not None and room != own and GATEWAY_LAYER_OF.get(room, 99) >= GATEWAY_LAYER_OF[own]:
+            yield Finding(path, imported.line, f"gateway.{own} imports gateway.{room}, which is not below it")
+
+
+def check_torch(path: str, tree: ast.Module) -> Iterator[Finding]:
+    if layer_of(path) in TORCH_PACKAGES or path in TORCH_COMMANDS:
+        return
+    for imported in imports_of(tree):
+        if imported.loads_torch and not imported.is_for_types:
+            message = f"{imported.module} loads torch, and this process shall not"
+            yield Finding(path, imported.line, message, "late torch" if imported.is_in_function else None)
+
+
+def check_ray(path: str, tree: ast.Module) -> Iterator[Finding]:
+    for imported in imports_of(tree):
+        if imported.package == "ray":
+            yield Finding(path, imported.line, "imports ray; pass in what it needs", "ray")
+
+
+def check_late_imports(path: str, tree: ast.Module) -> Iterator[Finding]:
+    for imported in imports_of(tree):
+        if imported.is_in_function:
+            message = f"imports {imported.module} inside a function; move it to the top of the file"
+            yield Finding(path, imported.line, message, "late import")
+
+
+def check_pickle(path: str, tree: ast.Module) -> Iterator[Finding]:
+    for imported in imports_of(tree):
+        if imported.package in PICKLE_MODULES:
+            yield Finding(
+                path, imported.line, f"{imported.module} runs what it reads; use msgspec, json or safetensors"
             )
 
 
-def check_ray(path: str, tree: ast.Module) -> Iterator[str]:
-    for imported in imports_of(tree):
-        if imported.package == "ray" and not path.startswith(MAY_IMPORT_RAY):
-            yield f"{path}:{imported.line}: imports ray; only {', '.join(MAY_IMPORT_RAY)} may: pass in what it needs"
-
-
-def check_late_imports(path: str, tree: ast.Module) -> Iterator[str]:
-    for imported in imports_of(tree):
-        if imported.is_in_function and path not in MAY_IMPORT_IN_FUNCTIONS:
-            yield f"{path}:{imported.line}: imports {imported.module} inside a function; move it to the top of the file"
-
-
-def check_pickle(path: str, tree: ast.Module) -> Iterator[str]:
-    for imported in imports_of(tree):
-        if imported.package in PICKLE_MODULES:
-            yield f"{path}:{imported.line}: {imported.module} runs what it reads; use msgspec, json or safetensors"
-
-
-def check_environment(path: str, tree: ast.Module) -> Iterator[str]:
-    if path in MAY_READ_ENVIRONMENT:
-        return
+def check_environment(path: str, tree: ast.Module) -> Iterator[Finding]:
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) and node.module == "os" else []
         if isinstance(node, ast.Attribute):
             names = [node.attr]
         for name in {"environ", "environb", "getenv", "putenv", "unsetenv"}.intersection(names):
             line = node.lineno if isinstance(node, ast.ImportFrom | ast.Attribute) else 0
-            yield f"{path}:{line}: os.{name}; read it in serve_app/config.py (read_environment) and pass it in"
+            message = f"os.{name}; read it in serve_app/config/environment.py and pass it in"
+            yield Finding(path, line, message, "environment")
 
 
-def check_state(path: str, tree: ast.Module) -> Iterator[str]:
+def check_state(path: str, tree: ast.Module) -> Iterator[Finding]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Global):
-            yield f"{path}:{node.lineno}: global {', '.join(node.names)}; keep the state in an object that is passed in"
+            message = f"global {', '.join(node.names)}; keep the state in an object that is passed in"
+            yield Finding(path, node.lineno, message)
 
 
-def check_excepts(path: str, tree: ast.Module) -> Iterator[str]:
+def check_excepts(path: str, tree: ast.Module) -> Iterator[Finding]:
     for node in ast.walk(tree):
         if not isinstance(node, ast.ExceptHandler):
             continue
@@ -189,20 +240,24 @@ def check_excepts(path: str, tree: ast.Module) -> Iterator[str]:
         is_broad = any(name in ("Exception", "BaseException") for name in caught.strip("()").split(", "))
         last = node.body[-1]
         is_passed_on = isinstance(last, ast.Raise) and last.exc is None  # it only cleans up
-        if is_broad and not is_passed_on and path not in MAY_CATCH_EVERYTHING:
-            yield (
-                f"{path}:{node.lineno}: catches {caught}; name the errors it expects, or add the file to "
-                "MAY_CATCH_EVERYTHING if a process meets the outside there"
-            )
+        if is_broad and not is_passed_on:
+            yield Finding(path, node.lineno, f"catches {caught}; name the errors it expects", "broad except")
 
 
-def check_annotations(path: str, tree: ast.Module) -> Iterator[str]:
+def check_annotations(path: str, tree: ast.Module) -> Iterator[Finding]:
     if path == "serve_app/app.py" and any(imported.module == "__future__" for imported in imports_of(tree)):
-        yield f"{path}: postponed annotations; Serve then skips the validation of args: remove the import"
+        message = "postponed annotations; Serve then skips the validation of args: remove the import"
+        yield Finding(path, 1, message)
+
+
+def check_packages(path: str, tree: ast.Module) -> Iterator[Finding]:
+    if path.endswith("__init__.py") and tree.body:
+        yield Finding(path, 1, "a package runs nothing when it is imported", "code in __init__")
 
 
 CHECKS = (
     check_direction,
+    check_gateway_direction,
     check_torch,
     check_ray,
     check_late_imports,
@@ -211,17 +266,33 @@ CHECKS = (
     check_state,
     check_excepts,
     check_annotations,
+    check_packages,
 )
 
 
-@pytest.mark.parametrize("check", CHECKS)
-def test_every_module_keeps_the_rule(check: Callable[[str, ast.Module], Iterator[str]]) -> None:
-    found = [line for path in SOURCES for line in check(path, ast.parse((ROOT / path).read_text()))]
-    assert not found, "\n" + "\n".join(found)
+def findings() -> list[Finding]:
+    trees = {path: ast.parse((ROOT / path).read_text()) for path in SOURCES}
+    return [finding for path, tree in trees.items() for check in CHECKS for finding in check(path, tree)]
 
 
-def test_packages_run_nothing_when_imported() -> None:
-    assert [path for path in SOURCES if path.endswith("__init__.py") and (ROOT / path).read_text().strip()] == []
+def test_every_module_keeps_the_rules() -> None:
+    broken = [str(finding) for finding in findings() if finding.permitted_by is None]
+    assert not broken, "\n" + "\n".join(broken)
+
+
+def test_no_permit_is_left_that_nobody_uses() -> None:
+    used = {(finding.permit, finding.permitted_by) for finding in findings()}
+    assert [(rule, one) for rule, allowed in PERMITS.items() for one in allowed if (rule, one) not in used] == []
+
+
+def test_few_files_lie_outside_the_rooms() -> None:
+    assert len(list((ROOT / "serve_app").glob("*.py"))) <= MAX_ROOT_FILES
+
+
+def test_unit_tests_mirror_the_tree() -> None:
+    rooms = {path.name for path in (ROOT / "serve_app").iterdir() if path.is_dir()} | {"bench", "cluster", "examples"}
+    here = ROOT / "tests" / "unit"
+    assert {path.name for path in here.iterdir() if path.is_dir()} - rooms - {"__pycache__"} == set()
 
 
 @pytest.mark.parametrize(
@@ -231,15 +302,20 @@ def test_packages_run_nothing_when_imported() -> None:
         ("serve_app/wire/links.py", "from serve_app.planning import planner"),
         ("serve_app/errors.py", "import serve_app.types"),
         ("serve_app/engine/loader.py", "from serve_app import scheduling"),
-        ("serve_app/deployments/router.py", "from serve_app.gateway.http import app"),
+        ("serve_app/deployments/router.py", "from serve_app.gateway.http.app import build_http_app"),
         ("serve_app/deployments/router.py", "from . import shard"),
         ("serve_app/helpers.py", "import os"),
-        ("serve_app/gateway/http.py", "import torch.nn"),
+        ("serve_app/gateway/http/app.py", "import torch.nn"),
         ("serve_app/scheduling/scheduler.py", "def run():\n    from torch import Tensor"),
         ("serve_app/deployments/router.py", "from serve_app.engine.kv_cache import KVCache"),
         ("serve_app/deployments/shard.py", "from serve_app.engine.shard import EngineShard"),
+        ("serve_app/gateway/bodies/openai.py", "from serve_app.gateway.http.app import app"),
+        ("serve_app/gateway/calls/reader.py", "from serve_app.gateway.grpc.methods import GrpcMethods"),
+        ("serve_app/gateway/caller.py", "from serve_app.gateway.deployment import Gateway"),
+        ("serve_app/cli/main.py", "from serve_app.cli.train_command import run_training"),
+        ("serve_app/wire/__init__.py", "LINKS = 3"),
         ("serve_app/engine/loader.py", "import ray"),
-        ("serve_app/gateway/http.py", "from ray import serve"),
+        ("serve_app/gateway/http/app.py", "from ray import serve"),
         ("serve_app/engine/loader.py", "def run():\n    import json"),
         ("serve_app/wire/links.py", "import pickle"),
         ("serve_app/engine/loader.py", "import os\nhome = os.environ['HOME']"),
@@ -252,7 +328,7 @@ def test_packages_run_nothing_when_imported() -> None:
 )
 def test_a_broken_rule_is_found(path: str, source: str) -> None:
     tree = ast.parse(source)
-    assert [line for check in CHECKS for line in check(path, tree)]
+    assert [one for check in CHECKS for one in check(path, tree) if one.permitted_by is None]
 
 
 @pytest.mark.parametrize(
@@ -260,11 +336,11 @@ def test_a_broken_rule_is_found(path: str, source: str) -> None:
     [
         ("serve_app/deployments/shard.py", "def run():\n    from serve_app.engine.shard import EngineShard"),
         ("serve_app/deployments/router.py", "if TYPE_CHECKING:\n    from serve_app.engine.shard import EngineShard"),
-        ("serve_app/gateway/serve_backend.py", "from ray import serve\nfrom serve_app.wire.links import TokenLink"),
+        ("serve_app/backend/serve_backend.py", "from ray import serve\nfrom serve_app.wire.links import TokenLink"),
         ("serve_app/engine/loader.py", "try:\n    pass\nexcept (OSError, ValueError):\n    pass"),
         ("serve_app/engine/loader.py", "try:\n    pass\nexcept BaseException:\n    close()\n    raise"),
     ],
 )
 def test_what_is_allowed_is_not_found(path: str, source: str) -> None:
     tree = ast.parse(source)
-    assert [line for check in CHECKS for line in check(path, tree)] == []
+    assert [one for check in CHECKS for one in check(path, tree) if one.permitted_by is None] == []

@@ -11,13 +11,13 @@ import yaml
 from examples.prepare_everything import prepare
 from tests.integration.everything.calls import EXAMPLE
 from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster, free_port, model_application
-from tests.unit.test_torch_model import save
+from tests.unit.models.test_torch_model import save
 from tests.user_modules import Sized
 
 _CHOICE = {  # a detector's label chooses the generator
     "name": "assistant",
     "route_prefix": None,
-    "import_path": "serve_app.app:build_pipeline",
+    "import_path": "serve_app.app:build_graph",
     "args": {
         "name": "assistant",
         "steps": [

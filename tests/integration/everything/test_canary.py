@@ -39,7 +39,7 @@ def test_no_text_is_found_in_any_log_whatever_dies_under_it(cluster: ServeCluste
     for victim, path, body in (
         ("ray::Shard", "/v1/completions", {"model": "demo", **long}),
         ("ray::ServeReplica:demo:Router", "/v1/completions", {"model": "demo", **long}),
-        ("ray::ServeReplica:triage:Pipeline", "/predict", {"model": "triage", "text": [f"{canary}. " * 40] * 100}),
+        ("ray::ServeReplica:triage:Graph", "/predict", {"model": "triage", "text": [f"{canary}. " * 40] * 100}),
     ):
         status = kill_under(cluster, victim, path, body)
         assert status in (200, 500, 503), (victim, status)

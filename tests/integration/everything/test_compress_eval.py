@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli import main
+from serve_app.cli.main import main
 from serve_app.compress.compare_served import open_model
 from serve_app.errors import ConfigError
 from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster

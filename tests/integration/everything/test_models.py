@@ -1,4 +1,4 @@
-"""Each kind of model, and pipelines that join them."""
+"""Each kind of model, and graphs that join them."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from serve_app.models.text_classifier import TextClassifier
-from serve_app.planning.csv_rows import read_csv
 from serve_app.planning.serve_file import load_serve_file
 from serve_app.preprocessing.tokenizer import Tokenizer
+from serve_app.training.csv_rows import read_csv
 from tests.integration.everything.calls import EXAMPLE, post, vectors
 from tests.integration.serve_cluster import ROOT, ServeCluster
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(600)  # the first test of a file may be the one
 def test_the_example_has_no_mistake() -> None:
     example = load_serve_file(EXAMPLE)
     assert [model.config.name for model in example.models] == ["demo", "minilm", "mood", "tickets"]
-    assert [pipeline.config.name for pipeline in example.pipelines] == ["triage"]
+    assert [graph.config.name for graph in example.graphs] == ["triage"]
 
 
 def test_every_kind_of_model_answers(cluster: ServeCluster, models: Path) -> None:
@@ -70,7 +70,7 @@ def test_the_split_classifier_says_what_the_unsplit_one_says(cluster: ServeClust
     assert num_right / len(rows) >= 0.9
 
 
-def test_a_pipeline_gives_what_its_models_give_one_after_the_other(cluster: ServeCluster) -> None:
+def test_a_graph_gives_what_its_models_give_one_after_the_other(cluster: ServeCluster) -> None:
     results = post(cluster, "/predict", model="triage", text=TEXT)["results"]
     alone = post(cluster, "/predict", model="tickets", text=CLEAN)
     assert results["topic"]["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-6)
@@ -104,7 +104,7 @@ def test_a_generator_behind_steps_answers_with_placeholders_or_with_what_they_st
     assert [entry["text"] for entry in sentences] == [SENTENCES[0], "Please write to jo@example.org!"]
 
 
-def test_what_a_pipeline_refuses_names_the_step_and_the_next_request_works(cluster: ServeCluster) -> None:
+def test_what_a_graph_refuses_names_the_step_and_the_next_request_works(cluster: ServeCluster) -> None:
     answer = httpx.post(f"{cluster.url}/predict", json={"model": "triage", "text": "word " * 2000}, timeout=60)
     assert answer.status_code == 400, answer.text
     assert "step vectors" in answer.json()["error"]["message"]

@@ -1,0 +1,230 @@
+"""What a checkpoint is, from its config.json and its safetensors headers alone: no torch, no weights read."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.architectures.facts import ARCHITECTURES, HEAD_PATTERN, Architecture, layer_of
+from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown, some
+from serve_app.checkpoints.quantization import CheckpointQuantization, read_quantization
+from serve_app.checkpoints.rope_scaling import RopeLimit, rope_limit, scaled_max_positions
+from serve_app.checkpoints.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
+from serve_app.errors import ConfigError
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+SERVED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """Sizes and tensors of one checkpoint."""
+
+    source_dir: Path
+    model_type: str
+    architectures: tuple[str, ...]
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int | None
+    num_experts: int | None
+    vocab_size: int
+    max_position_embeddings: int | None
+    rope_limit: RopeLimit | None
+    is_tied: bool  # the head is the embedding
+    dtype: str  # as torch names it
+    sliding_window: int | None
+    quantization: CheckpointQuantization | None
+    tensors: dict[str, TensorHeader]
+    num_bytes: int  # of all tensors
+
+
+def read_model_spec(source_dir: Path) -> ModelSpec:
+    """The checkpoint of a model that generates, in `source_dir`. Raises ConfigError when it is none."""
+    spec = read_checkpoint(source_dir, ARCHITECTURES)
+    _check_head(spec)
+    return spec
+
+
+def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture]) -> ModelSpec:
+    """The checkpoint in `source_dir`, of one of these model types. Raises ConfigError when it cannot be served."""
+    if not source_dir.is_dir():
+        raise ConfigError(f"source={source_dir} is no directory; give one with config.json and safetensors files")
+    if (source_dir / "adapter_config.json").exists():
+        raise ConfigError(f"source={source_dir} is an adapter (LoRA); merge it into its base model and give that")
+    weight_files = find_weight_files(source_dir)
+    config = _read_config(source_dir)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in architectures:
+        raise ConfigError(
+            f"source={source_dir}: model_type={shown(model_type)} in config.json is not supported; "
+            f"use a model of type {', '.join(sorted(architectures))}"
+        )
+    tensors = _read_tensors(source_dir, weight_files)
+    spec = _spec_of(source_dir, architectures[model_type], config, tensors)
+    _check_completeness(spec)
+    return spec
+
+
+def find_weight_files(source_dir: Path) -> list[Path]:
+    """The safetensors files that make up the model, as transformers chooses them."""
+    single, index = source_dir / "model.safetensors", source_dir / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        names = sorted(set(_read_weight_map(index).values()))
+        missing = [name for name in names if not (source_dir / name).is_file()]
+        if missing:
+            raise ConfigError(
+                f"source={source_dir}: {index.name} names {some(missing)}, not in the directory; copy the files there"
+            )
+        return [source_dir / name for name in names]
+    names = sorted(path.name for path in source_dir.iterdir())
+    raise ConfigError(f"source={source_dir} {_why_no_weights(names)}")
+
+
+def _why_no_weights(names: list[str]) -> str:
+    safetensors = [name for name in names if name.endswith(".safetensors")]
+    pickled = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+    if safetensors:
+        return f"has {some(safetensors)} but no model.safetensors; rename it, or add model.safetensors.index.json"
+    if any(name.endswith(".gguf") for name in names):
+        return "holds GGUF files, which are not served; give the original model as safetensors"
+    if pickled:
+        return (
+            f"has only pickled weights ({some(pickled)}), which are never unpickled because that runs code; "
+            "convert them to safetensors"
+        )
+    return "has no safetensors files; give a directory with model.safetensors or model.safetensors.index.json"
+
+
+def _read_config(source_dir: Path) -> dict[str, object]:
+    path = source_dir / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"source={source_dir} has no config.json; give a directory in Hugging Face's layout")
+    return read_json(path)
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise damaged(index, "no weight_map")
+    names: dict[str, str] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise damaged(index, f"{shown(name)} as a file, which is no safetensors file beside it")
+        names[tensor] = name
+    return names
+
+
+def _read_tensors(source_dir: Path, files: list[Path]) -> dict[str, TensorHeader]:
+    tensors: dict[str, TensorHeader] = {}
+    for path in files:
+        header = read_safetensors_header(path)
+        twice = sorted(header.keys() & tensors.keys())
+        if twice or len(tensors) + len(header) > MAX_TENSORS:
+            raise damaged(path, f"{some(twice)} again" if twice else f"more than {MAX_TENSORS} tensors in all")
+        tensors |= header
+    if (source_dir / "model.safetensors") in files:
+        return tensors
+    weight_map = _read_weight_map(source_dir / "model.safetensors.index.json")
+    absent = [name for name, file in weight_map.items() if name not in tensors or tensors[name].file.name != file]
+    if absent:
+        raise damaged(source_dir / "model.safetensors.index.json", f"tensors that its files lack: {some(absent)}")
+    return tensors
+
+
+def _spec_of(
+    source_dir: Path, defaults: Architecture, config: dict[str, object], tensors: dict[str, TensorHeader]
+) -> ModelSpec:
+    keys = _Keys(source_dir / "config.json", config)
+    names = defaults.keys
+    num_heads = keys.count(names.num_heads, defaults.num_heads)
+    hidden_size = keys.count(names.hidden_size, defaults.hidden_size)
+    architectures, model_type = config.get("architectures"), str(config["model_type"])
+    max_positions = keys.count(names.max_positions, defaults.max_positions)
+    return ModelSpec(
+        source_dir=source_dir,
+        model_type=model_type,
+        architectures=tuple(str(name) for name in architectures) if isinstance(architectures, list) else (),
+        num_layers=keys.count(names.num_layers, defaults.num_layers),
+        num_heads=num_heads,
+        num_kv_heads=keys.count_or_none(names.num_kv_heads, defaults.num_kv_heads) or num_heads,
+        head_dim=keys.count_or_none(("head_dim",), defaults.head_dim) or hidden_size // num_heads,
+        hidden_size=hidden_size,
+        intermediate_size=keys.count_or_none(names.intermediate_size, defaults.intermediate_size) or 4 * hidden_size,
+        num_experts=keys.count_or_none(names.num_experts, defaults.num_experts),
+        vocab_size=keys.count(("vocab_size",), defaults.vocab_size),
+        max_position_embeddings=scaled_max_positions(model_type, keys.values, max_positions),
+        rope_limit=rope_limit(model_type, keys.values, max_positions),
+        is_tied=keys.flag("tie_word_embeddings", defaults.is_tied),
+        dtype=_dtype_of(keys, tensors),
+        sliding_window=_sliding_window(keys, defaults),
+        quantization=read_quantization(config, source_dir / "config.json"),
+        tensors=tensors,
+        num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
+    )
+
+
+class _Keys:
+    """Typed look-ups in config.json; the first key that is there counts."""
+
+    def __init__(self, path: Path, values: dict[str, object]) -> None:
+        self._path = path
+        self.values = values
+
+    def count(self, keys: tuple[str, ...], default: int) -> int:
+        return self.count_or_none(keys, default) or default
+
+    def count_or_none(self, keys: tuple[str, ...], default: int | None) -> int | None:
+        key = next((key for key in keys if key in self.values), None)
+        if key is None:
+            return default
+        value = self.values[key]
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
+            raise ConfigError(f"{self._path}: {key}={shown(value)} is no positive whole number; download it again")
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise ConfigError(f"{self._path}: {key}={shown(value)} is neither true nor false; write one of them")
+        return default if value is None else value
+
+
+def _sliding_window(text: _Keys, defaults: Architecture) -> int | None:
+    if defaults.has_window_switch and not text.flag("use_sliding_window", False):
+        return None
+    return text.count_or_none(("sliding_window",), defaults.sliding_window)
+
+
+def _dtype_of(keys: _Keys, tensors: Mapping[str, TensorHeader]) -> str:
+    dtype = keys.values.get("dtype") or keys.values.get("torch_dtype")
+    if isinstance(dtype, str):
+        return dtype.removeprefix("torch.")
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[SERVED_DTYPES.get(tensor.dtype, tensor.dtype)] += tensor.num_bytes
+    return sizes.most_common(1)[0][0] if sizes else "float32"
+
+
+def _check_completeness(spec: ModelSpec) -> None:
+    found = {layer_of(name) for name in spec.tensors}
+    missing = [str(layer) for layer in range(min(spec.num_layers, MAX_TENSORS)) if layer not in found]
+    if missing:
+        raise ConfigError(
+            f"source={spec.source_dir}: config.json has {spec.num_layers} layers, but no tensors are there for layers "
+            f"{some(missing)}; download the model again"
+        )
+
+
+def _check_head(spec: ModelSpec) -> None:
+    if not spec.is_tied and not any(HEAD_PATTERN.search(name) for name in spec.tensors):
+        raise ConfigError(
+            f"source={spec.source_dir}: tie_word_embeddings=false but there is no lm_head tensor; "
+            "give a model for generation, or set tie_word_embeddings to true"
+        )

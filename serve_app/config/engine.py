@@ -1,0 +1,84 @@
+"""How a copy of a model is split, where it runs, and what it may hold."""
+
+from typing import Literal
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from serve_app.config.base import ByteSize, ConfigModel
+
+DEFAULT_CPU_KV_CACHE_BYTES = 256 * 1024**2
+
+
+class ParallelConfig(ConfigModel):
+    """How one copy of a model is split: pipeline x tensor shards."""
+
+    pipeline: PositiveInt = 1
+    tensor: PositiveInt = 1
+
+
+class DeviceConfig(ConfigModel):
+    """What each shard runs on."""
+
+    type: Literal["cpu", "cuda"] = "cpu"
+    gpus_per_shard: float = Field(default=1.0, gt=0)
+    cpu_threads: int | None = Field(default=None, gt=0, le=1024)  # of torch; None: the node's cores / its shards
+    cpus_per_shard: PositiveFloat = 0.1  # what Ray reserves, not what a shard uses
+    accelerator_type: str | None = None
+
+    @field_validator("gpus_per_shard")
+    @classmethod
+    def _can_give_gpus(cls, value: float, info: ValidationInfo) -> float:
+        _refuse_on_cpu("gpus_per_shard", value, info.data.get("type"))
+        if value > 1:
+            raise ValueError(
+                f"gpus_per_shard={value}: a shard uses one GPU; use at most 1, and more shards (parallel) for more GPUs"
+            )
+        return value
+
+    @field_validator("accelerator_type")
+    @classmethod
+    def _can_choose_accelerator(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            _refuse_on_cpu("accelerator_type", value, info.data.get("type"))
+        return value
+
+
+class EngineConfig(ConfigModel):
+    """Batching and KV cache of one model copy; sizes in tokens unless said."""
+
+    max_num_seqs: int = Field(default=64, gt=0, le=65_536)
+    max_num_batched_tokens: int = Field(default=2048, gt=0, le=1_048_576)
+    block_size: int = Field(default=16, gt=0, le=1024)
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # cuda only
+    kv_cache_bytes: ByteSize | None = None  # per shard; None: 256 MiB on cpu, by gpu_memory_utilization on cuda
+    max_queued: int = Field(default=1024, gt=0, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _can_step_all_sequences(self) -> "EngineConfig":
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens={self.max_num_batched_tokens} is less than max_num_seqs={self.max_num_seqs}; "
+                f"set max_num_batched_tokens to {self.max_num_seqs} or more, or lower max_num_seqs"
+            )
+        return self
+
+
+class TimeoutConfig(ConfigModel):
+    """How long Router and shards wait for one another."""
+
+    load_s: PositiveFloat = 1800.0
+    rendezvous_s: PositiveFloat = 120.0
+    collective_s: PositiveFloat = 60.0
+    heartbeat_s: PositiveFloat = 3.5
+
+
+def _refuse_on_cpu(setting: str, value: object, device_type: object) -> None:
+    if device_type == "cpu":
+        raise ValueError(f"{setting}={value!r} has no effect on device.type=cpu; remove it, or set type: cuda")

@@ -1,0 +1,39 @@
+"""The environment of the process."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What the project takes from environment variables."""
+
+    hub_cache_dir: Path
+    is_hub_offline: bool
+    hub_endpoint: str | None  # None: the hub's own
+    weights_cache_dir: Path
+    openai_api_key: str | None = None  # sent to servers whose models are evaluated
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """The environment of this process; `variables` stands in for it in tests."""
+    given = os.environ if variables is None else variables
+    cache_dir = Path(given.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    home = cache_dir / "huggingface"
+    hub_home = Path(given.get("HF_HOME") or home).expanduser()
+    offline = {given.get("HF_HUB_OFFLINE", "").upper(), given.get("TRANSFORMERS_OFFLINE", "").upper()}
+    return Environment(
+        hub_cache_dir=Path(given.get("HF_HUB_CACHE") or hub_home / "hub").expanduser(),
+        is_hub_offline=bool(offline & {"1", "ON", "YES", "TRUE"}),
+        hub_endpoint=given.get("HF_ENDPOINT") or None,
+        weights_cache_dir=cache_dir / "rayshard" / "weights",
+        openai_api_key=given.get("OPENAI_API_KEY") or None,
+    )
+
+
+def prepare_ray_client() -> bool:
+    """Keep Ray from sending usage reports; whether no cluster is named, so that one must be started here."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    return os.environ.get("RAY_ADDRESS", "local") == "local"

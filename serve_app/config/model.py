@@ -1,0 +1,231 @@
+"""The settings of one model, or of several small ones."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from serve_app.config.base import ConfigModel
+from serve_app.config.compression import QualityConfig, QuantizationConfig
+from serve_app.config.engine import (
+    DEFAULT_CPU_KV_CACHE_BYTES,
+    DeviceConfig,
+    EngineConfig,
+    ParallelConfig,
+    TimeoutConfig,
+)
+from serve_app.config.weights import WeightsConfig
+from serve_app.types.models import RemoteWeights
+
+Task = Literal["generate", "embed", "classify", "score", "predict"]
+
+
+_Integers = Literal["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
+
+
+TensorDtype = Literal[_Integers, "float16", "bfloat16", "float32", "float64"]
+
+
+def _parse_step(value: object) -> object:
+    """A step as `name`, or as `name: {argument: value}`."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1 and "name" not in value:
+        ((name, arguments),) = value.items()
+        return {"name": name, "arguments": {} if arguments is None else arguments}
+    return value
+
+
+class StepConfig(ConfigModel):
+    """One step before or behind a model: one of ours, or `package.module:Class` with its constructor's arguments."""
+
+    name: str = Field(min_length=1)
+    arguments: dict[str, JsonValue] = {}
+
+
+Step = Annotated[StepConfig, BeforeValidator(_parse_step)]
+
+
+class TensorConfig(ConfigModel):
+    """Dtype and shape of one input or output of a module; a dimension is a size, or the name of a varying one."""
+
+    dtype: TensorDtype
+    shape: list[int | str]
+
+
+class ModelConfig(ConfigModel):
+    """`args` of a model's application."""
+
+    name: str
+    source: str  # directory or hub id
+    revision: str | None = None  # of a hub id
+    weights: WeightsConfig | None = None  # None: those of the source
+    task: Task = "generate"
+    architecture: str | None = None  # package.module:Class of an nn.Module; None: a transformers model
+    arguments: dict[str, JsonValue] = {}  # of that class's constructor
+    inputs: dict[str, TensorConfig] | None = None  # None: as the class declares
+    outputs: dict[str, TensorConfig] | None = None
+    batch_dim: int | None = Field(default=0, ge=0, le=7)  # requests are joined along it; null: never joined
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: QuantizationConfig | None = None  # None: as the checkpoint is
+    quality: QualityConfig | None = None  # None: nothing is asked
+    parallel: ParallelConfig = ParallelConfig()
+    max_model_len: PositiveInt | None = None  # None: the model's own
+    pooling: Literal["mean", "cls", "last"] | None = None  # embed only; None: as the checkpoint says
+    normalize: bool | None = None  # embed only; None: as the checkpoint says
+    is_multi_label: bool | None = None  # classify only; None: as the checkpoint says
+    preprocessing: list[Step] = []
+    postprocessing: list[Step] = []  # classify and predict only; []: softmax, or sigmoid for several labels
+    device: DeviceConfig = DeviceConfig()
+    engine: EngineConfig = EngineConfig()
+    timeouts: TimeoutConfig = TimeoutConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain_name(cls, value: str) -> str:
+        part = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+        if len(value) > 64 or re.fullmatch(f"{part}(?:/{part})?", value) is None:
+            raise ValueError(
+                f"name={value[:80]!r} cannot be a model's name; use at most 64 letters, digits, '.', '_', '-' "
+                "beginning with a letter or digit, with at most one '/'"
+            )
+        return value
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_import_path(cls, value: str | None) -> str | None:
+        if value is not None and re.fullmatch(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value) is None:
+            raise ValueError(f"architecture={value[:80]!r} is no import path; write it as package.module:Class")
+        return value
+
+    @model_validator(mode="after")
+    def _can_be_served(self) -> "ModelConfig":
+        problem = _task_problem(self)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+    @field_validator("source", "revision")
+    @classmethod
+    def _is_not_blank(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and (not value or value != value.strip() or not value.isprintable()):
+            raise ValueError(f"{info.field_name}={value[:80]!r} is blank or has stray spaces; write it without them")
+        return value
+
+    @field_validator("engine")
+    @classmethod
+    def _can_size_cache(cls, value: EngineConfig, info: ValidationInfo) -> EngineConfig:
+        device = info.data.get("device")
+        if "gpu_memory_utilization" not in value.model_fields_set or not isinstance(device, DeviceConfig):
+            return value
+        setting = f"gpu_memory_utilization={value.gpu_memory_utilization}"
+        if device.type == "cpu":
+            raise ValueError(f"{setting} has no effect on device.type=cpu; set kv_cache_bytes instead")
+        if value.kv_cache_bytes is not None:
+            raise ValueError(f"{setting} has no effect beside kv_cache_bytes={value.kv_cache_bytes}; remove one")
+        return value
+
+    @property
+    def remote_weights(self) -> RemoteWeights | None:
+        """The weights that are not the source's."""
+        if self.weights is None:
+            return None
+        return RemoteWeights(self.weights.url, self.weights.sha256.lower(), tuple(self.weights.private_hosts))
+
+    @property
+    def has_chains(self) -> bool:
+        """Whether steps stand before the model or behind it."""
+        return bool(self.preprocessing or self.postprocessing)
+
+    @property
+    def is_prompt_templated(self) -> bool:
+        """Whether the steps before the model make a conversation of a prompt."""
+        return any(step.name == "chat_template" for step in self.preprocessing)
+
+    @property
+    def postprocessing_gives(self) -> str | None:
+        """What an answer consists of; None: no steps make it."""
+        if not self.postprocessing:
+            return None
+        return "json" if ":" in self.postprocessing[-1].name else "labels"
+
+    @property
+    def is_generative(self) -> bool:
+        """Whether it runs step after step; any other task is done after one."""
+        return self.task == "generate"
+
+    @property
+    def max_ongoing_requests(self) -> int:
+        """Requests a Router replica may hold: running and queued."""
+        return self.engine.max_num_seqs + self.engine.max_queued
+
+    @property
+    def kv_cache_bytes(self) -> int | None:
+        """KV cache of one shard; None: to be derived from the GPU's memory."""
+        if self.engine.kv_cache_bytes is None and self.device.type == "cpu":
+            return DEFAULT_CPU_KV_CACHE_BYTES
+        return self.engine.kv_cache_bytes
+
+
+class ModelSetConfig(ConfigModel):
+    """`args` of an application that holds several small models in one shard process."""
+
+    models: list[ModelConfig] = Field(min_length=1, max_length=256)
+    device: DeviceConfig = DeviceConfig()
+    engine: EngineConfig = EngineConfig()
+    timeouts: TimeoutConfig = TimeoutConfig()
+
+    @model_validator(mode="after")
+    def _can_share_a_process(self) -> "ModelSetConfig":
+        for model in self.models:
+            if model.is_generative:
+                raise ValueError(f"models: {model.name} has task=generate; give it an application of its own")
+            own = sorted(model.model_fields_set & {"parallel", "device", "engine", "timeouts"})
+            if own:
+                raise ValueError(f"models: {model.name} sets {own[0]}, which all models share; set it beside `models`")
+        names = [model.name for model in self.models]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"models: name={twice[0]!r} is given more than once; give each model its own name")
+        return self
+
+    @property
+    def shared_models(self) -> list[ModelConfig]:
+        """The models with what they share."""
+        shared = {"device": self.device, "engine": self.engine, "timeouts": self.timeouts}
+        return [model.model_copy(update=shared) for model in self.models]
+
+
+def _task_problem(config: ModelConfig) -> str | None:
+    """Why settings of a model do not go together."""
+    if config.architecture is None:
+        module_only = ("arguments", "inputs", "outputs", "batch_dim")
+        given = [name for name in module_only if name in config.model_fields_set]
+        if given:
+            return f"{given[0]} has no effect without architecture; remove it, or name the module's class"
+        if config.task == "predict":
+            return "task=predict needs architecture: package.module:Class; or choose generate, embed, classify, score"
+    elif config.task == "generate":
+        return f"task=generate cannot run architecture={config.architecture}; set task to predict, classify or embed"
+    elif config.parallel.tensor > 1:
+        return f"parallel.tensor={config.parallel.tensor} cannot cut architecture={config.architecture}; use pipeline"
+    if config.quantization is not None and config.task != "generate" and "head" in config.quantization.include:
+        return f"quantization.include=[head] has no effect on task={config.task}; remove head"
+    for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):
+        if getattr(config, name) is not None and config.task != task:
+            return f"{name} has no effect on task={config.task}; remove it"
+    if config.preprocessing and config.task == "predict":
+        return "preprocessing has no effect on task=predict, which takes tensors; remove it"
+    if config.postprocessing and config.task not in ("classify", "predict"):
+        return f"postprocessing has no effect on task={config.task}; remove it"
+    if config.postprocessing and config.is_multi_label is not None:
+        return "is_multi_label has no effect beside postprocessing; remove it, and use the step sigmoid or softmax"
+    return None

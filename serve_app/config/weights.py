@@ -1,0 +1,45 @@
+"""Weights at a URL."""
+
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import (
+    Field,
+    field_validator,
+)
+
+from serve_app.config.base import ConfigModel
+
+
+class WeightsConfig(ConfigModel):
+    """A safetensors file at an https URL, in place of the source's weights."""
+
+    url: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
+    private_hosts: list[str] = []  # names whose private addresses may be connected to
+
+    @field_validator("url")
+    @classmethod
+    def _can_be_fetched(cls, value: str) -> str:
+        problem = weights_url_problem(value)
+        if problem is not None:
+            raise ValueError(f"the URL {problem}")
+        return value
+
+
+def weights_url_problem(url: str) -> str | None:
+    """Why weights cannot come from this URL, whatever answers there; None: they can."""
+    try:
+        parts = urlsplit(url)
+        _port = parts.port
+    except ValueError:
+        return "is no URL; write https://host/file.safetensors"
+    if parts.scheme != "https":
+        return f"has scheme {parts.scheme[:20] or 'none'!r}; only https is fetched: write https://host/file.safetensors"
+    if not parts.hostname:
+        return "names no host; write https://host/file.safetensors"
+    if parts.username is not None or parts.password is not None:
+        return "holds a user name or password; put the file where none is needed"
+    if not url.isprintable() or not url.isascii() or " " in url:
+        return "holds a character that is none of a URL's; encode it as %XX"
+    return None

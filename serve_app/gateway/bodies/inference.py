@@ -1,0 +1,237 @@
+"""Bodies and answers of embeddings, scores, ranks, classes and predictions. An unknown key is an error."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from serve_app.gateway.bodies.openai import EncodingFormat, NaturalInt, PositiveInt
+
+TruncateTokens = Annotated[int, Meta(ge=-1)]
+Texts = str | list[str | list[NaturalInt] | NaturalInt]
+
+
+class EntriesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What all have in common."""
+
+    model: str | None = None
+    truncate: bool | None = None  # cut longer texts to the model's longest
+    truncate_prompt_tokens: TruncateTokens | None = None  # to so many tokens; -1: to the model's longest
+    user: str | None = None  # taken and without effect
+
+
+class EmbeddingsBody(EntriesBody):
+    """`POST /v1/embeddings`."""
+
+    input: Texts
+    encoding_format: EncodingFormat | None = None
+    dimensions: PositiveInt | None = None
+
+
+class ClassifyBody(EntriesBody):
+    """`POST /v1/classify`."""
+
+    input: Texts
+    top_k: PositiveInt | None = None
+    threshold: Annotated[float, Meta(ge=0, le=1)] | None = None  # of several labels: the least score shown
+
+
+class ScoreBody(EntriesBody):
+    """`POST /v1/score`."""
+
+    text_1: str | list[str]
+    text_2: str | list[str]
+
+
+class RerankDocument(msgspec.Struct, forbid_unknown_fields=True):
+    """A document with its text under a name."""
+
+    text: str
+
+
+class RerankBody(EntriesBody):
+    """`POST /v1/rerank`."""
+
+    query: str
+    documents: list[str | RerankDocument]
+    top_n: PositiveInt | None = None
+    return_documents: bool | None = None
+
+
+class PredictBody(EntriesBody):
+    """`POST /predict`: `text` for classifiers, `inputs` for modules that take tensors."""
+
+    text: str | list[str] | None = None
+    inputs: dict[str, object] | None = None
+    top_k: PositiveInt | None = None
+    restore_redactions: bool | None = None  # graphs only: in texts, what redact_pii has taken out
+
+
+class PreprocessBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`POST /v1/preprocess`."""
+
+    model: str | None = None
+    input: str | list[str]
+    reveal: bool | None = None  # show what redact_pii has taken out
+
+
+class ShownValue(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A value between two steps: the field that is there is its kind."""
+
+    text: str | None = None
+    texts: list[str] | None = None
+    token_ids: list[int] | None = None
+
+
+class ShownStep(msgspec.Struct, frozen=True):
+    """What one step has made."""
+
+    step: str
+    value: ShownValue
+
+
+class ShownRedaction(msgspec.Struct, frozen=True):
+    """Something taken out; the original only when asked for."""
+
+    placeholder: str
+    kind: str
+    original: str | UnsetType = UNSET
+
+
+class PreprocessedText(msgspec.Struct, frozen=True):
+    """What the steps have made of one text."""
+
+    index: int
+    value: ShownValue
+    steps: list[ShownStep]
+    redactions: list[ShownRedaction]
+
+
+class PreprocessedList(msgspec.Struct, frozen=True):
+    """One entry for each text."""
+
+    model: str
+    data: list[PreprocessedText]
+
+
+class TokenUsage(msgspec.Struct, frozen=True):
+    """Tokens that went in."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(msgspec.Struct, frozen=True):
+    """One vector: numbers, or base64 of little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: str = "embedding"
+
+
+class EmbeddingList(msgspec.Struct, frozen=True):
+    """The vectors, in the order of the inputs."""
+
+    model: str
+    data: list[Embedding]
+    usage: TokenUsage
+    object: str = "list"
+
+
+class LabelAnswer(msgspec.Struct, frozen=True):
+    """A label and its probability."""
+
+    label: str
+    score: float
+
+
+class Classification(msgspec.Struct, frozen=True):
+    """One text's labels; `label` is the most probable one, None when several may hold and none does."""
+
+    index: int
+    label: str | None
+    probs: list[float]
+    num_classes: int
+    labels: list[LabelAnswer]
+
+
+class ClassificationList(msgspec.Struct, frozen=True):
+    """The classes, in the order of the inputs."""
+
+    model: str
+    data: list[Classification]
+    usage: TokenUsage
+    object: str = "list"
+
+
+class ScoreEntry(msgspec.Struct, frozen=True):
+    """How well a pair fits."""
+
+    index: int
+    score: float
+    object: str = "score"
+
+
+class ScoreList(msgspec.Struct, frozen=True):
+    """The scores, in the order of the pairs."""
+
+    model: str
+    data: list[ScoreEntry]
+    usage: TokenUsage
+    object: str = "list"
+
+
+class RankedDocument(msgspec.Struct, frozen=True):
+    """A document in its rank; `index` is its place in the request."""
+
+    index: int
+    relevance_score: float
+    document: RerankDocument | UnsetType = UNSET
+
+
+class Ranking(msgspec.Struct, frozen=True):
+    """The documents, the most relevant first."""
+
+    model: str
+    results: list[RankedDocument]
+    usage: TokenUsage
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """The answer for one text."""
+
+    label: str | None
+    probability: float | None
+    probabilities: dict[str, float]
+
+
+class OutputTensor(msgspec.Struct, frozen=True):
+    """A named output: its elements in C order; a number that is not finite is null."""
+
+    dtype: str
+    shape: list[int]
+    data: list[object]
+
+
+class TensorPrediction(msgspec.Struct, frozen=True):
+    """The outputs of a module."""
+
+    outputs: dict[str, OutputTensor]
+
+
+class GraphText(msgspec.Struct, frozen=True):
+    """A text that a graph gives."""
+
+    text: str
+
+
+class GraphEmbedding(msgspec.Struct, frozen=True):
+    """A vector that a graph gives."""
+
+    embedding: list[float]
+
+
+class GraphResults(msgspec.Struct, frozen=True):
+    """What a graph with several results makes of one input: by name a value, or a list of them."""
+
+    results: dict[str, object]

@@ -1,0 +1,64 @@
+"""Bodies and answers of routes that are no API of their own: health, tokens, and the known tools' calls."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from serve_app.types.models import CopyState
+
+
+class HealthBody(msgspec.Struct, frozen=True):
+    """`GET /health`."""
+
+    status: str
+    detail: str
+    models: dict[str, list[CopyState]]
+
+
+class Ping(msgspec.Struct, frozen=True):
+    """`GET /ping`."""
+
+    status: str
+
+
+class ModelName(msgspec.Struct, frozen=True, rename="camel"):
+    """One entry of `GET /models`."""
+
+    model_name: str
+    model_url: str
+
+
+class ModelNames(msgspec.Struct, frozen=True):
+    """`GET /models`."""
+
+    models: list[ModelName]
+
+
+class TokenizedText(msgspec.Struct, frozen=True):
+    """`POST /v1/tokenize`."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizedText(msgspec.Struct, frozen=True):
+    """`POST /v1/detokenize`."""
+
+    prompt: str
+
+
+class PredictInstancesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`POST /v1/models/{name}:predict`."""
+
+    instances: Annotated[list[object], Meta(min_length=1)]
+    signature_name: str = "serving_default"
+    parameters: dict[str, object] = {}  # keys of the model's own route
+
+
+class Predictions(msgspec.Struct, frozen=True):
+    """One prediction for each instance."""
+
+    predictions: list[object]

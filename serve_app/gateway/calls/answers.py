@@ -1,0 +1,64 @@
+"""What classes and vectors look like in an answer, whether a model or a graph gives them."""
+
+import base64
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from serve_app.errors import RequestError
+from serve_app.gateway.bodies.inference import (
+    Classification,
+    ClassifyBody,
+    Embedding,
+    EmbeddingsBody,
+    LabelAnswer,
+    Prediction,
+)
+from serve_app.gateway.calls.inference import Vectors, shorten
+from serve_app.preprocessing.model_entries import ranked
+from serve_app.types.chains import LabelScore
+
+_DEFAULT_THRESHOLD = 0.5
+
+
+def embeddings(vectors: Vectors, body: EmbeddingsBody) -> list[Embedding]:
+    """The vectors [B, D] as the body asks for them. Raises RequestError."""
+    if body.dimensions is not None:
+        if vectors.size and body.dimensions > vectors.shape[1]:
+            message = f"dimensions={body.dimensions} is more than the model's {vectors.shape[1]}; send at most that"
+            raise RequestError(message, field="dimensions")
+        is_normalized = bool(np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-3))
+        vectors = shorten(vectors, body.dimensions, is_normalized=is_normalized)
+    is_encoded = body.encoding_format == "base64"
+    return [Embedding(index, _base64(row) if is_encoded else row.tolist()) for index, row in enumerate(vectors)]
+
+
+def classifications(
+    entries: Sequence[list[LabelScore]], body: ClassifyBody, *, is_multi_label: bool
+) -> list[Classification]:
+    """The labels of each entry, given in the model's order. Raises RequestError."""
+    if body.threshold is not None and not is_multi_label:
+        raise RequestError("threshold is for models of several labels; leave it out", field="threshold")
+    least = (_DEFAULT_THRESHOLD if body.threshold is None else body.threshold) if is_multi_label else -math.inf
+    data = []
+    for index, scores in enumerate(entries):
+        shown = [score for score in ranked(scores) if score.score >= least][: body.top_k]
+        labels = [LabelAnswer(score.label, score.score) for score in shown]
+        label = shown[0].label if shown else None
+        data.append(Classification(index, label, [score.score for score in scores], len(scores), labels))
+    return data
+
+
+def prediction(scores: list[LabelScore], *, is_multi_label: bool, top_k: int | None) -> Prediction:
+    """The labels of one entry, given in any order; there may be none."""
+    order = ranked(scores)
+    if not order:
+        return Prediction(None, None, {})
+    best = order[0]
+    is_held = not is_multi_label or best.score >= _DEFAULT_THRESHOLD
+    return Prediction(best.label if is_held else None, best.score, {one.label: one.score for one in order[:top_k]})
+
+
+def _base64(row: Vectors) -> str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode()

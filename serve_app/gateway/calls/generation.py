@@ -1,0 +1,285 @@
+"""One request from tokens to text: detokenising, stop strings, counting. Knows no HTTP."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from serve_app.backend.protocol import GatewayBackend, GenerationStream
+from serve_app.errors import InternalError, RequestAbortedError
+from serve_app.gateway.caller import charge
+from serve_app.gateway.calls.models import ServedModel
+from serve_app.gateway.time_limits import within
+from serve_app.preprocessing.pii import Restorer
+from serve_app.preprocessing.stop_strings import StopStrings
+from serve_app.preprocessing.tokenizer import Tokenizer
+from serve_app.types.chains import Redaction
+from serve_app.types.generation import FinishReason, GenerateRequest, OutputChunk, TokenLogprobs
+
+MAX_CONCURRENT_PROMPTS = 64  # of one request: a long list must not fill the Router's queue by itself
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """How generated tokens are shown."""
+
+    stops: StopStrings
+    num_choices: int = 1
+    skip_special_tokens: bool = True
+    is_stream: bool = False
+    has_usage: bool = False  # a last chunk with the counts
+    has_continuous_usage: bool = False  # counts in every chunk
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None  # asked for by name, not by echo
+    has_token_ids: bool = False
+    has_echo: bool = False
+    restores_redactions: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationCall:
+    """A checked request: one GenerateRequest for each prompt."""
+
+    model: ServedModel
+    requests: list[GenerateRequest]
+    prompt_texts: list[str]  # for echo; empty without
+    options: OutputOptions
+    redactions: list[list[Redaction]] = field(default_factory=list)  # of each prompt, when they are restored
+
+    def runs(self) -> list["PromptRun"]:
+        """A fresh run for each prompt."""
+        redactions = self.redactions or [[] for _ in self.requests]
+        tokenizer = self.model.tokenizer
+        return [
+            PromptRun(request, self.options, tokenizer, known)
+            for request, known in zip(self.requests, redactions, strict=True)
+        ]
+
+
+class ChoiceDelta(msgspec.Struct, frozen=True, gc=False):
+    """What one choice grew by. `text` may lag behind `token_ids`."""
+
+    choice: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+
+
+class PromptRun:
+    """One prompt and its choices while they grow."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        options: OutputOptions,
+        tokenizer: Tokenizer,
+        redactions: Sequence[Redaction] = (),
+    ) -> None:
+        self.request = request
+        self.prompt_logprobs: list[TokenLogprobs] = []  # prompt tokens 1..
+        self._choices = [
+            _Choice(index, request, options, tokenizer, Restorer(redactions) if redactions else None)
+            for index in range(request.num_choices)
+        ]
+        self._num_running = request.num_choices
+        has_prompt_logprobs = request.params.num_prompt_logprobs is not None
+        self._num_awaited_logprobs = len(request.prompt_token_ids) - 1 if has_prompt_logprobs else 0
+        self._early: list[ChoiceDelta] = []  # came before the last of the prompt's logprobs
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated so far, over all choices."""
+        return sum(choice.num_tokens for choice in self._choices)
+
+    async def run(self, stream: GenerationStream, emit: Callable[[ChoiceDelta], None]) -> None:
+        """Read to the end of all choices. The stream is closed however this ends."""
+        try:
+            async for chunks in stream:
+                for chunk in chunks:
+                    self._take(chunk, emit)
+                if self._num_running == 0 and self._num_awaited_logprobs <= 0:
+                    return
+            raise InternalError("the model's output ended before the answer did")
+        finally:
+            await stream.aclose()
+
+    def _take(self, chunk: OutputChunk, emit: Callable[[ChoiceDelta], None]) -> None:
+        if chunk.prompt_logprobs:
+            self.prompt_logprobs.extend(chunk.prompt_logprobs)
+            self._num_awaited_logprobs -= len(chunk.prompt_logprobs)
+        choice = self._choices[chunk.choice]
+        if choice.has_ended or not (chunk.token_ids or chunk.finish_reason):
+            deltas = []
+        else:
+            delta = choice.feed(chunk)
+            self._num_running -= choice.has_ended
+            deltas = [delta] if delta is not None else []
+        if self._num_awaited_logprobs > 0:
+            self._early += deltas
+            return
+        if self._early:
+            deltas, self._early = [*self._early, *deltas], []
+        for delta in deltas:
+            emit(delta)
+
+
+async def run_call(
+    call: GenerationCall, runs: Sequence[PromptRun], backend: GatewayBackend, emit: Callable[[int, ChoiceDelta], None]
+) -> None:
+    """Run all prompts of a request; `emit` gets the prompt's index. The first failure ends them all."""
+    try:
+        await _run_prompts(call, runs, backend, emit)
+    finally:
+        charge(sum(len(run.request.prompt_token_ids) + run.num_output_tokens for run in runs))
+
+
+async def stream_call(
+    call: GenerationCall, runs: Sequence[PromptRun], backend: GatewayBackend, limit_s: float | None
+) -> AsyncIterator[list[tuple[int, ChoiceDelta]]]:
+    """The answers of a request in pieces, each with its prompt's index; what waits comes together.
+
+    Raises a RayshardError. Closing it ends the request.
+    """
+    waiting: list[tuple[int, ChoiceDelta]] = []
+    has_news = asyncio.Event()
+
+    def add(prompt: int, delta: ChoiceDelta) -> None:
+        waiting.append((prompt, delta))
+        has_news.set()
+
+    running = asyncio.create_task(within(limit_s, lambda: run_call(call, runs, backend, add)))
+    running.add_done_callback(lambda _task: has_news.set())
+    try:
+        while not running.done() or waiting:
+            await has_news.wait()
+            has_news.clear()
+            pieces = list(waiting)
+            waiting.clear()
+            if pieces:
+                yield pieces
+        await running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _run_prompts(
+    call: GenerationCall, runs: Sequence[PromptRun], backend: GatewayBackend, emit: Callable[[int, ChoiceDelta], None]
+) -> None:
+    name = call.model.description.name
+    if len(runs) == 1:
+        await runs[0].run(backend.open(name, runs[0].request), lambda delta: emit(0, delta))
+        return
+    turn = asyncio.Semaphore(MAX_CONCURRENT_PROMPTS)
+
+    async def run_one(index: int, run: PromptRun) -> None:
+        async with turn:
+            await run.run(backend.open(name, run.request), lambda delta: emit(index, delta))
+
+    await _all_or_first_error([run_one(index, run) for index, run in enumerate(runs)])
+
+
+async def _all_or_first_error(jobs: Sequence[Awaitable[None]]) -> None:
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Choice:
+    """Decodes the tokens of one choice."""
+
+    __slots__ = (
+        "_detokenizer",
+        "_includes_stop",
+        "_index",
+        "_logprobs",
+        "_matcher",
+        "_params",
+        "_restorer",
+        "_token_ids",
+        "has_ended",
+        "num_tokens",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        request: GenerateRequest,
+        options: OutputOptions,
+        tokenizer: Tokenizer,
+        restorer: Restorer | None,
+    ) -> None:
+        self.has_ended = False
+        self.num_tokens = 0
+        self._index = index
+        self._params = request.params
+        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=options.skip_special_tokens)
+        self._matcher = options.stops.matcher()
+        self._restorer = restorer
+        self._includes_stop = options.stops.include_in_output
+        self._token_ids: list[int] = []  # not yet emitted: their text is not certain yet
+        self._logprobs: list[TokenLogprobs] = []
+
+    def feed(self, chunk: OutputChunk) -> ChoiceDelta | None:
+        """What can be shown now; None while nothing can."""
+        if chunk.first_index != self.num_tokens:
+            raise InternalError(f"output {chunk.first_index} came where output {self.num_tokens} was due")
+        if chunk.finish_reason in ("abort", "error"):
+            raise _ended_badly(chunk.finish_reason)
+        text, num_used = self._decode(chunk)
+        self._token_ids += chunk.token_ids[:num_used]
+        if chunk.logprobs is not None:
+            self._logprobs += chunk.logprobs[:num_used]
+        finish_reason: FinishReason | None = chunk.finish_reason
+        stop_reason: int | str | None = self._stop_reason(chunk)
+        if self._matcher is not None and self._matcher.matched is not None:
+            finish_reason, stop_reason = "stop", self._matcher.matched
+        self.has_ended = finish_reason is not None
+        if self._restorer is not None:
+            text = self._restorer.feed(text) + (self._restorer.flush() if self.has_ended else "")
+        if not text and not self.has_ended:
+            return None
+        logprobs = None if self._params.num_logprobs is None else self._logprobs
+        delta = ChoiceDelta(self._index, text, self._token_ids, logprobs, finish_reason, stop_reason)
+        self._token_ids, self._logprobs = [], []
+        return delta
+
+    def _decode(self, chunk: OutputChunk) -> tuple[str, int]:
+        """New text, and how many of the chunk's tokens it took: none follow one that completes a stop string."""
+        pieces: list[str] = []
+        last_index = len(chunk.token_ids) - 1
+        is_last_hidden = chunk.finish_reason == "stop" and chunk.stop_token_id is not None and not self._includes_stop
+        for index, token_id in enumerate(chunk.token_ids):
+            self.num_tokens += 1
+            if is_last_hidden and index == last_index:
+                continue
+            pieces.append(self._filter(self._detokenizer.push(token_id)))
+            if self._matcher is not None and self._matcher.matched is not None:
+                return "".join(pieces), index + 1
+        if chunk.finish_reason is not None:
+            pieces.append(self._filter(self._detokenizer.flush()))
+            if self._matcher is not None:
+                pieces.append(self._matcher.flush())
+        return "".join(pieces), len(chunk.token_ids)
+
+    def _filter(self, text: str) -> str:
+        """Stop strings count only after min_tokens."""
+        if self._matcher is None or self.num_tokens <= self._params.min_tokens:
+            return text
+        return self._matcher.feed(text)
+
+    def _stop_reason(self, chunk: OutputChunk) -> int | None:
+        return chunk.stop_token_id if chunk.stop_token_id in self._params.stop_token_ids else None
+
+
+def _ended_badly(finish_reason: FinishReason) -> InternalError | RequestAbortedError:
+    if finish_reason == "abort":
+        return RequestAbortedError("the request was aborted")
+    return InternalError("the model failed on this request; see the server's log")

@@ -1,0 +1,248 @@
+"""Calls of models that are done with an entry after one step: checked bodies in, answers out.
+
+Knows no carrier: HTTP encodes the answers as JSON, gRPC as its messages.
+"""
+
+import msgspec
+
+from serve_app.errors import RequestError
+from serve_app.gateway.bodies.inference import (
+    ClassificationList,
+    ClassifyBody,
+    EmbeddingList,
+    EmbeddingsBody,
+    EntriesBody,
+    OutputTensor,
+    PredictBody,
+    PreprocessBody,
+    PreprocessedList,
+    PreprocessedText,
+    RankedDocument,
+    Ranking,
+    RerankBody,
+    RerankDocument,
+    ScoreBody,
+    ScoreEntry,
+    ScoreList,
+    ShownRedaction,
+    ShownStep,
+    ShownValue,
+    TensorPrediction,
+    TokenUsage,
+)
+from serve_app.gateway.calls.answers import classifications, embeddings, prediction
+from serve_app.gateway.calls.graph_calls import GraphCalls
+from serve_app.gateway.calls.inference import (
+    MAX_ENTRIES,
+    Answers,
+    Entry,
+    InferenceService,
+    Outputs,
+    Vectors,
+    cosine,
+    relevance,
+)
+from serve_app.gateway.calls.models import ServedModels
+from serve_app.gateway.calls.tensor_inputs import read_inputs, write_output
+from serve_app.types.chains import ChainOutcome, ChainValue
+from serve_app.types.models import ModelDescription
+from serve_app.types.tensors import Item
+
+
+class ModelCalls:
+    """One method for each kind of call."""
+
+    def __init__(self, service: InferenceService, models: ServedModels, graphs: GraphCalls) -> None:
+        self._service = service
+        self._graphs = graphs
+        self._models = models
+
+    async def embed(self, body: EmbeddingsBody) -> EmbeddingList:
+        """Vectors of texts."""
+        graph = self._models.graph(body.model)
+        if graph is not None:
+            return await self._graphs.embed(body, graph)
+        model = self._models.for_tasks(body.model, ("embed",))
+        size = model.embedding_size
+        if body.dimensions is not None and size is not None and body.dimensions > size:
+            message = f"dimensions={body.dimensions} is more than the model's {size}; send at most that"
+            raise RequestError(message, field="dimensions")
+        outputs = await self._run(model, body, entries_of(body.input, "input"))
+        return EmbeddingList(model.name, embeddings(outputs.values, body), _usage(outputs))
+
+    async def classify(self, body: ClassifyBody) -> ClassificationList:
+        """Labels of texts."""
+        graph = self._models.graph(body.model)
+        if graph is not None:
+            return await self._graphs.classify(body, graph)
+        model = self._models.for_tasks(body.model, ("classify",))
+        if body.threshold is not None and not model.is_multi_label:
+            raise RequestError("threshold is for models of several labels; leave it out", field="threshold")
+        if model.postprocessing_gives == "json":
+            message = f"model={model.name} answers what its postprocessing makes, not labels; use /predict"
+            raise RequestError(message, field="model")
+        answers = await self._answer(model, body, entries_of(body.input, "input"))
+        data = classifications(answers.labels, body, is_multi_label=model.is_multi_label)
+        usage = TokenUsage(answers.num_tokens, answers.num_tokens)
+        return ClassificationList(model.name, data, usage)
+
+    async def score(self, body: ScoreBody) -> ScoreList:
+        """How well pairs of texts fit: by a cross-encoder, or by the similarity of embeddings."""
+        model = self._models.for_tasks(body.model, ("score", "embed"))
+        first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
+        second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
+        if not first or not second:
+            raise RequestError("text_1 or text_2 is empty; send texts", field="text_1" if not first else "text_2")
+        if len(first) == 1:
+            first = first * len(second)
+        if len(first) != len(second):
+            message = f"text_1 has {len(first)} entries and text_2 {len(second)}; send as many, or one text_1"
+            raise RequestError(message, field="text_2")
+        scores, usage = await self._score_pairs(model, body, first, second, ("text_1", "text_2"))
+        data = [ScoreEntry(index, score) for index, score in enumerate(scores)]
+        return ScoreList(model.name, data, usage)
+
+    async def rerank(self, body: RerankBody) -> Ranking:
+        """Documents by their relevance to a query."""
+        model = self._models.for_tasks(body.model, ("score", "embed"))
+        if not body.documents:
+            raise RequestError("documents is empty; send at least one", field="documents")
+        texts = [one if isinstance(one, str) else one.text for one in body.documents]
+        queries = [body.query] * len(texts)
+        scores, usage = await self._score_pairs(model, body, queries, texts, ("query", "documents"))
+        order = sorted(range(len(texts)), key=lambda index: -scores[index])[: body.top_n]
+        has_texts = body.return_documents is True
+        results = [
+            RankedDocument(index, scores[index], RerankDocument(texts[index]))
+            if has_texts
+            else RankedDocument(index, scores[index])
+            for index in order
+        ]
+        return Ranking(model.name, results, usage)
+
+    async def predict(self, body: PredictBody) -> object:
+        """The label of a text, or of each of a list; or what a module makes of named tensors."""
+        graph = self._models.graph(body.model)
+        if graph is not None:
+            return await self._graphs.predict(body, graph)
+        if body.restore_redactions:
+            raise RequestError("restore_redactions is for answers with text; leave it out", field="restore_redactions")
+        if (body.text is None) == (body.inputs is None):
+            raise RequestError("send either text or inputs", field="text")
+        if body.inputs is not None:
+            model = self._models.for_tasks(body.model, ("predict", "classify", "embed"))
+            item = read_inputs(body.inputs, model)
+            outputs = await self._service.answer_item(model, item)
+            if isinstance(outputs, str):
+                return msgspec.Raw(outputs.encode())
+            answer = {
+                name: OutputTensor(tensor.dtype, list(tensor.shape), write_output(tensor))
+                for name, tensor in outputs.items()
+            }
+            return TensorPrediction(answer)
+        model = self._models.for_tasks(body.model, ("classify",))
+        assert body.text is not None
+        answers = await self._answer(model, body, entries_of(body.text, "text"))
+        predictions: list[object] = [
+            prediction(scores, is_multi_label=model.is_multi_label, top_k=body.top_k) for scores in answers.labels
+        ]
+        predictions += [msgspec.Raw(answer.encode()) for answer in answers.json]
+        if isinstance(body.text, str):
+            return predictions[0]
+        return predictions
+
+    async def run_tensors(self, model: ModelDescription, item: Item) -> Item | str:
+        """What a module makes of checked tensors: tensors, or the JSON that its postprocessing makes."""
+        return await self._service.answer_item(model, item)
+
+    async def preprocess(self, body: PreprocessBody) -> PreprocessedList:
+        """What a model's steps make of texts."""
+        model = self._models.for_tasks(body.model, ("generate", "embed", "classify", "score"))
+        if not model.has_preprocessing:
+            raise RequestError(f"model={model.name} has no preprocessing", field="model")
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        if not texts or len(texts) > MAX_ENTRIES:
+            raise RequestError(f"input has {len(texts)} entries; send 1 to {MAX_ENTRIES}", field="input")
+        made = await self._service.trace(model, texts)
+        data = [_shown_text(index, one, has_originals=body.reveal is True) for index, one in enumerate(made)]
+        return PreprocessedList(model.name, data)
+
+    async def _run(self, model: ModelDescription, body: EntriesBody, entries: list[Entry]) -> Outputs:
+        served = await self._models.with_tokenizer(model)
+        return await self._service.run_texts(served, entries, max_tokens_of(body, model))
+
+    async def _answer(self, model: ModelDescription, body: EntriesBody, entries: list[Entry]) -> Answers:
+        served = await self._models.with_tokenizer(model)
+        return await self._service.answer_texts(served, entries, max_tokens_of(body, model))
+
+    async def _score_pairs(
+        self,
+        model: ModelDescription,
+        body: EntriesBody,
+        first: list[str],
+        second: list[str],
+        fields: tuple[str, str],
+    ) -> tuple[list[float], TokenUsage]:
+        if model.task == "score":
+            pairs = [
+                Entry(one, f"{fields[1]}[{index}]", pair=two)
+                for index, (one, two) in enumerate(zip(first, second, strict=True))
+            ]
+            outputs = await self._run(model, body, pairs)
+            return relevance(model, outputs.values), _usage(outputs)
+        queries = list(dict.fromkeys(first))  # a query is embedded once
+        entries = [Entry(text, fields[0]) for text in queries]
+        entries += [Entry(text, f"{fields[1]}[{index}]") for index, text in enumerate(second)]
+        outputs = await self._run(model, body, entries)
+        places = {text: index for index, text in enumerate(queries)}
+        vectors: Vectors = outputs.values[[places[text] for text in first]]
+        return cosine(vectors, outputs.values[len(queries) :]), _usage(outputs)
+
+
+def entries_of(given: str | list[str | list[int] | int] | list[str], field: str) -> list[Entry]:
+    """A text, texts, token ids or lists of them: one entry each. Raises RequestError."""
+    if isinstance(given, str):
+        return [Entry(given, field)]
+    if not given:
+        raise RequestError(f"{field} is empty; send a text or token ids", field=field)
+    kinds = {type(one) for one in given}
+    if len(kinds) > 1:
+        raise RequestError(f"{field} mixes texts and token ids; send entries of one kind", field=field)
+    if kinds == {int}:
+        return [Entry([one for one in given if isinstance(one, int)], field)]
+    return [Entry(one, f"{field}[{index}]") for index, one in enumerate(given) if not isinstance(one, int)]
+
+
+def max_tokens_of(body: EntriesBody, model: ModelDescription) -> int | None:
+    """Where longer texts are to be cut; None: they are refused. Raises RequestError."""
+    limit = body.truncate_prompt_tokens
+    if limit is None:
+        return model.max_model_len if body.truncate else None
+    if limit == 0:
+        raise RequestError(
+            "truncate_prompt_tokens=0 leaves nothing; send a number above 0, or -1 for the model's longest",
+            field="truncate_prompt_tokens",
+        )
+    if limit > model.max_model_len:
+        raise RequestError(
+            f"truncate_prompt_tokens={limit} is more than the model takes ({model.max_model_len}); send -1 for that",
+            field="truncate_prompt_tokens",
+        )
+    return model.max_model_len if limit < 1 else limit
+
+
+def _shown_text(index: int, made: ChainOutcome, *, has_originals: bool) -> PreprocessedText:
+    steps = [ShownStep(one.step, _shown_value(one.value)) for one in made.trace]
+    redactions = [
+        ShownRedaction(one.placeholder, one.kind, one.original if has_originals else msgspec.UNSET)
+        for one in made.redactions
+    ]
+    return PreprocessedText(index, _shown_value(made.value), steps, redactions)
+
+
+def _shown_value(value: ChainValue) -> ShownValue:
+    return ShownValue(value.text, value.texts, value.token_ids)
+
+
+def _usage(outputs: Outputs) -> TokenUsage:
+    return TokenUsage(outputs.num_tokens, outputs.num_tokens)

@@ -1,0 +1,97 @@
+"""Sampling parameters from a request body, checked against the model."""
+
+import secrets
+from dataclasses import dataclass
+
+from serve_app.errors import ContextLengthError, RequestError
+from serve_app.gateway.bodies.openai import SamplingBody
+from serve_app.gateway.calls.models import ServedModel
+from serve_app.types.generation import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLimit:
+    """How many tokens a request asks for, and by which keys."""
+
+    asked_tokens: int | None
+    default_tokens: int | None  # None: what is left of the context
+    limit_field: str
+    prompt_field: str
+
+
+def sampling_params(
+    body: SamplingBody,
+    model: ServedModel,
+    *,
+    max_tokens: int,
+    num_logprobs: int | None,
+    num_prompt_logprobs: int | None,
+) -> SamplingParams:
+    """What the Router gets. Raises RequestError."""
+    min_tokens = body.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise RequestError(f"min_tokens={min_tokens} is more than max_tokens={max_tokens}", field="min_tokens")
+    stop_token_ids = body.stop_token_ids or []
+    check_token_ids(stop_token_ids, model, "stop_token_ids")
+    top_k = body.top_k or 0
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=secrets.randbits(63) if body.seed is None else body.seed,
+        min_tokens=min_tokens,
+        temperature=_given(body.temperature, 1.0),
+        top_k=max(top_k, 0),
+        top_p=_given(body.top_p, 1.0),
+        min_p=_given(body.min_p, 0.0),
+        repetition_penalty=_given(body.repetition_penalty, 1.0),
+        presence_penalty=_given(body.presence_penalty, 0.0),
+        frequency_penalty=_given(body.frequency_penalty, 0.0),
+        logit_bias=_logit_bias(body, model),
+        stop_token_ids=tuple(stop_token_ids),
+        ignore_eos=bool(body.ignore_eos),
+        num_logprobs=num_logprobs,
+        num_prompt_logprobs=num_prompt_logprobs,
+    )
+
+
+def fit_output(num_prompt_tokens: int, model: ServedModel, limit: OutputLimit) -> int:
+    """max_tokens of a request: what was asked must fit, a default is cut to what is left of the context."""
+    context = model.max_context_tokens
+    if num_prompt_tokens >= context:
+        raise ContextLengthError(
+            f"{limit.prompt_field}: {num_prompt_tokens} tokens do not fit this model's context of {context} tokens "
+            "with room for an answer; send fewer",
+            field=limit.prompt_field,
+        )
+    room = context - num_prompt_tokens
+    asked = limit.asked_tokens
+    if asked is None:
+        return room if limit.default_tokens is None else min(limit.default_tokens, room)
+    if asked > room:
+        raise ContextLengthError(
+            f"{limit.limit_field}={asked} and a prompt of {num_prompt_tokens} tokens exceed this model's context of "
+            f"{context} tokens; send {limit.limit_field} of at most {room}",
+            field=limit.limit_field,
+        )
+    return asked
+
+
+def check_token_ids(token_ids: list[int], model: ServedModel, field: str) -> None:
+    """Raises RequestError unless all ids are in the model's vocabulary."""
+    vocab_size = model.description.vocab_size
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise RequestError(f"{field}: token id {wrong} is not in 0..{vocab_size - 1}", field=field)
+
+
+def _logit_bias(body: SamplingBody, model: ServedModel) -> dict[int, float]:
+    bias: dict[int, float] = {}
+    for key, value in (body.logit_bias or {}).items():
+        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
+            raise RequestError(f"logit_bias: key {key[:32]!r} is not a token id", field="logit_bias")
+        bias[int(key)] = value
+    check_token_ids(list(bias), model, "logit_bias")
+    return bias
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else float(value)

@@ -1,0 +1,241 @@
+"""OpenAI's requests to internal ones: prompts become tokens, limits are checked against the model."""
+
+import secrets
+from typing import Any
+
+from serve_app.errors import RequestError
+from serve_app.gateway.bodies.openai import (
+    ChatBody,
+    ChatMessage,
+    CompletionBody,
+    SamplingBody,
+    TokenizeBody,
+)
+from serve_app.gateway.calls.generation import GenerationCall, OutputOptions
+from serve_app.gateway.calls.models import ServedModel
+from serve_app.gateway.calls.params import OutputLimit, check_token_ids, fit_output, sampling_params
+from serve_app.gateway.calls.prompt_steps import PromptSteps, content_of
+from serve_app.preprocessing.chat_template import ChatTemplateRenderer
+from serve_app.preprocessing.pii import restore
+from serve_app.preprocessing.stop_strings import StopStrings
+from serve_app.preprocessing.text_pool import TextPool
+from serve_app.preprocessing.tokenizer import Tokenizer
+from serve_app.types.generation import GenerateRequest
+
+MAX_PROMPTS = 1024
+MAX_SEQUENCES = 1024  # prompts times n
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
+INLINE_CHARS = 64  # encoding this takes the 0.1 ms that handing it to a thread would cost
+_RESERVED_VARIABLES = ("messages", "add_generation_prompt")
+
+
+class RequestReader:
+    """Turns checked bodies into GenerationCalls."""
+
+    def __init__(
+        self, steps: PromptSteps, pool: TextPool, renderer: ChatTemplateRenderer, queue_timeout_s: float | None
+    ) -> None:
+        self._steps = steps
+        self._pool = pool
+        self._renderer = renderer
+        self._queue_timeout_s = queue_timeout_s
+
+    async def completion(self, body: CompletionBody, model: ServedModel) -> GenerationCall:
+        """One GenerateRequest for each prompt. Raises RequestError."""
+        options = _output_options(body, model, num_logprobs=body.logprobs, has_echo=bool(body.echo))
+        prompts = _split_prompts(body)
+        if len(prompts) * options.num_choices > MAX_SEQUENCES:
+            raise RequestError(
+                f"n={options.num_choices} for {len(prompts)} prompts is too much; send at most {MAX_SEQUENCES} in all",
+                field="n",
+            )
+        redactions = await self._steps.change_prompts(prompts, model.description)
+        token_lists = [await self._prompt_tokens(prompt, body, model) for prompt in prompts]
+        limit = OutputLimit(body.max_tokens, DEFAULT_COMPLETION_TOKENS, "max_tokens", "prompt")
+        requests = [self._request(body, model, token_ids, options, limit) for token_ids in token_lists]
+        prompt_texts: list[str] = []
+        if options.has_echo:
+            is_cut = body.truncate_prompt_tokens is not None
+            prompt_texts = [
+                prompt if isinstance(prompt, str) and not is_cut else await self.decode(token_ids, model, options)
+                for prompt, token_ids in zip(prompts, token_lists, strict=True)
+            ]
+        if not options.restores_redactions:
+            return GenerationCall(model, requests, prompt_texts, options)
+        prompt_texts = [restore(text, known) for text, known in zip(prompt_texts, redactions, strict=False)]
+        return GenerationCall(model, requests, prompt_texts, options, redactions)
+
+    async def chat(self, body: ChatBody, model: ServedModel) -> GenerationCall:
+        """One GenerateRequest for the whole conversation. Raises RequestError."""
+        if body.top_logprobs and not body.logprobs:
+            raise RequestError(f"top_logprobs={body.top_logprobs} needs logprobs=true", field="top_logprobs")
+        if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+            raise RequestError(
+                f"max_tokens={body.max_tokens} and max_completion_tokens={body.max_completion_tokens} differ; send one",
+                field="max_tokens",
+            )
+        options = _output_options(body, model, num_logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        redactions = await self._steps.change_messages(body.messages, model.description)
+        text = await self.chat_text(body, model)
+        token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
+        token_ids = _cut(token_ids, body)
+        if body.max_tokens is None:
+            limit = OutputLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
+        else:
+            limit = OutputLimit(body.max_tokens, None, "max_tokens", "messages")
+        request = self._request(body, model, token_ids, options, limit)
+        return GenerationCall(model, [request], [], options, [redactions] if options.restores_redactions else [])
+
+    async def chat_text(self, body: ChatBody | TokenizeBody, model: ServedModel) -> str:
+        """The conversation in the model's own template."""
+        template = model.tokenizer.chat_template
+        if template is None:
+            raise RequestError(
+                f"model={model.description.name} has no chat template; use /v1/completions", field="model"
+            )
+        if not body.messages:
+            raise RequestError("messages is empty; send at least one", field="messages")
+        is_continued = bool(body.continue_final_message)
+        if is_continued and body.add_generation_prompt is not False:
+            raise RequestError(
+                "continue_final_message=true needs add_generation_prompt=false", field="continue_final_message"
+            )
+        return await self._renderer.render(
+            template,
+            [_message(message, has_developer="developer" in template) for message in body.messages],
+            add_generation_prompt=body.add_generation_prompt is not False,
+            continue_final_message=is_continued,
+            variables=_template_variables(body, model.tokenizer),
+        )
+
+    async def encode(self, text: str, tokenizer: Tokenizer, *, is_special_added: bool) -> list[int]:
+        """Token ids of a text; a long one in a thread."""
+        if len(text) <= INLINE_CHARS:
+            return tokenizer.encode(text, add_special_tokens=is_special_added)
+        return await self._pool.run(tokenizer.encode, text, add_special_tokens=is_special_added)
+
+    async def decode(self, token_ids: list[int], model: ServedModel, options: OutputOptions) -> str:
+        """Text of token ids; in a thread."""
+        is_skipped = options.skip_special_tokens
+        return await self._pool.run(model.tokenizer.decode, token_ids, skip_special_tokens=is_skipped)
+
+    async def _prompt_tokens(self, prompt: str | list[int], body: CompletionBody, model: ServedModel) -> list[int]:
+        if isinstance(prompt, str):
+            is_special_added = body.add_special_tokens is not False
+            if model.description.is_prompt_templated:  # the template has written them
+                is_special_added = bool(body.add_special_tokens)
+            token_ids = await self.encode(prompt, model.tokenizer, is_special_added=is_special_added)
+        else:
+            token_ids = prompt
+        check_token_ids(token_ids, model, "prompt")
+        return _cut(token_ids, body)
+
+    def _request(
+        self,
+        body: SamplingBody,
+        model: ServedModel,
+        token_ids: list[int],
+        options: OutputOptions,
+        limit: OutputLimit,
+    ) -> GenerateRequest:
+        if not token_ids:
+            raise RequestError(f"{limit.prompt_field} is empty; send some text", field=limit.prompt_field)
+        has_echoed_logprobs = options.has_echo and options.num_logprobs is not None
+        asked_logprobs = (options.num_logprobs if has_echoed_logprobs else None, options.num_prompt_logprobs)
+        params = sampling_params(
+            body,
+            model,
+            max_tokens=fit_output(len(token_ids), model, limit),
+            num_logprobs=options.num_logprobs,
+            num_prompt_logprobs=max((number for number in asked_logprobs if number is not None), default=None),
+        )
+        return GenerateRequest(
+            request_id=secrets.token_hex(16),
+            prompt_token_ids=token_ids,
+            params=params,
+            num_choices=options.num_choices,
+            queue_timeout_s=self._queue_timeout_s,
+        )
+
+
+def _output_options(
+    body: SamplingBody, model: ServedModel, *, num_logprobs: int | None, has_echo: bool = False
+) -> OutputOptions:
+    is_stream = bool(body.stream)
+    if body.stream_options is not None and not is_stream:
+        raise RequestError("stream_options needs stream=true", field="stream_options")
+    if body.prompt_logprobs is not None and is_stream:
+        raise RequestError("prompt_logprobs does not work with stream=true; send stream=false", field="prompt_logprobs")
+    if body.restore_redactions:
+        _check_restoring(body, model, num_logprobs)
+    stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+    has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    return OutputOptions(
+        stops=StopStrings(stops, include_in_output=bool(body.include_stop_str_in_output)),
+        num_choices=body.n or 1,
+        skip_special_tokens=body.skip_special_tokens is not False,
+        is_stream=is_stream,
+        has_usage=has_usage,
+        has_continuous_usage=body.stream_options is not None and bool(body.stream_options.continuous_usage_stats),
+        num_logprobs=num_logprobs,
+        num_prompt_logprobs=body.prompt_logprobs,
+        has_token_ids=bool(body.return_token_ids),
+        has_echo=has_echo,
+        restores_redactions=bool(body.restore_redactions),
+    )
+
+
+def _check_restoring(body: SamplingBody, model: ServedModel, num_logprobs: int | None) -> None:
+    field = "restore_redactions"
+    if not model.description.has_preprocessing:
+        raise RequestError(f"{field}: model={model.description.name} redacts nothing; leave it out", field=field)
+    if num_logprobs is not None or body.prompt_logprobs is not None or body.return_token_ids:
+        raise RequestError(
+            f"{field} does not work with log-probabilities and token ids, which are those of the redacted text; "
+            "send one of them",
+            field=field,
+        )
+
+
+def _split_prompts(body: CompletionBody) -> list[str | list[int]]:
+    """A text, texts, token ids or lists of them: one entry for each prompt."""
+    if isinstance(body.prompt, str):
+        prompts: list[Any] = [body.prompt]
+    elif body.prompt and all(isinstance(item, int) for item in body.prompt):
+        prompts = [body.prompt]
+    else:
+        prompts = body.prompt
+    if not prompts or not all(prompts):
+        raise RequestError("prompt is empty; send a text or token ids", field="prompt")
+    if len({type(prompt) for prompt in prompts}) > 1 or isinstance(prompts[0], int):
+        raise RequestError("prompt mixes texts, token ids and lists; send items of one kind", field="prompt")
+    if not isinstance(prompts[0], str) and any(isinstance(item, str | list) for ids in prompts for item in ids):
+        raise RequestError("prompt mixes texts, token ids and lists; send items of one kind", field="prompt")
+    if len(prompts) > MAX_PROMPTS:
+        raise RequestError(f"prompt has {len(prompts)} entries; send at most {MAX_PROMPTS}", field="prompt")
+    return prompts
+
+
+def _cut(token_ids: list[int], body: SamplingBody) -> list[int]:
+    """Keeps the last tokens, as vLLM does."""
+    limit = body.truncate_prompt_tokens
+    return token_ids if limit is None else token_ids[-limit:]
+
+
+def _message(message: ChatMessage, *, has_developer: bool) -> dict[str, Any]:
+    """What templates expect: text content, and `system` for those that know no `developer`."""
+    role = "system" if message.role == "developer" and not has_developer else message.role
+    shown: dict[str, Any] = {"role": role, "content": content_of(message)}
+    if message.name is not None:
+        shown["name"] = message.name
+    if message.tool_call_id is not None:
+        shown["tool_call_id"] = message.tool_call_id
+    return shown
+
+
+def _template_variables(body: ChatBody | TokenizeBody, tokenizer: Tokenizer) -> dict[str, Any]:
+    extra = body.chat_template_kwargs or {}
+    for name in _RESERVED_VARIABLES:
+        if name in extra:
+            raise RequestError(f"chat_template_kwargs.{name} is set by the server", field="chat_template_kwargs")
+    return {"tools": None, "documents": None, **tokenizer.special_tokens, **extra}

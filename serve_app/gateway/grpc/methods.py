@@ -1,0 +1,222 @@
+"""The gRPC methods of a Gateway replica, by the names that Serve's proxy looks for: the last part of their paths."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Protocol, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from serve_app.errors import RayshardError
+from serve_app.gateway.api_keys import ApiKeys
+from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.calls.open_inference import OpenInference
+from serve_app.gateway.failures import as_rayshard_error
+from serve_app.gateway.grpc.open_inference import infer, model_metadata, server_metadata, stream_infer
+from serve_app.gateway.grpc.rayshard import chat, classify, embed, generate, predict
+from serve_app.gateway.time_limits import time_limit_of, within
+from serve_app.protos import open_inference_pb2 as pb
+from serve_app.protos import rayshard_pb2 as rayshard_pb
+
+ResultT = TypeVar("ResultT")
+_SERVICES = ("inference.GRPCInferenceService", "rayshard.v1.Rayshard")
+_WATCH_S = 0.5
+
+
+class CallContext(Protocol):
+    """What is used of Serve's gRPC context."""
+
+    def invocation_metadata(self) -> list[tuple[str, str]]: ...
+
+    def set_code(self, code: grpc.StatusCode) -> None: ...
+
+    def set_details(self, details: str) -> None: ...
+
+    def set_trailing_metadata(self, metadata: list[tuple[str, str]]) -> None: ...
+
+
+class StreamFailedError(Exception):
+    """Ends a stream whose status is set. Serve's proxy takes a stream's status along with a message or an exception
+    only; it logs the exception, so this one says nothing of the request."""
+
+
+class GrpcMethods:
+    """The methods; the Gateway deployment inherits them."""
+
+    _plane: DataPlane
+    _open_inference: OpenInference
+    _time_limit_s: float | None = None  # of the Gateway's settings
+    _keys: ApiKeys | None = None  # None: everybody may do everything
+
+    async def ServerLive(self, _request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        """Whether this replica answers."""
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, _request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        """Whether every model can answer."""
+        return pb.ServerReadyResponse(ready=self._open_inference.is_ready())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, grpc_context: CallContext) -> pb.ModelReadyResponse:
+        """Whether a copy of a model can answer."""
+
+        async def look() -> pb.ModelReadyResponse:
+            return pb.ModelReadyResponse(ready=self._open_inference.is_model_ready(request.name, request.version))
+
+        return await self._answered(look, pb.ModelReadyResponse(), grpc_context)
+
+    async def ServerMetadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
+        """What is served here."""
+        return server_metadata()
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, grpc_context: CallContext
+    ) -> pb.ModelMetadataResponse:
+        """What a model takes and gives."""
+
+        async def look() -> pb.ModelMetadataResponse:
+            return model_metadata(self._open_inference, request)
+
+        return await self._answered(look, pb.ModelMetadataResponse(), grpc_context)
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, grpc_context: CallContext) -> pb.ModelInferResponse:
+        """One whole answer."""
+
+        async def run() -> pb.ModelInferResponse:
+            return await infer(self._open_inference, request)
+
+        return await self._answered(run, pb.ModelInferResponse(), grpc_context)
+
+    async def ModelStreamInfer(
+        self, request_stream: AsyncIterator[pb.ModelInferRequest], grpc_context: CallContext
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """The answers of any number of calls, as they come. An API key's use lasts as long as the stream."""
+        use = ExitStack()
+        refusal = None
+        try:
+            use.enter_context(self._used_key(grpc_context))
+        except RayshardError as error:
+            refusal = error
+        fail_stream(grpc_context, refusal)
+        with use:
+            answers = stream_infer(self._open_inference, request_stream)
+            try:
+                async for answer in answers:
+                    yield answer
+            finally:
+                await answers.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: CallContext
+    ) -> health_pb2.HealthCheckResponse:
+        """Health as load balancers ask for it (grpc.health.v1): of everything, or of one model by its name."""
+
+        async def look() -> health_pb2.HealthCheckResponse:
+            return health_pb2.HealthCheckResponse(status=self._health(request.service))
+
+        if request.service in ("", *_SERVICES):
+            return await look()
+        return await self._answered(look, health_pb2.HealthCheckResponse(), grpc_context)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: CallContext
+    ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        """Health now, and whenever it changes."""
+        told, failure = None, None
+        try:
+            while True:
+                status = self._health(request.service)
+                if status != told:
+                    told = status
+                    yield health_pb2.HealthCheckResponse(status=status)
+                await asyncio.sleep(_WATCH_S)
+        except RayshardError as error:
+            failure = error
+        fail_stream(grpc_context, failure)
+
+    def _health(self, service: str) -> int:
+        is_whole = service in ("", *_SERVICES)
+        is_ready = self._open_inference.is_ready() if is_whole else self._open_inference.is_model_ready(service, "")
+        status = health_pb2.HealthCheckResponse
+        return int(status.SERVING if is_ready else status.NOT_SERVING)
+
+    async def Generate(
+        self, request: rayshard_pb.GenerateRequest, grpc_context: CallContext
+    ) -> AsyncIterator[rayshard_pb.GenerateResponse]:
+        """A text's continuation, as it is made."""
+        async for piece in self._streamed(lambda limit_s: generate(self._plane, request, limit_s), grpc_context):
+            yield piece
+
+    async def Chat(
+        self, request: rayshard_pb.ChatRequest, grpc_context: CallContext
+    ) -> AsyncIterator[rayshard_pb.GenerateResponse]:
+        """A conversation's answer, as it is made."""
+        async for piece in self._streamed(lambda limit_s: chat(self._plane, request, limit_s), grpc_context):
+            yield piece
+
+    async def Embed(self, request: rayshard_pb.EmbedRequest, grpc_context: CallContext) -> rayshard_pb.EmbedResponse:
+        """Vectors of texts."""
+        return await self._answered(lambda: embed(self._plane, request), rayshard_pb.EmbedResponse(), grpc_context)
+
+    async def Classify(
+        self, request: rayshard_pb.ClassifyRequest, grpc_context: CallContext
+    ) -> rayshard_pb.ClassifyResponse:
+        """Labels of texts."""
+        empty = rayshard_pb.ClassifyResponse()
+        return await self._answered(lambda: classify(self._plane, request), empty, grpc_context)
+
+    async def Predict(
+        self, request: rayshard_pb.PredictRequest, grpc_context: CallContext
+    ) -> rayshard_pb.PredictResponse:
+        """What a module makes of named tensors."""
+        empty = rayshard_pb.PredictResponse()
+        return await self._answered(lambda: predict(self._plane, request), empty, grpc_context)
+
+    async def _streamed(
+        self, start: Callable[[float | None], AsyncIterator[ResultT]], context: CallContext
+    ) -> AsyncIterator[ResultT]:
+        """The pieces of an answer; a failure becomes the call's status."""
+        failure = None
+        try:
+            limit_s = time_limit_of(dict(context.invocation_metadata()), self._time_limit_s)
+            with self._used_key(context):
+                pieces = start(limit_s)
+                try:
+                    async for piece in pieces:
+                        yield piece
+                finally:
+                    await pieces.aclose()  # type: ignore[attr-defined]  # it is a generator
+        except Exception as error:  # here it meets the client
+            failure = as_rayshard_error(error)
+        fail_stream(context, failure)
+
+    def _used_key(self, context: CallContext) -> AbstractContextManager[object]:
+        """The API key of a call, while it runs. Raises UnauthenticatedError, RateLimitedError."""
+        if self._keys is None:
+            return nullcontext()
+        return self._keys.used(dict(context.invocation_metadata()).get("authorization"))
+
+    async def _answered(self, work: Callable[[], Awaitable[ResultT]], empty: ResultT, context: CallContext) -> ResultT:
+        """What the work comes to, in time. A failure becomes the call's status; raised, Serve would log it."""
+        try:
+            with self._used_key(context):
+                return await within(time_limit_of(dict(context.invocation_metadata()), self._time_limit_s), work)
+        except Exception as error:  # here it meets the client
+            set_status(context, as_rayshard_error(error))
+        return empty
+
+
+def fail_stream(context: CallContext, failure: RayshardError | None) -> None:
+    """End a stream with a failure's status; called where no exception is being handled, so that none is logged."""
+    if failure is not None:
+        set_status(context, failure)
+        raise StreamFailedError("the call has failed; its status tells the client why")
+
+
+def set_status(context: CallContext, error: RayshardError) -> None:
+    """The call's status, with the message that HTTP would give."""
+    context.set_code(getattr(grpc.StatusCode, error.grpc_code))
+    context.set_details(error.message)
+    if error.is_retryable:
+        delay_ms = int(1000 * (error.retry_after_s or 1.0))
+        context.set_trailing_metadata([("grpc-retry-pushback-ms", str(delay_ms))])

@@ -1,0 +1,59 @@
+"""The HTTP side of a Gateway: routes, bodies, time limits."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from serve_app.errors import RayshardError
+from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.calls.open_inference import OpenInference
+from serve_app.gateway.http.compatible_routes import compatible_routes
+from serve_app.gateway.http.docs_routes import docs_routes
+from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, on_unexpected_error
+from serve_app.gateway.http.inference_routes import inference_endpoints
+from serve_app.gateway.http.middleware import HeaderLimitMiddleware, KeyMiddleware, RequestIdMiddleware
+from serve_app.gateway.http.open_inference_routes import open_inference_routes
+from serve_app.gateway.http.openai_routes import OpenAIEndpoints
+from serve_app.gateway.http.shell import RequestShell
+
+
+def build_http_app(plane: DataPlane) -> Starlette:
+    """The Gateway's ASGI application; it closes the plane in the end."""
+    endpoints = OpenAIEndpoints(plane)
+    shell = RequestShell(plane.config)
+    keys = [] if plane.keys is None else [Middleware(KeyMiddleware, plane.keys)]
+    inference = inference_endpoints(plane.calls, shell)
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        plane.close()
+
+    app = Starlette(
+        routes=[
+            Route("/health", endpoints.health),
+            *compatible_routes(plane, shell),
+            Route("/v1/models", endpoints.list_models),
+            Route("/v1/models/{name:path}", endpoints.get_model),
+            Route("/v1/completions", endpoints.complete, methods=["POST"]),
+            Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+            Route("/v1/tokenize", endpoints.tokenize, methods=["POST"]),
+            Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),
+            *open_inference_routes(OpenInference(plane), shell),
+            *docs_routes(),
+        ],
+        exception_handlers={
+            RayshardError: on_rayshard_error,
+            HTTPException: on_http_exception,
+            Exception: on_unexpected_error,
+        },
+        middleware=[Middleware(RequestIdMiddleware), Middleware(HeaderLimitMiddleware), *keys],
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app

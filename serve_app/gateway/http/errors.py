@@ -1,0 +1,90 @@
+"""Errors in OpenAI's shape."""
+
+import math
+from http import HTTPStatus
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.errors import ContextLengthError, ModelNotFoundError, RayshardError
+from serve_app.gateway.failures import hidden_error
+
+
+def error_body(error: RayshardError) -> bytes:
+    """`{"error": {"message", "type", "param", "code"}}`."""
+    return msgspec.json.encode(ErrorBody(ErrorDetail(error.message, error.kind, error.field, _code(error))))
+
+
+async def on_rayshard_error(_request: Request, error: Exception) -> Response:
+    """Starlette's handler for errors of ours."""
+    assert isinstance(error, RayshardError)
+    return _json_response(error_body(error), error.http_status, _headers(error))
+
+
+async def on_protocol_error(_request: Request, error: Exception) -> Response:
+    """An error of ours in the shape of the Open Inference Protocol: `{"error": message}`."""
+    assert isinstance(error, RayshardError)
+    return _json_response(msgspec.json.encode(ProtocolError(error.message)), error.http_status, _headers(error))
+
+
+def _headers(error: RayshardError) -> dict[str, str]:
+    headers = {}
+    if error.http_status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
+    if error.is_retryable:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1.0)))
+    return headers
+
+
+async def on_http_exception(_request: Request, error: Exception) -> Response:
+    """Starlette's handler for its own: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    message = {404: "no such path; see /v1/models", 405: "this path does not take that method"}.get(
+        error.status_code, error.detail
+    )
+    detail = ErrorDetail(message, "invalid_request_error", None, _CODES_BY_STATUS.get(error.status_code))
+    return _json_response(msgspec.json.encode(ErrorBody(detail)), error.status_code, dict(error.headers or {}))
+
+
+async def on_unexpected_error(_request: Request, error: Exception) -> Response:
+    """Starlette's handler for our own faults: no details for the client; Starlette raises on, to the log."""
+    internal = hidden_error(error)
+    return _json_response(error_body(internal), internal.http_status, {})
+
+
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What was wrong, and with what."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ProtocolError(msgspec.Struct, frozen=True):
+    """An error in the shape of the Open Inference Protocol."""
+
+    error: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """An error in OpenAI's shape."""
+
+    error: ErrorDetail
+
+
+_CODES_BY_STATUS = {401: "invalid_api_key", 404: "unknown_path", 405: "method_not_allowed"}
+
+
+def _code(error: RayshardError) -> str | None:
+    if isinstance(error, ContextLengthError):
+        return "context_length_exceeded"
+    if isinstance(error, ModelNotFoundError):
+        return "model_not_found"
+    return None if error.kind == "invalid_request_error" else error.kind
+
+
+def _json_response(content: bytes, status: int, headers: dict[str, str]) -> Response:
+    return Response(content, status_code=status, headers=headers, media_type="application/json")

@@ -1,0 +1,91 @@
+"""What stands around every HTTP request: its id, the limit of its headers, its API key."""
+
+import re
+import secrets
+from contextlib import ExitStack
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.errors import HeadersTooLargeError, RayshardError
+from serve_app.gateway.api_keys import ApiKeys
+from serve_app.gateway.http.errors import on_protocol_error, on_rayshard_error
+
+MAX_HEADER_BYTES = 65_536  # as many as common proxies take, or more
+OPEN_PATHS = frozenset(
+    {"/health", "/ping", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
+)  # for probes, and what names no model
+
+_ALLOWED_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def new_id(prefix: str = "") -> str:
+    """A fresh id."""
+    return prefix + secrets.token_hex(16)
+
+
+class RequestIdMiddleware:
+    """An `x-request-id` on every response: gives back the client's id when it is a harmless one, else makes one up."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Adds the header to the response's start."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _ALLOWED_ID.fullmatch(given) else new_id()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class HeaderLimitMiddleware:
+    """Refuses requests whose headers are too large, which Serve's HTTP proxy lets through."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the request, or answers 431."""
+        if scope["type"] == "http" and _header_bytes(scope) > MAX_HEADER_BYTES:
+            error = HeadersTooLargeError(f"the headers are larger than {MAX_HEADER_BYTES} bytes; send less")
+            response = await on_rayshard_error(Request(scope), error)
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+class KeyMiddleware:
+    """Every path but those for probes needs a key. Judged by the path that the server has parsed, never by a URL."""
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the request while its key is in use."""
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        use = ExitStack()
+        try:
+            use.enter_context(self._keys.used(Headers(scope=scope).get("authorization")))
+        except RayshardError as error:
+            show = on_protocol_error if scope["path"].startswith("/v2") else on_rayshard_error
+            response = await show(Request(scope), error)
+            await response(scope, receive, send)
+            return
+        with use:
+            await self._app(scope, receive, send)
+
+
+def _header_bytes(scope: Scope) -> int:
+    return sum(len(name) + len(value) for name, value in scope["headers"])

@@ -1,0 +1,128 @@
+"""Log-probabilities in the three shapes clients know: OpenAI's two, and vLLM's for prompts."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun
+from serve_app.preprocessing.token_table import TokenTable
+from serve_app.types.generation import TokenLogprobs
+
+_LOWEST = -9999.0  # JSON has no -Infinity; vLLM's stand-in
+
+
+class CompletionLogprobs(msgspec.Struct, frozen=True):
+    """`logprobs` of a completion: four lists, an entry for each token."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class TopLogprob(msgspec.Struct, frozen=True):
+    """One alternative of a chat token."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(msgspec.Struct, frozen=True):
+    """One token of a chat answer."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct, frozen=True):
+    """`logprobs` of a chat answer."""
+
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class RankedLogprob(msgspec.Struct, frozen=True):
+    """One alternative of a prompt token."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptTokenLogprobs = dict[str, RankedLogprob]  # by token id
+
+
+def completion_logprobs(
+    entries: Sequence[TokenLogprobs], call: GenerationCall, echoed: PromptRun | None, *, text_offset: int
+) -> CompletionLogprobs | None:
+    """Of output tokens, after those of the echoed prompt when there is one. None: not asked for."""
+    if call.options.num_logprobs is None:
+        return None
+    table = call.model.tokenizer.table
+    rows: list[TokenLogprobs | None] = list(entries)
+    token_ids = [entry.token_id for entry in entries]
+    if echoed is not None:
+        rows = [None, *echoed.prompt_logprobs, *entries]
+        token_ids = [*echoed.request.prompt_token_ids, *token_ids]
+    tokens = [table.text_of(token_id) for token_id in token_ids]
+    offsets: list[int] = []
+    for token in tokens:
+        offsets.append(text_offset)
+        text_offset += len(token)
+    return CompletionLogprobs(
+        text_offset=offsets,
+        token_logprobs=[None if row is None else _finite(row.logprob) for row in rows],
+        tokens=tokens,
+        top_logprobs=[None if row is None else _by_text(row, call.options.num_logprobs, table) for row in rows],
+    )
+
+
+def chat_logprobs(entries: Sequence[TokenLogprobs], call: GenerationCall) -> ChatLogprobs | None:
+    """Of output tokens. None: not asked for."""
+    if call.options.num_logprobs is None:
+        return None
+    table, num_top = call.model.tokenizer.table, call.options.num_logprobs
+    return ChatLogprobs([_chat_entry(entry, num_top, table) for entry in entries])
+
+
+def prompt_token_logprobs(run: PromptRun, call: GenerationCall) -> list[PromptTokenLogprobs | None]:
+    """An entry for each prompt token; the first has none."""
+    table, num_top = call.model.tokenizer.table, call.options.num_prompt_logprobs or 0
+    return [None, *(_by_id(entry, num_top, table) for entry in run.prompt_logprobs)]
+
+
+def _chat_entry(entry: TokenLogprobs, num_top: int, table: TokenTable) -> ChatTokenLogprob:
+    top = zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False)
+    return ChatTokenLogprob(
+        token=table.text_of(entry.token_id),
+        logprob=_finite(entry.logprob),
+        bytes=list(table.bytes_of(entry.token_id)),
+        top_logprobs=[
+            TopLogprob(table.text_of(token_id), _finite(logprob), list(table.bytes_of(token_id)))
+            for token_id, logprob in top
+        ],
+    )
+
+
+def _by_text(entry: TokenLogprobs, num_top: int, table: TokenTable) -> dict[str, float]:
+    """The chosen token is always among them; of two that read the same, the likelier counts."""
+    shown: dict[str, float] = {}
+    for token_id, logprob in zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False):
+        shown.setdefault(table.text_of(token_id), _finite(logprob))
+    shown.setdefault(table.text_of(entry.token_id), _finite(entry.logprob))
+    return shown
+
+
+def _by_id(entry: TokenLogprobs, num_top: int, table: TokenTable) -> PromptTokenLogprobs:
+    shown = {str(entry.token_id): RankedLogprob(_finite(entry.logprob), entry.rank, table.text_of(entry.token_id))}
+    ranked = zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False)
+    for rank, (token_id, logprob) in enumerate(ranked, start=1):
+        shown.setdefault(str(token_id), RankedLogprob(_finite(logprob), rank, table.text_of(token_id)))
+    return shown
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LOWEST)

@@ -1,0 +1,231 @@
+"""OpenAI's whole answers, in vLLM's dialect (token ids, prompt logprobs, stop_reason)."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
+from serve_app.gateway.http.openai_logprobs import (
+    ChatLogprobs,
+    CompletionLogprobs,
+    PromptTokenLogprobs,
+    chat_logprobs,
+    completion_logprobs,
+    prompt_token_logprobs,
+)
+from serve_app.types.generation import FinishReason, TokenLogprobs
+from serve_app.types.models import ModelDescription
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts; every prompt is counted once, whatever n."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """One answer of a completion, whole or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[PromptTokenLogprobs | None] | UnsetType = UNSET
+
+
+class CompletionResponse(msgspec.Struct, frozen=True):
+    """A completion, whole or a piece of it."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ChatAnswer(msgspec.Struct, frozen=True):
+    """The assistant's message."""
+
+    role: str
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    """One answer of a chat completion."""
+
+    index: int
+    message: ChatAnswer
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: int | str | None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatResponse(msgspec.Struct, frozen=True):
+    """A whole chat completion."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[PromptTokenLogprobs | None] | UnsetType = UNSET
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """One entry of `GET /v1/models`."""
+
+    id: str
+    created: int
+    max_model_len: int
+    object: str = "model"
+    owned_by: str = "rayshard"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    """`GET /v1/models`."""
+
+    data: list[ModelCard]
+    object: str = "list"
+
+
+class VersionStatus(msgspec.Struct, frozen=True):
+    """TF Serving's state of one version."""
+
+    version: str
+    state: str
+
+
+class ModelState(ModelCard, frozen=True, kw_only=True):
+    """`GET /v1/models/{name}`: OpenAI's card, and what KServe v1 and TF Serving say of a model beside it."""
+
+    name: str
+    ready: bool
+    model_version_status: list[VersionStatus]
+
+
+def model_state(description: ModelDescription, *, is_ready: bool) -> ModelState:
+    """What clients learn when they ask for one model."""
+    card = model_card(description)
+    status = VersionStatus("1", "AVAILABLE" if is_ready else "LOADING")
+    values = {name: getattr(card, name) for name in card.__struct_fields__}
+    return ModelState(**values, name=description.name, ready=is_ready, model_version_status=[status])
+
+
+def model_card(description: ModelDescription) -> ModelCard:
+    """What clients learn of a model; its directory is not theirs to know."""
+    return ModelCard(description.name, description.created_s, description.max_model_len)
+
+
+def count_usage(runs: list[PromptRun]) -> Usage:
+    """Tokens so far."""
+    num_prompt = sum(len(run.request.prompt_token_ids) for run in runs)
+    num_output = sum(run.num_output_tokens for run in runs)
+    return Usage(num_prompt, num_output, num_prompt + num_output)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One choice, growing."""
+
+    pieces: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    def add(self, delta: ChoiceDelta) -> None:
+        """Take one more piece."""
+        self.pieces.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs or []
+        self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+
+
+class WholeAnswer:
+    """Collects a request's answers."""
+
+    def __init__(self, call: GenerationCall, runs: list[PromptRun], response_id: str, created_s: int) -> None:
+        self._call = call
+        self._runs = runs
+        self._id = response_id
+        self._created_s = created_s
+        self._answers = [[_Answer() for _ in range(call.options.num_choices)] for _ in runs]
+
+    def add(self, prompt_index: int, delta: ChoiceDelta) -> None:
+        """Take one more piece."""
+        self._answers[prompt_index][delta.choice].add(delta)
+
+    def completion(self) -> bytes:
+        """The finished completion as JSON."""
+        choices = [
+            self._completion_choice(prompt_index, choice, answer)
+            for prompt_index, answers in enumerate(self._answers)
+            for choice, answer in enumerate(answers)
+        ]
+        return msgspec.json.encode(
+            CompletionResponse(
+                self._id, "text_completion", self._created_s, self._model_name, choices, count_usage(self._runs)
+            )
+        )
+
+    def chat(self) -> bytes:
+        """The finished chat completion as JSON."""
+        run = self._runs[0]
+        has_token_ids = self._call.options.has_token_ids
+        choices = [
+            ChatChoice(
+                index=index,
+                message=ChatAnswer("assistant", "".join(answer.pieces)),
+                logprobs=chat_logprobs(answer.logprobs, self._call),
+                finish_reason=answer.finish_reason,
+                stop_reason=answer.stop_reason,
+                token_ids=answer.token_ids if has_token_ids else UNSET,
+            )
+            for index, answer in enumerate(self._answers[0])
+        ]
+        return msgspec.json.encode(
+            ChatResponse(
+                self._id,
+                "chat.completion",
+                self._created_s,
+                self._model_name,
+                choices,
+                count_usage(self._runs),
+                prompt_token_ids=run.request.prompt_token_ids if has_token_ids else UNSET,
+                prompt_logprobs=self._prompt_logprobs(run),
+            )
+        )
+
+    def _completion_choice(self, prompt_index: int, choice: int, answer: _Answer) -> CompletionChoice:
+        run, options = self._runs[prompt_index], self._call.options
+        echo = self._call.prompt_texts[prompt_index] if options.has_echo else ""
+        return CompletionChoice(
+            index=prompt_index * options.num_choices + choice,
+            text="".join((echo, *answer.pieces)),
+            logprobs=completion_logprobs(answer.logprobs, self._call, run if options.has_echo else None, text_offset=0),
+            finish_reason=answer.finish_reason,
+            stop_reason=answer.stop_reason,
+            prompt_token_ids=run.request.prompt_token_ids if options.has_token_ids else UNSET,
+            token_ids=answer.token_ids if options.has_token_ids else UNSET,
+            prompt_logprobs=self._prompt_logprobs(run),
+        )
+
+    def _prompt_logprobs(self, run: PromptRun) -> list[PromptTokenLogprobs | None] | UnsetType:
+        if self._call.options.num_prompt_logprobs is None:
+            return UNSET
+        return prompt_token_logprobs(run, self._call)
+
+    @property
+    def _model_name(self) -> str:
+        return self._call.model.description.name

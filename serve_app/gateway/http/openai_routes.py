@@ -1,0 +1,108 @@
+"""HTTP endpoints of OpenAI's API, and of what stands beside it: models, health, tokens."""
+
+import time
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve_app.errors import RequestError
+from serve_app.gateway.bodies.convert import parse_body
+from serve_app.gateway.bodies.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from serve_app.gateway.bodies.others import DetokenizedText, HealthBody, TokenizedText
+from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
+from serve_app.gateway.calls.params import check_token_ids
+from serve_app.gateway.http.middleware import new_id
+from serve_app.gateway.http.openai_responses import ModelList, WholeAnswer, model_card, model_state
+from serve_app.gateway.http.openai_stream import ChatEvents, CompletionEvents
+from serve_app.gateway.http.shell import RequestShell, json_answer, json_bytes
+from serve_app.gateway.http.sse import EventStreamResponse, Outbox
+
+
+class OpenAIEndpoints:
+    """One method for each route."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._backend = plane.backend
+        self._config = plane.config
+        self._shell = RequestShell(plane.config)
+        self._pool = plane.pool
+        self._models = plane.models
+        self._reader = plane.reader
+
+    async def health(self, _request: Request) -> Response:
+        """200 only when every model can answer."""
+        report = self._backend.health()
+        state = "ok" if report.is_healthy else "unavailable"
+        content = HealthBody(state, report.detail, report.models)
+        return json_answer(content, status=200 if report.is_healthy else 503)
+
+    async def list_models(self, _request: Request) -> Response:
+        """All models."""
+        return json_answer(ModelList([model_card(description) for description in self._models.all()]))
+
+    async def get_model(self, request: Request) -> Response:
+        """One model."""
+        description = self._models.describe(request.path_params["name"])
+        copies = self._backend.health().models.get(description.name, [])
+        is_ready = any(copy.state == "ready" for copy in copies) or description.task == "graph"
+        return json_answer(model_state(description, is_ready=is_ready))
+
+    async def complete(self, request: Request) -> Response:
+        """Text completion."""
+        body = parse_body(await self._shell.read(request), CompletionBody)
+        call = await self._reader.completion(body, await self._models.find(body.model))
+        return await self._answer(request, call, is_chat=False)
+
+    async def chat(self, request: Request) -> Response:
+        """Chat completion."""
+        body = parse_body(await self._shell.read(request), ChatBody)
+        call = await self._reader.chat(body, await self._models.find(body.model))
+        return await self._answer(request, call, is_chat=True)
+
+    async def tokenize(self, request: Request) -> Response:
+        """Token ids of a text or a conversation."""
+        body = parse_body(await self._shell.read(request), TokenizeBody)
+        if (body.prompt is None) == (body.messages is None):
+            raise RequestError("send either prompt or messages", field="prompt")
+        model = await self._models.find(body.model)
+        is_chat = body.prompt is None
+        text = await self._reader.chat_text(body, model) if body.prompt is None else body.prompt
+        is_special_added = bool(body.add_special_tokens) if is_chat else body.add_special_tokens is not False
+        token_ids = await self._reader.encode(text, model.tokenizer, is_special_added=is_special_added)
+        token_strs = [model.tokenizer.token_string(token_id) for token_id in token_ids]
+        has_strings = bool(body.return_token_strs)
+        return json_answer(
+            TokenizedText(len(token_ids), model.max_context_tokens, token_ids, token_strs if has_strings else None)
+        )
+
+    async def detokenize(self, request: Request) -> Response:
+        """Text of token ids, special tokens shown."""
+        body = parse_body(await self._shell.read(request), DetokenizeBody)
+        model = await self._models.find(body.model)
+        check_token_ids(body.tokens, model, "tokens")
+        text = await self._pool.run(model.tokenizer.decode, body.tokens, skip_special_tokens=False)
+        return json_answer(DetokenizedText(text))
+
+    async def _answer(self, request: Request, call: GenerationCall, *, is_chat: bool) -> Response:
+        runs = call.runs()
+        response_id, created_s = new_id("chatcmpl-" if is_chat else "cmpl-"), int(time.time())
+        if call.options.is_stream:
+            events_type = ChatEvents if is_chat else CompletionEvents
+            self._shell.time_limit(request)  # refused before anything is sent
+            return self._stream(request, call, runs, events_type(call, runs, response_id, created_s))
+        answer = WholeAnswer(call, runs, response_id, created_s)
+        await self._shell.run(request, run_call(call, runs, self._backend, answer.add))
+        return json_bytes(answer.chat() if is_chat else answer.completion())
+
+    def _stream(
+        self, request: Request, call: GenerationCall, runs: list[PromptRun], events: CompletionEvents | ChatEvents
+    ) -> EventStreamResponse:
+        async def produce(outbox: Outbox) -> None:
+            def emit(prompt_index: int, delta: ChoiceDelta) -> None:
+                outbox.put(events.encode(prompt_index, delta), len(delta.token_ids))
+
+            await self._shell.within_time(request, run_call(call, runs, self._backend, emit))
+            outbox.put(events.end(), 0)
+
+        return EventStreamResponse(produce, max_waiting_tokens=self._config.client_buffer_tokens)

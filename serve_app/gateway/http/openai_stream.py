@@ -1,0 +1,190 @@
+"""OpenAI's streamed answers: server-sent events, most of each encoded beforehand."""
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
+from serve_app.gateway.http.openai_logprobs import ChatLogprobs, chat_logprobs, completion_logprobs
+from serve_app.gateway.http.openai_responses import CompletionChoice, CompletionResponse, Usage, count_usage
+from serve_app.types.generation import FinishReason
+
+DONE = b"data: [DONE]\n\n"
+_SEPARATORS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
+
+
+class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a chat answer grew by."""
+
+    role: str | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(msgspec.Struct, frozen=True):
+    """A piece of one chat answer."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatChunk(msgspec.Struct, frozen=True):
+    """A piece of a chat completion."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class _EventEncoder:
+    """What both kinds of stream share."""
+
+    _object: str
+
+    def __init__(self, call: GenerationCall, runs: list[PromptRun], response_id: str, created_s: int) -> None:
+        options = call.options
+        self._call = call
+        self._runs = runs
+        self._id = response_id
+        self._created_s = created_s
+        self._name = call.model.description.name
+        self._is_plain = not (options.num_logprobs is not None or options.has_token_ids or options.has_continuous_usage)
+        self._no_usage: UnsetType | None = None if options.has_usage else UNSET
+        self._prefixes: dict[int, bytes] = {}  # of plain events, by choice index; set with a choice's first event
+        self._plain_suffix = b""
+
+    def _prepare_plain(self, index: int, event: bytes) -> None:
+        """Cut the constant parts out of an encoded event that has _MARK for its text."""
+        prefix, _mark, self._plain_suffix = event.rpartition(_MARK)  # the last: a model may have any name
+        self._prefixes[index] = prefix
+
+    def _usage_so_far(self) -> Usage | UnsetType | None:
+        return count_usage(self._runs) if self._call.options.has_continuous_usage else self._no_usage
+
+    def _last_usage(self) -> bytes:
+        """The event after all choices: counts only."""
+        if not self._call.options.has_usage:
+            return b""
+        usage = count_usage(self._runs)
+        return event_of(CompletionResponse(self._id, self._object, self._created_s, self._name, [], usage))
+
+    def end(self) -> bytes:
+        """What follows the last choice."""
+        return self._last_usage() + DONE
+
+
+class CompletionEvents(_EventEncoder):
+    """Events of `POST /v1/completions`."""
+
+    _object = "text_completion"
+
+    def __init__(self, call: GenerationCall, runs: list[PromptRun], response_id: str, created_s: int) -> None:
+        super().__init__(call, runs, response_id, created_s)
+        self._text_offsets: dict[int, int] = {}
+
+    def encode(self, prompt_index: int, delta: ChoiceDelta) -> bytes:
+        """One event."""
+        index = prompt_index * self._call.options.num_choices + delta.choice
+        prefix = self._prefixes.get(index)
+        if prefix is not None and self._is_plain and delta.finish_reason is None:
+            return b"".join((prefix, json_text(delta.text), self._plain_suffix))
+        is_first = prefix is None
+        if is_first:
+            self._prepare_plain(index, self._event(CompletionChoice(index, _MARK.decode()[1:-1], None, None, None)))
+        return self._event(self._full_choice(index, prompt_index, delta, is_first=is_first))
+
+    def _full_choice(self, index: int, prompt_index: int, delta: ChoiceDelta, *, is_first: bool) -> CompletionChoice:
+        options, run = self._call.options, self._runs[prompt_index]
+        is_echoed = is_first and options.has_echo
+        logprobs = completion_logprobs(
+            delta.logprobs or [],
+            self._call,
+            run if is_echoed else None,
+            text_offset=self._text_offsets.get(index, 0),
+        )
+        if logprobs is not None and logprobs.tokens:
+            self._text_offsets[index] = logprobs.text_offset[-1] + len(logprobs.tokens[-1])
+        return CompletionChoice(
+            index=index,
+            text=self._call.prompt_texts[prompt_index] + delta.text if is_echoed else delta.text,
+            logprobs=logprobs,
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+            prompt_token_ids=run.request.prompt_token_ids if is_first and options.has_token_ids else UNSET,
+            token_ids=delta.token_ids if options.has_token_ids else UNSET,
+        )
+
+    def _event(self, choice: CompletionChoice) -> bytes:
+        usage = self._usage_so_far()
+        return event_of(CompletionResponse(self._id, self._object, self._created_s, self._name, [choice], usage))
+
+
+class ChatEvents(_EventEncoder):
+    """Events of `POST /v1/chat/completions`: the role first, then text."""
+
+    _object = "chat.completion.chunk"
+
+    def encode(self, prompt_index: int, delta: ChoiceDelta) -> bytes:
+        """One event, or two for the first."""
+        assert prompt_index == 0
+        index = delta.choice
+        prefix = self._prefixes.get(index)
+        if prefix is not None and self._is_plain and delta.finish_reason is None:
+            return b"".join((prefix, json_text(delta.text), self._plain_suffix))
+        opening = b""
+        if prefix is None:
+            self._prepare_plain(index, self._event(ChatChunkChoice(index, ChatDelta(content=_MARK.decode()[1:-1]))))
+            opening = self._event(ChatChunkChoice(index, ChatDelta(role="assistant", content="")), is_first=True)
+        content = delta.text or None
+        choice = ChatChunkChoice(
+            index=index,
+            delta=ChatDelta(content=content),
+            logprobs=chat_logprobs(delta.logprobs or [], self._call),
+            finish_reason=delta.finish_reason,
+            stop_reason=delta.stop_reason,
+            token_ids=delta.token_ids if self._call.options.has_token_ids else UNSET,
+        )
+        return opening + self._event(choice)
+
+    def _event(self, choice: ChatChunkChoice, *, is_first: bool = False) -> bytes:
+        has_prompt = is_first and self._call.options.has_token_ids
+        return event_of(
+            ChatChunk(
+                self._id,
+                self._object,
+                self._created_s,
+                self._name,
+                [choice],
+                usage=self._usage_so_far(),
+                prompt_token_ids=self._runs[0].request.prompt_token_ids if has_prompt else UNSET,
+            )
+        )
+
+
+def event_of(content: msgspec.Struct) -> bytes:
+    """One server-sent event."""
+    return b"data: " + _one_line(msgspec.json.encode(content)) + b"\n\n"
+
+
+def json_text(text: str) -> bytes:
+    """A JSON string on what every client takes for one line."""
+    encoded = _ENCODE(text)
+    return encoded if text.isascii() else _one_line(encoded)
+
+
+def _one_line(encoded: bytes) -> bytes:
+    """Some clients break lines at Unicode's separators too."""
+    for separator, escape in _SEPARATORS:
+        if separator in encoded:
+            encoded = encoded.replace(separator, escape)
+    return encoded
+
+
+_MARK = b'"@text@"'
+_ENCODE = msgspec.json.Encoder().encode

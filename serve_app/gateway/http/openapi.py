@@ -1,0 +1,268 @@
+"""The OpenAPI document of all HTTP routes, made from the types that read bodies and write answers.
+
+https://spec.openapis.org/oas/v3.1.0
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+
+from serve_app.gateway.bodies.inference import (
+    ClassificationList,
+    ClassifyBody,
+    EmbeddingList,
+    EmbeddingsBody,
+    PredictBody,
+    PreprocessBody,
+    PreprocessedList,
+    Ranking,
+    RerankBody,
+    ScoreBody,
+    ScoreList,
+)
+from serve_app.gateway.bodies.open_inference import (
+    InferBody,
+    ServerLive,
+    ServerReady,
+    ShownAnswer,
+    ShownModel,
+    ShownServer,
+)
+from serve_app.gateway.bodies.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from serve_app.gateway.bodies.others import (
+    DetokenizedText,
+    HealthBody,
+    ModelNames,
+    Ping,
+    PredictInstancesBody,
+    Predictions,
+    TokenizedText,
+)
+from serve_app.gateway.http.errors import ErrorBody, ProtocolError
+from serve_app.gateway.http.openai_responses import ChatResponse, CompletionResponse, ModelList, ModelState
+from serve_app.gateway.http.openai_stream import ChatChunk
+from serve_app.gateway.time_limits import TIMEOUT_KEY
+
+_JSON, _TEXT, _EVENTS, _BYTES, _HTML = (
+    "application/json",
+    "text/plain",
+    "text/event-stream",
+    "application/octet-stream",
+    "text/html",
+)
+_ANY_JSON: dict[str, Any] = {}
+_STRING = {"type": "string"}
+_NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
+_WORK_ERRORS = {
+    400: "The request is wrong; the message names the field.",
+    404: "No such model, for this key.",
+    413: "The body is larger than max_request_bytes.",
+    422: "Well-formed, but its values cannot be served.",
+    431: "The headers are larger than 64 KiB; the error is in OpenAI's shape.",
+    429: "Too much is waiting, or the key has used what it may; see Retry-After.",
+    500: "A fault of the server.",
+    503: "No copy of the model can take it now; see Retry-After.",
+    504: "It did not end within its time limit.",
+}
+_LOOK_ERRORS = {status: _WORK_ERRORS[status] for status in (404, 429, 431, 500)}
+_NO_KEY = "No API key, or one that is not known (where keys are set)."
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path. Contents are by media type: a type of ours, or a JSON schema."""
+
+    method: str
+    path: str
+    tag: str
+    summary: str
+    answer: Mapping[str, Any]
+    body: Mapping[str, Any] | None = None
+    other_answers: Mapping[int, Any] | None = None  # by status: JSON that is no error of ours
+    is_open: bool = False  # needs no API key
+
+    @property
+    def is_protocol(self) -> bool:
+        """Whether errors have the Open Inference Protocol's shape."""
+        return self.path.startswith("/v2")
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """What can go wrong, by status."""
+        if self.is_open:
+            return {status: _WORK_ERRORS[status] for status in (431, 500)}
+        errors = dict(_WORK_ERRORS if self.body is not None else _LOOK_ERRORS)
+        if self.body is None and "{name}" not in self.path:
+            errors.pop(404)
+        return {**errors, 401: _NO_KEY}
+
+
+def operations() -> list[Operation]:
+    """Every method of every path."""
+    return [*_health_operations(), *_generation_operations(), *_inference_operations(), *_protocol_operations()]
+
+
+def openapi_document() -> bytes:
+    """The document as JSON."""
+    found = operations()
+    types = [kind for operation in found for kind in _types_of(operation)]
+    schemas, components = msgspec.json.schema_components(
+        [*types, ErrorBody, ProtocolError], schema_hook=_schema_of_any, ref_template="#/components/schemas/{name}"
+    )
+    schema_of = dict(zip([*types, ErrorBody, ProtocolError], schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in found:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, schema_of)
+    document = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "rayshard",
+            "version": version("rayshard"),
+            "description": "Models of any kind, split over shards. Keys of OpenAI's API that are not listed are taken "
+            "at the values that ask for nothing, and refused at others.",
+        },
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+    }
+    return msgspec.json.encode(document)
+
+
+def _health_operations() -> list[Operation]:
+    return [
+        Operation("GET", "/health", "health", "Whether every model can answer, and the state of each copy",
+                  {_JSON: HealthBody}, other_answers={503: HealthBody}, is_open=True),
+        Operation("GET", "/ping", "health", "Health in TorchServe's words",
+                  {_JSON: Ping}, other_answers={503: Ping}, is_open=True),
+        Operation("GET", "/openapi.json", "health", "This document", {_JSON: _ANY_JSON}, is_open=True),
+        Operation("GET", "/docs", "health", "This document, to be read", {_HTML: _STRING}, is_open=True),
+        Operation("GET", "/models", "models", "Models in TorchServe's words", {_JSON: ModelNames}),
+        Operation("GET", "/v1/models", "models", "Models in OpenAI's words", {_JSON: ModelList}),
+        Operation("GET", "/v1/models/{name}", "models", "One model, in the words of OpenAI, KServe v1 and TF Serving",
+                  {_JSON: ModelState}),
+    ]  # fmt: skip
+
+
+def _generation_operations() -> list[Operation]:
+    return [
+        Operation("POST", "/v1/completions", "generation", "Continue texts; streamed with stream=true",
+                  {_JSON: CompletionResponse, _EVENTS: CompletionResponse}, {_JSON: CompletionBody}),
+        Operation("POST", "/v1/chat/completions", "generation", "Answer a conversation; streamed with stream=true",
+                  {_JSON: ChatResponse, _EVENTS: ChatChunk}, {_JSON: ChatBody}),
+        Operation("POST", "/v1/tokenize", "generation", "Tokens of a text or a conversation",
+                  {_JSON: TokenizedText}, {_JSON: TokenizeBody}),
+        Operation("POST", "/v1/detokenize", "generation", "The text of tokens",
+                  {_JSON: DetokenizedText}, {_JSON: DetokenizeBody}),
+    ]  # fmt: skip
+
+
+def _inference_operations() -> list[Operation]:
+    given_text = {_TEXT: _STRING, _JSON: _ANY_JSON}
+    return [
+        Operation("POST", "/v1/embeddings", "inference", "Vectors of texts",
+                  {_JSON: EmbeddingList}, {_JSON: EmbeddingsBody}),
+        Operation("POST", "/v1/classify", "inference", "Labels of texts",
+                  {_JSON: ClassificationList}, {_JSON: ClassifyBody}),
+        Operation("POST", "/v1/score", "inference", "How well pairs of texts fit", {_JSON: ScoreList},
+                  {_JSON: ScoreBody}),
+        Operation("POST", "/v1/rerank", "inference", "Documents by their relevance", {_JSON: Ranking},
+                  {_JSON: RerankBody}),
+        Operation("POST", "/v1/preprocess", "inference", "What a model's steps make of texts",
+                  {_JSON: PreprocessedList}, {_JSON: PreprocessBody}),
+        Operation("POST", "/predict", "inference",
+                  "The label of a text (a list: of each), what a module makes of tensors, what a graph gives",
+                  {_JSON: _ANY_JSON}, {_JSON: PredictBody}),
+        *(Operation(method, "/predictions/{name}", "inference", "TorchServe's call: a text, or JSON",
+                    {_JSON: _ANY_JSON}, given_text) for method in ("POST", "PUT")),
+        Operation("POST", "/v1/models/{name}:predict", "inference", "The call of TF Serving and KServe v1",
+                  {_JSON: Predictions}, {_JSON: PredictInstancesBody}),
+    ]  # fmt: skip
+
+
+def _protocol_operations() -> list[Operation]:
+    tag, model = "Open Inference Protocol v2", "/v2/models/{name}"
+    found = [
+        Operation("GET", "/v2", tag, "The server", {_JSON: ShownServer}),
+        Operation("GET", "/v2/health/live", tag, "Whether the server answers", {_JSON: ServerLive}, is_open=True),
+        Operation("GET", "/v2/health/ready", tag, "Whether every model can answer",
+                  {_JSON: ServerReady}, other_answers={503: ServerReady}, is_open=True),
+    ]  # fmt: skip
+    for path in (model, f"{model}/versions/{{version}}"):
+        found += [
+            Operation("GET", path, tag, "What a model takes and gives", {_JSON: ShownModel}),
+            Operation("GET", f"{path}/ready", tag, "Whether a copy of a model can answer",
+                      {_JSON: ServerReady}, other_answers={503: ServerReady}),
+            Operation("POST", f"{path}/infer", tag, "Run a model on named tensors, as JSON or with bytes behind it",
+                      {_JSON: ShownAnswer, _BYTES: _STRING}, {_JSON: InferBody, _BYTES: _STRING}),
+        ]  # fmt: skip
+    return found
+
+
+def _schema_of_any(kind: type) -> dict[str, Any]:
+    if kind is not object:
+        raise NotImplementedError
+    return {"description": "Any JSON."}
+
+
+def _types_of(operation: Operation) -> list[Any]:
+    contents = [*operation.answer.values(), *(operation.body or {}).values(), *(operation.other_answers or {}).values()]
+    return [content for content in contents if not isinstance(content, dict)]
+
+
+def _described(operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, Any]:
+    def content(given: Mapping[str, Any]) -> dict[str, Any]:
+        schemas = {media: kind if isinstance(kind, dict) else schema_of[kind] for media, kind in given.items()}
+        if _EVENTS in schemas:
+            schemas[_EVENTS] = _events_of([schemas[_EVENTS], schema_of[ErrorBody]])
+        return {media: {"schema": schema} for media, schema in schemas.items()}
+
+    error = content({_JSON: ProtocolError if operation.is_protocol else ErrorBody})
+    responses = {str(status): {"description": text, "content": error} for status, text in operation.errors.items()}
+    responses["431"]["content"] = content({_JSON: ErrorBody})
+    for status, kind in (operation.other_answers or {}).items():
+        responses[str(status)] = {"description": "Not now.", "content": content({_JSON: kind})}
+    responses["200"] = {"description": "The answer.", "content": content(operation.answer)}
+    described: dict[str, Any] = {
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "responses": dict(sorted(responses.items())),
+        "security": [] if operation.is_open else [{}, {"key": []}],  # {}: where no keys are set
+    }
+    parameters = _parameters(operation)
+    if parameters:
+        described["parameters"] = parameters
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, "content": content(operation.body)}
+    return described
+
+
+def _events_of(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """The schema of each event of a stream: one of the pieces as JSON, or the end."""
+    piece = {"type": "string", "contentMediaType": _JSON, "contentSchema": {"anyOf": pieces}}
+    return {
+        "type": "object",
+        "description": "Each event.",
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, piece]}},
+        "required": ["data"],
+    }
+
+
+def _parameters(operation: Operation) -> list[dict[str, Any]]:
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": pattern}}
+        for name, pattern in (("name", _NAME_PATTERN), ("version", "^1$"))
+        if f"{{{name}}}" in operation.path
+    ]
+    if operation.body is not None:
+        parameters.append(
+            {
+                "name": TIMEOUT_KEY,
+                "in": "header",
+                "required": False,
+                "description": "Milliseconds after which the request is ended.",
+                "schema": {"type": "integer", "minimum": 1, "maximum": 86_400_000},
+            }
+        )
+    return parameters

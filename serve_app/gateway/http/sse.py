@@ -1,0 +1,115 @@
+"""Server-sent events to a client that may be slow, or leave."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serve_app.errors import RequestAbortedError
+from serve_app.gateway.failures import as_rayshard_error
+from serve_app.gateway.http.errors import error_body
+
+logger = logging.getLogger(__name__)
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # proxies must not collect events
+]
+
+
+class Outbox:
+    """Events waiting for one client. Those that wait are sent as one piece."""
+
+    def __init__(self, max_waiting_tokens: int) -> None:
+        self.is_sending = False  # inside a send: while this lasts, the client is not reading
+        self.is_overflown = False
+        self.has_events = False
+        self._max_waiting_tokens = max_waiting_tokens
+        self._waiting: list[bytes] = []
+        self._num_waiting_tokens = 0
+        self._is_closed = False
+        self._changed = asyncio.Event()
+
+    def put(self, event: bytes, num_tokens: int) -> None:
+        """Raises RequestAbortedError when the client has left too many tokens unread."""
+        self._num_waiting_tokens += num_tokens
+        if self.is_sending and self._num_waiting_tokens > self._max_waiting_tokens:
+            self.is_overflown = True
+            raise RequestAbortedError(f"the client left more than {self._max_waiting_tokens} tokens unread")
+        self._waiting.append(event)
+        self.has_events = True
+        self._changed.set()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self._is_closed = True
+        self._changed.set()
+
+    async def take(self) -> bytes:
+        """All that waits; empty at the end."""
+        while not self._waiting and not self._is_closed:
+            self._changed.clear()
+            await self._changed.wait()
+        waiting, self._waiting, self._num_waiting_tokens = self._waiting, [], 0
+        return b"".join(waiting)
+
+
+class EventStreamResponse(Response):
+    """Sends what `produce` puts into its outbox. An error before the first event is a plain HTTP error."""
+
+    def __init__(self, produce: Callable[[Outbox], Awaitable[None]], *, max_waiting_tokens: int) -> None:
+        super().__init__()
+        self._produce = produce
+        self._outbox = Outbox(max_waiting_tokens)
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Ends when all is sent, when the client has left, or when it does not read."""
+        producer = asyncio.create_task(self._run_producer())
+        writer = asyncio.create_task(self._write(send))
+        watcher = asyncio.create_task(wait_for_disconnect(receive))
+        try:
+            waiting = {producer, writer, watcher}
+            while not (writer.done() or watcher.done() or self._outbox.is_overflown):
+                _done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (producer, writer, watcher):
+                task.cancel()
+            outcomes = await asyncio.gather(producer, writer, watcher, return_exceptions=True)
+        if isinstance(outcomes[1], Exception):
+            logger.info("stream not sent to its end reason=%r", outcomes[1])
+        if isinstance(outcomes[0], Exception):  # raised before the first event
+            raise outcomes[0]
+
+    async def _run_producer(self) -> None:
+        outbox = self._outbox
+        try:
+            await self._produce(outbox)
+        except Exception as error:  # here it meets the client
+            if not outbox.has_events:
+                raise
+            if not outbox.is_overflown:
+                outbox.put(b"data: " + error_body(as_rayshard_error(error)) + b"\n\n", 0)
+        finally:
+            outbox.close()
+
+    async def _write(self, send: Send) -> None:
+        outbox = self._outbox
+        is_started = False
+        while content := await outbox.take():
+            outbox.is_sending = True
+            if not is_started:
+                await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+                is_started = True
+            await send({"type": "http.response.body", "body": content, "more_body": True})
+            outbox.is_sending = False
+        if is_started:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

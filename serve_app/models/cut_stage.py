@@ -1,0 +1,27 @@
+"""A stage of a transformers model as the code sees it that cuts it over ranks and fills it."""
+
+from typing import Protocol
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from serve_app.architectures.decoders import Cuts
+from serve_app.types.shards import ShardSpec
+
+
+class CutStage(Protocol):
+    """A stage of a transformers model on the meta device, to be cut over ranks and filled."""
+
+    shard: ShardSpec
+    model: PreTrainedModel
+    base: PreTrainedModel
+    base_prefix: str  # of the base model's parameters in the whole model
+    config: PreTrainedConfig
+    whole_state: dict[str, torch.Size]
+
+    @property
+    def architecture(self) -> Cuts: ...
+
+    @property
+    def own_layers(self) -> list[nn.Module]: ...

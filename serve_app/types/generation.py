@@ -1,0 +1,76 @@
+"""Text generation between processes: a request, the tokens that come back."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one request are drawn. Values are already checked; `seed` is always set."""
+
+    max_tokens: int
+    seed: int
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    num_logprobs: int | None = None  # top alternatives beside the chosen token; 0: the chosen one only; None: off
+    num_prompt_logprobs: int | None = None
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the draw depends on the tokens before it."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One generation request as it enters a Router: tokens only."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    num_choices: int = 1
+    queue_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probability (natural) of one token and of the most probable alternatives, under the unmodified logits."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1: the most probable token
+    top_token_ids: list[int]
+    top_logprobs: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """New tokens of one choice of one request, in order."""
+
+    choice: int
+    first_index: int  # index of token_ids[0] among the choice's outputs: a gap shows as a jump
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None  # one per token, when asked for
+    prompt_logprobs: list[TokenLogprobs] | None = None  # prompt tokens 1..; sent in pieces with choice 0
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # the token that ended it; the last of token_ids
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a Router's unary call returns when a request has ended: counts to check the stream against."""
+
+    num_prompt_tokens: int
+    num_output_tokens: list[int]  # per choice
+    finish_reasons: list[FinishReason]  # per choice

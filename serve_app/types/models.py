@@ -1,0 +1,65 @@
+"""Where a model is, what it takes and gives, and how its copies are."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from serve_app.types.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteWeights:
+    """A safetensors file at an https URL."""
+
+    url: str
+    sha256: str  # 64 hexadecimal digits, in small letters
+    private_hosts: tuple[str, ...] = ()  # names whose private addresses may be connected to
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where a model's files are: a directory of every node, or a hub repository at one commit."""
+
+    directory: str  # absolute, on the Router's node
+    hub_id: str | None = None
+    commit: str | None = None
+    weights: RemoteWeights | None = None  # in place of the weights there
+    base_directory: str | None = None  # with weights: where the other files are
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What a Router tells a Gateway about its model."""
+
+    name: str
+    task: str
+    source_dir: str  # absolute; tokenizer and chat template are read from it
+    max_model_len: int
+    max_request_tokens: int  # prompt + output that fit the KV cache
+    vocab_size: int
+    eos_token_ids: list[int]
+    created_s: int  # Unix time
+    source: ModelSource | None = None  # to find the files on a node that has no source_dir
+    has_tokenizer: bool = True
+    has_preprocessing: bool = False  # a Preprocessor takes its inputs
+    is_prompt_templated: bool = False  # its preprocessing makes a conversation of a prompt
+    postprocessing_gives: str | None = None  # labels or json; None: nothing is done to its outputs
+    labels: list[str] = field(default_factory=list)  # by output index; empty: it has none
+    is_multi_label: bool = False
+    score_activation: str = "sigmoid"  # of a cross-encoder with one output: sigmoid or identity
+    embedding_size: int | None = None
+    inputs: dict[str, TensorSpec] = field(default_factory=dict)
+    outputs: dict[str, TensorSpec] = field(default_factory=dict)
+    graph_gives: str | None = None  # of a graph: kind of its one result for a text, or "results"; None: a model
+
+
+@dataclass(frozen=True, slots=True)
+class CopyState:
+    """Health of one model copy."""
+
+    replica_id: str
+    state: Literal["ready", "rebuilding", "failed", "gone"]  # gone: the replica is being taken down
+    detail: str
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+    num_blocks: int

@@ -1,0 +1,155 @@
+"""How a shard is made, and what it tells when it is loaded."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from serve_app.types.tensors import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSpec:
+    """One shard: stage `stage` of `num_stages`, rank `rank` of `num_ranks`, layers [first_layer, end_layer)."""
+
+    stage: int
+    num_stages: int
+    rank: int
+    num_ranks: int
+    first_layer: int
+    end_layer: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it holds the embeddings' stage."""
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it holds the head's stage."""
+        return self.stage == self.num_stages - 1
+
+    @property
+    def index(self) -> int:
+        """Position in the group: stages outermost."""
+        return self.stage * self.num_ranks + self.rank
+
+
+@dataclass(frozen=True, slots=True)
+class WeightScheme:
+    """How weights are quantized: q = round(w / scale) in `bits` bits, one scale for each output or group of inputs."""
+
+    bits: int = 8
+    is_float: bool = False  # float8_e4m3fn in place of whole numbers
+    group_size: int | None = None  # inputs that share a scale; None: all of an output
+    has_quantized_inputs: bool = False  # inputs are quantized to 8 bits too, each row by its own scale
+
+
+@dataclass(frozen=True, slots=True)
+class LoadQuantization:
+    """What is quantized while a model is loaded."""
+
+    scheme: WeightScheme
+    has_embedding: bool = False
+    has_head: bool = False
+    ignored: tuple[str, ...] = ()  # modules that stay as they are, by the ends of their names
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSettings:
+    """How one shard is to be made."""
+
+    shard: ShardSpec
+    source_dir: str
+    dtype: str
+    device: Literal["cpu", "cuda"]
+    num_threads: int
+    block_size: int
+    kv_cache_bytes: int | None  # None: what gpu_memory_utilization leaves
+    gpu_memory_utilization: float
+    max_num_batched_tokens: int
+    quantization: LoadQuantization | None = None  # None: as the checkpoint is
+
+
+@dataclass(frozen=True, slots=True)
+class BatchModelSettings:
+    """One model of a shard that is done with a request after one step."""
+
+    name: str
+    source_dir: str
+    task: str
+    dtype: str
+    shard: ShardSpec  # first_layer and end_layer are 0 for a module: its stages find their own blocks
+    max_model_len: int = 0  # tokens of one entry; 0: not counted in tokens
+    pooling: str | None = None  # None: as the checkpoint says
+    normalize: bool | None = None
+    architecture: str | None = None  # package.module:Class; None: a transformers model
+    arguments: dict[str, object] = field(default_factory=dict)
+    inputs: dict[str, TensorSpec] | None = None  # None: as the class declares
+    outputs: dict[str, TensorSpec] | None = None
+    batch_dim: int | None = 0
+    quantization: LoadQuantization | None = None  # None: as the weights are
+
+
+@dataclass(frozen=True, slots=True)
+class BatchShardSettings:
+    """How a shard of batch models is to be made; all models have the same place in the split."""
+
+    shard: ShardSpec
+    models: list[BatchModelSettings]
+    device: Literal["cpu", "cuda"]
+    num_threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchModelReport:
+    """What a loaded batch model takes and gives."""
+
+    name: str
+    parameter_bytes: int
+    first_block: int
+    end_block: int
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLocation:
+    """The process that holds a shard."""
+
+    node: str  # address
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What a loaded shard holds, and how many KV blocks it has room for."""
+
+    parameter_bytes: int
+    num_blocks: int
+    load_s: float
+    models: list[BatchModelReport] = field(default_factory=list)  # of a shard of batch models
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where the shards of a group meet: the store's address, and the limits of waiting."""
+
+    host: str
+    port: int
+    rendezvous_s: float
+    collective_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Sizes that scheduler and shards must agree on."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    block_size: int  # tokens in a KV block
+    num_blocks: int
+
+    @property
+    def max_blocks_per_seq(self) -> int:
+        """Blocks of a sequence at its longest."""
+        return -(-self.max_model_len // self.block_size)

@@ -1,0 +1,71 @@
+"""One forward of the whole model, as scheduler and shards exchange it."""
+
+from dataclasses import dataclass, field
+
+from serve_app.types.generation import SamplingParams, TokenLogprobs
+from serve_app.types.tensors import Item
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStart:
+    """Sent once when a sequence gets a row, again after a pre-emption; the last stage samples by it."""
+
+    row: int
+    choice: int
+    params: SamplingParams
+    end_token_ids: list[int]  # tokens that end the sequence; suppressed below min_tokens
+    num_outputs: int  # tokens drawn before this start
+    history_token_ids: list[int]  # prompt then outputs so far; empty when params has no penalties
+    num_history_prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTargets:
+    """Prompt tokens whose log-probability is wanted: the token after each of a sequence's step tokens from `offset`."""
+
+    offset: int
+    token_ids: list[int]
+    num_top: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """One forward of the whole model: B sequences, T tokens in all."""
+
+    step_id: int
+    starts: list[SequenceStart]
+    rows: list[int]  # [B] row of each sequence in the shards' block tables
+    num_tokens: list[int]  # [B] tokens of this step
+    num_computed: list[int]  # [B] tokens already in the cache: position of the first token
+    new_blocks: list[list[int]]  # [B] blocks appended to the row's table before the step
+    token_ids: list[int]  # [T]
+    samples: list[bool]  # [B] whether a token is drawn after the row's last token
+    prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)  # by index b
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What the last stage drew: one token for each True of StepInput.samples, in order."""
+
+    step_id: int
+    token_ids: list[int]  # -1: the row's logits were not finite
+    logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any row asks
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by index b
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStep:
+    """One forward of one batch model: entries joined along the batch dimension."""
+
+    step_id: int
+    model: int  # index in BatchShardSettings.models
+    inputs: Item
+
+
+@dataclass(frozen=True, slots=True)
+class BatchStepOutput:
+    """The joined outputs of a BatchStep, or why there are none."""
+
+    step_id: int
+    outputs: Item
+    error: str | None = None  # kind of exception only: its message may quote the input

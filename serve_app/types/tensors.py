@@ -1,0 +1,40 @@
+"""Tensors outside torch, and requests for models that are done with an entry after one step."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Dtype, as torch names it, and shape of a named tensor; a dimension is a size or the name of a varying one."""
+
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorData:
+    """A tensor outside torch: little-endian, in C order."""
+
+    dtype: str  # as torch names it; bool is one byte
+    shape: tuple[int, ...]
+    data: bytes = field(repr=False)
+
+
+Item = dict[str, TensorData]  # the named inputs, or outputs, of one entry of a request
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """Entries for a model that is done with each after one step."""
+
+    request_id: str
+    model: str
+    items: list[Item]
+    queue_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferResult:
+    """The outputs of an InferRequest."""
+
+    outputs: list[Item]  # beside the request's items

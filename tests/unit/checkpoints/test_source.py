@@ -1,0 +1,226 @@
+"""From `source` to a directory; the hub is a local server that speaks the few calls a snapshot needs."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from filelock import FileLock
+
+from serve_app.checkpoints.source import find_snapshot, is_hub_id, resolve_source
+from serve_app.config.environment import Environment
+from serve_app.errors import ConfigError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "model.safetensors": b"weights",
+    "chat_template.jinja": b"{{ messages }}",
+    "pytorch_model.bin": b"pickle",
+    "modeling.py": b"code",
+    "consolidated.safetensors": b"weights again",
+    "original/model.safetensors": b"weights once more",
+}
+
+
+class FakeHub(ThreadingHTTPServer):
+    """Serves one repository, org/model, and keeps what was asked of it."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests: list[str] = []
+
+    @property
+    def endpoint(self) -> str:
+        """Address for Environment.hub_endpoint."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeHub
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        self.server.requests.append(f"{self.command} {path}")
+        if path in (f"/api/models/org/model/revision/{name}" for name in ("main", "v1", COMMIT)):
+            self._answer(json.dumps({"id": "org/model", "sha": COMMIT, "siblings": []}).encode())
+        elif path.startswith("/api/models/org/model/revision/"):
+            self._answer(b"{}", status=404, headers={"X-Error-Code": "RevisionNotFound"})
+        elif path == f"/api/models/org/model/tree/{COMMIT}":
+            tree = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in FILES.items()
+            ]
+            self._answer(json.dumps(tree).encode())
+        elif path.removeprefix(f"/org/model/resolve/{COMMIT}/") in FILES:
+            content = FILES[path.removeprefix(f"/org/model/resolve/{COMMIT}/")]
+            tag = hashlib.sha1(content).hexdigest()
+            self._answer(content, headers={"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
+        elif "/gated/" in path:
+            self._answer(b"{}", status=403, headers={"X-Error-Code": "GatedRepo"})
+        else:
+            self._answer(b"{}", status=404, headers={"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def _answer(self, content: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the test's output quiet."""
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    server = FakeHub()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def environment(cache_dir: Path, endpoint: str | None = None, is_offline: bool = False) -> Environment:
+    return Environment(
+        hub_cache_dir=cache_dir,
+        is_hub_offline=is_offline,
+        hub_endpoint=endpoint,
+        weights_cache_dir=cache_dir / "weights",
+    )
+
+
+def test_a_relative_path_is_made_absolute_from_the_base(tmp_path: Path) -> None:
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    found = resolve_source("models/llama", None, tmp_path, environment(tmp_path))
+    assert found == (tmp_path / "models" / "llama").resolve()
+    assert resolve_source(str(found), None, Path("/"), environment(tmp_path)) == found
+    assert resolve_source("./llama/../llama", None, tmp_path / "models", environment(tmp_path)) == found
+
+
+def test_a_missing_directory_names_its_nearest_parent_and_a_likely_name(tmp_path: Path) -> None:
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    with pytest.raises(ConfigError) as error:
+        resolve_source("models/lama", None, tmp_path, environment(tmp_path))
+    assert error.value.message == (
+        f"source=models/lama is no directory: {tmp_path / 'models'} exists, but has no 'lama'; "
+        f"did you mean {tmp_path / 'models' / 'llama'}?"
+    )
+    with pytest.raises(ConfigError, match=r"exists, but has no 'deep'; give an existing directory, or a hub id"):
+        resolve_source("./models/llama/deep/er", None, tmp_path, environment(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [("model.gguf", "is a GGUF file, which is not served"), ("model.safetensors", "is a file; give its directory, /")],
+)
+def test_a_file_is_no_source(tmp_path: Path, file: str, expected: str) -> None:
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(ConfigError, match=f"source=./{file} {expected}"):
+        resolve_source(f"./{file}", None, tmp_path, environment(tmp_path))
+
+
+def test_a_revision_of_a_directory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"revision=main has no effect on the directory source=\.; remove it"):
+        resolve_source(".", "main", tmp_path, environment(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("org/model-7b", True),
+        ("model", False),
+        ("./org/model", False),
+        ("/org/model", False),
+        ("org/model/x", False),
+        ("here/model", False),
+        ("http://org/model", False),
+        ("../model", False),
+        ("~/model", False),
+    ],
+)
+def test_a_hub_id_is_org_and_name_and_no_path_that_begins_here(tmp_path: Path, source: str, expected: bool) -> None:
+    (tmp_path / "here").mkdir()
+    assert is_hub_id(source, tmp_path) is expected
+
+
+@pytest.mark.parametrize("revision", [None, "v1", COMMIT])
+def test_a_hub_model_is_downloaded_at_its_commit_without_pickle_or_code(
+    tmp_path: Path, hub: FakeHub, revision: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="serve_app")
+    found = resolve_source("org/model", revision, tmp_path, environment(tmp_path / "cache", hub.endpoint))
+    assert found.name == COMMIT
+    assert sorted(path.name for path in found.iterdir()) == ["chat_template.jinja", "config.json", "model.safetensors"]
+    assert (found / "model.safetensors").read_bytes() == b"weights"
+    assert f"commit={COMMIT}" in caplog.text
+
+
+def test_a_downloaded_model_is_found_again_offline(tmp_path: Path, hub: FakeHub) -> None:
+    cache_dir = tmp_path / "cache"
+    assert find_snapshot("org/model", None, environment(cache_dir, hub.endpoint)) is None
+    assert hub.requests == []
+    found = resolve_source("org/model", None, tmp_path, environment(cache_dir, hub.endpoint))
+    num_requests = len(hub.requests)
+    assert resolve_source("org/model", None, tmp_path, environment(cache_dir, hub.endpoint, is_offline=True)) == found
+    assert find_snapshot("org/model", None, environment(cache_dir, hub.endpoint)) == found
+    assert len(hub.requests) == num_requests
+
+
+def test_processes_of_a_node_download_one_after_another(tmp_path: Path, hub: FakeHub) -> None:
+    cache_dir = tmp_path / "cache"
+    lock = cache_dir / ".locks" / "rayshard" / "org--model.lock"
+    lock.parent.mkdir(parents=True)
+    found: list[Path] = []
+
+    def resolve() -> None:
+        found.append(resolve_source("org/model", None, tmp_path, environment(cache_dir, hub.endpoint)))
+
+    threads = [threading.Thread(target=resolve) for _ in range(3)]
+    with FileLock(lock):
+        for thread in threads:
+            thread.start()
+        threads[0].join(timeout=0.3)
+        assert hub.requests == []
+    for thread in threads:
+        thread.join()
+    assert [path.name for path in found] == [COMMIT] * 3
+    weights = [request for request in hub.requests if request.startswith("GET") and "model.safetensors" in request]
+    assert len(weights) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "expected"),
+    [
+        ("org/none", None, "source=org/none is neither a directory nor a model on the hub that you may read; correct"),
+        ("gated/model", None, "source=gated/model is gated; accept its terms on the hub and log in"),
+        ("org/model", "v9", "revision=v9 is no branch, tag or commit of source=org/model; correct it"),
+        ("org/a--b", None, "source=org/a--b is neither a directory nor a model on the hub"),
+    ],
+)
+def test_what_the_hub_refuses_is_named(
+    tmp_path: Path, hub: FakeHub, source: str, revision: str | None, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        resolve_source(source, revision, tmp_path, environment(tmp_path / "cache", hub.endpoint))
+    assert error.value.message.startswith(expected)
+
+
+def test_a_hub_that_is_out_of_reach_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"source=org/model is not on this node and the hub did not answer; download"):
+        resolve_source("org/model", None, tmp_path, environment(tmp_path, "http://127.0.0.1:9"))
+    with pytest.raises(
+        ConfigError, match=r"not on this node and the hub is switched off by HF_HUB_OFFLINE; download it"
+    ):
+        resolve_source("org/model", None, tmp_path, environment(tmp_path, "http://127.0.0.1:9", is_offline=True))

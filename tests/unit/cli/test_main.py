@@ -1,0 +1,137 @@
+"""The command `rayshard`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from serve_app.cli.main import main
+
+CONFIG = """
+http_options: {{host: 127.0.0.1, port: 8000}}
+applications:
+  - name: gateway
+    route_prefix: /
+    import_path: serve_app.app:build_gateway
+  - name: chat
+    route_prefix: null
+    import_path: serve_app.app:build_model
+    args: {{name: chat, source: {source}, {args}}}
+"""
+
+
+def write(directory: Path, args: str = "dtype: auto", source: str = "model") -> Path:
+    model_dir = directory / "model"
+    model_dir.mkdir(exist_ok=True)
+    sizes = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
+    config = {"model_type": "llama", "intermediate_size": 32, "vocab_size": 64, "tie_word_embeddings": True} | sizes
+    (model_dir / "config.json").write_text(json.dumps(config))
+    tensors = {f"model.layers.{layer}.mlp.up_proj.weight": np.zeros((32, 16), np.float32) for layer in range(4)}
+    save_file(tensors, model_dir / "model.safetensors")
+    (model_dir / "tokenizer.json").write_text("{}")
+    path = directory / "serve_config.yaml"
+    path.write_text(CONFIG.format(source=source, args=args))
+    return path
+
+
+def test_a_right_file_prints_ok_and_the_table_of_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "parallel: {pipeline: 2, tensor: 2}, max_model_len: 512")
+    assert main(["validate", str(path)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines() == [
+        f"ok {path}: 1 model behind http://127.0.0.1:8000",
+        "",
+        f"chat: llama, 4 layers, float32, up to 512 tokens, from {tmp_path / 'model'}",
+        "stage  rank  layers  parameters  kv tokens",
+        "    0     0     0-1     2.0 KiB    4194304",
+        "    0     1     0-1     2.0 KiB    4194304",
+        "    1     0     2-3     2.0 KiB    4194304",
+        "    1     1     2-3     2.0 KiB    4194304",
+    ]
+
+
+def test_every_mistake_of_file_and_model_is_printed_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "parallel: {pipeline: 9, tensor: 3}, max_model_len: 99999")
+    path.write_text(path.read_text().replace("port:", "prt:"))
+    assert main(["validate", str(path)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert lines[0] == "http_options.prt: unknown setting; did you mean port?"
+    assert "applications[chat].args: parallel.tensor=3 does not divide num_kv_heads=2; use 1 or 2" in lines
+    assert len(lines) == 6
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("./modle", "applications[chat].args: source=./modle is no directory: "),
+        (".", "has no safetensors files; give a directory with model.safetensors"),
+    ],
+)
+def test_a_wrong_source_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, expected: str
+) -> None:
+    assert main(["validate", str(write(tmp_path, source=source))]) == 1
+    assert expected in capsys.readouterr().err
+
+
+def test_a_model_without_a_fast_tokenizer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path)
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    assert main(["validate", str(path)]) == 1
+    assert "no tokenizer.json there" in capsys.readouterr().err
+
+
+def test_a_hub_model_that_is_not_here_is_said_to_be_unchecked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert main(["validate", str(write(tmp_path, source="org/model"))]) == 0
+    assert "chat: org/model is not on this machine yet; --download fetches and checks it" in capsys.readouterr().out
+
+
+def test_serving_begins_with_the_same_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", str(write(tmp_path, "parallel: {pipeline: 9}"))]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "parallel.pipeline=9 is longer than the model's num_layers=4; use at most 4" in printed.err
+
+
+def test_a_right_file_is_handed_to_serve(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # refused there, before anything is started
+    assert main(["serve", str(write(tmp_path))]) == 1
+    assert "error: RAY_ADDRESS=10.0.0.1:6379 names a cluster" in capsys.readouterr().err
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0
+    assert capsys.readouterr().out.startswith("rayshard ")
+
+
+def test_a_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([])
+    assert exit_info.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_validating_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
+    script = (
+        "import sys; from serve_app.cli.main import main; status = main(sys.argv[1:]); "
+        "heavy = {'ray', 'torch', 'transformers'} & set(sys.modules); sys.exit(status or len(heavy))"
+    )
+    command = [sys.executable, "-c", script, "validate", str(write(tmp_path))]
+    root = Path(__file__).resolve().parents[3]
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("ok ")

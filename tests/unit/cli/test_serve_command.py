@@ -1,0 +1,173 @@
+"""`rayshard serve` with a stand-in for `serve run`: starting, failing, retrying, stopping."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serve_app.cli.serve_command import application_states, child_environment, ready_text, serve
+from serve_app.cli.serve_process import session_members
+from serve_app.config.engine import DeviceConfig, ParallelConfig
+from serve_app.config.gateway import GatewayConfig
+from serve_app.config.model import ModelConfig, StepConfig
+from serve_app.errors import ConfigError
+from serve_app.planning.reservations import reserved_cpus
+from serve_app.planning.serve_file import ModelApplication, ServeFile
+from serve_app.planning.serve_options import DeploymentOptions
+
+# Serves /health and Serve's part of the dashboard on one port. On SIGINT it ends, but leaves a child behind, as Ray's
+# dashboard does; once healthy it has its parent told to stop.
+STAND_IN = """
+import http.server, json, os, pathlib, signal, subprocess, sys
+
+port, status, num_missed_starts, directory = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), pathlib.Path(sys.argv[4])
+starts = directory / "starts"
+starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
+(directory / "session").write_text(str(os.getpid()))
+if len(starts.read_text()) <= num_missed_starts:
+    sys.exit("The current node timed out during startup.")
+subprocess.Popen([sys.executable, "-c", "import os, time; os.setpgid(0, 0); time.sleep(60)"])
+print(f"Started a local Ray instance. View the dashboard at \\x1b[1mhttp://127.0.0.1:{port} \\x1b[22m", flush=True)
+print("(controller) ERROR something to show", flush=True)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        is_health = self.path == "/health"
+        self.send_response(503 if is_health and status != "RUNNING" else 200)
+        self.end_headers()
+        state = {"status": status, "message": "Traceback\\n\\x1b[31mValueError: no such model"}
+        self.wfile.write(json.dumps({"applications": {"demo": state}}).encode())
+        if is_health and status == "RUNNING":
+            os.kill(os.getppid(), signal.SIGTERM)
+
+    def log_message(self, *_):
+        pass
+
+server = http.server.HTTPServer(("127.0.0.1", port), Handler)
+try:
+    server.serve_forever()
+except KeyboardInterrupt:
+    print("shut down", flush=True)
+"""
+
+
+@pytest.fixture
+def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def file_of(port: int, directory: Path) -> ServeFile:
+    model = ModelApplication("demo", "args", ModelConfig(name="demo", source="model"), None)
+    path = directory / "serve_config.yaml"
+    return ServeFile(path, "127.0.0.1", port, "gateway", GatewayConfig(), [model])
+
+
+def stand_in(port: int, status: str, num_missed_starts: int, directory: Path) -> Sequence[str]:
+    return [sys.executable, "-c", STAND_IN, str(port), status, str(num_missed_starts), str(directory)]
+
+
+def test_it_serves_until_told_to_stop_and_leaves_no_process(
+    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    assert serve(file_of(port, tmp_path), "the shards", stand_in(port, "RUNNING", 0, tmp_path)) == 0
+    printed = capsys.readouterr()
+    assert "the shards" in printed.out
+    assert f"Serving at http://127.0.0.1:{port}" in printed.out
+    assert printed.err == "(controller) ERROR something to show\n"
+    assert "shut down" in (tmp_path / ".rayshard" / f"serve-{port}.log").read_text()
+    assert session_members(int((tmp_path / "session").read_text())) == []
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize(("num_missed_starts", "exit_status"), [(2, 0), (3, 1)])
+def test_it_tries_three_times_when_ray_misses_its_start(
+    num_missed_starts: int, exit_status: int, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = stand_in(port, "RUNNING", num_missed_starts, tmp_path)
+    assert serve(file_of(port, tmp_path), "", command) == exit_status
+    assert len((tmp_path / "starts").read_text()) == 3
+    assert ("The current node timed out during startup." in capsys.readouterr().err) == (exit_status == 1)
+
+
+def test_an_application_that_fails_ends_it_with_the_reason(
+    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve(file_of(port, tmp_path), "", stand_in(port, "DEPLOY_FAILED", 0, tmp_path)) == 1
+    assert "application demo could not be deployed:\nTraceback\nValueError: no such model\n" in capsys.readouterr().err
+    assert session_members(int((tmp_path / "session").read_text())) == []
+
+
+def test_a_port_in_use_is_refused_before_anything_starts(
+    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", port)):
+        assert serve(file_of(port, tmp_path), "", stand_in(port, "RUNNING", 0, tmp_path)) == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    assert not (tmp_path / "starts").exists()
+
+
+def test_the_child_gets_a_ray_of_its_own() -> None:
+    environment = child_environment({"HOME": "/home/user", "RAY_worker_niceness": "5"})
+    assert environment["RAY_ADDRESS"] == "local"
+    assert environment["RAY_worker_niceness"] == "5"
+    assert environment["HOME"] == "/home/user"
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379 names a cluster"):
+        child_environment({"RAY_ADDRESS": "10.0.0.1:6379"})
+
+
+def test_the_curl_line_is_one_that_a_shell_reads_back(tmp_path: Path) -> None:
+    text = ready_text(file_of(8000, tmp_path), "", tmp_path / "log")
+    curl, url, *_, body = shlex.split(text.splitlines()[-1])
+    assert (curl, url) == ("curl", "http://127.0.0.1:8000/v1/completions")
+    assert json.loads(body)["model"] == "demo"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "chat_template.jinja").touch()
+    assert "/v1/chat/completions" in ready_text(file_of(8000, tmp_path), "", tmp_path / "log")
+
+
+def test_no_dashboard_means_no_states(port: int) -> None:
+    assert application_states(f"http://127.0.0.1:{port}", "token") == []
+
+
+def test_session_members_are_those_that_live() -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        assert session_members(process.pid) == [process.pid]
+        process.kill()
+        deadline_s = time.monotonic() + 10
+        while session_members(process.pid):
+            assert time.monotonic() < deadline_s
+    assert os.getpid() in session_members(os.getsid(0))
+
+
+def test_more_reserved_cpus_than_cores_are_refused_before_anything_starts(
+    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_file = file_of(port, tmp_path)
+    device = DeviceConfig(cpus_per_shard=1000.0)
+    config = ModelConfig(name="big", source="model", device=device, parallel=ParallelConfig(pipeline=2))
+    serve_file = replace(serve_file, models=[*serve_file.models, ModelApplication("big", "args", config, None)])
+    assert serve(serve_file, "", stand_in(port, "RUNNING", 0, tmp_path)) == 1
+    assert "the applications reserve 2000.25 CPUs, and this machine has" in capsys.readouterr().err
+    assert not (tmp_path / "starts").exists()
+
+
+def test_reserved_cpus_are_those_of_the_deployments(port: int, tmp_path: Path) -> None:
+    router = DeploymentOptions(name="Router", num_replicas=3)
+    config = ModelConfig(name="m", source="s", task="classify", preprocessing=[StepConfig(name="lowercase")])
+    serve_file = replace(file_of(port, tmp_path), models=[ModelApplication("m", "args", config, router)] * 2)
+    assert reserved_cpus(serve_file) == pytest.approx(0.05 + 3 * (0.05 + 0.1) + 0.05)

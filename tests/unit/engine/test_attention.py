@@ -1,0 +1,168 @@
+"""Attention over the paged cache against a plain one that loops over queries."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig
+
+from serve_app.engine.attention import PagedAttention, SequenceSpan
+from serve_app.engine.kv_cache import KvCache, kv_block_bytes, kv_geometry
+from serve_app.models.transformers_model import TransformersStage
+from serve_app.types.shards import ShardSpec
+
+HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 8, 4, 24
+SCALING = 0.4
+SECOND_STAGE = ShardSpec(stage=1, num_stages=2, rank=0, num_ranks=1, first_layer=2, end_layer=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # tensors are tiny
+
+
+def make_cache(num_kv_heads: int) -> KvCache:
+    """A cache of one layer, layer 2 of the model."""
+    return KvCache(one_layer(num_kv_heads), NUM_BLOCKS, BLOCK_SIZE, torch.device("cpu"))
+
+
+@cache
+def one_layer(num_kv_heads: int) -> TransformersStage:
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=4 * HEAD_DIM,
+        intermediate_size=8,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=num_kv_heads,
+    )
+    return TransformersStage(config, torch.float32, SECOND_STAGE)
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Queries [H, L, Dh], keys and values [K, L, Dh] of a sequence, and the blocks that it has been given."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    blocks: list[int]
+    num_computed: int = 0
+
+
+def make_sequence(length: int, num_kv_heads: int, blocks: list[int], seed: int) -> Sequence:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_kv_heads, length, HEAD_DIM)
+    return Sequence(
+        torch.randn(4, length, HEAD_DIM, generator=generator) * 2,
+        torch.randn(shape, generator=generator),
+        torch.randn(shape, generator=generator),
+        blocks,
+    )
+
+
+def step(
+    kv_cache: KvCache, parts: list[tuple[Sequence, int]], window: int | None = None, softcap: float | None = None
+) -> list[Tensor]:
+    """Run the next so many tokens of each sequence: outputs [q, H, Dh]."""
+    slots: list[int] = []
+    blocks: list[int] = []
+    spans: list[SequenceSpan] = []
+    for sequence, count in parts:
+        first, end = sequence.num_computed, sequence.num_computed + count
+        first_gathered = len(blocks) * BLOCK_SIZE if first else -1
+        spans.append(SequenceSpan(len(slots), count, first, first_gathered))
+        slots += [sequence.blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in range(first, end)]
+        blocks += sequence.blocks[: -(-end // BLOCK_SIZE)] if first else []
+    attention = PagedAttention(kv_cache, 2, torch.tensor(slots), torch.tensor(blocks, dtype=torch.int64), spans)
+    query, key, value = (
+        torch.cat([getattr(one, name)[:, one.num_computed : one.num_computed + count] for one, count in parts], dim=1)
+        for name in ("query", "key", "value")
+    )
+    output = attention.attend(2, query, key, value, SCALING, window, softcap)
+    for sequence, count in parts:
+        sequence.num_computed += count
+    return list(torch.split(output, [count for _, count in parts]))
+
+
+def plain(sequence: Sequence, window: int | None, softcap: float | None) -> Tensor:
+    """The same in float64, with all scores at once: [L, H, Dh]."""
+    num_heads, length, _ = sequence.query.shape
+    group = num_heads // sequence.key.shape[0]
+    heads = [head // group for head in range(num_heads)]
+    keys, values = sequence.key[heads].double(), sequence.value[heads].double()
+    scores = torch.einsum("hqd,hkd->hqk", sequence.query.double(), keys) * SCALING
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    is_seen = [[0 <= q - k < (window or length) for k in range(length)] for q in range(length)]
+    weights = scores.masked_fill(~torch.tensor(is_seen), -math.inf).softmax(-1)
+    return torch.einsum("hqk,hkd->qhd", weights, values)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5], ids=["plain", "softcap"])
+@pytest.mark.parametrize("window", [None, 1, 5, 40], ids=lambda window: f"window {window}")
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("chunks", [[22], [1] * 22, [7, 8, 1, 1, 5], [4, 4, 14]], ids=str)
+def test_chunks_over_shuffled_blocks_give_what_plain_attention_gives(
+    chunks: list[int], num_kv_heads: int, window: int | None, softcap: float | None
+) -> None:
+    kv_cache = make_cache(num_kv_heads)
+    sequence = make_sequence(22, num_kv_heads, [17, 3, 22, 4, 0, 9], seed=0)
+    pieces = [step(kv_cache, [(sequence, count)], window, softcap)[0] for count in chunks]
+    torch.testing.assert_close(torch.cat(pieces), plain(sequence, window, softcap).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 1.5], ids=["plain", "softcap"])
+@pytest.mark.parametrize("window", [None, 5])
+def test_batch_mates_change_no_bit_of_a_sequence(window: int | None, softcap: float | None) -> None:
+    tables = ([17, 3, 22, 4, 0, 9], [1, 23, 2], [11, 5, 14, 6])
+    lengths = (22, 10, 15)
+
+    def make() -> list[Sequence]:
+        return [
+            make_sequence(length, 2, list(table), seed=length) for length, table in zip(lengths, tables, strict=True)
+        ]
+
+    kv_cache, together = make_cache(2), make()
+    outputs: list[list[Tensor]] = [[], [], []]
+    for counts in ((9, 4, 1), (1, 1, 5), (12, 5, 9)):
+        for pieces, piece in zip(
+            outputs, step(kv_cache, list(zip(together, counts, strict=True)), window, softcap), strict=True
+        ):
+            pieces.append(piece)
+    for sequence, chunks, pieces in zip(make(), ((9, 1, 12), (4, 1, 5), (1, 5, 9)), outputs, strict=True):
+        alone = make_cache(2)
+        expected = [step(alone, [(sequence, count)], window, softcap)[0] for count in chunks]
+        assert torch.equal(torch.cat(pieces), torch.cat(expected))
+        torch.testing.assert_close(torch.cat(pieces), plain(sequence, window, softcap).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_block_held_before_is_not_seen() -> None:
+    kv_cache = make_cache(2)
+    kv_cache.keys[0].fill_(math.nan)  # the rest of a block in use, too
+    kv_cache.values[0].fill_(math.nan)
+    sequence = make_sequence(9, 2, [3, 1, 2], seed=0)
+    pieces = [step(kv_cache, [(sequence, count)])[0] for count in (3, 3, 1, 1, 1)]
+    torch.testing.assert_close(torch.cat(pieces), plain(sequence, None, None).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_holds_the_heads_and_layers_of_its_shard() -> None:
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=32,
+        intermediate_size=8,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=16,
+    )
+    shard = ShardSpec(stage=1, num_stages=2, rank=1, num_ranks=2, first_layer=1, end_layer=4)
+    stage = TransformersStage(config, torch.float32, shard)
+    assert kv_geometry(stage) == (2, 16)
+    kv_cache = KvCache(stage, 5, 4, torch.device("cpu"))
+    tensors = [*kv_cache.keys, *kv_cache.values]
+    assert {tuple(tensor.shape) for tensor in tensors} == {(20, 2, 16)}
+    assert sum(tensor.nbytes for tensor in tensors) == 5 * kv_block_bytes(stage, 4)

@@ -1,0 +1,121 @@
+"""Text to tokens and back."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve_app.errors import ConfigError
+from serve_app.preprocessing.tokenizer import Tokenizer
+from tests.fakes import BOS, EOS, byte_fallback_tokenizer, byte_level_tokenizer, save_model_dir
+
+TEXT = "the café — 東京 🙂🇫🇷 x\u2028y"
+
+
+@pytest.fixture(params=["byte_level", "byte_fallback"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
+    core = byte_level_tokenizer() if request.param == "byte_level" else byte_fallback_tokenizer()
+    return Tokenizer.load(save_model_dir(tmp_path, core))
+
+
+@pytest.fixture
+def byte_level(tmp_path: Path) -> Tokenizer:
+    return Tokenizer.load(save_model_dir(tmp_path))
+
+
+def stream(tokenizer: Tokenizer, token_ids: list[int], *, skip_special_tokens: bool = True) -> list[str]:
+    detokenizer = tokenizer.detokenizer(skip_special_tokens=skip_special_tokens)
+    return [*(detokenizer.push(token_id) for token_id in token_ids), detokenizer.flush()]
+
+
+def test_pieces_join_to_the_whole_text_and_tear_no_character(tokenizer: Tokenizer) -> None:
+    pieces = stream(tokenizer, tokenizer.encode(TEXT, add_special_tokens=False))
+    assert "".join(pieces) == TEXT
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_random_tokens_stream_to_what_decode_gives(byte_level: Tokenizer) -> None:
+    draw = random.Random(1)
+    for is_skipped in (True, False):
+        for _ in range(200):
+            token_ids = draw.choices(range(byte_level.num_tokens + 5), k=30)
+            whole = byte_level.decode(token_ids, skip_special_tokens=is_skipped)
+            assert "".join(stream(byte_level, token_ids, skip_special_tokens=is_skipped)) == whole
+
+
+def test_an_unfinished_character_shows_at_the_end_only(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("a🙂", add_special_tokens=False)[:-1]
+    pieces = stream(tokenizer, token_ids)
+    assert not any("\ufffd" in piece for piece in pieces[:-1])
+    assert pieces[-1].strip("\ufffd") == ""
+    assert pieces[-1] != ""
+
+
+def test_garbage_is_shown_after_a_while(tokenizer: Tokenizer) -> None:
+    byte = tokenizer.table
+    wrong = next(token_id for token_id in range(tokenizer.num_tokens) if byte.bytes_of(token_id) == b"\xff")
+    assert "".join(stream(tokenizer, [wrong] * 40)[:-1]) != ""
+
+
+def test_special_tokens_are_hidden_unless_asked_for(tokenizer: Tokenizer) -> None:
+    assert tokenizer.eos_token_id is not None
+    token_ids = [*tokenizer.encode("a", add_special_tokens=False), tokenizer.eos_token_id]
+    assert "".join(stream(tokenizer, token_ids)) == "a"
+    assert "".join(stream(tokenizer, token_ids, skip_special_tokens=False)).endswith(EOS)
+
+
+def test_bos_is_never_doubled(byte_level: Tokenizer) -> None:
+    bos = byte_level.bos_token_id
+    assert byte_level.encode("hi")[0] == bos
+    assert byte_level.encode(f"{BOS}hi") == byte_level.encode("hi")
+    assert byte_level.encode(f"{BOS}hi", add_special_tokens=False) == byte_level.encode("hi")
+    assert byte_level.encode("hi", add_special_tokens=False)[0] != bos
+
+
+def test_bytes_of_tokens_join_to_the_text(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    joined = b"".join(tokenizer.table.bytes_of(token_id) for token_id in token_ids)
+    assert joined.decode().removeprefix(" ") == TEXT
+    assert tokenizer.table.bytes_of(99_999) == b""
+
+
+def test_slow_tokenizer_files_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"no tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_broken_files_are_named(tmp_path: Path, name: str) -> None:
+    (save_model_dir(tmp_path) / name).write_text("{")
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        Tokenizer.load(tmp_path)
+
+
+def test_the_jinja_file_wins_over_the_config(tmp_path: Path) -> None:
+    save_model_dir(tmp_path, chat_template="from config")
+    assert Tokenizer.load(tmp_path).chat_template == "from config"
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "from json"}))
+    assert Tokenizer.load(tmp_path).chat_template == "from json"
+    (tmp_path / "chat_template.jinja").write_text("from jinja")
+    assert Tokenizer.load(tmp_path).chat_template == "from jinja"
+
+
+def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
+    save_model_dir(tmp_path)
+    named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
+    assert Tokenizer.load(tmp_path).chat_template == "b"
+
+
+def test_loading_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys, serve_app.preprocessing.tokenizer, serve_app.preprocessing.chat_template\n"
+        "import serve_app.gateway.http.app\n"
+        "print(sorted({'torch', 'transformers', 'ray', 'zmq'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,334 @@
+"""The scheduler under thousands of random steps, against a cache that knows what every slot must hold."""
+
+import random
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from serve_app.errors import QueueFullError, RequestError
+from serve_app.scheduling.scheduler import Scheduler
+from serve_app.scheduling.sequence import Sequence, SequenceState
+from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from serve_app.types.shards import EngineLimits
+from serve_app.types.steps import StepInput, StepOutput
+from tests.fakes_engine import CacheOracle, FakeModel, Reference, logprob_at, run_alone
+
+EOS = frozenset({0, 5})
+NUM_WORLDS = 40  # for each number of stages
+NUM_EVENTS = 400
+
+
+@dataclass(slots=True)
+class Client:
+    """A request, and what came back for it."""
+
+    request: GenerateRequest
+    sequences: list[Sequence]
+    references: list[Reference]
+    token_ids: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
+    finish_reasons: list[FinishReason | None] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        count = len(self.sequences)
+        self.token_ids = [[] for _ in range(count)]
+        self.logprobs = [[] for _ in range(count)]
+        self.finish_reasons = [None] * count
+
+
+@dataclass(slots=True)
+class Seen:
+    """How often what must be survived has happened: a simulation in which it does not proves nothing."""
+
+    events: Counter[str] = field(default_factory=Counter)
+
+    def abort_of(self, sequence: Sequence) -> None:
+        if _is_preempted(sequence):
+            state = "pre-empted"
+        elif sequence.state is SequenceState.WAITING:
+            state = "waiting"
+        elif sequence.is_draw_in_flight:
+            state = "with its draw in flight"
+        elif sequence.num_steps_in_flight:
+            state = "with prefill chunks in flight"
+        else:
+            state = "between two steps"
+        self.events[f"aborted {state}"] += 1
+
+
+class World:
+    """One scheduler, the shards it drives, its clients, and a coin."""
+
+    def __init__(self, seed: int, num_stages: int, limits: EngineLimits, seen: Seen) -> None:
+        self.coin = random.Random(seed)
+        self.limits = limits
+        self.num_stages = num_stages
+        self.seen = seen
+        self.model = FakeModel(broken_seeds=frozenset(range(0, 10_000, 23)))
+        self.oracle = CacheOracle(limits, self.model)
+        self.scheduler = Scheduler(limits, num_stages=num_stages, max_queued=12, eos_token_ids=EOS)
+        self.in_flight: deque[tuple[StepOutput, set[tuple[int, int]]]] = deque()  # with who draws in it
+        self.clients: dict[int, Client] = {}  # by seed
+        self.waiting_first: list[tuple[int, int]] = []  # never started, in order of arrival
+        self._next_seed = 1
+
+    def arrive(self) -> None:
+        """A random request comes."""
+        request = self._random_request()
+        try:
+            sequences = self.scheduler.add(request)
+        except QueueFullError:
+            assert self.scheduler.num_waiting + request.num_choices > 12
+            self.seen.events["refused: queue full"] += 1
+            return
+        except RequestError:
+            assert len(request.prompt_token_ids) >= self.scheduler.max_request_tokens
+            self.seen.events["refused: too long"] += 1
+            return
+        limit = self.scheduler.max_request_tokens
+        references = [run_alone(self.model, request, choice, limit, EOS) for choice in range(request.num_choices)]
+        self.clients[request.params.seed] = Client(request, sequences, references)
+        self.waiting_first += [(request.params.seed, sequence.choice) for sequence in sequences]
+
+    def schedule(self) -> bool:
+        """Schedule one step if there is one; the shards run it, its output is on the way."""
+        oldest = self.scheduler._running[:1]
+        step = self.scheduler.schedule()
+        assert oldest == self.scheduler._running[:1] or not oldest, "the first to come was pre-empted"
+        if step is None:
+            return False
+        output = self.oracle.run(step)
+        members = self.oracle.sequences(step)
+        drawing = set[tuple[int, int]]().union(*(earlier for _output, earlier in self.in_flight))
+        assert len(set(members)) == len(members)
+        assert not drawing & set(members), "scheduled again while its draw is in flight"
+        self._check_first_come_first_served(step)
+        drawn = {member for member, is_drawn in zip(members, step.samples, strict=True) if is_drawn}
+        self.in_flight.append((output, drawn))
+        assert len(self.in_flight) == self.scheduler.num_steps_in_flight <= self.num_stages
+        assert self.scheduler.num_running <= self.limits.max_num_seqs
+        self.seen.events["steps"] += 1
+        self.seen.events[f"{len(self.in_flight)} in flight"] += 1
+        return True
+
+    def step_back(self) -> None:
+        """The oldest output on the way arrives."""
+        output, _drawing = self.in_flight.popleft()
+        for news in self.scheduler.update(output):
+            client = self.clients[news.sequence.params.seed]
+            chunk = news.chunk
+            assert client.finish_reasons[chunk.choice] is None, "tokens of a sequence that has ended"
+            assert client.sequences[chunk.choice] is news.sequence
+            assert chunk.first_index == len(client.token_ids[chunk.choice])
+            client.token_ids[chunk.choice] += chunk.token_ids
+            client.logprobs[chunk.choice] += chunk.logprobs or []
+            client.prompt_logprobs += chunk.prompt_logprobs or []
+            client.finish_reasons[chunk.choice] = chunk.finish_reason
+            if chunk.finish_reason == "stop":
+                assert chunk.stop_token_id == chunk.token_ids[-1]
+            else:
+                assert chunk.stop_token_id is None
+
+    def abort_someone(self) -> None:
+        """A client leaves, with all its choices or one."""
+        alive = [one for one in self.clients.values() if None in one.finish_reasons]
+        if not alive:
+            return
+        preempted = [one for one in alive if any(map(_is_preempted, one.sequences))]
+        client = self.coin.choice(preempted or alive)
+        gone = client.sequences if self.coin.random() < 0.5 else [self.coin.choice(client.sequences)]
+        for sequence in gone:
+            if not sequence.is_finished:
+                self.seen.abort_of(sequence)
+                client.finish_reasons[sequence.choice] = "abort"
+            self.scheduler.abort(sequence)
+
+    def pump(self) -> None:
+        """Schedule until nothing more can be: what the step loop does. Some step must be on its way afterwards."""
+        while self.schedule():
+            pass
+        assert self.in_flight or not self.scheduler.has_work, "deadlock"
+
+    def drain(self) -> None:
+        """No more requests: all that are here end, and everything is free."""
+        self.pump()
+        while self.in_flight:
+            self.step_back()
+            self.pump()
+        self.scheduler.check()
+        assert self.scheduler.num_waiting == self.scheduler.num_running == self.scheduler.num_steps_in_flight == 0
+        assert self.scheduler.num_free_blocks == self.limits.num_blocks
+
+    def check_answers(self) -> None:
+        """Each client has what its request gives when it runs alone; one that left has a beginning of it."""
+        for client in self.clients.values():
+            params = client.request.params
+            for choice, reference in enumerate(client.references):
+                got, reason = client.token_ids[choice], client.finish_reasons[choice]
+                self.seen.events[f"ended by {reason}"] += 1
+                if reason == "abort":
+                    assert got == reference.token_ids[: len(got)]
+                else:
+                    assert (got, reason) == (reference.token_ids, reference.finish_reason)
+                wanted = enumerate(got, len(client.request.prompt_token_ids)) if params.num_logprobs is not None else ()
+                assert client.logprobs[choice] == [logprob_at(token_id, position) for position, token_id in wanted]
+            self._check_prompt_logprobs(client)
+
+    def _check_prompt_logprobs(self, client: Client) -> None:
+        """Each position once, in order; none is missing once the first token is out."""
+        prompt = client.request.prompt_token_ids
+        is_wanted = client.request.params.num_prompt_logprobs is not None
+        all_of_them = [logprob_at(token_id, position) for position, token_id in enumerate(prompt)][1:]
+        got = client.prompt_logprobs
+        assert got == (all_of_them[: len(got)] if is_wanted else [])
+        if is_wanted and client.token_ids[0]:
+            assert len(got) == len(all_of_them)
+            self.seen.events["prompt logprobs"] += 1
+            self.seen.events["prompt logprobs over a pre-emption"] += client.sequences[0].num_preemptions > 0
+
+    def _check_first_come_first_served(self, step: StepInput) -> None:
+        self.waiting_first = [
+            (seed, choice)
+            for seed, choice in self.waiting_first
+            if not self.clients[seed].sequences[choice].is_finished
+        ]
+        for start in step.starts:
+            started = (start.params.seed, start.choice)
+            if started in self.waiting_first:
+                assert self.waiting_first.pop(0) == started
+
+    def _random_request(self) -> GenerateRequest:
+        coin, seed = self.coin, self._next_seed
+        self._next_seed += 1
+        longest = self.scheduler.max_request_tokens
+        num_tokens = coin.choice([1, coin.randint(1, 8), coin.randint(1, longest - 1), coin.randint(1, longest + 2)])
+        params = SamplingParams(
+            max_tokens=coin.choice([1, 4, 20, 1000]),
+            seed=seed,
+            min_tokens=coin.choice([0, 0, 3]),
+            stop_token_ids=tuple(coin.sample(range(29), coin.choice([0, 0, 2]))),
+            ignore_eos=coin.random() < 0.5,
+            repetition_penalty=coin.choice([1.0, 1.1]),
+            num_logprobs=coin.choice([None, 0]),
+            num_prompt_logprobs=coin.choice([None, None, 0]),
+        )
+        prompt = [coin.randrange(29) for _ in range(num_tokens)]
+        return GenerateRequest(f"request-{seed}", prompt, params, num_choices=coin.choice([1, 1, 1, 2, 3]))
+
+
+def _is_preempted(sequence: Sequence) -> bool:
+    return sequence.num_preemptions > 0 and sequence.state is SequenceState.WAITING
+
+
+def random_limits(coin: random.Random) -> EngineLimits:
+    """Small ones: blocks run out, budgets cut prompts into chunks."""
+    block_size = coin.choice([1, 2, 4])
+    max_num_seqs = coin.randint(1, 6)
+    return EngineLimits(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_seqs + coin.choice([0, 1, 5, 40]),
+        max_model_len=coin.choice([10, 24, 40]),
+        block_size=block_size,
+        num_blocks=coin.randint(2, 32 // block_size),
+    )
+
+
+def run_world(seed: int, num_stages: int, seen: Seen) -> None:
+    """Random events until the end of the day; some worlds are crowded, in some the outputs come late."""
+    coin = random.Random(seed * 7919 + num_stages)
+    world = World(seed, num_stages, random_limits(coin), seen)
+    arrivals, lateness, leaving = coin.choice([0.1, 0.2, 0.6]), coin.choice([1.0, 2.0, 4.0]), coin.choice([0.0, 0.2])
+    events = (world.arrive, world.schedule, world.step_back, world.abort_someone)
+    for _ in range(NUM_EVENTS):
+        (event,) = coin.choices(events, weights=(arrivals, lateness, 1.0, leaving))
+        if event == world.step_back and not world.in_flight:
+            continue
+        event()
+        world.scheduler.check()
+        if not world.in_flight and world.scheduler.has_work:
+            assert world.schedule(), "deadlock: nothing in flight, work to do, and no step"
+    world.drain()
+    world.check_answers()
+    seen.events["pre-emptions"] += world.scheduler.num_preemptions
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
+def test_no_schedule_lets_a_sequence_read_a_wrong_slot_or_draw_another_token(num_stages: int) -> None:
+    seen = Seen()
+    for seed in range(NUM_WORLDS):
+        run_world(seed, num_stages, seen)
+    assert seen.events["steps"] > 3000
+    expected = {
+        "pre-emptions",
+        "prompt logprobs",
+        "prompt logprobs over a pre-emption",
+        "refused: queue full",
+        "refused: too long",
+        "aborted waiting",
+        "aborted pre-empted",
+        "aborted with prefill chunks in flight",
+        "aborted with its draw in flight",
+        *(f"ended by {reason}" for reason in ("stop", "length", "abort", "error")),
+        *(f"{count} in flight" for count in range(1, num_stages + 1)),
+    }
+    if num_stages > 1:  # with one, a step begins as soon as the last has ended
+        expected |= {"aborted between two steps"}
+    assert {name for name in expected if seen.events[name] < 5} == set()
+
+
+def decode_gaps(world: World, num_rounds: int) -> Iterator[int]:
+    """How many steps each decoding sequence waited from one of its tokens to the next, itself included."""
+    last_step: dict[tuple[int, int], int] = {}
+    for _ in range(num_rounds):
+        if world.coin.random() < 0.3:
+            world.arrive()
+        while (step := world.scheduler.schedule()) is not None:
+            output = world.oracle.run(step)
+            world.in_flight.append((output, set()))
+            members = world.oracle.sequences(step)
+            for member, is_drawn in zip(members, step.samples, strict=True):
+                if is_drawn:
+                    if member in last_step:
+                        yield step.step_id - last_step[member]
+                    last_step[member] = step.step_id
+        for member in list(last_step):
+            if world.clients[member[0]].sequences[member[1]].is_finished:
+                del last_step[member]
+        for _ in range(world.coin.randint(1, len(world.in_flight)) if world.in_flight else 0):
+            world.step_back()
+    assert world.scheduler.num_preemptions == 0
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
+def test_decoding_sequences_take_turns_however_many_prompts_come(num_stages: int) -> None:
+    gaps: Counter[int] = Counter()
+    for seed in range(12):
+        coin = random.Random(seed)
+        max_num_seqs = coin.randint(2, 12)
+        budget = max_num_seqs + coin.choice([0, 1, 8])
+        limits = EngineLimits(max_num_seqs, budget, max_model_len=100, block_size=4, num_blocks=25 * max_num_seqs)
+        gaps.update(decode_gaps(World(seed, num_stages, limits, Seen()), num_rounds=120))
+    assert sum(gaps.values()) > 1500
+    # One round in flight; at worst, while sequences that began together are spread over the steps, one more to wait.
+    assert max(gaps) <= 2 * num_stages - 1
+    assert sum(count for gap, count in gaps.items() if gap > num_stages + 1) <= 0.005 * sum(gaps.values())
+
+
+def test_a_wrong_slot_does_not_escape_the_oracle() -> None:
+    """The proof above rests on the oracle: here it must object."""
+    limits = EngineLimits(4, 16, 16, block_size=2, num_blocks=8)
+    scheduler = Scheduler(limits, num_stages=1, max_queued=4)
+    oracle = CacheOracle(limits, FakeModel())
+    for seed in (1, 2):
+        scheduler.add(GenerateRequest(f"request-{seed}", [3, 4, 5], SamplingParams(max_tokens=8, seed=seed)))
+    step = scheduler.schedule()
+    assert step is not None
+    scheduler.update(oracle.run(step))
+    step = scheduler.schedule()
+    assert step is not None
+    swapped = replace(step, rows=step.rows[::-1])
+    with pytest.raises(AssertionError, match=r"reads|not drawn"):
+        oracle.run(swapped)
