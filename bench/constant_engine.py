@@ -3,16 +3,18 @@
 In a Serve file: `import_path: bench.constant_engine:build_model`, one shard.
 """
 
-import threading
 import time
+from functools import partial
 
 import ray
 from ray.serve import Application
 
 from serve_app import app
 from serve_app.config.model import ModelConfig
+from serve_app.deployments.ray_shard_group import RayShardGroup
 from serve_app.deployments.router import Router
 from serve_app.deployments.shard import Shard
+from serve_app.engine.shard_loop import ShardLoop
 from serve_app.types.models import ModelSource
 from serve_app.types.shards import (
     BatchShardSettings,
@@ -27,7 +29,6 @@ from serve_app.wire.links import ControlAddress, ControlClient
 STEP_S = 0.010
 TOKEN_ID = 300
 _NUM_BLOCKS = 65_536
-_HEARTBEAT_INTERVAL_S = 0.5
 
 
 def build_model(args: ModelConfig) -> Application:
@@ -51,24 +52,16 @@ class ConstantShard(Shard):
 
     def run(self, address: ControlAddress) -> None:
         """Answer the Router's steps until it says stop."""
-        client = ControlClient(address, shard_index=0)
-        stopped = threading.Event()
-        send_heartbeat = client.heartbeat_sender()
+        ShardLoop(ControlClient(address, shard_index=0)).run(StepInput, ConstantRunner())
 
-        def beat() -> None:
-            while not stopped.wait(_HEARTBEAT_INTERVAL_S):
-                send_heartbeat(0)
 
-        beating = threading.Thread(target=beat, daemon=True)
-        beating.start()
-        client.send_hello()
-        while (step := client.receive()) is not None:
-            assert isinstance(step, StepInput)
-            time.sleep(STEP_S)
-            client.send_output(StepOutput(step.step_id, [TOKEN_ID] * sum(step.samples)))
-        stopped.set()
-        beating.join()
-        client.close()
+class ConstantRunner:
+    """A StepRunner that computes nothing."""
+
+    def run(self, step: StepInput) -> StepOutput:
+        """TOKEN_ID for everybody."""
+        time.sleep(STEP_S)
+        return StepOutput(step.step_id, [TOKEN_ID] * sum(step.samples))
 
 
 ConstantShardActor = ray.remote(ConstantShard)
@@ -78,4 +71,4 @@ class ConstantRouter(Router):
     """The Router, with stand-ins for shards."""
 
     async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
-        await super().__init__(config, shard_actor=ConstantShardActor)
+        await super().__init__(config, make_group=partial(RayShardGroup, shard_actor=ConstantShardActor))

@@ -9,16 +9,15 @@ from pathlib import Path
 from ray import serve
 from ray.serve import Application
 
-from serve_app.backend.serve_applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME
+from serve_app.backend.applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME
 from serve_app.checkpoints.source import is_hub_id, pin_revision
 from serve_app.config.engine import DeviceConfig, EngineConfig
 from serve_app.config.environment import read_environment
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.graph import GraphConfig
 from serve_app.config.model import ModelConfig, ModelSetConfig
-from serve_app.deployments.batch_router import BatchRouter
 from serve_app.deployments.preprocessor import Preprocessor
-from serve_app.deployments.router import Router
+from serve_app.deployments.router import BatchRouter, Router
 from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.key_file import read_key_file
 from serve_app.graphs.deployment import Graph

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from serve_app.backend.protocol import HealthReport
+from serve_app.backend.protocol import HealthReport, TakeChunk
+from serve_app.backend.token_stream import TokenStream
 from serve_app.errors import RayshardError
 from serve_app.preprocessing.chain import Chain
 from serve_app.types.chains import ChainRequest, ChainResult
@@ -114,7 +115,7 @@ def copy_item(item: Item) -> Item:
 
 @dataclass
 class ScriptedBackend:
-    """A GatewayBackend without a model: yields what `script` says, one token for each step."""
+    """A ModelBackend without a model: yields what `script` says, one token for each step."""
 
     source_dir: Path
     script: Script = echo_prompt
@@ -168,12 +169,24 @@ class ScriptedBackend:
         )
         return [replace(own, **self.changes), *self.extra_models]
 
-    def open(self, model: str, request: GenerateRequest) -> "ScriptedStream":
-        """Start a request."""
+    def model(self, name: str) -> ModelDescription | None:
+        """One of `models`."""
+        return next((model for model in self.models() if model.name == name), None)
+
+    async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
+        """Steps of the script, until all choices have ended or no more is wanted."""
         assert model == self.name
         self.requests.append(request)
         self.num_open += 1
-        return ScriptedStream(self, request)
+        steps, stream = ScriptedSteps(self, request), TokenStream(request.num_choices, take)
+        try:
+            while not steps.is_ended:
+                for chunk in await steps.next():
+                    if not stream.feed(chunk):
+                        return
+        finally:
+            self.num_open -= 1
+            self.num_aborted += not steps.is_ended
 
     async def infer(self, request: InferRequest) -> InferResult:
         """What `infer_script` says."""
@@ -199,7 +212,7 @@ class ScriptedBackend:
         return HealthReport(self.is_healthy, {self.name: [state]}, "" if self.is_healthy else "shard 1 is gone")
 
 
-class ScriptedStream:
+class ScriptedSteps:
     """Tokens of all choices of one request, step by step."""
 
     def __init__(self, backend: ScriptedBackend, request: GenerateRequest) -> None:
@@ -207,17 +220,12 @@ class ScriptedStream:
         self._request = request
         self._scripts = [list(backend.script(request, choice)) for choice in range(request.num_choices)]
         self._step = 0
-        self._is_ended = False
-        self._is_closed = False
+        self.is_ended = False
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[OutputChunk]:
+    async def next(self) -> list[OutputChunk]:
+        """What arrives together. Raises the backend's error when it is due."""
         backend = self._backend
         await asyncio.sleep(backend.first_step_s if self._step == 0 else backend.step_s)
-        if self._is_ended:
-            raise StopAsyncIteration
         chunks = []
         for _ in range(backend.max_steps_in_chunk):
             chunks += self._prompt_chunks()
@@ -225,13 +233,6 @@ class ScriptedStream:
                 raise backend.error
             chunks += self._next_step()
         return _merged(chunks) if backend.is_merged else chunks
-
-    async def aclose(self) -> None:
-        """Count what was aborted."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._backend.num_open -= 1
-            self._backend.num_aborted += not self._is_ended
 
     def _next_step(self) -> list[OutputChunk]:
         step, params = self._step, self._request.params
@@ -255,7 +256,7 @@ class ScriptedStream:
                 )
             )
         self._step += 1
-        self._is_ended = all(self._step >= min(len(script), params.max_tokens) for script in self._scripts)
+        self.is_ended = all(self._step >= min(len(script), params.max_tokens) for script in self._scripts)
         return chunks
 
     def _prompt_chunks(self) -> list[OutputChunk]:
@@ -266,7 +267,7 @@ class ScriptedStream:
         entries = [logprobs_of(token_id, num_top) for token_id in self._request.prompt_token_ids[1:]]
         pieces = ((0, entries[:1]), (self._backend.prompt_logprobs_delay_steps, entries[1:]))
         return [
-            OutputChunk(choice=0, first_index=0, token_ids=[], prompt_logprobs=piece)
+            OutputChunk(choice=0, first_index=self._step, token_ids=[], prompt_logprobs=piece)
             for step, piece in pieces
             if piece and step == self._step
         ]

@@ -1,11 +1,16 @@
 """Fakes of the engine: a cache that proves the scheduler right, a deterministic "model", shards in threads."""
 
+import contextlib
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import zmq
+
+from serve_app.engine.shard_loop import ShardLoop
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import SequenceStart, StepInput, StepOutput
@@ -189,54 +194,72 @@ def _prompt_logprobs(step: StepInput) -> dict[int, list[TokenLogprobs]]:
 
 
 class FakeShard:
-    """A shard in a thread of this process: the real control link, a CacheOracle for an engine."""
+    """A shard in a thread of this process: the real loop over the real control link, a CacheOracle for an engine."""
 
     def __init__(self, address: ControlAddress, index: int, num_shards: int, oracle: CacheOracle) -> None:
         self.failure: BaseException | None = None
-        self.is_silent = threading.Event()  # set: lives on without heartbeats
         self.is_stuck = threading.Event()  # set: the step at hand does not end
         self.is_free = threading.Event()  # set: a stuck step ends after all
         self.step_s = 0.0
-        self._index = index
         self._is_last = index == num_shards - 1
         self._oracle = oracle
         self._client = ControlClient(address, index)
-        self._is_stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._run), threading.Thread(target=self._beat)]
+        self._loop = SilentLoop(self._client, BEAT_S)
+        self.is_silent = self._loop.is_silent
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
         """Connect and wait for steps."""
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
 
     def join(self) -> None:
         """Wait for its end, which the server's stop message brings, and tell what went wrong in it."""
         self.is_free.set()
-        for thread in self._threads:
-            thread.join(timeout=10)
-            assert not thread.is_alive()
-        self._client.close()
+        if self._thread.ident is None:  # never started
+            self._client.close()
+            return
+        self._thread.join(timeout=10)
+        assert not self._thread.is_alive()
         if self.failure is not None:
             raise self.failure
 
+    def kill(self) -> None:
+        """End it in the midst of what it does."""
+        self.is_free.set()
+        if self._thread.ident is None:
+            self._client.close()
+            return
+        threading.Thread(target=self._client.interrupt, daemon=True).start()
+        self._thread.join(timeout=10)
+
+    def run(self, step: StepInput) -> StepOutput | None:
+        """Run a step, as a StepRunner does."""
+        output = self._oracle.run(step)
+        time.sleep(self.step_s)
+        if self.is_stuck.is_set():
+            self.is_free.wait()
+        return output if self._is_last else None
+
     def _run(self) -> None:
         try:
-            self._client.send_hello()
-            while (step := self._client.receive()) is not None:
-                assert isinstance(step, StepInput)
-                output = self._oracle.run(step)
-                time.sleep(self.step_s)
-                if self.is_stuck.is_set():
-                    self.is_free.wait()
-                if self._is_last:
-                    self._client.send_output(output)
+            self._loop.run(StepInput, self)
+        except zmq.ContextTerminated:
+            pass  # killed
         except BaseException as error:  # shown by join
             self.failure = error
-        finally:
-            self._is_stopped.set()
 
-    def _beat(self) -> None:
-        send = self._client.heartbeat_sender()
-        while not self._is_stopped.wait(BEAT_S):
+
+class SilentLoop(ShardLoop):
+    """A ShardLoop whose heartbeat can be stopped."""
+
+    def __init__(self, client: ControlClient, beat_s: float) -> None:
+        super().__init__(client, beat_s)
+        self.is_silent = threading.Event()  # set: lives on without heartbeats
+
+    def _beat(self, send: Callable[[int], None], stopped: threading.Event) -> None:
+        def send_unless_silent(num_steps_done: int) -> None:
             if not self.is_silent.is_set():
-                send(self._oracle.num_steps)
+                with contextlib.suppress(zmq.ContextTerminated):  # killed
+                    send(num_steps_done)
+
+        super()._beat(send_unless_silent, stopped)

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.errors import RayshardError, UnavailableError
+from serve_app.backend.protocol import HealthReport, TakeChunk
+from serve_app.backend.token_stream import TokenStream
+from serve_app.errors import RayshardError
 from serve_app.preprocessing.arrays import to_array, to_tensor_data
 from serve_app.preprocessing.chain import Chain
 from serve_app.types.chains import ChainRequest, ChainResult
-from serve_app.types.generation import GenerateRequest
+from serve_app.types.generation import GenerateRequest, OutputChunk
+from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorSpec
 
@@ -45,10 +48,10 @@ def head(directory: Path, name: str = "head", task: str = "classify", size: int 
 
 
 @dataclass
-class FakeCaller:
-    """A ModelCaller: numbers that follow from the tokens; a generator says its prompt's last tokens."""
+class FakeModels:
+    """A ModelBackend: numbers that follow from the tokens; a generator says its prompt's last tokens."""
 
-    models: list[ModelDescription]
+    described: list[ModelDescription]
     chain: Chain | None = None  # before every model that has steps
     after: Chain | None = None  # behind every model that has steps
     error: RayshardError | None = None  # raised by the model `failing`
@@ -61,18 +64,29 @@ class FakeCaller:
     num_cancelled: int = 0
     is_running: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def describe(self, model: str) -> ModelDescription:
-        """One of `models`."""
-        for description in self.models:
-            if description.name == model:
-                return description
-        raise UnavailableError(f"model={model}, which the graph calls, is not served now")
+    def models(self) -> list[ModelDescription]:
+        """Those that are described."""
+        return self.described
+
+    def model(self, name: str) -> ModelDescription | None:
+        """One of them."""
+        return next((model for model in self.described if model.name == name), None)
+
+    def health(self) -> HealthReport:
+        """All are well."""
+        return HealthReport(True)
+
+    async def run_graph(self, request: GraphRequest) -> GraphResult:
+        """Graphs do not call graphs."""
+        raise NotImplementedError
 
     async def infer(self, request: InferRequest) -> InferResult:
         """What `answer` makes of each entry."""
         self.infer_requests.append(request)
         await self._work(request.model)
-        outputs = self.describe(request.model).outputs
+        model = self.model(request.model)
+        assert model is not None
+        outputs = model.outputs
         return InferResult([{next(iter(outputs)): answer(item)[next(iter(outputs))]} for item in request.items])
 
     async def run_chain(self, request: ChainRequest) -> ChainResult:
@@ -81,11 +95,12 @@ class FakeCaller:
         assert chain is not None
         return ChainResult([chain.run(value, has_trace=False) for value in request.values])
 
-    async def generate(self, model: str, request: GenerateRequest) -> list[int]:
+    async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
         """The prompt without its BOS, as much of it as may be generated."""
         self.generate_requests.append((model, request))
         await self._work(model)
-        return request.prompt_token_ids[1 : 1 + request.params.max_tokens]
+        token_ids = request.prompt_token_ids[1 : 1 + request.params.max_tokens]
+        TokenStream(1, take).feed(OutputChunk(0, 0, token_ids, finish_reason="length"))
 
     async def _work(self, model: str) -> None:
         self.num_running += 1

@@ -1,13 +1,16 @@
-"""What the HTTP side asks of the rest: the models there are, a stream of tokens for each request, and health."""
+"""What a Gateway and a Graph ask of the models: which there are, tokens and outputs for each request, and health."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
 from serve_app.types.chains import ChainRequest, ChainResult
 from serve_app.types.generation import GenerateRequest, OutputChunk
 from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.models import CopyState, ModelDescription
 from serve_app.types.tensors import InferRequest, InferResult
+
+TakeChunk = Callable[[OutputChunk], bool]  # False: no more is wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,31 +23,23 @@ class HealthReport:
     is_discovering: bool = False  # an application has not told its model's name yet
 
 
-class GenerationStream(Protocol):
-    """Tokens of one request as they come: an asynchronous iterator, read by one task.
-
-    Each item is everything that has arrived since the last one. Ends after the last choice's finish_reason; raises a
-    RayshardError when the request cannot go on.
-    """
-
-    def __aiter__(self) -> Self: ...
-
-    async def __anext__(self) -> list[OutputChunk]: ...
-
-    async def aclose(self) -> None:
-        """Abort the sequence unless it has ended. May be called more than once."""
-        ...
-
-
-class GatewayBackend(Protocol):
-    """The models behind a Gateway."""
+class ModelBackend(Protocol):
+    """The models that can be called."""
 
     def models(self) -> list[ModelDescription]:
-        """All models served now. Called for each request: must be cheap."""
+        """All models served now. Must be cheap."""
         ...
 
-    def open(self, model: str, request: GenerateRequest) -> GenerationStream:
-        """Start a request on a model of `models()`. Must not block; refusals come from the stream."""
+    def model(self, name: str) -> ModelDescription | None:
+        """The model of this name; None when it is not served. Called for each request: must be cheap."""
+        ...
+
+    async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
+        """Hand a request's chunks to `take` as they come; returns when all choices have ended, or no more is wanted.
+
+        Cancelling aborts the request. Raises a RayshardError when it cannot go on, and what `take` raises. A copy that
+        dies before the first chunk is no error while there is another one.
+        """
         ...
 
     async def infer(self, request: InferRequest) -> InferResult:
@@ -55,7 +50,7 @@ class GatewayBackend(Protocol):
         ...
 
     async def run_chain(self, request: ChainRequest) -> ChainResult:
-        """Run values through the steps before or behind a model that has some. Raises a RayshardError."""
+        """Run values through the steps before or after a model that has some. Raises a RayshardError."""
         ...
 
     async def run_graph(self, request: GraphRequest) -> GraphResult:

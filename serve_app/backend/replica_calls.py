@@ -1,22 +1,27 @@
-"""Calls of a Gateway to the replicas of one deployment, over the call link: the least busy one is taken, and when it
-falls silent the call goes to another. What is called this way gives the same answer however often it is run."""
+"""Calls to the replicas of one deployment, over the call link.
+
+The least busy replica is taken; when it dies or falls silent the call goes to another, unless half of its answer has
+been handed on.
+"""
 
 import asyncio
-import contextlib
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from serve_app.backend.token_stream import TokenStream
 from serve_app.errors import InternalError, QueueFullError, RayshardError, UnavailableError, error_of_kind
 from serve_app.types.links import LinkAddress
+from serve_app.types.models import CopyState
 from serve_app.wire.links import Senders
-from serve_app.wire.messages import PROTOCOL_VERSION, Call, CancelMessage, ErrorMessage, Reply
+from serve_app.wire.messages import PROTOCOL_VERSION, Call, CancelMessage, ErrorMessage, Reply, TokenBatch, unpack_batch
 
-FRESH_S = 3.0  # a replica that has said nothing for so long counts as gone
+FRESH_S = 3.0  # a replica that has said nothing for that long is not given new calls
+LOST_S = 5.0  # and after that long its calls are taken from it
 _MAX_ATTEMPTS = 3
-_DEFAULT_WAIT_S = 60.0
 
-MakeCall = Callable[[int, LinkAddress], Call]
+MakeCall = Callable[[int, LinkAddress], Call]  # of the call's number and the address that replies go to
 
 
 @dataclass(slots=True, eq=False)
@@ -27,121 +32,151 @@ class _Replica:
     is_ready: bool
     num_calls: int = 0
 
-    def is_alive(self, now_s: float) -> bool:
-        return now_s - self.told_s < FRESH_S
-
 
 @dataclass(slots=True, eq=False)
 class _OpenCall:
     replica: _Replica
-    reply: asyncio.Future[Reply]
+    reply: asyncio.Future[Reply | None]  # None: its stream has all that is wanted
+    stream: TokenStream | None
 
 
 class _ReplicaLostError(Exception):
     """The replica that had the call is gone."""
 
 
+@dataclass(slots=True)
+class OpenCalls:
+    """All calls of this process that wait for an answer, by their numbers; none is given twice."""
+
+    _calls: dict[int, _OpenCall] = field(default_factory=dict)
+    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    def add(self, call: _OpenCall) -> int:
+        """Give a call its number."""
+        number = next(self._numbers)
+        self._calls[number] = call
+        return number
+
+    def remove(self, number: int) -> None:
+        """The call has ended: what still comes for it is dropped."""
+        del self._calls[number]
+
+    def of(self, replica: _Replica) -> list[_OpenCall]:
+        """Those that a replica has."""
+        return [call for call in self._calls.values() if call.replica is replica]
+
+    def take_reply(self, reply: Reply) -> None:
+        """Hand a reply to the call that waits for it."""
+        call = self._calls.get(reply.stream)
+        if call is not None and not call.reply.done():
+            call.reply.set_result(reply)
+
+    def take_tokens(self, batch: TokenBatch) -> None:
+        """Hand tokens to their streams. What one stream makes of them ends that stream only."""
+        for number, chunk in unpack_batch(batch):
+            call = self._calls.get(number)
+            if call is None or call.stream is None or call.reply.done():
+                continue
+            try:
+                is_more_wanted = call.stream.feed(chunk)
+            except Exception as error:  # told by the task that waits for the reply
+                call.reply.set_exception(error)
+            else:
+                if not is_more_wanted:
+                    call.reply.set_result(None)
+
+
 class ReplicaCalls:
     """The calls to one deployment's replicas."""
 
-    def __init__(
-        self, senders: Senders, own_address: Callable[[], LinkAddress], next_number: Callable[[], int]
-    ) -> None:
+    def __init__(self, senders: Senders, own_address: Callable[[], LinkAddress], open_calls: OpenCalls) -> None:
         self._senders = senders
         self._own_address = own_address
-        self._next_number = next_number
+        self._open = open_calls
         self._replicas: dict[str, _Replica] = {}
-        self._open: dict[int, _OpenCall] = {}
         self._changed = asyncio.Event()
         self.num_calls = 0  # under way, waiting ones included
         self.peak_calls = 0  # most since it was last taken
-        self.holds: set[asyncio.Task[None]] = set()  # Serve calls that stand for them
 
     @property
     def num_ready(self) -> int:
         """Replicas that take calls now."""
-        now_s = time.monotonic()
-        return sum(replica.is_ready and replica.is_alive(now_s) for replica in self._replicas.values())
+        return len(self._ready())
 
-    def see(self, replica_id: str, address: LinkAddress | None, *, is_ready: bool, is_gone: bool) -> None:
+    def see(self, address: LinkAddress, state: CopyState) -> None:
         """A replica has told its state."""
-        if address is None:
+        if state.state == "gone":
+            self._drop(state.replica_id)
             return
-        if is_gone:
-            self._drop(replica_id)
-            return
-        known = self._replicas.get(replica_id)
+        known = self._replicas.get(state.replica_id)
         if known is None or known.address.server_key != address.server_key:
-            known = self._replicas[replica_id] = _Replica(replica_id, address, 0.0, False)
+            known = self._replicas[state.replica_id] = _Replica(state.replica_id, address, 0.0, False)
         known.address, known.told_s = address, time.monotonic()
-        if is_ready and not known.is_ready:
+        known.is_ready = state.state == "ready"
+        if known.is_ready:
             self._changed.set()
-        known.is_ready = is_ready
 
-    def sweep(self) -> None:
-        """Give up replicas that have fallen silent; their calls go to others."""
+    def sweep(self, late_s: float = 0.0) -> None:
+        """Give up replicas that have fallen silent. late_s: how long this process itself has stood still."""
         now_s = time.monotonic()
         for replica in list(self._replicas.values()):
-            if not replica.is_alive(now_s):
+            replica.told_s = min(replica.told_s + late_s, now_s)
+            if now_s - replica.told_s > LOST_S:
                 self._drop(replica.replica_id)
-
-    def take_reply(self, reply: Reply) -> bool:
-        """Hand a reply to who waits for it; False when it is not a call of this deployment."""
-        call = self._open.get(reply.stream)
-        if call is None:
-            return False
-        if not call.reply.done():
-            call.reply.set_result(reply)
-        return True
 
     def take_peak(self) -> int:
         """The most calls that were under way at once since the last time."""
         peak, self.peak_calls = self.peak_calls, self.num_calls
         return peak
 
-    async def call(self, make: MakeCall, wait_s: float | None) -> Reply:
-        """The reply to a call. Raises a RayshardError: the replica's own, or UnavailableError when none takes it."""
+    async def call(self, make: MakeCall, wait_s: float | None, stream: TokenStream | None = None) -> Reply | None:
+        """The reply to a call; None when its stream has all that is wanted. Cancelling gives the call up.
+
+        wait_s: how long to wait for a replica that can take it; None: without limit. Raises a RayshardError: the
+        replica's own, or UnavailableError when none takes the call.
+        """
         self.num_calls += 1
         self.peak_calls = max(self.peak_calls, self.num_calls)
         try:
             for _attempt in range(_MAX_ATTEMPTS):
-                with contextlib.suppress(_ReplicaLostError):
-                    return await self._call_once(make, _DEFAULT_WAIT_S if wait_s is None else wait_s)
+                try:
+                    return await self._call_once(make, wait_s, stream)
+                except _ReplicaLostError:
+                    if stream is not None and stream.has_begun:  # another copy cannot go on with half an answer
+                        message = "the copy of the model that ran the request has died; try again"
+                        raise UnavailableError(message, retry_after_s=1.0) from None
         finally:
             self.num_calls -= 1
         raise UnavailableError(f"{_MAX_ATTEMPTS} replicas have died while they ran the request", retry_after_s=1.0)
 
-    async def _call_once(self, make: MakeCall, wait_s: float) -> Reply:
+    async def _call_once(self, make: MakeCall, wait_s: float | None, stream: TokenStream | None) -> Reply | None:
         replica = self._least_busy() or await self._wait_for_one(wait_s)
-        number = self._next_number()
-        call = self._open[number] = _OpenCall(replica, asyncio.get_running_loop().create_future())
+        call = _OpenCall(replica, asyncio.get_running_loop().create_future(), stream)
+        number = self._open.add(call)
         replica.num_calls += 1
-        is_answered = False
+        reply: Reply | None = None
         try:
             if not self._senders.send(replica.address, make(number, self._own_address())):
                 raise QueueFullError("too much is on its way to the model; try again later", retry_after_s=1.0)
             reply = await call.reply
-            is_answered = True
         finally:
-            del self._open[number]
+            self._open.remove(number)
             replica.num_calls -= 1
-            if not is_answered and (call.reply.cancelled() or not call.reply.done()):
-                self._cancel(replica, number)
+            if reply is None and replica.replica_id in self._replicas:
+                self._senders.send(replica.address, CancelMessage(PROTOCOL_VERSION, 0, number, self._own_address()))
         if isinstance(reply, ErrorMessage):
             told = reply.error
             raise error_of_kind(told.error, told.message, told.field, told.retry_after_s)
         return reply
 
-    def _cancel(self, replica: _Replica, number: int) -> None:
-        self._senders.send(replica.address, CancelMessage(PROTOCOL_VERSION, 0, number, self._own_address()))
+    def _ready(self) -> list[_Replica]:
+        oldest_s = time.monotonic() - FRESH_S
+        return [replica for replica in self._replicas.values() if replica.is_ready and replica.told_s > oldest_s]
 
     def _least_busy(self) -> _Replica | None:
-        now_s = time.monotonic()
-        ready = [replica for replica in self._replicas.values() if replica.is_ready and replica.is_alive(now_s)]
-        return min(ready, key=lambda replica: replica.num_calls, default=None)
+        return min(self._ready(), key=lambda replica: replica.num_calls, default=None)
 
-    async def _wait_for_one(self, wait_s: float) -> _Replica:
-        """A replica that can take the call; one that is being rebuilt holds it in its queue when there is no other."""
+    async def _wait_for_one(self, wait_s: float | None) -> _Replica:
         try:
             async with asyncio.timeout(wait_s):
                 while (replica := self._least_busy()) is None:
@@ -158,11 +193,11 @@ class ReplicaCalls:
         if replica is None:
             return
         self._senders.forget(replica.address)
-        for call in list(self._open.values()):
-            if call.replica is replica and not call.reply.done():
+        for call in self._open.of(replica):
+            if not call.reply.done():
                 call.reply.set_exception(_ReplicaLostError())
 
 
-def reply_error(reply: Reply) -> RayshardError:
+def unexpected_reply(reply: object) -> RayshardError:
     """For a reply of another kind than the call's: a fault of ours."""
     return InternalError(f"a {type(reply).__name__} came where another reply was due")

@@ -1,9 +1,7 @@
 """Models that are done with an entry after one step, on the shards of a model copy: batches and their results."""
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
-from serve_app.config.model import ModelConfig
 from serve_app.deployments.copy_work import Load
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError, UnavailableError
@@ -23,10 +21,8 @@ from serve_app.types.tensors import InferRequest
 class BatchWork:
     """CopyWork of one such model, or of several small ones in one shard process."""
 
-    def __init__(
-        self, config: ModelConfig, plans: list[BatchModelPlan], on_results: Callable[[list[JobResult]], None]
-    ) -> None:
-        self.config = config
+    def __init__(self, plans: list[BatchModelPlan], on_results: Callable[[list[JobResult]], None]) -> None:
+        self.config = plans[0].config  # models of one application share what counts
         self.name = ",".join(plan.config.name for plan in plans)
         self.shards = plans[0].shards
         self.sources: list[ModelSource] = [plan.source for plan in plans]
@@ -44,8 +40,8 @@ class BatchWork:
         """There is no cache."""
         return
 
-    def scheduler(self, reports: Sequence[ShardReport], _limits: EngineLimits | None) -> StepScheduler[object]:
-        """One for all lives: what waits goes on when the shards are there again."""
+    def scheduler(self, reports: Sequence[ShardReport], _limits: EngineLimits | None) -> StepScheduler:
+        """One for all epochs: what waits goes on when the shards are there again."""
         self.reports = {model.name: model for model in reports[0].models}
         if self._scheduler is None:
             engine = self.config.engine
@@ -67,16 +63,16 @@ class BatchWork:
             )
         return self._scheduler
 
-    async def warm_up(self, loop: StepLoop[object]) -> None:
+    async def warm_up(self, loop: StepLoop) -> None:
         """Nothing: what a module takes is its own affair."""
         loop.wake()
 
-    def take(self, results: object) -> None:
+    def take(self, results: list[JobResult]) -> None:
         """Requests that have ended."""
-        self._on_results(cast(list[JobResult], results))
+        self._on_results(results)
 
     def lose_shards(self) -> None:
-        """What was in flight waits for the next life."""
+        """What was in flight waits for the next epoch."""
         if self._scheduler is not None:
             self._on_results(self._scheduler.lose_shards())
 

@@ -1,19 +1,14 @@
-"""What a model copy runs on its shards: generation step after step, or batches that are done after one step."""
+"""What a model copy runs on its shards, and what its shards are to it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from serve_app.config.model import ModelConfig
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.types.models import ModelSource
-from serve_app.types.shards import (
-    BatchShardSettings,
-    EngineLimits,
-    ShardReport,
-    ShardSettings,
-    ShardSpec,
-)
+from serve_app.types.shards import BatchShardSettings, EngineLimits, ShardReport, ShardSettings, ShardSpec
+from serve_app.wire.links import ControlAddress
 
 Settings = ShardSettings | BatchShardSettings
 
@@ -29,7 +24,7 @@ class Load:
 
 
 class CopyWork(Protocol):
-    """One kind of work; a ModelCopy carries it through the lives of its shards."""
+    """One kind of work: generation step after step, or batches that are done after one step."""
 
     config: ModelConfig  # device, parallel and timeouts count
     name: str  # for the log
@@ -44,22 +39,48 @@ class CopyWork(Protocol):
         """Sizes of the KV caches; None where there are none. Raises ConfigError."""
         ...
 
-    def scheduler(self, reports: Sequence[ShardReport], limits: EngineLimits | None) -> StepScheduler[object]:
-        """The scheduler of a new life."""
+    def scheduler(self, reports: Sequence[ShardReport], limits: EngineLimits | None) -> StepScheduler:
+        """The scheduler of a new epoch."""
         ...
 
-    async def warm_up(self, loop: StepLoop[object]) -> None:
-        """Run something small through the shards of a new life. Raises ConfigError when the model is unfit."""
+    async def warm_up(self, loop: StepLoop) -> None:
+        """Run something small through the shards of a new epoch. Raises ConfigError when the model is unfit."""
         ...
 
-    def take(self, results: object) -> None:
-        """What a step has come to."""
+    def take(self, results: Any) -> None:
+        """What its scheduler's `update` has given."""
         ...
 
     def lose_shards(self) -> None:
-        """The life is over."""
+        """The epoch is over."""
         ...
 
     def load(self) -> Load:
         """How much is held."""
         ...
+
+
+class ShardGroup(Protocol):
+    """The shards of one epoch of a model copy. When one is lost, the whole group is ended and made anew."""
+
+    host: str  # where the Router's control link must listen; known when started
+    reports: list[ShardReport]  # by shard; known when started
+
+    async def start(self) -> None:
+        """Start the shards and load the model; when one fails or dies, the rest are ended and the error is raised."""
+        ...
+
+    async def allocate(self, limits: EngineLimits) -> None:
+        """Make the KV caches of all shards."""
+        ...
+
+    async def run(self, address: ControlAddress) -> None:
+        """Let all shards run; returns when all have been stopped, raises as soon as one is lost."""
+        ...
+
+    def kill(self) -> None:
+        """End all shards at once. May be called more than once."""
+        ...
+
+
+GroupMaker = Callable[[CopyWork], ShardGroup]

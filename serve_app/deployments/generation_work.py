@@ -3,19 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import cast
 
-from serve_app.checkpoints.generation_config import read_eos_token_ids
-from serve_app.checkpoints.model_spec import ModelSpec
-from serve_app.config.model import ModelConfig
 from serve_app.deployments.copy_work import Load
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError
-from serve_app.planning.planner import plan_shards, served_dtype, served_max_model_len
+from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence as TokenSequence
 from serve_app.types.generation import GenerateRequest, SamplingParams
-from serve_app.types.models import ModelSource
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings, ShardSpec
 
 logger = logging.getLogger(__name__)
@@ -24,40 +19,21 @@ logger = logging.getLogger(__name__)
 class GenerationWork:
     """CopyWork of a model that generates."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        spec: ModelSpec,
-        source: ModelSource,
-        on_outputs: Callable[[list[SequenceOutput]], None],
-    ) -> None:
-        self.config = config
-        self.name = config.name
-        self.shards = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor).shards
-        self.sources = [source]
-        self.max_model_len = served_max_model_len(spec, config)
-        self.max_request_tokens = self.max_model_len  # prompt and output tokens of the longest sequence that fits
-        self.eos_token_ids = frozenset(read_eos_token_ids(spec.source_dir, spec.vocab_size))
-        self._spec = spec
+    def __init__(self, plan: GeneratorPlan, on_outputs: Callable[[list[SequenceOutput]], None]) -> None:
+        self.config = plan.config
+        self.name = plan.config.name
+        self.shards = plan.shards
+        self.sources = [plan.source]
+        self.max_model_len = plan.max_model_len
+        self.max_request_tokens = plan.max_model_len  # prompt and output tokens of the longest sequence that fits
+        self._plan = plan
         self._on_outputs = on_outputs
         self._scheduler: Scheduler | None = None
-        self._warm_up: asyncio.Future[str] | None = None  # how the first request of a life has ended
+        self._warm_up: asyncio.Future[str] | None = None  # how the first request of an epoch has ended
 
     def settings(self, shard: ShardSpec, num_threads: int) -> ShardSettings:
         """How one shard is to be made."""
-        config = self.config
-        return ShardSettings(
-            shard=shard,
-            source_dir=str(self._spec.source_dir),
-            dtype=served_dtype(self._spec, config),
-            device=config.device.type,
-            num_threads=num_threads,
-            block_size=config.engine.block_size,
-            kv_cache_bytes=config.kv_cache_bytes,
-            gpu_memory_utilization=config.engine.gpu_memory_utilization * config.device.gpus_per_shard,
-            max_num_batched_tokens=config.engine.max_num_batched_tokens,
-            quantization=None if config.quantization is None else config.quantization.for_loading,
-        )
+        return self._plan.settings(shard, num_threads)
 
     def limits(self, reports: Sequence[ShardReport]) -> EngineLimits:
         """The KV cache that the shard with the least room allows."""
@@ -92,19 +68,19 @@ class GenerationWork:
             num_blocks=min(num_blocks, most),
         )
 
-    def scheduler(self, _reports: Sequence[ShardReport], limits: EngineLimits | None) -> StepScheduler[object]:
-        """A new one for each life: the KV cache is gone with the shards."""
+    def scheduler(self, _reports: Sequence[ShardReport], limits: EngineLimits | None) -> StepScheduler:
+        """A new one for each epoch: the KV cache is gone with the shards."""
         assert limits is not None
         self.max_request_tokens = min(self.max_model_len, limits.num_blocks * limits.block_size)
         self._scheduler = Scheduler(
             limits,
             num_stages=self.config.parallel.pipeline,
             max_queued=self.config.engine.max_queued,
-            eos_token_ids=self.eos_token_ids,
+            eos_token_ids=self._plan.eos_token_ids,
         )
         return self._scheduler
 
-    async def warm_up(self, loop: StepLoop[object]) -> None:
+    async def warm_up(self, loop: StepLoop) -> None:
         """Run one small request, so that the first client finds all warm."""
         assert self._scheduler is not None
         self._warm_up = asyncio.get_running_loop().create_future()
@@ -121,9 +97,8 @@ class GenerationWork:
                 field="dtype",
             )
 
-    def take(self, results: object) -> None:
+    def take(self, outputs: list[SequenceOutput]) -> None:
         """New tokens."""
-        outputs = cast(list[SequenceOutput], results)
         if self._warm_up is not None:
             reason = outputs[0].chunk.finish_reason if outputs else None
             if reason is not None and not self._warm_up.done():
@@ -143,7 +118,7 @@ class GenerationWork:
         return self._scheduler.add(request)
 
     def abort(self, sequences: list[TokenSequence]) -> None:
-        """End sequences, those of an earlier life too."""
+        """End sequences, those of an earlier epoch too."""
         if self._scheduler is not None:
             for sequence in sequences:
                 if not sequence.is_finished:

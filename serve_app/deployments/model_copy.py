@@ -1,14 +1,12 @@
-"""One copy of a model through its lives: shards, scheduler and step loop, made anew when a shard is lost."""
+"""One copy of a model, epoch after epoch: shards, scheduler and step loop, made anew when a shard is lost."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-from serve_app.deployments.copy_work import CopyWork, Load
-from serve_app.deployments.shard import ShardActor
-from serve_app.deployments.shard_group import ShardGroup
+from serve_app.deployments.copy_work import CopyWork, GroupMaker, Load, ShardGroup
 from serve_app.deployments.step_loop import StepLoop
 from serve_app.errors import RayshardError, ShardLostError, UnavailableError
 from serve_app.types.models import CopyState
@@ -18,26 +16,32 @@ from serve_app.wire.links import ControlServer
 logger = logging.getLogger(__name__)
 
 _MAX_FAILED_STARTS = 5
-_RETRY_S = 1.0
+RETRY_S = 1.0  # after a first failed start; doubled after each
 _READY_S = 60.0  # how long a request without queue_timeout_s waits for a rebuild
 
 
 class ModelCopy:
-    """Starts the shards, runs the step loop, and starts anew when a shard dies or hangs."""
+    """Starts the shards, runs the step loop, and starts anew when a shard dies or hangs.
+
+    make_group: makes the shards of one epoch. on_lost: told when they are lost. on_ready: told when they run.
+    """
 
     def __init__(
         self,
         work: CopyWork,
-        own_node: str,
+        make_group: GroupMaker,
         on_lost: Callable[[RayshardError], None],
-        shard_actor: Any = ShardActor,
+        on_ready: Callable[[], None] = lambda: None,
+        *,
+        retry_s: float = RETRY_S,
     ) -> None:
         self.epoch = 0
         self._work = work
-        self._own_node = own_node
-        self._shard_actor = shard_actor
+        self._make_group = make_group
         self._on_lost = on_lost
-        self._loop: StepLoop[object] | None = None
+        self._on_ready = on_ready
+        self._retry_s = retry_s
+        self._loop: StepLoop | None = None
         self._group: ShardGroup | None = None
         self._control: ControlServer | None = None
         self._running: list[asyncio.Task[None]] = []
@@ -66,17 +70,18 @@ class ModelCopy:
                 num_failed += 1
                 self._detail = f"start {num_failed} failed: {failure}"
                 logger.exception("shard group start failed model=%s attempt=%d", self._work.name, num_failed)
-                await asyncio.sleep(_RETRY_S * 2**num_failed)
+                await asyncio.sleep(self._retry_s * 2**num_failed)
         self._state = "failed"
 
     async def wait_until_ready(self, timeout_s: float | None) -> None:
         """Return when requests can be taken; raises UnavailableError when the shards are not up again in time."""
-        if self._is_ready.is_set():
+        if self.is_ready:
             return
         limit_s = _READY_S if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                await self._is_ready.wait()
+                while not self.is_ready:
+                    await self._is_ready.wait()
         except TimeoutError as error:
             raise UnavailableError(
                 f"model {self._work.name} is {self._state} ({self._detail}), and was not ready within {limit_s:g} s; "
@@ -88,13 +93,6 @@ class ModelCopy:
     def is_ready(self) -> bool:
         """Whether the shards run."""
         return self._state == "ready"
-
-    def refuse_unless_ready(self) -> None:
-        """Raises UnavailableError while the shards are being made anew."""
-        if not self.is_ready:
-            raise UnavailableError(
-                f"model {self._work.name} is {self._state} ({self._detail}); try again", retry_after_s=1.0
-            )
 
     def wake(self) -> None:
         """The work's queue has changed."""
@@ -123,7 +121,7 @@ class ModelCopy:
         started = time.monotonic()
         self.epoch += 1
         load_s = self._work.config.timeouts.load_s
-        self._group = ShardGroup(self._work, self._own_node, self._shard_actor)
+        self._group = self._make_group(self._work)
         try:
             async with asyncio.timeout(load_s):
                 await self._group.start()
@@ -143,14 +141,20 @@ class ModelCopy:
             "model copy ready model=%s epoch=%d shards=%d num_blocks=%d start_s=%.1f",
             self._work.name,
             self.epoch,
-            len(self._group.shards),
+            len(self._work.shards),
             limits.num_blocks if limits is not None else 0,
             time.monotonic() - started,
         )
+        self._on_ready()
+        self._on_ready()
+        self._on_ready()
+        self._on_ready()
+        self._on_ready()
+        self._on_ready()
 
     async def _start_loop(self, group: ShardGroup, limits: EngineLimits | None) -> None:
         """Connect the shards and run something small through them, so that the first client finds all warm."""
-        num_shards = len(group.shards)
+        num_shards = len(self._work.shards)
         self._control = ControlServer(group.host, self.epoch, num_shards)
         timeouts = self._work.config.timeouts
         self._loop = StepLoop(
@@ -173,7 +177,7 @@ class ModelCopy:
             raise self._failure()
         await warm_up
 
-    async def _run_warm_up(self, loop: StepLoop[object]) -> None:
+    async def _run_warm_up(self, loop: StepLoop) -> None:
         await loop.wait_for_shards()
         await self._work.warm_up(loop)
 

@@ -22,16 +22,15 @@ from serve_app.types.shards import (
 from serve_app.wire.links import ControlAddress
 
 if TYPE_CHECKING:
-    from serve_app.engine.batch_shard import BatchEngineShard
     from serve_app.engine.shard import EngineShard
 
 
 class Shard:
-    """One stage and rank of one model copy, in a process of its own; a thin coat around the engine's shards."""
+    """One stage and rank of one model copy, in a process of its own; a thin coat around the engine's shard."""
 
     def __init__(self) -> None:
         configure_logging()
-        self._engine: EngineShard | BatchEngineShard | None = None
+        self._engine: EngineShard | None = None
 
     def location(self) -> ShardLocation:
         """Where Ray has put this shard."""
@@ -39,15 +38,13 @@ class Shard:
 
     def create(self, settings: ShardSettings | BatchShardSettings, sources: list[ModelSource], host: str) -> None:
         """Bring torch up, and the models' files onto this node; `host` is the address to meet the others on."""
+        from serve_app.engine.shard import EngineShard
+
         directories = [str(local_directory(source, read_environment())) for source in sources]
         if isinstance(settings, BatchShardSettings):
-            from serve_app.engine.batch_shard import BatchEngineShard
-
             models = [replace(one, source_dir=at) for one, at in zip(settings.models, directories, strict=True)]
-            self._engine = BatchEngineShard(replace(settings, models=models), host)
+            self._engine = EngineShard(replace(settings, models=models), host)
         else:
-            from serve_app.engine.shard import EngineShard
-
             self._engine = EngineShard(replace(settings, source_dir=directories[0]), host)
 
     def open_store(self, rendezvous_s: float) -> int:
@@ -66,7 +63,7 @@ class Shard:
         """Run the Router's steps; this call's failure is how the Router learns of a death."""
         self._own().run(address)
 
-    def _own(self) -> "EngineShard | BatchEngineShard":
+    def _own(self) -> "EngineShard":
         assert self._engine is not None, "create comes first"
         return self._engine
 

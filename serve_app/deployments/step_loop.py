@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 from serve_app.errors import ShardLostError
 from serve_app.types.steps import BatchStep, StepInput
@@ -12,10 +12,8 @@ from serve_app.wire.messages import BatchOutputMessage, HeartbeatMessage, HelloM
 
 _WATCH_INTERVAL_S = 0.25
 
-ResultT = TypeVar("ResultT", covariant=True)
 
-
-class StepScheduler(Protocol[ResultT]):
+class StepScheduler(Protocol):
     """What the loop asks of a scheduler: of sequences, or of batches."""
 
     @property
@@ -32,7 +30,7 @@ class StepScheduler(Protocol[ResultT]):
         """The next step; None when none may be sent now."""
         ...
 
-    def update(self, output: Any) -> ResultT:
+    def update(self, output: Any) -> object:
         """Take in what a step has come to."""
         ...
 
@@ -41,7 +39,7 @@ class StepScheduler(Protocol[ResultT]):
         ...
 
 
-class StepLoop(Generic[ResultT]):
+class StepLoop:
     """Keeps the shards busy: sends a step whenever one may be sent, hands on what comes back.
 
     `run` raises ShardLostError when a shard falls silent, or a step does not end in time.
@@ -49,10 +47,10 @@ class StepLoop(Generic[ResultT]):
 
     def __init__(
         self,
-        scheduler: StepScheduler[ResultT],
+        scheduler: StepScheduler,
         control: ControlServer,
         num_shards: int,
-        on_outputs: Callable[[ResultT], None],
+        on_outputs: Callable[[Any], None],
         *,
         heartbeat_s: float,
         step_s: float,

@@ -1,15 +1,16 @@
-"""A shard group in plain processes, without Ray: for tests, benchmarks and machines that have only torch."""
+"""Shards in plain processes, without Ray: for tests, benchmarks and machines that have only torch."""
 
+import asyncio
 import multiprocessing
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from serve_app.engine.batch_shard import BatchEngineShard
 from serve_app.engine.shard import EngineShard
-from serve_app.errors import UnavailableError
+from serve_app.errors import ShardLostError, UnavailableError
 from serve_app.types.shards import (
     BatchShardSettings,
     EngineLimits,
@@ -21,16 +22,18 @@ from serve_app.types.shards import (
 from serve_app.wire.links import ControlAddress
 
 HOST = "127.0.0.1"
+_PRELOADED = ["serve_app.engine.shard", "transformers.models.auto.modeling_auto"]  # by the process that is forked
 
 
 class PlainProcesses:
-    """Processes that each hold one shard at a time; starting them (imports) costs more than a small model."""
+    """Processes that each hold one shard at a time, forked from one that has imported the engine."""
 
     def __init__(self, num_processes: int, timeout_s: float = 120.0) -> None:
         self._timeout_s = timeout_s
         self._pipes: list[Connection] = []
         self.processes: list[BaseProcess] = []
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_PRELOADED)
         for _ in range(num_processes):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -47,12 +50,18 @@ class PlainProcesses:
         collective_s: float = 60.0,
     ) -> list[ShardReport]:
         """Make a group of the first processes; raises UnavailableError, and ends all, when one dies or fails."""
-        pipes = self._pipes[: len(shards)]
-        for pipe, shard in zip(pipes, shards, strict=True):
-            self._send(pipe, "create", _settings_of(settings, shard), HOST)
+        return self.load_each([_settings_of(settings, shard) for shard in shards], rendezvous_s, collective_s)
+
+    def load_each(
+        self, settings: list[ShardSettings | BatchShardSettings], rendezvous_s: float, collective_s: float
+    ) -> list[ShardReport]:
+        """As `load`, with the settings of every shard."""
+        pipes = self._pipes[: len(settings)]
+        for pipe, one in zip(pipes, settings, strict=True):
+            self._send(pipe, "create", one, HOST)
         self._results(pipes, "create")
         rendezvous = None
-        if len(shards) > 1:
+        if len(settings) > 1:
             port = self._call(pipes[:1], "open_store", rendezvous_s)[0]
             rendezvous = Rendezvous(HOST, port, rendezvous_s, collective_s)
         return self._call(pipes, "load", rendezvous)
@@ -114,6 +123,65 @@ class PlainProcesses:
         return result
 
 
+class ProcessShardGroup:
+    """A model copy's shards of one epoch, as plain processes; has what a ModelCopy asks of a group."""
+
+    host = HOST
+
+    def __init__(
+        self,
+        settings: list[ShardSettings | BatchShardSettings],
+        rendezvous_s: float = 60.0,
+        collective_s: float = 60.0,
+        make_processes: Callable[[int], PlainProcesses] = PlainProcesses,
+    ) -> None:
+        self.reports: list[ShardReport] = []
+        self.processes: list[BaseProcess] = []
+        self._settings = settings
+        self._waits_s = (rendezvous_s, collective_s)
+        self._make_processes = make_processes
+        self._pool: PlainProcesses | None = None
+
+    async def start(self) -> None:
+        """Start the processes and load the model. Raises UnavailableError."""
+        self.reports = await asyncio.to_thread(self._start)
+
+    async def allocate(self, limits: EngineLimits) -> None:
+        """Make the KV caches of all shards."""
+        assert self._pool is not None
+        await asyncio.to_thread(self._pool.allocate, len(self._settings), limits)
+
+    async def run(self, address: ControlAddress) -> None:
+        """Let all shards run; returns when all have been stopped, raises ShardLostError as soon as one is lost."""
+        loop = asyncio.get_running_loop()
+        lost: asyncio.Future[None] = loop.create_future()
+        assert self._pool is not None
+        for process in self._pool.processes:
+            loop.add_reader(process.sentinel, _set_lost, lost)
+        self._pool.run(len(self._settings), address)
+        try:
+            await lost
+        finally:
+            for process in self._pool.processes:
+                loop.remove_reader(process.sentinel)
+
+    def kill(self) -> None:
+        """End all shards at once."""
+        if self._pool is not None:
+            for process in self._pool.processes:
+                process.kill()
+
+    def _start(self) -> list[ShardReport]:
+        self._pool = self._make_processes(len(self._settings))
+        self.processes = self._pool.processes
+        return self._pool.load_each(self._settings, *self._waits_s)
+
+
+def _set_lost(lost: "asyncio.Future[None]") -> None:
+    if not lost.done():
+        lost.set_exception(ShardLostError("a shard's process has ended"))
+
+
 def _settings_of(settings: ShardSettings | BatchShardSettings, shard: ShardSpec) -> ShardSettings | BatchShardSettings:
     if isinstance(settings, ShardSettings):
         return replace(settings, shard=shard)
@@ -122,7 +190,7 @@ def _settings_of(settings: ShardSettings | BatchShardSettings, shard: ShardSpec)
 
 def _serve(pipe: Connection) -> None:
     """A process: run the calls that come through the pipe."""
-    shard: EngineShard | BatchEngineShard | None = None
+    shard: EngineShard | None = None
     while True:
         try:
             method, args = pipe.recv()
@@ -131,8 +199,7 @@ def _serve(pipe: Connection) -> None:
         result = None
         try:
             if method == "create":
-                make = BatchEngineShard if isinstance(args[0], BatchShardSettings) else EngineShard
-                shard = make(*args)
+                shard = EngineShard(*args)
             else:
                 result = getattr(shard, method)(*args)
         except Exception as error:

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from serve_app.errors import InternalError
 from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
-from serve_app.wire.links import ControlAddress, ControlClient
+from serve_app.wire.links import ControlClient
 
 HEARTBEAT_INTERVAL_S = 0.5
 
@@ -22,15 +22,16 @@ class StepRunner(Protocol[StepT]):
 
 
 class ShardLoop:
-    """The Router's steps, one after the other."""
+    """The Router's steps, one after the other, and a heartbeat beside them."""
 
-    def __init__(self, shard_index: int) -> None:
-        self._shard_index = shard_index
+    def __init__(self, client: ControlClient, beat_s: float = HEARTBEAT_INTERVAL_S) -> None:
+        self._client = client
+        self._beat_s = beat_s
         self._num_steps_done = 0
 
-    def run(self, address: ControlAddress, step_type: type[StepT], runner: StepRunner[StepT]) -> None:
+    def run(self, step_type: type[StepT], runner: StepRunner[StepT]) -> None:
         """Run steps until the Router says stop. An exception here is the end of the whole group."""
-        client = ControlClient(address, self._shard_index)
+        client = self._client
         stopped = threading.Event()
         beat = threading.Thread(target=self._beat, args=(client.heartbeat_sender(), stopped), daemon=True)
         try:
@@ -53,5 +54,5 @@ class ShardLoop:
             client.close()
 
     def _beat(self, send: Callable[[int], None], stopped: threading.Event) -> None:
-        while not stopped.wait(HEARTBEAT_INTERVAL_S):
+        while not stopped.wait(self._beat_s):
             send(self._num_steps_done)

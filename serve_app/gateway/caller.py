@@ -29,6 +29,12 @@ def visible(models: list[ModelDescription]) -> list[ModelDescription]:
     return models if caller is None else [model for model in models if caller.may_use(model.name)]
 
 
+def may_see(model: str) -> bool:
+    """Whether a model is there for the caller."""
+    caller = CALLER.get()
+    return caller is None or caller.may_use(model)
+
+
 def charge(num_tokens: int) -> None:
     """Count tokens of the caller's."""
     caller = CALLER.get()

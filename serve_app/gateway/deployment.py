@@ -7,6 +7,7 @@ import logging
 from starlette.applications import Starlette
 
 from serve_app.backend.serve_backend import ServeBackend
+from serve_app.backend.serve_control import ServeControl, place_here
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
@@ -25,7 +26,7 @@ class Gateway(GrpcMethods):
     async def __init__(self, config: GatewayConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         configure_logging()
         logger.info("gateway starting settings=%s", config.model_dump_json())
-        self._backend = ServeBackend()
+        self._backend = ServeBackend(ServeControl(), place_here)
         with contextlib.suppress(TimeoutError):  # ready when the models that run are known
             async with asyncio.timeout(_FIRST_LOOK_S):
                 await self._backend.find_running_models()

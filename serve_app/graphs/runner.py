@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from serve_app.backend.text_models import Call
 from serve_app.config.graph import GraphConfig, GraphStepConfig
 from serve_app.errors import InternalError, TimeoutExceededError, UnprocessableError
 from serve_app.graphs.model_steps import ModelSteps, StepCall
@@ -119,7 +120,7 @@ class GraphRunner:
             raise UnprocessableError(
                 f"step {step.name} has {num_entries(joined)} entries to run, and may have {MAX_TEXTS}; send less"
             )
-        call = StepCall(step, run.request.request_id, run.request.queue_timeout_s)
+        call = StepCall(step, Call(run.request.request_id, run.request.queue_timeout_s))
         output = await self._models.run(call, model, joined)
         run.num_tokens += output.num_tokens
         if output.redactions:

@@ -10,6 +10,7 @@ from serve_app.checkpoints.encoder_spec import (
     read_encoder_spec,
 )
 from serve_app.checkpoints.module_spec import ModuleSpec, read_module_spec
+from serve_app.checkpoints.quality_gate import check_quality
 from serve_app.checkpoints.source import pin_source
 from serve_app.config.environment import Environment
 from serve_app.config.model import ModelConfig
@@ -107,16 +108,19 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
     """The model of `config`, split as it says. Raises ConfigError."""
     source = pin_source(config.source, config.revision, base_dir, environment, config.remote_weights)
     directory = Path(source.directory)
+    problems = [] if config.quality is None else check_quality(directory, config.quality)
     if config.architecture is not None:
         module = read_module_spec(config, directory)
         if module.quantization and config.quantization is not None:
             raise ConfigError(
                 f"quantization: source={config.source} is quantized already; remove it, or give the unquantized model"
             )
+        if problems:
+            raise ConfigError("\n".join(problems))
         return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module))
     choices = EncoderChoices(config.task, config.max_model_len, config.pooling, config.normalize, config.is_multi_label)
     encoder = read_encoder_spec(choices, directory)
-    problems = check_encoder(encoder, config.parallel.tensor, config.max_model_len)
+    problems += check_encoder(encoder, config.parallel.tensor, config.max_model_len)
     problems += quantization_problems(encoder.spec, config)
     if problems:
         raise ConfigError("\n".join(problems))

@@ -57,7 +57,7 @@ class CopyState:
     """Health of one model copy."""
 
     replica_id: str
-    state: Literal["ready", "rebuilding", "failed", "gone"]  # gone: the replica is being taken down
+    state: Literal["ready", "rebuilding", "failed", "draining", "gone"]  # draining: what runs ends, nothing is taken
     detail: str
     num_running: int
     num_waiting: int

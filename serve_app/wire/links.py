@@ -12,9 +12,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from serve_app.types.generation import OutputChunk
 from serve_app.types.links import LinkAddress
-from serve_app.types.models import CopyState
 from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
@@ -24,14 +22,12 @@ from serve_app.wire.messages import (
     HelloMessage,
     Message,
     OutputMessage,
-    StateMessage,
     StepMessage,
     StopMessage,
     ToGateway,
     ToReplica,
     ToRouter,
     ToShard,
-    token_batch,
 )
 
 LOOPBACK = "127.0.0.1"
@@ -145,6 +141,10 @@ class ControlClient:
         """Drop what is unsent and close."""
         self._context.destroy(linger=0)
 
+    def interrupt(self) -> None:
+        """Let a `receive` in another thread end with zmq.ContextTerminated; returns when that thread has closed."""
+        self._context.term()
+
     def _connect(self, identity: str) -> zmq.Socket[Any]:
         socket = self._context.socket(zmq.DEALER)
         self._sockets.append(socket)
@@ -193,7 +193,7 @@ class TokenReceiver(Receiver[ToGateway]):
 
 
 class CallReceiver(Receiver[ToReplica]):
-    """A Router's or Preprocessor's end of the call link: the calls of all Gateway replicas."""
+    """A replica's end of the call link: the calls of all Gateways and Graphs."""
 
     def __init__(self, node: str) -> None:
         super().__init__(node, ToReplica)
@@ -230,33 +230,9 @@ class Senders:
         if socket is not None:
             socket.close(linger=0)
 
-    def close(self) -> None:
-        """Close all sockets."""
-        self._context.destroy(linger=0)
-
-
-class TokenLinks(Senders):
-    """A Router's ends of the token links."""
-
-    def __init__(self, sender: str, node: str) -> None:
-        super().__init__(node)
-        self._sender = sender
-
-    def send_tokens(self, address: LinkAddress, epoch: int, chunks: list[tuple[int, OutputChunk]]) -> bool:
-        """Send (stream, chunk) pairs as one message; False as for `send`."""
-        return self.send(address, token_batch(epoch, self._sender, chunks))
-
-    def send_state(
-        self,
-        address: LinkAddress,
-        epoch: int,
-        application: str,
-        state: CopyState,
-        deployment: str = "Router",
-        calls: LinkAddress | None = None,
-    ) -> bool:
-        """Tell a Gateway how this copy of an application's models is; False as for `send`."""
-        return self.send(address, StateMessage(PROTOCOL_VERSION, epoch, application, state, deployment, calls))
+    def close(self, linger_ms: int = 0) -> None:
+        """Close all sockets; what is unsent has `linger_ms` to leave."""
+        self._context.destroy(linger=linger_ms)
 
 
 def _make_server(socket: zmq.Socket[Any]) -> str:

@@ -5,13 +5,14 @@ from typing import Final
 import msgspec
 
 from serve_app.types.chains import ChainRequest, ChainResult
-from serve_app.types.generation import OutputChunk
+from serve_app.types.generation import Completion, GenerateRequest, OutputChunk
+from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.links import ErrorReply, LinkAddress
 from serve_app.types.models import CopyState
 from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.types.tensors import InferRequest, InferResult
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -70,9 +71,9 @@ class StreamChunk(msgspec.Struct, frozen=True, array_like=True):
 
 
 class TokenBatch(Message, frozen=True, array_like=True, tag="tokens"):
-    """Router to one Gateway replica: everything new of one step.
+    """Router to one Gateway: everything new of one step.
 
-    The four columns hold the plain chunks, one token each; the rest is in `others`.
+    The four columns hold the plain chunks, one token each; the rest is in `others`, which come after them.
     """
 
     sender: str
@@ -82,14 +83,30 @@ class TokenBatch(Message, frozen=True, array_like=True, tag="tokens"):
     token_ids: list[int]
     others: list[StreamChunk]
 
+    @classmethod
+    def empty(cls, sender: str) -> "TokenBatch":
+        """One to be filled."""
+        return cls(PROTOCOL_VERSION, 0, sender, [], [], [], [], [])
+
+    def add(self, stream: int, chunk: OutputChunk) -> None:
+        """Append a chunk of a stream."""
+        is_plain = chunk.finish_reason is None and chunk.logprobs is None and chunk.prompt_logprobs is None
+        if is_plain and len(chunk.token_ids) == 1 and not any(other.stream == stream for other in self.others):
+            self.streams.append(stream)
+            self.choices.append(chunk.choice)
+            self.first_indexes.append(chunk.first_index)
+            self.token_ids.append(chunk.token_ids[0])
+        else:
+            self.others.append(StreamChunk(stream, chunk))
+
 
 class StateMessage(Message, frozen=True, array_like=True, tag="state"):
-    """Router to every Gateway that has registered: how this model copy is."""
+    """A replica to every Gateway and Graph that has registered: how it is, and where it takes calls."""
 
     application: str
     state: CopyState
-    deployment: str = "Router"
-    calls: LinkAddress | None = None  # where this replica takes calls
+    deployment: str
+    calls: LinkAddress
 
 
 class CallMessage(Message, frozen=True, array_like=True, tag="call"):
@@ -111,6 +128,18 @@ class ChainMessage(CallMessage, frozen=True, array_like=True, tag="chain"):
     request: ChainRequest
 
 
+class GenerateMessage(CallMessage, frozen=True, array_like=True, tag="generate"):
+    """Gateway to Router: generate; the tokens carry the call's number as their stream."""
+
+    request: GenerateRequest
+
+
+class GraphMessage(CallMessage, frozen=True, array_like=True, tag="graph"):
+    """Gateway to Graph: run these texts."""
+
+    request: GraphRequest
+
+
 class CancelMessage(CallMessage, frozen=True, array_like=True, tag="cancel"):
     """Gateway to a replica: the answer to this number is wanted no more."""
 
@@ -129,6 +158,20 @@ class ChainReply(Message, frozen=True, array_like=True, tag="chained"):
     result: ChainResult
 
 
+class GenerateReply(Message, frozen=True, array_like=True, tag="generated"):
+    """Router to Gateway: the request has ended, after so many tokens."""
+
+    stream: int
+    completion: Completion
+
+
+class GraphReply(Message, frozen=True, array_like=True, tag="graphed"):
+    """Graph to Gateway."""
+
+    stream: int
+    result: GraphResult
+
+
 class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
     """A replica to Gateway: the call of this number has failed."""
 
@@ -136,29 +179,12 @@ class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
     error: ErrorReply
 
 
-Call = InferMessage | ChainMessage
-Reply = InferReply | ChainReply | ErrorMessage
-ToReplica = InferMessage | ChainMessage | CancelMessage
-ToGateway = TokenBatch | StateMessage | InferReply | ChainReply | ErrorMessage
+Call = InferMessage | ChainMessage | GenerateMessage | GraphMessage
+Reply = InferReply | ChainReply | GenerateReply | GraphReply | ErrorMessage
+ToReplica = Call | CancelMessage
+ToGateway = TokenBatch | StateMessage | Reply
 ToShard = StepMessage | BatchStepMessage | StopMessage
 ToRouter = HelloMessage | OutputMessage | BatchOutputMessage | HeartbeatMessage
-
-
-def token_batch(epoch: int, sender: str, chunks: list[tuple[int, OutputChunk]]) -> TokenBatch:
-    """Pack (stream, chunk) pairs; the order within a stream is kept."""
-    batch = TokenBatch(PROTOCOL_VERSION, epoch, sender, [], [], [], [], [])
-    in_others: set[int] = set()  # streams whose next chunks must not overtake
-    for stream, chunk in chunks:
-        is_plain = chunk.finish_reason is None and chunk.logprobs is None and chunk.prompt_logprobs is None
-        if is_plain and len(chunk.token_ids) == 1 and stream not in in_others:
-            batch.streams.append(stream)
-            batch.choices.append(chunk.choice)
-            batch.first_indexes.append(chunk.first_index)
-            batch.token_ids.append(chunk.token_ids[0])
-        else:
-            in_others.add(stream)
-            batch.others.append(StreamChunk(stream, chunk))
-    return batch
 
 
 def unpack_batch(batch: TokenBatch) -> list[tuple[int, OutputChunk]]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serve_app.backend.text_models import Vectors
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.inference import (
     Classification,
@@ -15,7 +16,7 @@ from serve_app.gateway.bodies.inference import (
     LabelAnswer,
     Prediction,
 )
-from serve_app.gateway.calls.inference import Vectors, shorten
+from serve_app.gateway.calls.inference import shorten
 from serve_app.preprocessing.model_entries import ranked
 from serve_app.types.chains import LabelScore
 

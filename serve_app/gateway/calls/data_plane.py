@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from serve_app.backend.protocol import GatewayBackend
+from serve_app.backend.protocol import ModelBackend
+from serve_app.backend.text_models import TextModels
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.calls.graph_calls import GraphCalls
@@ -18,16 +19,17 @@ from serve_app.preprocessing.text_pool import TextPool
 class DataPlane:
     """One Gateway replica's calls. Starts its threads and template workers at once."""
 
-    def __init__(self, backend: GatewayBackend, config: GatewayConfig) -> None:
+    def __init__(self, backend: ModelBackend, config: GatewayConfig) -> None:
         self.backend = backend
         self.config = config
         self.pool = TextPool(config.tokenizer_threads)
         self._renderer = ChatTemplateRenderer(
             timeout_s=config.chat_template_timeout_s, max_output_bytes=config.chat_template_max_bytes
         )
-        self.models = ServedModels(backend, self.pool)
+        text_models = TextModels(backend, self.pool)
+        self.models = ServedModels(text_models)
         self.reader = RequestReader(PromptSteps(backend), self.pool, self._renderer, config.queue_timeout_s)
-        service = InferenceService(backend, self.pool, config.queue_timeout_s)
+        service = InferenceService(text_models, config.queue_timeout_s)
         self.keys = None if config.api_keys_file is None else ApiKeys(Path(config.api_keys_file))
         self.calls = ModelCalls(service, self.models, GraphCalls(backend, config.queue_timeout_s))
 

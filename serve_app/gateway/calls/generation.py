@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from serve_app.backend.protocol import GatewayBackend, GenerationStream
-from serve_app.errors import InternalError, RequestAbortedError
+from serve_app.backend.protocol import ModelBackend
+from serve_app.errors import InternalError
 from serve_app.gateway.caller import charge
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.time_limits import within
@@ -94,17 +94,20 @@ class PromptRun:
         """Generated so far, over all choices."""
         return sum(choice.num_tokens for choice in self._choices)
 
-    async def run(self, stream: GenerationStream, emit: Callable[[ChoiceDelta], None]) -> None:
-        """Read to the end of all choices. The stream is closed however this ends."""
-        try:
-            async for chunks in stream:
-                for chunk in chunks:
-                    self._take(chunk, emit)
-                if self._num_running == 0 and self._num_awaited_logprobs <= 0:
-                    return
+    async def run(self, backend: ModelBackend, model: str, emit: Callable[[ChoiceDelta], None]) -> None:
+        """Generate to the end of all choices; `emit` gets what can be shown. Raises a RayshardError."""
+
+        def take(chunk: OutputChunk) -> bool:
+            self._take(chunk, emit)
+            return not self._has_all
+
+        await backend.generate(model, self.request, take)
+        if not self._has_all:
             raise InternalError("the model's output ended before the answer did")
-        finally:
-            await stream.aclose()
+
+    @property
+    def _has_all(self) -> bool:
+        return self._num_running == 0 and self._num_awaited_logprobs <= 0
 
     def _take(self, chunk: OutputChunk, emit: Callable[[ChoiceDelta], None]) -> None:
         if chunk.prompt_logprobs:
@@ -127,7 +130,7 @@ class PromptRun:
 
 
 async def run_call(
-    call: GenerationCall, runs: Sequence[PromptRun], backend: GatewayBackend, emit: Callable[[int, ChoiceDelta], None]
+    call: GenerationCall, runs: Sequence[PromptRun], backend: ModelBackend, emit: Callable[[int, ChoiceDelta], None]
 ) -> None:
     """Run all prompts of a request; `emit` gets the prompt's index. The first failure ends them all."""
     try:
@@ -137,7 +140,7 @@ async def run_call(
 
 
 async def stream_call(
-    call: GenerationCall, runs: Sequence[PromptRun], backend: GatewayBackend, limit_s: float | None
+    call: GenerationCall, runs: Sequence[PromptRun], backend: ModelBackend, limit_s: float | None
 ) -> AsyncIterator[list[tuple[int, ChoiceDelta]]]:
     """The answers of a request in pieces, each with its prompt's index; what waits comes together.
 
@@ -167,17 +170,17 @@ async def stream_call(
 
 
 async def _run_prompts(
-    call: GenerationCall, runs: Sequence[PromptRun], backend: GatewayBackend, emit: Callable[[int, ChoiceDelta], None]
+    call: GenerationCall, runs: Sequence[PromptRun], backend: ModelBackend, emit: Callable[[int, ChoiceDelta], None]
 ) -> None:
     name = call.model.description.name
     if len(runs) == 1:
-        await runs[0].run(backend.open(name, runs[0].request), lambda delta: emit(0, delta))
+        await runs[0].run(backend, name, lambda delta: emit(0, delta))
         return
     turn = asyncio.Semaphore(MAX_CONCURRENT_PROMPTS)
 
     async def run_one(index: int, run: PromptRun) -> None:
         async with turn:
-            await run.run(backend.open(name, run.request), lambda delta: emit(index, delta))
+            await run.run(backend, name, lambda delta: emit(index, delta))
 
     await _all_or_first_error([run_one(index, run) for index, run in enumerate(runs)])
 
@@ -229,10 +232,6 @@ class _Choice:
 
     def feed(self, chunk: OutputChunk) -> ChoiceDelta | None:
         """What can be shown now; None while nothing can."""
-        if chunk.first_index != self.num_tokens:
-            raise InternalError(f"output {chunk.first_index} came where output {self.num_tokens} was due")
-        if chunk.finish_reason in ("abort", "error"):
-            raise _ended_badly(chunk.finish_reason)
         text, num_used = self._decode(chunk)
         self._token_ids += chunk.token_ids[:num_used]
         if chunk.logprobs is not None:
@@ -277,9 +276,3 @@ class _Choice:
 
     def _stop_reason(self, chunk: OutputChunk) -> int | None:
         return chunk.stop_token_id if chunk.stop_token_id in self._params.stop_token_ids else None
-
-
-def _ended_badly(finish_reason: FinishReason) -> InternalError | RequestAbortedError:
-    if finish_reason == "abort":
-        return RequestAbortedError("the request was aborted")
-    return InternalError("the model failed on this request; see the server's log")

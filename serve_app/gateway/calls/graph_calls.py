@@ -5,7 +5,7 @@ import secrets
 import msgspec
 import numpy as np
 
-from serve_app.backend.protocol import GatewayBackend
+from serve_app.backend.protocol import ModelBackend
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.inference import (
     ClassificationList,
@@ -34,7 +34,7 @@ from serve_app.types.tensors import Item
 class GraphCalls:
     """One method for each kind of call that graphs take too."""
 
-    def __init__(self, backend: GatewayBackend, queue_timeout_s: float | None) -> None:
+    def __init__(self, backend: ModelBackend, queue_timeout_s: float | None) -> None:
         self._backend = backend
         self._queue_timeout_s = queue_timeout_s
 

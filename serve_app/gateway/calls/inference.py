@@ -3,39 +3,22 @@
 Knows no HTTP: every carrier's handler is a thin conversion around this.
 """
 
-import asyncio
-import secrets
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from serve_app.backend.protocol import GatewayBackend
-from serve_app.errors import InternalError, RequestError
+from serve_app.backend.text_models import Call, TextEntry, TextModels, Vectors, input_of, output_rows
+from serve_app.errors import RequestError
 from serve_app.gateway.caller import charge
 from serve_app.gateway.calls.models import ServedModel
-from serve_app.preprocessing.arrays import sigmoid, to_array
-from serve_app.preprocessing.model_entries import label_probabilities, text_item
-from serve_app.preprocessing.text_pool import TextPool
+from serve_app.preprocessing.arrays import sigmoid
+from serve_app.preprocessing.model_entries import text_item
 from serve_app.preprocessing.tokenizer import TextEncoding
-from serve_app.types.chains import ChainOutcome, ChainRequest, ChainValue, LabelScore
+from serve_app.types.chains import ChainOutcome, ChainValue, LabelScore
 from serve_app.types.models import ModelDescription
-from serve_app.types.tensors import InferRequest, Item
+from serve_app.types.tensors import Item
 
 MAX_ENTRIES = 16_384  # texts of one request
-_TEXTS_PER_JOB = 256  # tokenised by one thread at a time, so that others get their turn
-_INLINE_CHARS = 64  # encoding this takes less than handing it to a thread
-
-Vectors = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One text, pair of texts or list of token ids, and the field of the request that it came in."""
-
-    text: str | list[int]
-    field: str
-    pair: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +30,10 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """What a classifier says of each entry: its labels, or the JSON that its postprocessing makes."""
+class TextAnswers:
+    """Labels of each entry, or the JSON that postprocessing makes of each, and how many tokens went in."""
 
-    labels: list[list[LabelScore]]  # of each entry
+    labels: list[list[LabelScore]]
     json: list[str]
     num_tokens: int
 
@@ -58,69 +41,55 @@ class Answers:
 class InferenceService:
     """Runs entries on models."""
 
-    def __init__(self, backend: GatewayBackend, pool: TextPool, queue_timeout_s: float | None) -> None:
-        self._backend = backend
-        self._pool = pool
+    def __init__(self, models: TextModels, queue_timeout_s: float | None) -> None:
+        self._models = models
         self._queue_timeout_s = queue_timeout_s
 
-    async def run_texts(self, model: ServedModel, entries: list[Entry], max_tokens: int | None) -> Outputs:
-        """The model's output for each entry, in order; longer ones are cut to max_tokens. Raises RequestError."""
+    async def run_texts(self, model: ServedModel, entries: list[TextEntry], max_tokens: int | None) -> Outputs:
+        """The model's output for each entry, in order; longer texts are cut to max_tokens. Raises RequestError."""
+        items, num_tokens = await self._run(Call(queue_timeout_s=self._queue_timeout_s), model, entries, max_tokens)
+        return Outputs(output_rows(model.description, items), num_tokens)
+
+    async def answer_texts(self, model: ServedModel, entries: list[TextEntry], max_tokens: int | None) -> TextAnswers:
+        """What a classifier says of each entry, in order. Raises RequestError."""
+        call = Call(queue_timeout_s=self._queue_timeout_s)
+        items, num_tokens = await self._run(call, model, entries, max_tokens)
+        answers = await self._models.answers(call, model.description, items)
+        return TextAnswers(answers.labels, answers.json, num_tokens)
+
+    async def answer_item(self, model: ModelDescription, item: Item) -> Item | str:
+        """What a module makes of named tensors: tensors again, or the JSON that its postprocessing makes."""
+        call = Call(queue_timeout_s=self._queue_timeout_s)
+        outputs = await self._models.run_items(call, model, [item])
+        if model.task != "predict" or model.postprocessing_gives is None:
+            return outputs[0]
+        return (await self._models.answers(call, model, outputs)).json[0]
+
+    async def trace(self, model: ModelDescription, texts: list[str]) -> list[ChainOutcome]:
+        """What each step of a model's preprocessing makes of texts."""
+        return await self._models.run_steps(Call(), model, [ChainValue(text=text) for text in texts], has_trace=True)
+
+    async def _run(
+        self, call: Call, model: ServedModel, entries: list[TextEntry], max_tokens: int | None
+    ) -> tuple[list[Item], int]:
+        """The model's outputs, and how many tokens went in."""
+        description = model.description
         if len(entries) > MAX_ENTRIES:
             name = entries[0].field.partition("[")[0]
             message = f"{name} has {len(entries)} entries; send at most {MAX_ENTRIES} in one request"
             raise RequestError(message, field=name)
-        if model.description.has_preprocessing:
-            entries = await self._preprocess(model.description, entries)
-        encodings = await self._encode_all(model, entries, max_tokens)
+        if description.has_preprocessing:
+            entries = await self._preprocess(call, description, entries)
+        encodings = await self._models.encode(model.tokenizer, entries, max_tokens)
         for entry, encoding in zip(entries, encodings, strict=True):
-            _check(entry, encoding, model.description)
-        items = [text_item(encoding, model.description) for encoding in encodings]
-        outputs = await self.run_items(model.description, items)
-        name = next(iter(model.description.outputs))
-        values = np.stack([to_array(output[name]).reshape(-1) for output in outputs]).astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
-            raise InternalError(f"model={model.description.name} gave an output that is not finite")
+            _check(entry, encoding, description)
+        items = [text_item(encoding, description) for encoding in encodings]
+        outputs = await self._models.run_items(call, description, items)
         num_tokens = sum(len(encoding.token_ids) for encoding in encodings)
         charge(num_tokens)
-        return Outputs(values, num_tokens)
+        return outputs, num_tokens
 
-    async def answer_texts(self, model: ServedModel, entries: list[Entry], max_tokens: int | None) -> Answers:
-        """What a classifier says of each entry, in order. Raises RequestError."""
-        outputs = await self.run_texts(model, entries, max_tokens)
-        description = model.description
-        if description.postprocessing_gives is None:
-            return Answers(label_probabilities(description, outputs.values), [], outputs.num_tokens)
-        values = [ChainValue(numbers=row) for row in outputs.values.tolist()]
-        made = [one.value for one in await self._run_chain(description, values, is_after=True)]
-        labels = [value.labels for value in made if value.labels is not None]
-        return Answers(labels, [value.json for value in made if value.json is not None], outputs.num_tokens)
-
-    async def answer_item(self, model: ModelDescription, item: Item) -> Item | str:
-        """What a module makes of named tensors: tensors again, or the JSON that its postprocessing makes."""
-        (outputs,) = await self.run_items(model, [item])
-        if model.task != "predict" or model.postprocessing_gives is None:
-            return outputs
-        (made,) = await self._run_chain(model, [ChainValue(tensors=outputs)], is_after=True)
-        assert made.value.json is not None, "check_chains refuses other ends"
-        return made.value.json
-
-    async def run_items(self, model: ModelDescription, items: list[Item]) -> list[Item]:
-        """The model's outputs for each item, in order."""
-        request = InferRequest(secrets.token_hex(8), model.name, items, self._queue_timeout_s)
-        return (await self._backend.infer(request)).outputs
-
-    async def trace(self, model: ModelDescription, texts: list[str]) -> list[ChainOutcome]:
-        """What each step of a model's preprocessing makes of texts."""
-        values = [ChainValue(text=text) for text in texts]
-        return await self._run_chain(model, values, has_trace=True)
-
-    async def _run_chain(
-        self, model: ModelDescription, values: list[ChainValue], *, has_trace: bool = False, is_after: bool = False
-    ) -> list[ChainOutcome]:
-        request = ChainRequest(secrets.token_hex(8), model.name, values, has_trace, is_after)
-        return (await self._backend.run_chain(request)).values
-
-    async def _preprocess(self, model: ModelDescription, entries: list[Entry]) -> list[Entry]:
+    async def _preprocess(self, call: Call, model: ModelDescription, entries: list[TextEntry]) -> list[TextEntry]:
         """The entries with what the model's chain makes of their texts; token ids are taken as they are."""
         texts: list[tuple[int, bool, str]] = []
         for index, entry in enumerate(entries):
@@ -131,25 +100,15 @@ class InferenceService:
         if not texts:
             return entries
         values = [ChainValue(text=text) for _index, _is_pair, text in texts]
-        made = await self._run_chain(model, values)
+        made = await self._models.run_steps(call, model, values)
         changed = list(entries)
         for (index, is_pair, _text), one in zip(texts, made, strict=True):
-            value = one.value.token_ids if one.value.token_ids is not None else one.value.text
-            assert value is not None, "check_chains refuses other ends"
+            value = input_of(one.value)
             if is_pair and isinstance(value, str):
                 changed[index] = replace(changed[index], pair=value)
             elif not is_pair:
                 changed[index] = replace(changed[index], text=value)
         return changed
-
-    async def _encode_all(self, model: ServedModel, entries: list[Entry], max_tokens: int | None) -> list[TextEncoding]:
-        if len(entries) == 1 and len(entries[0].text) + len(entries[0].pair or "") <= _INLINE_CHARS:
-            return _encode(model, entries, max_tokens)
-        jobs = [
-            self._pool.run(_encode, model, entries[start : start + _TEXTS_PER_JOB], max_tokens)
-            for start in range(0, len(entries), _TEXTS_PER_JOB)
-        ]
-        return [encoding for job in await asyncio.gather(*jobs) for encoding in job]
 
 
 def relevance(model: ModelDescription, logits: Vectors) -> list[float]:
@@ -176,18 +135,7 @@ def shorten(vectors: Vectors, dimensions: int, *, is_normalized: bool) -> Vector
     return scaled
 
 
-def _encode(model: ServedModel, entries: list[Entry], max_tokens: int | None) -> list[TextEncoding]:
-    encodings = []
-    for entry in entries:
-        if isinstance(entry.text, list):
-            token_ids = entry.text if max_tokens is None else entry.text[:max_tokens]
-            encodings.append(TextEncoding(token_ids, [0] * len(token_ids)))
-        else:
-            encodings.append(model.tokenizer.encode_entry(entry.text, entry.pair, max_tokens=max_tokens))
-    return encodings
-
-
-def _check(entry: Entry, encoding: TextEncoding, model: ModelDescription) -> None:
+def _check(entry: TextEntry, encoding: TextEncoding, model: ModelDescription) -> None:
     num_tokens = len(encoding.token_ids)
     if num_tokens == 0:
         raise RequestError(f"{entry.field} is empty; send some text", field=entry.field)

@@ -5,6 +5,7 @@ Knows no carrier: HTTP encodes the answers as JSON, gRPC as its messages.
 
 import msgspec
 
+from serve_app.backend.text_models import TextEntry, Vectors
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.inference import (
     ClassificationList,
@@ -34,11 +35,9 @@ from serve_app.gateway.calls.answers import classifications, embeddings, predict
 from serve_app.gateway.calls.graph_calls import GraphCalls
 from serve_app.gateway.calls.inference import (
     MAX_ENTRIES,
-    Answers,
-    Entry,
     InferenceService,
     Outputs,
-    Vectors,
+    TextAnswers,
     cosine,
     relevance,
 )
@@ -167,11 +166,11 @@ class ModelCalls:
         data = [_shown_text(index, one, has_originals=body.reveal is True) for index, one in enumerate(made)]
         return PreprocessedList(model.name, data)
 
-    async def _run(self, model: ModelDescription, body: EntriesBody, entries: list[Entry]) -> Outputs:
+    async def _run(self, model: ModelDescription, body: EntriesBody, entries: list[TextEntry]) -> Outputs:
         served = await self._models.with_tokenizer(model)
         return await self._service.run_texts(served, entries, max_tokens_of(body, model))
 
-    async def _answer(self, model: ModelDescription, body: EntriesBody, entries: list[Entry]) -> Answers:
+    async def _answer(self, model: ModelDescription, body: EntriesBody, entries: list[TextEntry]) -> TextAnswers:
         served = await self._models.with_tokenizer(model)
         return await self._service.answer_texts(served, entries, max_tokens_of(body, model))
 
@@ -185,32 +184,32 @@ class ModelCalls:
     ) -> tuple[list[float], TokenUsage]:
         if model.task == "score":
             pairs = [
-                Entry(one, f"{fields[1]}[{index}]", pair=two)
+                TextEntry(one, f"{fields[1]}[{index}]", pair=two)
                 for index, (one, two) in enumerate(zip(first, second, strict=True))
             ]
             outputs = await self._run(model, body, pairs)
             return relevance(model, outputs.values), _usage(outputs)
         queries = list(dict.fromkeys(first))  # a query is embedded once
-        entries = [Entry(text, fields[0]) for text in queries]
-        entries += [Entry(text, f"{fields[1]}[{index}]") for index, text in enumerate(second)]
+        entries = [TextEntry(text, fields[0]) for text in queries]
+        entries += [TextEntry(text, f"{fields[1]}[{index}]") for index, text in enumerate(second)]
         outputs = await self._run(model, body, entries)
         places = {text: index for index, text in enumerate(queries)}
         vectors: Vectors = outputs.values[[places[text] for text in first]]
         return cosine(vectors, outputs.values[len(queries) :]), _usage(outputs)
 
 
-def entries_of(given: str | list[str | list[int] | int] | list[str], field: str) -> list[Entry]:
+def entries_of(given: str | list[str | list[int] | int] | list[str], field: str) -> list[TextEntry]:
     """A text, texts, token ids or lists of them: one entry each. Raises RequestError."""
     if isinstance(given, str):
-        return [Entry(given, field)]
+        return [TextEntry(given, field)]
     if not given:
         raise RequestError(f"{field} is empty; send a text or token ids", field=field)
     kinds = {type(one) for one in given}
     if len(kinds) > 1:
         raise RequestError(f"{field} mixes texts and token ids; send entries of one kind", field=field)
     if kinds == {int}:
-        return [Entry([one for one in given if isinstance(one, int)], field)]
-    return [Entry(one, f"{field}[{index}]") for index, one in enumerate(given) if not isinstance(one, int)]
+        return [TextEntry([one for one in given if isinstance(one, int)], field)]
+    return [TextEntry(one, f"{field}[{index}]") for index, one in enumerate(given) if not isinstance(one, int)]
 
 
 def max_tokens_of(body: EntriesBody, model: ModelDescription) -> int | None:

@@ -1,13 +1,11 @@
 """The models a Gateway serves, each with its tokenizer."""
 
-import asyncio
 import logging
 from dataclasses import dataclass
 
-from serve_app.backend.protocol import GatewayBackend
+from serve_app.backend.text_models import TextModels
 from serve_app.errors import ConfigError, InternalError, ModelNotFoundError, RequestError, UnavailableError
-from serve_app.gateway.caller import visible
-from serve_app.preprocessing.text_pool import TextPool
+from serve_app.gateway.caller import may_see, visible
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.models import ModelDescription
 
@@ -37,13 +35,11 @@ class ServedModel:
 
 
 class ServedModels:
-    """Finds models by name; a tokenizer is read once, when its model is first asked for."""
+    """Finds models by name, as the caller may see them."""
 
-    def __init__(self, backend: GatewayBackend, pool: TextPool) -> None:
-        self._backend = backend
-        self._pool = pool
-        self._tokenizers: dict[tuple[str, str, int], Tokenizer] = {}  # by name, directory, creation
-        self._loading = asyncio.Lock()
+    def __init__(self, text_models: TextModels) -> None:
+        self._backend = text_models.backend
+        self._text_models = text_models
 
     def all(self) -> list[ModelDescription]:
         """Those that are there for the caller."""
@@ -51,15 +47,14 @@ class ServedModels:
 
     def describe(self, name: str) -> ModelDescription:
         """Raises ModelNotFoundError."""
-        descriptions = self.all()
-        for description in descriptions:
-            if description.name == name:
-                return description
+        description = self._visible(name)
+        if description is not None:
+            return description
         if self._backend.health().is_discovering:
             raise UnavailableError(
                 f"model={name[:100]!r} is not known yet: some models are still starting; try again", retry_after_s=1.0
             )
-        raise _not_found(name, descriptions)
+        raise _not_found(name, self.all())
 
     async def find(self, name: str | None) -> ServedModel:
         """The model that generates text under this name; None will do when there is only one."""
@@ -83,8 +78,8 @@ class ServedModels:
 
     def graph(self, name: str | None) -> ModelDescription | None:
         """The graph of this name; None when it is a model's, or nobody's."""
-        found = [one for one in self.all() if one.name == name and one.graph_gives is not None]
-        return found[0] if found else None
+        found = None if name is None else self._visible(name)
+        return found if found is not None and found.graph_gives is not None else None
 
     async def with_tokenizer(self, description: ModelDescription) -> ServedModel:
         """The model, ready to take text. Raises RequestError when it takes none."""
@@ -94,25 +89,15 @@ class ServedModels:
             )
         return ServedModel(description, await self._tokenizer(description))
 
-    async def _tokenizer(self, description: ModelDescription) -> Tokenizer:
-        key = (description.name, description.source_dir, description.created_s)
-        if key not in self._tokenizers:
-            async with self._loading:
-                if key not in self._tokenizers:
-                    self._tokenizers[key] = await self._load(description)
-                    self._forget_old_models(key)
-        return self._tokenizers[key]
+    def _visible(self, name: str) -> ModelDescription | None:
+        return self._backend.model(name) if may_see(name) else None
 
-    async def _load(self, description: ModelDescription) -> Tokenizer:
+    async def _tokenizer(self, description: ModelDescription) -> Tokenizer:
         try:
-            return await self._pool.run(Tokenizer.load, description.source_dir)
+            return await self._text_models.tokenizer(description)
         except ConfigError as error:
             logger.error("tokenizer not loaded model=%s reason=%s", description.name, error.message)
             raise InternalError(f"model={description.name}: its tokenizer cannot be read; see the log") from error
-
-    def _forget_old_models(self, newest: tuple[str, str, int]) -> None:
-        current = {(model.name, model.source_dir, model.created_s) for model in self._backend.models()} | {newest}
-        self._tokenizers = {key: tokenizer for key, tokenizer in self._tokenizers.items() if key in current}
 
 
 def _not_found(name: str, descriptions: list[ModelDescription]) -> ModelNotFoundError:

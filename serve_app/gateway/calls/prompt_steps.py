@@ -2,7 +2,7 @@
 
 import secrets
 
-from serve_app.backend.protocol import GatewayBackend
+from serve_app.backend.protocol import ModelBackend
 from serve_app.gateway.bodies.openai import ChatMessage
 from serve_app.types.chains import ChainOutcome, ChainRequest, ChainValue, Redaction
 from serve_app.types.models import ModelDescription
@@ -11,7 +11,7 @@ from serve_app.types.models import ModelDescription
 class PromptSteps:
     """Changes prompts in place; those of models without steps stay as they are."""
 
-    def __init__(self, backend: GatewayBackend) -> None:
+    def __init__(self, backend: ModelBackend) -> None:
         self._backend = backend
 
     async def change_prompts(self, prompts: list[str | list[int]], model: ModelDescription) -> list[list[Redaction]]:

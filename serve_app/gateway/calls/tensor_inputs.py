@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from serve_app.backend.text_models import fits
 from serve_app.errors import RequestError
 from serve_app.preprocessing.arrays import NUMPY_DTYPES, to_array, to_bfloat16, to_tensor_data
 from serve_app.preprocessing.packing import check_packing
@@ -95,10 +96,7 @@ def _shape_of(field: str, value: object) -> tuple[int, ...]:
 
 
 def _check_shape(field: str, shape: tuple[int, ...], spec: TensorSpec) -> None:
-    fits = len(shape) == len(spec.shape) and all(
-        isinstance(size, str) or size == actual for size, actual in zip(spec.shape, shape, strict=True)
-    )
-    if not fits:
+    if not fits(shape, spec.shape):
         raise RequestError(f"{field} has shape {list(shape)}, the model takes {list(spec.shape)}", field=field)
     if 0 in shape:
         raise RequestError(f"{field} is empty: its shape is {list(shape)}", field=field)

@@ -45,7 +45,7 @@ class OpenAIEndpoints:
         """One model."""
         description = self._models.describe(request.path_params["name"])
         copies = self._backend.health().models.get(description.name, [])
-        is_ready = any(copy.state == "ready" for copy in copies) or description.task == "graph"
+        is_ready = any(copy.state == "ready" for copy in copies)
         return json_answer(model_state(description, is_ready=is_ready))
 
     async def complete(self, request: Request) -> Response:

@@ -28,7 +28,7 @@ SLACK_S = 0.7  # the watch looks four times a second; the rest is for a busy mac
 class Group:
     """A step loop with its shards."""
 
-    loop: StepLoop[list[SequenceOutput]]
+    loop: StepLoop
     scheduler: Scheduler
     shards: list[FakeShard]
     running: asyncio.Task[None]

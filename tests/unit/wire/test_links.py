@@ -17,7 +17,7 @@ from serve_app.types.generation import OutputChunk
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState
 from serve_app.types.steps import BatchStep, StepInput, StepOutput
-from serve_app.wire.links import LOOPBACK, ControlAddress, ControlClient, ControlServer, TokenLinks, TokenReceiver
+from serve_app.wire.links import LOOPBACK, ControlAddress, ControlClient, ControlServer, Senders, TokenReceiver
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
     HeartbeatMessage,
@@ -29,9 +29,9 @@ from serve_app.wire.messages import (
     StopMessage,
     TokenBatch,
     ToRouter,
-    token_batch,
     unpack_batch,
 )
+from tests.fakes_links import batch_of
 
 EPOCH = 4
 STEP = StepInput(0, [], [1], [1], [3], [[2]], [7], [True])
@@ -69,8 +69,8 @@ async def receiver() -> AsyncIterator[TokenReceiver]:
 
 
 @pytest.fixture
-def links() -> Iterator[TokenLinks]:
-    links = TokenLinks("replica#1", LOOPBACK)
+def links() -> Iterator[Senders]:
+    links = Senders(LOOPBACK)
     yield links
     links.close()
 
@@ -250,7 +250,7 @@ async def test_nobody_connects_or_sends_without_the_server_s_key(
     stranger.connect(endpoint)
     message: Message = HelloMessage(PROTOCOL_VERSION, EPOCH, 0)
     if link == "token":
-        message = token_batch(EPOCH, "replica#1", [(1, CHUNK)])
+        message = batch_of("replica#1", [(1, CHUNK)])
     stranger.send(msgspec.msgpack.encode(message))
     assert await asyncio.to_thread(monitor.poll, 10_000), "nothing came of the handshake"
     event = parse_monitor_message(monitor.recv_multipart())["event"]
@@ -278,22 +278,23 @@ async def test_the_links_listen_on_the_given_address_only(server: ControlServer,
 # Token link
 
 
-async def test_tokens_of_one_step_come_as_one_message(receiver: TokenReceiver, links: TokenLinks) -> None:
+async def test_tokens_of_one_step_come_as_one_message(receiver: TokenReceiver, links: Senders) -> None:
     chunks = [(1, CHUNK), (2, OutputChunk(1, 3, [8], finish_reason="length"))]
-    assert links.send_tokens(receiver.address, EPOCH, chunks)
+    assert links.send(receiver.address, batch_of("replica#1", chunks))
     batch = await soon(receiver)
     assert isinstance(batch, TokenBatch)
-    assert (batch.sender, batch.epoch, unpack_batch(batch)) == ("replica#1", EPOCH, chunks)
+    assert (batch.sender, unpack_batch(batch)) == ("replica#1", chunks)
 
 
-async def test_states_come_over_the_token_link(receiver: TokenReceiver, links: TokenLinks) -> None:
-    assert links.send_state(receiver.address, EPOCH, "demo", STATE)
-    assert await soon(receiver) == StateMessage(PROTOCOL_VERSION, EPOCH, "demo", STATE)
+async def test_states_come_over_the_token_link(receiver: TokenReceiver, links: Senders) -> None:
+    message = StateMessage(PROTOCOL_VERSION, 0, "demo", STATE, "Router", receiver.address)
+    assert links.send(receiver.address, message)
+    assert await soon(receiver) == message
 
 
-async def test_messages_of_one_sender_come_in_order(receiver: TokenReceiver, links: TokenLinks) -> None:
+async def test_messages_of_one_sender_come_in_order(receiver: TokenReceiver, links: Senders) -> None:
     for index in range(200):
-        assert links.send_tokens(receiver.address, EPOCH, [(1, OutputChunk(0, index, [index]))])
+        assert links.send(receiver.address, batch_of("replica#1", [(1, OutputChunk(0, index, [index]))]))
     batches = [await soon(receiver) for _ in range(200)]
     assert [batch.token_ids for batch in batches] == [[index] for index in range(200)]
 
@@ -304,7 +305,7 @@ async def test_a_gateway_drops_what_it_cannot_read(
 ) -> None:
     client = strangers.socket(zmq.PUSH, receiver.address.server_key.encode())
     client.connect(receiver.address.local_endpoint)
-    fresh = token_batch(EPOCH, "replica#1", [(1, CHUNK)])
+    fresh = batch_of("replica#1", [(1, CHUNK)])
     client.send(garbage)
     client.send(msgspec.msgpack.encode(msgspec.structs.replace(fresh, version=PROTOCOL_VERSION + 1)))
     client.send_multipart([garbage, garbage])
@@ -318,12 +319,12 @@ async def test_a_sender_on_another_node_takes_the_wide_endpoint() -> None:
     address = receiver.address
     assert address.wide_endpoint is not None
     assert address.wide_endpoint.startswith("tcp://127.0.0.2:")
-    near, far = TokenLinks("near", "127.0.0.2"), TokenLinks("far", "127.0.0.3")
+    near, far = Senders("127.0.0.2"), Senders("127.0.0.3")
     try:
         for sender, broken in ((near, "wide_endpoint"), (far, "local_endpoint")):
             reachable = replace(address, **{broken: "tcp://127.0.0.1:9"})
-            assert sender.send_tokens(reachable, EPOCH, [(1, CHUNK)])
-            assert (await soon(receiver)).sender in ("near", "far")
+            assert sender.send(reachable, batch_of("replica#1", [(1, CHUNK)]))
+            assert isinstance(await soon(receiver), TokenBatch)
     finally:
         near.close()
         far.close()
@@ -338,30 +339,28 @@ async def test_listening_wide_twice_keeps_the_first_endpoint(receiver: TokenRece
 
 
 async def test_another_node_cannot_be_reached_before_the_receiver_listens_wide(receiver: TokenReceiver) -> None:
-    links = TokenLinks("replica#1", "127.0.0.3")
-    assert not links.send_tokens(receiver.address, EPOCH, [(1, CHUNK)])
+    links = Senders("127.0.0.3")
+    assert not links.send(receiver.address, batch_of("replica#1", [(1, CHUNK)]))
     receiver.listen_wide()
-    assert links.send_tokens(receiver.address, EPOCH, [(1, CHUNK)])
+    assert links.send(receiver.address, batch_of("replica#1", [(1, CHUNK)]))
     assert isinstance(await soon(receiver), TokenBatch)
     links.close()
 
 
-def test_a_sender_says_so_when_a_gateway_takes_no_more(links: TokenLinks) -> None:
+def test_a_sender_says_so_when_a_gateway_takes_no_more(links: Senders) -> None:
     gone = LinkAddress(LOOPBACK, "tcp://127.0.0.1:9", None, zmq.curve_keypair()[0].decode())
     started = time.monotonic()
     num_taken = 0
-    while links.send_tokens(gone, EPOCH, []):
+    while links.send(gone, batch_of("replica#1", [])):
         num_taken += 1
         assert num_taken <= 100_000
     assert num_taken > 1000  # a pause of the receiver is no reason to give up
     assert time.monotonic() - started < 20
 
 
-async def test_a_forgotten_gateway_that_comes_back_is_connected_anew(
-    receiver: TokenReceiver, links: TokenLinks
-) -> None:
+async def test_a_forgotten_gateway_that_comes_back_is_connected_anew(receiver: TokenReceiver, links: Senders) -> None:
     for _ in range(2):
-        assert links.send_tokens(receiver.address, EPOCH, [(1, CHUNK)])
+        assert links.send(receiver.address, batch_of("replica#1", [(1, CHUNK)]))
         assert isinstance(await soon(receiver), TokenBatch)
         links.forget(receiver.address)
     links.forget(receiver.address)

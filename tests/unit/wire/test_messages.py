@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve_app.types.generation import OutputChunk, SamplingParams, TokenLogprobs
+from serve_app.types.chains import LabelScore
+from serve_app.types.generation import Completion, GenerateRequest, OutputChunk, SamplingParams, TokenLogprobs
+from serve_app.types.graphs import GraphRequest, GraphResult, GraphRun, GraphValue
 from serve_app.types.links import ErrorReply, LinkAddress
 from serve_app.types.models import CopyState
 from serve_app.types.steps import (
@@ -25,6 +27,10 @@ from serve_app.wire.messages import (
     BatchStepMessage,
     CancelMessage,
     ErrorMessage,
+    GenerateMessage,
+    GenerateReply,
+    GraphMessage,
+    GraphReply,
     HeartbeatMessage,
     HelloMessage,
     InferMessage,
@@ -40,9 +46,9 @@ from serve_app.wire.messages import (
     ToReplica,
     ToRouter,
     ToShard,
-    token_batch,
     unpack_batch,
 )
+from tests.fakes_links import batch_of
 
 PARAMS = SamplingParams(
     max_tokens=5,
@@ -81,6 +87,9 @@ PLAIN = OutputChunk(0, 3, [8])
 
 
 ITEM = {"x": TensorData("int8", (2, 3), bytes(range(6))), "y": TensorData("bool", (0,), b"")}
+PARAMS = SamplingParams(5, 7, logit_bias={3: -1.5}, stop_token_ids=(2,), num_logprobs=2)
+GENERATE = GenerateRequest("r", [1, 2, 3], PARAMS, 2, 2.5)
+GRAPH_RESULT = GraphResult(["a"], [GraphRun([GraphValue("label", labels=[[LabelScore("de", 0.5)]])])], False, 3)
 ADDRESS = LinkAddress("10.0.0.1", "tcp://127.0.0.1:1", None, "key")
 
 
@@ -97,14 +106,17 @@ def version(epoch: int = 3) -> dict[str, int]:
         (OutputMessage(**version(), output=OUTPUT), ToRouter),
         (OutputMessage(**version(), output=StepOutput(0, [])), ToRouter),
         (HeartbeatMessage(**version(), shard_index=1, num_steps_done=2**40), ToRouter),
-        (token_batch(3, "replica#1", [(9, PLAIN), (11, ENDED)]), ToGateway),
-        (StateMessage(PROTOCOL_VERSION, 3, "demo", STATE), ToGateway),
+        (batch_of("replica#1", [(9, PLAIN), (11, ENDED)]), ToGateway),
         (StateMessage(PROTOCOL_VERSION, 3, "demo", STATE, "Preprocessor", ADDRESS), ToGateway),
         (BatchStepMessage(**version(), step=BatchStep(4, 1, ITEM)), ToShard),
         (BatchOutputMessage(**version(), output=BatchStepOutput(4, ITEM)), ToRouter),
         (BatchOutputMessage(**version(), output=BatchStepOutput(4, {}, "ValueError")), ToRouter),
         (InferMessage(PROTOCOL_VERSION, 0, 9, ADDRESS, InferRequest("r", "m", [ITEM, ITEM], 2.5)), ToReplica),
         (CancelMessage(PROTOCOL_VERSION, 0, 9, ADDRESS), ToReplica),
+        (GenerateMessage(PROTOCOL_VERSION, 0, 9, ADDRESS, GENERATE), ToReplica),
+        (GenerateReply(PROTOCOL_VERSION, 0, 9, Completion(3, [4, 5], ["stop", "length"])), ToGateway),
+        (GraphMessage(PROTOCOL_VERSION, 0, 9, ADDRESS, GraphRequest("r", "g", ["text"], 2.5, True)), ToReplica),
+        (GraphReply(PROTOCOL_VERSION, 0, 9, GRAPH_RESULT), ToGateway),
         (InferReply(PROTOCOL_VERSION, 0, 9, InferResult([ITEM])), ToGateway),
         (ErrorMessage(PROTOCOL_VERSION, 0, 9, ErrorReply("QueueFullError", "full", "model", 1.5)), ToGateway),
     ],
@@ -140,9 +152,9 @@ def test_what_is_not_a_message_of_that_end_is_refused(payload: bytes) -> None:
 
 def test_plain_tokens_travel_in_columns_and_the_rest_beside_them() -> None:
     two = OutputChunk(0, 0, [1, 2])
-    batch = token_batch(3, "replica#1", [(9, PLAIN), (11, ENDED), (12, two), (13, OutputChunk(2, 0, [4]))])
+    batch = batch_of("replica#1", [(9, PLAIN), (11, ENDED), (12, two), (13, OutputChunk(2, 0, [4]))])
     assert batch == TokenBatch(
-        **version(),
+        **version(epoch=0),
         sender="replica#1",
         streams=[9, 13],
         choices=[0, 2],
@@ -165,7 +177,7 @@ def test_plain_tokens_travel_in_columns_and_the_rest_beside_them() -> None:
     ],
 )
 def test_no_kind_of_chunk_loses_anything_in_a_batch(chunk: OutputChunk) -> None:
-    assert unpack_batch(token_batch(3, "replica#1", [(9, chunk)])) == [(9, chunk)]
+    assert unpack_batch(batch_of("replica#1", [(9, chunk)])) == [(9, chunk)]
 
 
 CHUNKS = st.builds(
@@ -181,7 +193,7 @@ CHUNKS = st.builds(
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 3), CHUNKS), max_size=8))
 def test_a_batch_keeps_the_order_within_each_stream(chunks: list[tuple[int, OutputChunk]]) -> None:
-    payload = msgspec.msgpack.encode(token_batch(3, "replica#1", chunks))
+    payload = msgspec.msgpack.encode(batch_of("replica#1", chunks))
     unpacked = unpack_batch(msgspec.msgpack.decode(payload, type=TokenBatch))
     assert len(unpacked) == len(chunks)
     for stream in range(4):

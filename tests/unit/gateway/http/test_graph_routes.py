@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from serve_app.backend.text_models import TextModels
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.graph import GraphConfig
 from serve_app.gateway.calls.data_plane import DataPlane
@@ -19,7 +20,7 @@ from serve_app.preprocessing.text_pool import TextPool
 from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.models import ModelDescription
 from tests.fakes import ScriptedBackend, save_model_dir, serving
-from tests.fakes_graph import LABELS, FakeCaller, described
+from tests.fakes_graph import LABELS, FakeModels, described
 
 CLEAN = {"name": "clean", "chain": ["collapse_whitespace", "lowercase"]}
 SENTENCES = {"name": "sentences", "chain": ["split_sentences"], "input": "clean"}
@@ -45,7 +46,7 @@ class Served:
     """A client of a Gateway with graphs."""
 
     client: httpx.AsyncClient
-    caller: FakeCaller
+    models: FakeModels
 
     async def post(self, path: str, **body: Any) -> httpx.Response:
         """POST a JSON body."""
@@ -55,14 +56,14 @@ class Served:
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
     directory = save_model_dir(tmp_path)
-    caller = FakeCaller([described(directory, "minilm", "embed"), described(directory, "lang", "classify")])
+    models = FakeModels([described(directory, "minilm", "embed"), described(directory, "lang", "classify")])
     pool = TextPool(1)
-    ports = {model.name: port_of_description(model) for model in caller.models}
+    ports = {model.name: port_of_description(model) for model in models.described}
     runners = {}
     backend = ScriptedBackend(directory)
     for values in GRAPHS:
         config = GraphConfig.model_validate(values)
-        runners[config.name] = GraphRunner(config, ModelSteps(caller, pool), pool)
+        runners[config.name] = GraphRunner(config, ModelSteps(TextModels(models, pool), pool), pool)
         gives = result_kind(config, ports)
         backend.extra_models.append(
             ModelDescription(config.name, "graph", "", 0, 0, 0, [], 1, has_tokenizer=False, graph_gives=gives)
@@ -76,7 +77,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
         serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url,
         httpx.AsyncClient(base_url=url) as client,
     ):
-        yield Served(client, caller)
+        yield Served(client, models)
     pool.close()
 
 

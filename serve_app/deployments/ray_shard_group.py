@@ -27,15 +27,15 @@ from serve_app.wire.links import LOOPBACK, ControlAddress
 logger = logging.getLogger(__name__)
 
 
-class ShardGroup:
-    """The shard actors of one life of a model copy. When one is lost, the whole group is ended and made anew."""
+class RayShardGroup:
+    """ShardGroup of actors in the Router's placement group, whose bundle 0 is its own."""
 
     def __init__(self, work: CopyWork, own_node: str, shard_actor: Any = ShardActor) -> None:
         self._work = work
         self._config = work.config
         self._own_node = own_node
         self._shard_actor = shard_actor
-        self.shards = work.shards
+        self._shards = work.shards
         self._actors: list[Any] = []
         self._process_handles: list[int] = []  # of the shards on this node
         self.host = LOOPBACK  # where the Router's control link listens; set by start
@@ -46,7 +46,7 @@ class ShardGroup:
         timeouts = self._config.timeouts
         try:
             async with asyncio.timeout(timeouts.load_s):
-                self._actors = [self._start_actor(index) for index in range(len(self.shards))]
+                self._actors = [self._start_actor(index) for index in range(len(self._shards))]
                 await self._load()
         except TimeoutError as error:
             self.kill()
@@ -86,16 +86,16 @@ class ShardGroup:
         await _first_failure(
             [
                 actor.create.remote(self._settings(shard, nodes.count(node)), self._work.sources, host)
-                for actor, shard, host, node in zip(self._actors, self.shards, hosts, nodes, strict=True)
+                for actor, shard, host, node in zip(self._actors, self._shards, hosts, nodes, strict=True)
             ]
         )
         rendezvous = None
-        if len(self.shards) > 1:
+        if len(self._shards) > 1:
             timeouts = self._config.timeouts
             port = await self._actors[0].open_store.remote(timeouts.rendezvous_s)
             rendezvous = Rendezvous(hosts[0], port, timeouts.rendezvous_s, timeouts.collective_s)
         self.reports = await self._all("load", rendezvous)
-        for shard, node, report in zip(self.shards, nodes, self.reports, strict=True):
+        for shard, node, report in zip(self._shards, nodes, self.reports, strict=True):
             logger.info(
                 "shard loaded model=%s stage=%d rank=%d layers=%d-%d node=%s bytes=%d num_blocks=%d load_s=%.1f",
                 self._work.name,

@@ -1,0 +1,41 @@
+"""What a backend asks of Serve."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from serve_app.types.links import LinkAddress
+from serve_app.types.models import ModelDescription
+
+
+@dataclass(frozen=True, slots=True)
+class RunningApplication:
+    """An application as Serve shows it."""
+
+    status: str  # RUNNING, DEPLOYING, UNHEALTHY, ...
+    message: str
+    deployments: tuple[str, ...]
+
+
+class Control(Protocol):
+    """What a backend asks of Serve."""
+
+    node: str  # address of this process's node
+
+    async def applications(self) -> dict[str, RunningApplication]:
+        """All applications, by name, in the order in which they were deployed."""
+        ...
+
+    async def num_nodes(self) -> int:
+        """Nodes of the cluster."""
+        ...
+
+    async def register(self, application: str, deployment: str, address: LinkAddress) -> list[list[ModelDescription]]:
+        """Register with all replicas of a deployment; what those that answer say of their models.
+
+        Raises UnavailableError when Serve cannot reach the deployment.
+        """
+        ...
+
+    async def hold(self, application: str, deployment: str, seconds: float) -> None:
+        """Keep one call of Serve's open for that long. Raises UnavailableError."""
+        ...

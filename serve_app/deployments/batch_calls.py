@@ -1,0 +1,58 @@
+"""Calls of models that are done with an entry after one step: encoders, classifiers, any nn.Module."""
+
+import asyncio
+
+from serve_app.deployments.batch_work import BatchWork
+from serve_app.deployments.model_copy import ModelCopy
+from serve_app.deployments.queue_time import limited_queue_time
+from serve_app.errors import InternalError, RayshardError
+from serve_app.planning.served_model import BatchModelPlan
+from serve_app.scheduling.batch_scheduler import Job, JobResult
+from serve_app.types.models import ModelDescription
+from serve_app.types.tensors import InferRequest, InferResult
+from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage, InferReply, Reply
+
+
+class BatchCalls:
+    """Runs InferMessages."""
+
+    def __init__(self, plans: list[BatchModelPlan]) -> None:
+        self.work = BatchWork(plans, self._take_results)
+        self._plans = plans
+        self._waiting: dict[Job, asyncio.Future[InferResult]] = {}
+
+    def describe(self, created_s: int) -> list[ModelDescription]:
+        """All models of the application."""
+        return [plan.describe(self.work.reports[plan.config.name], created_s) for plan in self._plans]
+
+    async def answer(self, call: Call, copy: ModelCopy) -> Reply:
+        """Run entries; cancelled, they are given up."""
+        if not isinstance(call, InferMessage):
+            raise InternalError(f"a Router of such models takes no {type(call).__name__}")
+        await copy.wait_until_ready(call.request.queue_timeout_s)
+        return InferReply(PROTOCOL_VERSION, 0, call.stream, await self._infer(call.request, copy))
+
+    def lose_shards(self, _error: RayshardError) -> None:
+        """What was in flight is in the queue again: nothing ends but what has killed shards before."""
+
+    async def _infer(self, request: InferRequest, copy: ModelCopy) -> InferResult:
+        job = self.work.submit(request)
+        ended: asyncio.Future[InferResult] = asyncio.get_running_loop().create_future()
+        self._waiting[job] = ended
+        copy.wake()
+        try:
+            with limited_queue_time(ended, request.queue_timeout_s, lambda: not job.is_begun):
+                return await ended
+        finally:
+            del self._waiting[job]
+            self.work.cancel(job)
+
+    def _take_results(self, results: list[JobResult]) -> None:
+        for result in results:
+            ended = self._waiting.get(result.job)
+            if ended is None or ended.done():
+                continue
+            if result.result is not None:
+                ended.set_result(result.result)
+            else:
+                ended.set_exception(result.error or InternalError("the request failed"))

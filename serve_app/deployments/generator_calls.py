@@ -1,0 +1,111 @@
+"""Calls of a model that generates: each is a few sequences, whose tokens leave by the token link as they are drawn."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from serve_app.deployments.generation_work import GenerationWork
+from serve_app.deployments.model_copy import ModelCopy
+from serve_app.deployments.queue_time import limited_queue_time
+from serve_app.errors import InternalError, RayshardError
+from serve_app.planning.generator_plan import GeneratorPlan
+from serve_app.scheduling.scheduler import SequenceOutput
+from serve_app.scheduling.sequence import Sequence, SequenceState
+from serve_app.types.generation import Completion, GenerateRequest
+from serve_app.types.links import LinkAddress
+from serve_app.types.models import ModelDescription
+from serve_app.wire.links import Senders
+from serve_app.wire.messages import PROTOCOL_VERSION, Call, GenerateMessage, GenerateReply, Reply, TokenBatch
+
+
+@dataclass(slots=True, eq=False)
+class _OpenCall:
+    reply_to: LinkAddress
+    stream: int
+    ended: asyncio.Future[object]
+    sequences: list[Sequence] = field(default_factory=list)
+    num_unfinished: int = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether none of its sequences has ever run."""
+        return all(one.state is SequenceState.WAITING and one.num_preemptions == 0 for one in self.sequences)
+
+
+class GeneratorCalls:
+    """Runs GenerateMessages."""
+
+    def __init__(self, plan: GeneratorPlan, sender: str, senders: Senders) -> None:
+        self.work = GenerationWork(plan, self._take_outputs)
+        self._plan = plan
+        self._sender = sender
+        self._senders = senders
+        self._calls: dict[Sequence, _OpenCall] = {}
+
+    def describe(self, created_s: int) -> list[ModelDescription]:
+        """One model."""
+        return [self._plan.describe(self.work.max_request_tokens, created_s)]
+
+    async def answer(self, call: Call, copy: ModelCopy) -> Reply:
+        """Generate; cancelled, the sequences are aborted."""
+        if not isinstance(call, GenerateMessage):
+            raise InternalError(f"a Router of a generator takes no {type(call).__name__}")
+        await copy.wait_until_ready(call.request.queue_timeout_s)
+        completion = await self._generate(call, copy)
+        return GenerateReply(PROTOCOL_VERSION, 0, call.stream, completion)
+
+    def lose_shards(self, error: RayshardError) -> None:
+        """End every call with the error: keys and values are gone."""
+        for call in set(self._calls.values()):
+            if not call.ended.done():
+                call.ended.set_exception(error)
+
+    async def _generate(self, message: GenerateMessage, copy: ModelCopy) -> Completion:
+        request: GenerateRequest = message.request
+        call = _OpenCall(message.reply_to, message.stream, asyncio.get_running_loop().create_future())
+        call.sequences = self.work.submit(request)
+        call.num_unfinished = len(call.sequences)
+        for sequence in call.sequences:
+            self._calls[sequence] = call
+        copy.wake()
+        try:
+            with limited_queue_time(call.ended, request.queue_timeout_s, lambda: call.is_waiting):
+                await call.ended
+        finally:
+            for sequence in call.sequences:
+                self._calls.pop(sequence, None)
+            self.work.abort(call.sequences)
+            copy.wake()
+        return Completion(
+            num_prompt_tokens=len(request.prompt_token_ids),
+            num_output_tokens=[sequence.num_outputs for sequence in call.sequences],
+            finish_reasons=[sequence.finish_reason or "abort" for sequence in call.sequences],
+        )
+
+    def _take_outputs(self, outputs: list[SequenceOutput]) -> None:
+        """Send what is new: one message for each Gateway."""
+        batches: dict[str, tuple[LinkAddress, TokenBatch]] = {}  # by server key
+        ended: list[_OpenCall] = []
+        for output in outputs:
+            call = self._calls.get(output.sequence)
+            if call is None:
+                continue
+            key = call.reply_to.server_key
+            if key not in batches:
+                batches[key] = (call.reply_to, TokenBatch.empty(self._sender))
+            batches[key][1].add(call.stream, output.chunk)
+            if output.chunk.finish_reason is not None:
+                call.num_unfinished -= 1
+                if call.num_unfinished == 0:
+                    ended.append(call)
+        for gateway, batch in batches.values():
+            if not self._senders.send(gateway, batch):
+                self._fail_calls_of(gateway)
+        for call in ended:
+            if not call.ended.done():
+                call.ended.set_result(None)
+
+    def _fail_calls_of(self, gateway: LinkAddress) -> None:
+        error = InternalError(f"tokens cannot be sent to the Gateway on node {gateway.node}")
+        for call in {call for call in self._calls.values() if call.reply_to.server_key == gateway.server_key}:
+            if not call.ended.done():
+                call.ended.set_exception(error)

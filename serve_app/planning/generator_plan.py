@@ -1,0 +1,107 @@
+"""One model that generates text: where it is, how it is split, what it may hold."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.checkpoints.generation_config import read_eos_token_ids
+from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
+from serve_app.checkpoints.quality_gate import check_quality
+from serve_app.checkpoints.source import pin_source
+from serve_app.config.environment import Environment
+from serve_app.config.model import ModelConfig
+from serve_app.errors import ConfigError
+from serve_app.planning.planner import (
+    check_split,
+    describe_plan,
+    format_plan,
+    plan_shards,
+    served_dtype,
+    served_max_model_len,
+)
+from serve_app.types.models import ModelDescription, ModelSource
+from serve_app.types.shards import ShardSettings, ShardSpec
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorPlan:
+    """One such model, and why it cannot be served as `config` says."""
+
+    config: ModelConfig
+    source: ModelSource
+    spec: ModelSpec
+    problems: list[str]  # empty: it can be served
+
+    def refuse_problems(self) -> "GeneratorPlan":
+        """The plan itself. Raises ConfigError that names every problem."""
+        if self.problems:
+            raise ConfigError("\n".join(self.problems))
+        return self
+
+    @property
+    def shards(self) -> list[ShardSpec]:
+        """All stages and ranks. Raises ConfigError."""
+        return plan_shards(self.spec, self.config.parallel.pipeline, self.config.parallel.tensor).shards
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and output together."""
+        return served_max_model_len(self.spec, self.config)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end a sequence."""
+        return frozenset(read_eos_token_ids(self.spec.source_dir, self.spec.vocab_size))
+
+    @property
+    def text(self) -> str:
+        """For people: what goes where."""
+        spec, config = self.spec, self.config
+        rows = describe_plan(spec, plan_shards(spec, config.parallel.pipeline, config.parallel.tensor), config)
+        return (
+            f"{config.name}: {spec.model_type}, {spec.num_layers} layers, {served_dtype(spec, config)}, "
+            f"up to {self.max_model_len} tokens, from {spec.source_dir}\n{format_plan(rows)}"
+        )
+
+    def settings(self, shard: ShardSpec, num_threads: int) -> ShardSettings:
+        """How one shard is to be made."""
+        config = self.config
+        return ShardSettings(
+            shard=shard,
+            source_dir=str(self.spec.source_dir),
+            dtype=served_dtype(self.spec, config),
+            device=config.device.type,
+            num_threads=num_threads,
+            block_size=config.engine.block_size,
+            kv_cache_bytes=config.kv_cache_bytes,
+            gpu_memory_utilization=config.engine.gpu_memory_utilization * config.device.gpus_per_shard,
+            max_num_batched_tokens=config.engine.max_num_batched_tokens,
+            quantization=None if config.quantization is None else config.quantization.for_loading,
+        )
+
+    def describe(self, max_request_tokens: int, created_s: int) -> ModelDescription:
+        """What a Gateway is told."""
+        config = self.config
+        return ModelDescription(
+            name=config.name,
+            task=config.task,
+            source_dir=str(self.spec.source_dir),
+            max_model_len=self.max_model_len,
+            max_request_tokens=max_request_tokens,
+            vocab_size=self.spec.vocab_size,
+            eos_token_ids=sorted(self.eos_token_ids),
+            created_s=created_s,
+            source=self.source,
+            has_preprocessing=bool(config.preprocessing),
+            is_prompt_templated=config.is_prompt_templated,
+        )
+
+
+def plan_generator(config: ModelConfig, base_dir: Path, environment: Environment) -> GeneratorPlan:
+    """The model of `config`, split as it says. Raises ConfigError when its files cannot be read."""
+    source = pin_source(config.source, config.revision, base_dir, environment, config.remote_weights)
+    directory = Path(source.directory)
+    spec = read_model_spec(directory)
+    problems = check_split(spec, config)
+    if config.quality is not None:
+        problems += check_quality(directory, config.quality)
+    return GeneratorPlan(config, source, spec, problems)

@@ -1,0 +1,333 @@
+"""A replica of a generator without Serve or Ray: deaths, hangs, failed starts, draining, as a client sees them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from serve_app.backend import replica_calls
+from serve_app.backend.serve_backend import ServeBackend
+from serve_app.config.environment import read_environment
+from serve_app.config.model import ModelConfig
+from serve_app.deployments.generator_calls import GeneratorCalls
+from serve_app.deployments.model_replica import ModelReplica
+from serve_app.deployments.replica_links import ReplicaIdentity
+from serve_app.errors import (
+    ConfigError,
+    InternalError,
+    QueueFullError,
+    RayshardError,
+    ShardLostError,
+    UnavailableError,
+)
+from serve_app.planning.generator_plan import plan_generator
+from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
+from serve_app.types.models import ModelDescription
+from serve_app.wire.links import LOOPBACK, Senders
+from tests.fakes_engine import FakeModel, run_alone
+from tests.fakes_group import FakeGroups
+from tests.fakes_serve import FakeControl, running_backend, states, until
+
+ROOT = Path(__file__).parents[3]
+DEMO = ROOT / "examples" / "demo_model" / "model"
+TIMEOUTS = {"heartbeat_s": 0.6, "collective_s": 5.0, "rendezvous_s": 5.0, "load_s": 10.0}
+
+
+class Generator:
+    """One replica, its groups of shards, and the backend that calls it."""
+
+    def __init__(self, name: str, groups: FakeGroups, max_queued: int = 16) -> None:
+        config = ModelConfig.model_validate(
+            {
+                "name": "demo",
+                "source": str(DEMO),
+                "max_model_len": 64,
+                "parallel": {"pipeline": 2},
+                "engine": {"max_num_seqs": 4, "max_num_batched_tokens": 16, "block_size": 4, "max_queued": max_queued},
+                "timeouts": TIMEOUTS,
+            }
+        )
+        plan = plan_generator(config, ROOT, read_environment({})).refuse_problems()
+        senders = Senders(LOOPBACK)
+        self.groups = groups
+        self.calls = GeneratorCalls(plan, name, senders)
+        identity = ReplicaIdentity(name, "demo", "Router", LOOPBACK)
+        self.replica = ModelReplica(identity, self.calls.work, self.calls, groups, senders, retry_s=0.001)
+        self.links = self.replica.links
+
+    def describe(self) -> list[ModelDescription]:
+        """One model."""
+        return self.replica.describe()
+
+
+@pytest.fixture
+async def generators() -> AsyncIterator[Callable[..., Generator]]:
+    """Makes replicas, and ends them."""
+    made: list[Generator] = []
+
+    def make(name: str = "a", groups: FakeGroups | None = None, **settings: int) -> Generator:
+        made.append(Generator(name, groups or FakeGroups(), **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.replica.close_now()
+    await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def served(generators: Callable[..., Generator]) -> AsyncIterator[tuple[Generator, ServeBackend]]:
+    """A replica that is ready, and a backend that knows it."""
+    generator = generators()
+    await generator.replica.start()
+    control = FakeControl()
+    control.add("demo", "Router", generator)
+    async with running_backend(control) as backend:
+        await until(lambda: states(backend).get("demo") == ["ready"])
+        yield generator, backend
+
+
+def request_of(seed: int = 1, max_tokens: int = 12, **changes: object) -> GenerateRequest:
+    params = SamplingParams(max_tokens=max_tokens, seed=seed, ignore_eos=True)
+    return GenerateRequest(f"r{seed}", [1, 2, 3], params, **changes)  # type: ignore[arg-type]
+
+
+async def tokens_of(backend: ServeBackend, request: GenerateRequest) -> list[int]:
+    token_ids: list[int] = []
+
+    def take(chunk: OutputChunk) -> bool:
+        token_ids.extend(chunk.token_ids)
+        return True
+
+    async with asyncio.timeout(15):
+        await backend.generate("demo", request, take)
+    return token_ids
+
+
+def expected(request: GenerateRequest, choice: int = 0) -> list[int]:
+    return run_alone(FakeModel(), request, choice, 64, frozenset()).token_ids
+
+
+async def begun(backend: ServeBackend, request: GenerateRequest) -> "asyncio.Task[list[int]]":
+    """A request whose first token has come."""
+    first = asyncio.Event()
+    token_ids: list[int] = []
+
+    def take(chunk: OutputChunk) -> bool:
+        token_ids.extend(chunk.token_ids)
+        first.set()
+        return True
+
+    async def run() -> list[int]:
+        await backend.generate("demo", request, take)
+        return token_ids
+
+    task = asyncio.create_task(run())
+    await asyncio.wait_for(first.wait(), 10)
+    return task
+
+
+async def die(generator: Generator) -> None:
+    """End a replica as SIGKILL would: it says nothing any more."""
+    links = generator.links
+    for task in links._tasks:
+        task.cancel()
+    for gateway_s, gateway in links._gateways.values():
+        assert gateway_s
+        generator.calls._senders.forget(gateway)
+    links._gateways.clear()
+    generator.calls._calls.clear()
+    await asyncio.sleep(0)
+
+
+def slow_down(generator: Generator, step_s: float = 0.02) -> None:
+    for shard in generator.groups.made[-1].shards:
+        shard.step_s = step_s
+
+
+async def test_requests_give_what_they_give_alone(served: tuple[Generator, ServeBackend]) -> None:
+    _generator, backend = served
+    requests = [request_of(seed) for seed in range(1, 9)]
+    answers = await asyncio.gather(*(tokens_of(backend, request) for request in requests))
+    assert answers == [expected(request) for request in requests]
+
+
+async def test_a_shard_that_dies_ends_what_ran_and_the_next_epoch_answers(
+    served: tuple[Generator, ServeBackend],
+) -> None:
+    generator, backend = served
+    slow_down(generator)
+    running = [await begun(backend, request_of(seed, 50)) for seed in (1, 2, 3)]
+    generator.groups.made[-1].die()
+    for task in running:
+        with pytest.raises(ShardLostError):
+            await task
+    assert await tokens_of(backend, request_of(4)) == expected(request_of(4))  # which waited for the rebuild
+    assert generator.replica.copy.epoch == 2
+    assert generator.groups.made[0].is_killed
+    assert states(backend) == {"demo": ["ready"]}
+
+
+async def test_a_shard_that_hangs_is_noticed_by_its_silence(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    slow_down(generator)
+    running = await begun(backend, request_of(1, 50))
+    generator.groups.made[-1].shards[0].is_silent.set()
+    with pytest.raises(ShardLostError, match="silent"):
+        await running
+    assert await tokens_of(backend, request_of(2)) == expected(request_of(2))
+
+
+async def test_a_copy_is_not_ready_while_it_is_rebuilt_and_says_why(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    generator.groups.failures = [OSError("no room"), OSError("no room")]
+    generator.groups.made[-1].die()
+    await until(lambda: states(backend) == {"demo": ["rebuilding"]})
+    await until(lambda: states(backend) == {"demo": ["ready"]})
+    assert generator.replica.copy.epoch == 4  # two starts failed
+    generator.replica.check()
+
+
+async def test_after_five_failed_starts_serve_shall_replace_the_replica(
+    served: tuple[Generator, ServeBackend],
+) -> None:
+    generator, backend = served
+    generator.groups.failures = [OSError("no room")] * 5
+    generator.groups.made[-1].die()
+    await until(lambda: states(backend) == {"demo": ["failed"]})
+    with pytest.raises(InternalError, match="could not be started again"):
+        generator.replica.check()
+    with pytest.raises(UnavailableError, match=r"within 0\.1 s"):
+        await tokens_of(backend, request_of(1, queue_timeout_s=0.1))
+
+
+async def test_a_first_start_that_fails_raises_its_cause_and_leaves_nothing(
+    generators: Callable[..., Generator],
+) -> None:
+    generator = generators(groups=FakeGroups(failures=[OSError("no room")]))
+    with pytest.raises(OSError, match="no room"):
+        await generator.replica.start()
+    assert generator.groups.made[0].is_killed
+
+
+async def test_weights_that_give_no_numbers_are_refused_before_anybody_asks(
+    generators: Callable[..., Generator],
+) -> None:
+    class Broken(FakeModel):
+        def next_token(self, *_args: object) -> int:
+            return -1
+
+    generator = generators(groups=FakeGroups(model=Broken()))
+    with pytest.raises(ConfigError, match="first output is not finite"):
+        await generator.replica.start()
+
+
+async def test_a_cache_that_holds_no_block_is_refused(generators: Callable[..., Generator]) -> None:
+    with pytest.raises(ConfigError, match="holds no block"):
+        await generators(groups=FakeGroups(num_blocks=0)).replica.start()
+
+
+async def test_a_request_that_is_given_up_frees_its_blocks(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    slow_down(generator)
+    running = await begun(backend, request_of(1, 50))
+    assert generator.calls.work.load().num_running == 1
+    running.cancel()
+    await until(lambda: generator.calls.work.load().num_running == 0)
+    load = generator.calls.work.load()
+    assert load.num_free_blocks == load.num_blocks
+
+
+async def test_a_reader_that_has_enough_ends_the_request(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    slow_down(generator)
+    taken: list[OutputChunk] = []
+
+    def take(chunk: OutputChunk) -> bool:
+        taken.append(chunk)
+        return len(taken) < 3
+
+    await backend.generate("demo", request_of(1, 50), take)
+    assert len(taken) == 3
+    await until(lambda: generator.calls.work.load().num_running == 0)
+
+
+async def test_what_a_reader_raises_ends_its_request_and_no_other(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    slow_down(generator, 0.005)
+    other = asyncio.create_task(tokens_of(backend, request_of(2, 30)))
+
+    def take(_chunk: OutputChunk) -> bool:
+        raise ValueError("a broken reader")
+
+    with pytest.raises(ValueError, match="a broken reader"):
+        await backend.generate("demo", request_of(1, 50), take)
+    assert await other == expected(request_of(2, 30))
+
+
+async def test_a_full_queue_is_told_to_the_caller(generators: Callable[..., Generator]) -> None:
+    generator = generators(max_queued=1)
+    await generator.replica.start()
+    control = FakeControl()
+    control.add("demo", "Router", generator)
+    async with running_backend(control) as backend:
+        await until(lambda: states(backend).get("demo") == ["ready"])
+        slow_down(generator)
+        running = [asyncio.create_task(tokens_of(backend, request_of(seed, 40))) for seed in range(1, 12)]
+        ends = await asyncio.gather(*running, return_exceptions=True)
+    refused = [end for end in ends if isinstance(end, RayshardError)]
+    assert refused
+    assert all(isinstance(end, QueueFullError) for end in refused)
+    for seed, end in enumerate(ends, 1):
+        assert isinstance(end, QueueFullError) or end == expected(request_of(seed, 40))
+
+
+async def test_a_request_that_waits_too_long_for_its_turn_is_refused(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    slow_down(generator)
+    running = [await begun(backend, request_of(seed, 50)) for seed in range(1, 5)]
+    with pytest.raises(QueueFullError, match=r"queue_timeout_s=0\.1"):
+        await tokens_of(backend, request_of(9, queue_timeout_s=0.1))
+    for task in running:
+        task.cancel()
+
+
+async def test_a_replica_that_shall_leave_lets_its_streams_end(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    slow_down(generator, 0.01)
+    request = request_of(1, 50)
+    running = await begun(backend, request)
+    closing = asyncio.create_task(generator.replica.close())
+    await until(lambda: states(backend) == {"demo": ["draining"]})
+    assert await running == expected(request)
+    await closing
+    assert generator.groups.made[-1].is_killed
+    await until(lambda: states(backend) == {"demo": []})
+
+
+async def test_a_router_that_dies_is_an_error_for_streams_that_have_begun_and_for_no_other(
+    generators: Callable[..., Generator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_calls, "FRESH_S", 0.8)
+    monkeypatch.setattr(replica_calls, "LOST_S", 1.2)
+    first, second = generators("a"), generators("b")
+    await first.replica.start()
+    control = FakeControl()
+    control.add("demo", "Router", first)
+    async with running_backend(control) as backend:
+        await until(lambda: states(backend).get("demo") == ["ready"])
+        slow_down(first, 0.3)
+        running = await begun(backend, request_of(1, 50))
+        for shard in first.groups.made[-1].shards:
+            shard.is_stuck.set()
+        waiting = asyncio.create_task(tokens_of(backend, request_of(2)))
+        await until(lambda: first.calls.work.load().num_running + first.calls.work.load().num_waiting == 2)
+        await second.replica.start()
+        control.add("demo", "Router", second)
+        second.links.register(backend._own_address())
+        await die(first)
+        with pytest.raises(UnavailableError, match="has died"):
+            await running
+        assert await waiting == expected(request_of(2))
+        assert second.calls.work.load().num_running == 0
