@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Sequence as Sequenced
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,18 +10,24 @@ from pathlib import Path
 import torch
 
 from serve_app.checkpoints.model_spec import read_model_spec
-from serve_app.deployments.step_loop import StepLoop
+from serve_app.config.environment import read_environment
+from serve_app.config.model import ModelConfig
+from serve_app.deployments.copy_work import CopyWork
+from serve_app.deployments.generation_work import GenerationWork
+from serve_app.deployments.model_copy import ModelCopy
+from serve_app.deployments.step_loop import StepScheduler
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
-from serve_app.engine.plain_processes import HOST, PlainProcesses
+from serve_app.engine.plain_processes import PlainProcesses, ProcessShardGroup
+from serve_app.errors import RayshardError
 from serve_app.parallel.communicator import LoneCommunicator
-from serve_app.planning.planner import plan_shards
+from serve_app.planning.generator_plan import GeneratorPlan, plan_generator
+from serve_app.planning.planner import DTYPE_BYTES, kv_block_bytes, plan_shards
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings, ShardSpec
 from serve_app.types.steps import StepInput
-from serve_app.wire.links import ControlServer
 
 WHOLE = ShardSpec(stage=0, num_stages=1, rank=0, num_ranks=1, first_layer=0, end_layer=4)
 
@@ -55,7 +62,9 @@ def greedy(
 ) -> GenerateRequest:
     """A request for so many most probable tokens."""
     num_prompt_logprobs = 0 if with_prompt_logprobs else None
-    params = SamplingParams(max_tokens, seed=0, temperature=0.0, num_prompt_logprobs=num_prompt_logprobs)
+    params = SamplingParams(
+        max_tokens, seed=0, temperature=0.0, ignore_eos=True, num_prompt_logprobs=num_prompt_logprobs
+    )
     return GenerateRequest(request_id, prompt, params)
 
 
@@ -84,50 +93,73 @@ def load_group(
     return pool.load(settings, shards, collective_s=collective_s)
 
 
-class PlainCopy:
-    """A loaded group under a step loop. Made within a running event loop."""
+class DrivenCopy:
+    """A ModelCopy on plain processes, and what comes of its requests. Made within a running event loop.
+
+    limits: `num_blocks` is what the largest shard has room for.
+    """
 
     def __init__(
-        self,
-        pool: PlainProcesses,
-        split: Split,
-        limits: EngineLimits,
-        *,
-        heartbeat_s: float = 10.0,
-        step_s: float = 60.0,
+        self, directory: Path, split: Split, limits: EngineLimits, *, heartbeat_s: float = 10.0, step_s: float = 60.0
     ) -> None:
-        self._pool = pool
-        self._num_shards = split.num_shards
-        pool.allocate(split.num_shards, limits)
-        self._control = ControlServer(HOST, 1, split.num_shards)
-        self.scheduler = Scheduler(limits, num_stages=split.pipeline, max_queued=1000)
-        self.loop = StepLoop(
-            self.scheduler, self._control, split.num_shards, self._take, heartbeat_s=heartbeat_s, step_s=step_s
-        )
+        self.errors: list[RayshardError] = []  # why epochs have ended
+        self.groups: list[ProcessShardGroup] = []
         self._outcomes: dict[str, Outcome] = {}
         self._news = asyncio.Event()
-        pool.run(split.num_shards, self._control.address)
-        self.running = asyncio.create_task(self.loop.run())
+        spec = read_model_spec(directory)
+        shards = plan_shards(spec, split.pipeline, split.tensor).shards
+        block_bytes = max(kv_block_bytes(spec, shard, limits.block_size, DTYPE_BYTES["float32"]) for shard in shards)
+        config = ModelConfig.model_validate(
+            {
+                "name": "driven",
+                "source": str(directory),
+                "dtype": "float32",
+                "max_model_len": limits.max_model_len,
+                "parallel": {"pipeline": split.pipeline, "tensor": split.tensor},
+                "device": {"cpu_threads": 1},
+                "engine": {
+                    "max_num_seqs": limits.max_num_seqs,
+                    "max_num_batched_tokens": limits.max_num_batched_tokens,
+                    "block_size": limits.block_size,
+                    "kv_cache_bytes": limits.num_blocks * block_bytes,
+                    "max_queued": 1000,
+                },
+                "timeouts": {"heartbeat_s": heartbeat_s, "collective_s": step_s, "rendezvous_s": 60.0},
+            }
+        )
+        plan = plan_generator(config, directory, read_environment({})).refuse_problems()
+        self.work = ShownWork(plan, self._take)
+        self.copy = ModelCopy(self.work, self._make_group, self._lose, retry_s=0.01)
+        self._supervising: asyncio.Task[None] | None = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Of the epoch at hand."""
+        return self.work.schedulers[-1]
+
+    async def start(self) -> None:
+        """Bring the first epoch up."""
+        await self.copy.start()
+        self._supervising = asyncio.create_task(self.copy.supervise())
 
     def submit(self, request: GenerateRequest) -> Sequence:
         """Queue a request of one choice."""
         self._outcomes[request.request_id] = Outcome()
-        (sequence,) = self.scheduler.add(request)
-        self.loop.wake()
+        (sequence,) = self.work.submit(request)
+        self.copy.wake()
         return sequence
 
-    def abort(self, sequences: Iterable[Sequence]) -> None:
+    def abort(self, sequences: list[Sequence]) -> None:
         """End sequences."""
-        for sequence in sequences:
-            self.scheduler.abort(sequence)
-        self.loop.wake()
+        self.work.abort(sequences)
+        self.copy.wake()
 
     def outcome(self, request_id: str) -> Outcome:
         """What has come of a request so far."""
         return self._outcomes[request_id]
 
     async def generate(self, requests: Iterable[GenerateRequest], gap_s: float = 0.0) -> list[Outcome]:
-        """Run requests that come one after the other, so many seconds apart, to their ends."""
+        """Run requests that come one after the other, that many seconds apart, to their ends."""
         sequences = []
         for request in requests:
             sequences.append(self.submit(request))
@@ -136,42 +168,67 @@ class PlainCopy:
         return [self._outcomes[sequence.request_id] for sequence in sequences]
 
     async def until(self, is_true: Callable[[], bool]) -> None:
-        """Wait for something that new tokens bring about; raises what ends the step loop."""
+        """Wait for something that new tokens bring about; raises what has ended an epoch meanwhile."""
+        num_errors = len(self.errors)
         while not is_true():
             self._news.clear()
-            news = asyncio.create_task(self._news.wait())
-            await asyncio.wait({news, self.running}, return_when=asyncio.FIRST_COMPLETED)
-            news.cancel()
-            if self.running.done():
-                self.running.result()
+            await self._news.wait()
+            if len(self.errors) > num_errors:
+                raise self.errors[-1]
 
-    async def stop(self) -> None:
-        """End the shards' run in good order; the pool can load the next model."""
-        self._control.send_stop()
-        await asyncio.to_thread(self._pool.wait, self._num_shards)
+    async def until_idle(self) -> None:
+        """Wait until no step is in flight."""
+        await asyncio.wait_for(self.until(lambda: self.scheduler.num_steps_in_flight == 0), timeout=30)
 
     async def close(self) -> None:
-        """Let go of the step loop and the link, whatever has become of the shards."""
-        self.running.cancel()
-        await asyncio.gather(self.running, return_exceptions=True)
-        self._control.close()
+        """End all processes."""
+        if self._supervising is not None:
+            self._supervising.cancel()
+        self.copy.close()
+        await asyncio.sleep(0)
+        for group in self.groups:
+            for process in group.processes:
+                await asyncio.to_thread(process.join)
+
+    def _make_group(self, work: CopyWork) -> ProcessShardGroup:
+        self.groups.append(ProcessShardGroup([work.settings(shard, 1) for shard in work.shards]))
+        return self.groups[-1]
 
     def _take(self, outputs: list[SequenceOutput]) -> None:
         _collect(self._outcomes, outputs)
         self._news.set()
 
+    def _lose(self, error: RayshardError) -> None:
+        self.errors.append(error)
+        self._news.set()
+
+
+class ShownWork(GenerationWork):
+    """GenerationWork whose schedulers a test may look at."""
+
+    def __init__(self, plan: GeneratorPlan, on_outputs: Callable[[list[SequenceOutput]], None]) -> None:
+        super().__init__(plan, on_outputs)
+        self.schedulers: list[Scheduler] = []
+
+    def scheduler(self, reports: Sequenced[ShardReport], limits: EngineLimits | None) -> StepScheduler:
+        """See CopyWork."""
+        made = super().scheduler(reports, limits)
+        assert isinstance(made, Scheduler)
+        self.schedulers.append(made)
+        return made
+
 
 @asynccontextmanager
-async def plain_copy(pool: PlainProcesses, split: Split, limits: EngineLimits) -> AsyncIterator[PlainCopy]:
-    """A loaded group under a step loop that is stopped in good order, after a failed assertion too."""
-    copy = PlainCopy(pool, split, limits)
+async def driven_copy(
+    directory: Path, split: Split, limits: EngineLimits, **settings: float
+) -> AsyncIterator[DrivenCopy]:
+    """A copy that runs, and is ended after a failed assertion too."""
+    driven = DrivenCopy(directory, split, limits, **settings)
     try:
-        await copy.loop.wait_for_shards()
-        yield copy
+        await driven.start()
+        yield driven
     finally:
-        if not copy.running.done():
-            await copy.stop()
-        await copy.close()
+        await driven.close()
 
 
 def load_runner(

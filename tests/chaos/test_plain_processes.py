@@ -19,11 +19,11 @@ from serve_app.errors import ShardLostError, UnavailableError
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.shards import EngineLimits
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
-from tests.plain_driver import PlainCopy, Split, greedy, load_group, plain_copy
+from tests.plain_driver import Split, driven_copy, greedy, load_group
 
 Pool = TypeVar("Pool", bound=PlainProcesses)
 
-LIMITS = EngineLimits(max_num_seqs=8, max_num_batched_tokens=32, max_model_len=256, block_size=4, num_blocks=60)
+LIMITS = EngineLimits(max_num_seqs=8, max_num_batched_tokens=32, max_model_len=256, block_size=4, num_blocks=64)
 
 
 @pytest.fixture(scope="module")
@@ -77,65 +77,57 @@ def test_a_shard_that_died_before_the_next_load_is_an_error(checkpoint: Path) ->
 @pytest.mark.parametrize(
     ("split", "index", "kind"),
     [
-        (Split(2, 2), 3, signal.SIGKILL),  # the sampling shard's twin: nobody hears of it but by its silence
+        (Split(2, 2), 3, signal.SIGKILL),  # the sampling shard's twin
         (Split(1, 2), 0, signal.SIGKILL),  # the one with the store, that samples
-        (Split(2, 1), 0, signal.SIGSTOP),
+        (Split(2, 1), 0, signal.SIGSTOP),  # nobody hears of it but by its silence
         (Split(1, 2), 1, signal.SIGSTOP),
     ],
     ids=str,
 )
-async def test_a_shard_lost_under_running_streams_is_noticed_within_5_s(
+async def test_a_shard_lost_under_running_streams_is_noticed_within_5_s_and_replaced(
     checkpoint: Path, split: Split, index: int, kind: signal.Signals
 ) -> None:
-    with ended(PlainProcesses(split.num_shards)) as pool:
-        load_group(pool, checkpoint, split, block_size=LIMITS.block_size)
-        copy = PlainCopy(pool, split, LIMITS, heartbeat_s=3.5)
-        try:
-            await copy.loop.wait_for_shards()
-            for stream in range(8):
-                copy.submit(greedy(str(stream), [5 + stream] * 8, 200))
-            await copy.until(lambda: all(len(copy.outcome(str(stream)).token_ids) >= 3 for stream in range(8)))
-            os.kill(_pid(pool, index), kind)
-            lost_s = time.monotonic()
-            with pytest.raises(ShardLostError, match="silent"):
-                await asyncio.wait_for(copy.running, timeout=10)
-            assert time.monotonic() - lost_s < 5
-            if kind is signal.SIGKILL:
-                with pytest.raises(UnavailableError, match="during run"):
-                    await copy.stop()
-                assert not any(process.is_alive() for process in pool.processes)
-        finally:
-            await copy.close()
+    async with driven_copy(checkpoint, split, LIMITS, heartbeat_s=3.5) as driven:
+        for stream in range(8):
+            driven.submit(greedy(str(stream), [5 + stream] * 8, 200))
+        await driven.until(lambda: all(len(driven.outcome(str(stream)).token_ids) >= 3 for stream in range(8)))
+        lost = driven.groups[0].processes
+        pid = lost[index].pid
+        assert pid is not None
+        os.kill(pid, kind)
+        lost_s = time.monotonic()
+        with pytest.raises(ShardLostError, match="silent" if kind is signal.SIGSTOP else "ended"):
+            await driven.until(lambda: False)
+        assert time.monotonic() - lost_s < 5
+        await driven.copy.wait_until_ready(60)
+        assert driven.copy.epoch == 2
+        (outcome,) = await driven.generate([greedy("after", [7] * 8, 20)])
+        assert len(outcome.token_ids) == 20
+        assert not any(process.is_alive() for process in lost)
 
 
 async def test_random_arrivals_and_aborts_under_preemption_end_with_all_blocks_free(checkpoint: Path) -> None:
-    with ended(PlainProcesses(4)) as pool:
-        load_group(pool, checkpoint, Split(2, 2), block_size=LIMITS.block_size)
-        await _disturb(pool)
-
-
-async def _disturb(pool: PlainProcesses) -> None:
     """Ten seconds of requests that come and go."""
     randomness = random.Random(0)
     alive: list[Sequence] = []
     num_submitted = num_aborted = 0
-    async with plain_copy(pool, Split(2, 2), LIMITS) as copy:
+    async with driven_copy(checkpoint, Split(2, 2), LIMITS) as driven:
         deadline_s = time.monotonic() + 10
         while time.monotonic() < deadline_s:
             alive = [sequence for sequence in alive if not sequence.is_finished]
             if len(alive) < 16:
                 prompt = [randomness.randrange(3, VOCAB_SIZE) for _ in range(randomness.randint(1, 60))]
-                alive.append(copy.submit(greedy(str(num_submitted), prompt, randomness.randint(1, 80))))
+                alive.append(driven.submit(greedy(str(num_submitted), prompt, randomness.randint(1, 80))))
                 num_submitted += 1
             elif randomness.random() < 0.1:
-                copy.abort(alive[:1] if randomness.random() < 0.5 else alive[-1:])
+                driven.abort(alive[:1] if randomness.random() < 0.5 else alive[-1:])
                 num_aborted += 1
             await asyncio.sleep(randomness.random() * 0.02)
-        num_preemptions = copy.scheduler.num_preemptions
-        await asyncio.wait_for(copy.until(lambda: all(sequence.is_finished for sequence in alive)), timeout=30)
-        await asyncio.wait_for(copy.until(lambda: copy.scheduler.num_steps_in_flight == 0), timeout=30)
-        copy.scheduler.check()
-        assert copy.scheduler.num_free_blocks == LIMITS.num_blocks
+        num_preemptions = driven.scheduler.num_preemptions
+        await asyncio.wait_for(driven.until(lambda: all(sequence.is_finished for sequence in alive)), timeout=30)
+        await driven.until_idle()
+        driven.scheduler.check()
+        assert driven.scheduler.num_free_blocks == LIMITS.num_blocks
     print(f"{num_submitted} requests, {num_aborted} aborted, {num_preemptions} pre-emptions")
     assert num_submitted > 20
     assert num_aborted > 5

@@ -5,12 +5,11 @@ Batches and single requests are both compared with transformers: where they equa
 
 import pytest
 
-from serve_app.engine.plain_processes import PlainProcesses
 from serve_app.types.shards import EngineLimits
 from tests.checkpoints import ARCHITECTURES
 from tests.parity.comparison import LOGPROB_TOLERANCE, Comparison, Reference, first_difference, logprob_error
 from tests.parity.conftest import NUM_OUTPUTS, References
-from tests.plain_driver import Outcome, PlainCopy, Split, greedy, load_group, plain_copy
+from tests.plain_driver import DrivenCopy, Outcome, Split, driven_copy, greedy
 
 SPLITS = (Split(1, 1), Split(2, 1), Split(1, 2), Split(2, 2), Split(3, 1))
 THOROUGH = ("llama", "gpt2", "phi3", "mixtral")  # every split, in the fast set too
@@ -45,12 +44,11 @@ def test_greedy_output_of_the_checkpoint_is_varied(reference_of: References, nam
 
 @pytest.mark.parametrize(("name", "split"), cases())
 async def test_a_batch_with_preemptions_and_single_requests_give_what_transformers_gives(
-    pool: PlainProcesses, reference_of: References, comparison: Comparison, name: str, split: Split
+    reference_of: References, comparison: Comparison, name: str, split: Split
 ) -> None:
     directory, references = reference_of(name)
-    load_group(pool, directory, split, block_size=LIMITS.block_size)
-    alone = references if split.num_shards == 1 else references[1:5]  # lengths 7, 20, 33 and 40
-    async with plain_copy(pool, split, LIMITS) as copy:
+    alone = references[1:5]  # lengths 7, 20, 33 and 40
+    async with driven_copy(directory, split, LIMITS) as copy:
         batch = await copy.generate(
             (
                 greedy(f"batch {index}", reference.prompt, NUM_OUTPUTS, with_prompt_logprobs=True)
@@ -60,6 +58,7 @@ async def test_a_batch_with_preemptions_and_single_requests_give_what_transforme
         )
         assert copy.scheduler.num_preemptions > 0
         singles = await _one_at_a_time(copy, alone)
+        await copy.until_idle()
         copy.scheduler.check()
         assert copy.scheduler.num_free_blocks == LIMITS.num_blocks
     comparison.add(f"{name} {split} batch", references, batch)
@@ -69,14 +68,13 @@ async def test_a_batch_with_preemptions_and_single_requests_give_what_transforme
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", SPLITS[1:], ids=str)
+@pytest.mark.parametrize("split", SPLITS, ids=str)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 async def test_every_prompt_alone_gives_what_transformers_gives(
-    pool: PlainProcesses, reference_of: References, comparison: Comparison, name: str, split: Split
+    reference_of: References, comparison: Comparison, name: str, split: Split
 ) -> None:
     directory, references = reference_of(name)
-    load_group(pool, directory, split, block_size=LIMITS.block_size)
-    async with plain_copy(pool, split, LIMITS) as copy:
+    async with driven_copy(directory, split, LIMITS) as copy:
         singles = await _one_at_a_time(copy, references)
         assert copy.scheduler.num_preemptions == 0
     comparison.add(f"{name} {split} alone", references, singles)
@@ -112,7 +110,7 @@ def test_near_ties_excuse_one_sequence_in_a_hundred(num_differences: int, is_too
     assert comparison.is_too_much() == is_too_much
 
 
-async def _one_at_a_time(copy: PlainCopy, references: list[Reference]) -> list[Outcome]:
+async def _one_at_a_time(copy: DrivenCopy, references: list[Reference]) -> list[Outcome]:
     outcomes = []
     for index, reference in enumerate(references):
         outcomes += await copy.generate([greedy(f"alone {index}", reference.prompt, NUM_OUTPUTS)])

@@ -14,11 +14,10 @@ from torch import Tensor
 from serve_app.compress.artifact import WeightWriter
 from serve_app.compress.local_model import LocalModel
 from serve_app.compress.quantize import QuantizeSettings, quantize
-from serve_app.engine.plain_processes import PlainProcesses
 from serve_app.models.quantized_weight import quantize_weight
 from serve_app.types.shards import EngineLimits, LoadQuantization, WeightScheme
 from tests.checkpoints import load_reference
-from tests.plain_driver import Split, greedy, load_group, plain_copy
+from tests.plain_driver import Split, driven_copy, greedy
 from tests.quantized_checkpoints import make_model, pack_awq, pack_gptq
 
 SEQUENCES = [[5, 9, 17, 250, 3], [44], list(range(30, 71))]
@@ -87,14 +86,11 @@ def test_an_artifact_gives_what_plain_transformers_gives(
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "int3", "fp8"])
 @pytest.mark.parametrize("split", [Split(2, 1), Split(1, 2), Split(2, 2)], ids=str)
-async def test_a_split_artifact_gives_what_it_gives_whole(
-    artifact: Artifact, pool: PlainProcesses, scheme: str, split: Split
-) -> None:
+async def test_a_split_artifact_gives_what_it_gives_whole(artifact: Artifact, scheme: str, split: Split) -> None:
     directory = artifact("llama", scheme, True)
     prompts = [sequence for sequence in SEQUENCES if len(sequence) > 1]
     logprobs = LocalModel(directory).logits(prompts).log_softmax(-1)
-    load_group(pool, directory, split)
-    async with plain_copy(pool, split, LIMITS) as copy:
+    async with driven_copy(directory, split, LIMITS) as copy:
         requests = [greedy(str(index), prompt, 1, with_prompt_logprobs=True) for index, prompt in enumerate(prompts)]
         outcomes = await asyncio.wait_for(copy.generate(requests), 60)
     start = 0
