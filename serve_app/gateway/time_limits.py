@@ -1,7 +1,7 @@
 """How long a request may take, by the Gateway's settings and by what its client says in a header or metadata."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
 from serve_app.errors import RequestError, TimeoutExceededError
@@ -24,11 +24,11 @@ def time_limit_of(given: Mapping[str, object], limit_s: float | None) -> float |
     return asked_s if limit_s is None else min(asked_s, limit_s)
 
 
-async def within(limit_s: float | None, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+async def within(limit_s: float | None, work: Awaitable[ResultT]) -> ResultT:
     """What the work comes to; raises TimeoutExceededError."""
     try:
         async with asyncio.timeout(limit_s) as limit:
-            return await work()
+            return await work
     except TimeoutError as error:
         if not limit.expired():
             raise

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -133,8 +134,18 @@ async def run_call(
     call: GenerationCall, runs: Sequence[PromptRun], backend: ModelBackend, emit: Callable[[int, ChoiceDelta], None]
 ) -> None:
     """Run all prompts of a request; `emit` gets the prompt's index. The first failure ends them all."""
+    name = call.model.description.name
+    turn = asyncio.Semaphore(MAX_CONCURRENT_PROMPTS)
+
+    async def run_one(index: int, run: PromptRun) -> None:
+        async with turn:
+            await run.run(backend, name, partial(emit, index))
+
     try:
-        await _run_prompts(call, runs, backend, emit)
+        if len(runs) == 1:
+            await runs[0].run(backend, name, partial(emit, 0))
+        else:
+            await _all_or_first_error([run_one(index, run) for index, run in enumerate(runs)])
     finally:
         charge(sum(len(run.request.prompt_token_ids) + run.num_output_tokens for run in runs))
 
@@ -153,7 +164,7 @@ async def stream_call(
         waiting.append((prompt, delta))
         has_news.set()
 
-    running = asyncio.create_task(within(limit_s, lambda: run_call(call, runs, backend, add)))
+    running = asyncio.create_task(within(limit_s, run_call(call, runs, backend, add)))
     running.add_done_callback(lambda _task: has_news.set())
     try:
         while not running.done() or waiting:
@@ -167,22 +178,6 @@ async def stream_call(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-
-
-async def _run_prompts(
-    call: GenerationCall, runs: Sequence[PromptRun], backend: ModelBackend, emit: Callable[[int, ChoiceDelta], None]
-) -> None:
-    name = call.model.description.name
-    if len(runs) == 1:
-        await runs[0].run(backend, name, lambda delta: emit(0, delta))
-        return
-    turn = asyncio.Semaphore(MAX_CONCURRENT_PROMPTS)
-
-    async def run_one(index: int, run: PromptRun) -> None:
-        async with turn:
-            await run.run(backend, name, lambda delta: emit(index, delta))
-
-    await _all_or_first_error([run_one(index, run) for index, run in enumerate(runs)])
 
 
 async def _all_or_first_error(jobs: Sequence[Awaitable[None]]) -> None:

@@ -200,7 +200,8 @@ class GrpcMethods:
         """What the work comes to, in time. A failure becomes the call's status; raised, Serve would log it."""
         try:
             with self._used_key(context):
-                return await within(time_limit_of(dict(context.invocation_metadata()), self._time_limit_s), work)
+                limit_s = time_limit_of(dict(context.invocation_metadata()), self._time_limit_s)
+                return await within(limit_s, work())
         except Exception as error:  # here it meets the client
             set_status(context, as_rayshard_error(error))
         return empty

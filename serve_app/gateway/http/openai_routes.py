@@ -17,6 +17,7 @@ from serve_app.gateway.http.openai_responses import ModelList, WholeAnswer, mode
 from serve_app.gateway.http.openai_stream import ChatEvents, CompletionEvents
 from serve_app.gateway.http.shell import RequestShell, json_answer, json_bytes
 from serve_app.gateway.http.sse import EventStreamResponse, Outbox
+from serve_app.gateway.time_limits import within
 
 
 class OpenAIEndpoints:
@@ -89,20 +90,20 @@ class OpenAIEndpoints:
         response_id, created_s = new_id("chatcmpl-" if is_chat else "cmpl-"), int(time.time())
         if call.options.is_stream:
             events_type = ChatEvents if is_chat else CompletionEvents
-            self._shell.time_limit(request)  # refused before anything is sent
-            return self._stream(request, call, runs, events_type(call, runs, response_id, created_s))
+            limit_s = self._shell.time_limit(request)  # refused before anything is sent
+            return self._stream(limit_s, call, runs, events_type(call, runs, response_id, created_s))
         answer = WholeAnswer(call, runs, response_id, created_s)
         await self._shell.run(request, run_call(call, runs, self._backend, answer.add))
         return json_bytes(answer.chat() if is_chat else answer.completion())
 
     def _stream(
-        self, request: Request, call: GenerationCall, runs: list[PromptRun], events: CompletionEvents | ChatEvents
+        self, limit_s: float | None, call: GenerationCall, runs: list[PromptRun], events: CompletionEvents | ChatEvents
     ) -> EventStreamResponse:
         async def produce(outbox: Outbox) -> None:
             def emit(prompt_index: int, delta: ChoiceDelta) -> None:
                 outbox.put(events.encode(prompt_index, delta), len(delta.token_ids))
 
-            await self._shell.within_time(request, run_call(call, runs, self._backend, emit))
+            await within(limit_s, run_call(call, runs, self._backend, emit))
             outbox.put(events.end(), 0)
 
         return EventStreamResponse(produce, max_waiting_tokens=self._config.client_buffer_tokens)

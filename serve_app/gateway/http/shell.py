@@ -38,22 +38,18 @@ class RequestShell:
             raise RequestAbortedError("the client left while sending") from error
         return bytes(content)
 
-    async def within_time(self, request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """What the work comes to; raises TimeoutExceededError."""
-        try:
-            limit_s = self.time_limit(request)
-        except RequestError:
-            work.close()
-            raise
-        return await within(limit_s, lambda: work)
-
     def time_limit(self, request: Request) -> float | None:
         """Seconds that a request may take; None: any. Raises RequestError."""
         return time_limit_of(request.headers, self._limit_s)
 
     async def run(self, request: Request, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         """What the work comes to, in time and while the client is there."""
-        return await while_connected(request, self.within_time(request, work))
+        try:
+            limit_s = self.time_limit(request)
+        except RequestError:
+            work.close()
+            raise
+        return await while_connected(request, within(limit_s, work))
 
     def _too_large(self) -> RequestTooLargeError:
         return RequestTooLargeError(f"body is larger than max_request_bytes={self.max_bytes}; send less", field="body")

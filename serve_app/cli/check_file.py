@@ -1,0 +1,108 @@
+"""What `rayshard validate` and `rayshard serve` check before anything is started."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.checkpoints.source import find_snapshot, is_hub_id
+from serve_app.checkpoints.weights_download import find_weights
+from serve_app.config.environment import Environment, read_environment
+from serve_app.config.gateway import GatewayConfig
+from serve_app.config.model import ModelConfig
+from serve_app.errors import ConfigError
+from serve_app.gateway.key_file import read_key_file
+from serve_app.graphs.check import ModelPort, check_graph, port_of_config, result_kind
+from serve_app.planning.generator_plan import plan_generator
+from serve_app.planning.serve_file import GraphApplication, ModelApplication, ServeFile, inspect_serve_file
+from serve_app.planning.served_model import plan_batch_model
+from serve_app.planning.setting_problems import Problem
+from serve_app.preprocessing.chain import ChainModel, check_chains
+from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedFile:
+    """A Serve file after its checks."""
+
+    serve_file: ServeFile | None  # None when there are problems
+    plan_text: str
+    problems: list[Problem]
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckedModel:
+    text: str  # its part of the plan
+    problems: list[Problem]
+    labels: list[str] | None = None  # by output index; None: not known
+
+
+def check_file(path: Path, *, can_download: bool) -> CheckedFile:
+    """Every mistake in a Serve file, in its models and graphs and in the files that it names; Ray is not started."""
+    report = inspect_serve_file(path)
+    environment = read_environment()
+    keys = _check_keys(report.gateway, path)
+    models = [_check_model(model, path, environment, can_download=can_download) for model in report.models]
+    ports: dict[str, ModelPort] = {}
+    for model, known in zip(report.models, models, strict=True):
+        ports[model.config.name] = port_of_config(model.config, known.labels)
+    if not report.has_unread_models:  # else it is not known which models there are
+        models += [_check_graph(graph, ports) for graph in report.graphs]
+    problems = [*report.problems, *keys, *(problem for model in models for problem in model.problems)]
+    plan_text = "\n\n".join(model.text for model in models)
+    return CheckedFile(None if problems else report.serve_file, plan_text, problems)
+
+
+def _check_keys(gateway: GatewayConfig | None, path: Path) -> list[Problem]:
+    if gateway is None or gateway.api_keys_file is None:
+        return []
+    try:
+        read_key_file(path.resolve().parent / Path(gateway.api_keys_file).expanduser())
+    except ConfigError as error:
+        return [Problem("api_keys_file", error.message)]
+    return []
+
+
+def _check_model(model: ModelApplication, path: Path, environment: Environment, *, can_download: bool) -> _CheckedModel:
+    config, base_dir = model.config, path.resolve().parent
+    try:
+        missing = None if can_download else _not_here(config, base_dir, environment)
+        if missing is not None:
+            return _CheckedModel(
+                f"{config.name}: {missing} is not on this machine yet; --download fetches and checks it", []
+            )
+        if config.is_generative:
+            return _check_generator(model, base_dir, environment)
+        plan = plan_batch_model(config, base_dir, environment)
+    except ConfigError as error:
+        return _CheckedModel("", [Problem(model.where, message) for message in error.message.split("\n")])
+    unfit = check_chains(config, ChainModel(Path(plan.source.directory), plan.spec.labels))
+    return _CheckedModel(plan.text, [Problem(model.where, message) for message in unfit], plan.labels or None)
+
+
+def _check_generator(model: ModelApplication, base_dir: Path, environment: Environment) -> _CheckedModel:
+    plan = plan_generator(model.config, base_dir, environment)
+    read_tokenizer_files(plan.source.directory)
+    unfit = [*plan.problems, *check_chains(model.config, ChainModel(Path(plan.source.directory)))]
+    if unfit:
+        return _CheckedModel("", [Problem(model.where, message) for message in unfit])
+    return _CheckedModel(plan.text, [])
+
+
+def _not_here(config: ModelConfig, base_dir: Path, environment: Environment) -> str | None:
+    """What would have to be downloaded first; None: nothing."""
+    is_on_hub = is_hub_id(config.source, base_dir)
+    if is_on_hub and find_snapshot(config.source, config.revision, environment) is None:
+        return config.source
+    weights = config.remote_weights
+    if weights is not None and find_weights(weights, environment.weights_cache_dir) is None:
+        return weights.url
+    return None
+
+
+def _check_graph(graph: GraphApplication, ports: dict[str, ModelPort]) -> _CheckedModel:
+    config = graph.config
+    problems = [Problem(graph.where, message) for message in check_graph(config, ports)]
+    if problems:
+        return _CheckedModel("", problems)
+    steps = ", ".join(step.name for step in config.ordered_steps)
+    joined = ", ".join(config.models) or "no models"
+    return _CheckedModel(f"{config.name}: graph {steps} over {joined}; gives {result_kind(config, ports)}", [])
