@@ -6,10 +6,11 @@ FIND_PYTHON = for p in python3.11 python3.12 python3.13; do $$p -m ensurepip --v
 PYTHON ?= $(shell $(FIND_PYTHON))
 STAMP = .venv/.installed
 PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
-PYTEST = .venv/bin/python -m pytest
+PYTEST = .venv/bin/python -m pytest -n $(JOBS) --dist loadgroup
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-slow test-full lint types format lock cluster protos bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
+.PHONY: help install serve check test test-full lint types format lock cluster protos bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -19,13 +20,17 @@ install: $(STAMP)  ## make .venv from constraints.txt, with what the tests need 
 serve: $(STAMP)  ## check the configuration and serve it until Ctrl-C (CONFIG=serve_config.yaml)
 	@.venv/bin/rayshard serve $(CONFIG)
 
-test: $(STAMP)  ## run the tests, 15 to 30 minutes on two cores (ARGS= for pytest)
+check: $(STAMP)  ## for people at work: ruff, mypy, unit tests that start no process of their own, 90 seconds
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	$(PYTEST) tests/unit -m "not slow and not process" $(ARGS)
+
+test: $(STAMP)  ## run the tests, ten minutes on two quiet cores (ARGS= for pytest)
 	$(PYTEST) -m "not slow" $(ARGS)
 
-test-slow: $(STAMP)
-	$(PYTEST) -m slow $(ARGS) || [ $$? -eq 5 ]  # 5: there are none
-
-test-full: test test-slow  ## run the slow tests too
+test-full: $(STAMP)  ## run the slow tests too, in the same run: each cluster starts once
+	$(PYTEST) $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	.venv/bin/ruff check

@@ -1,5 +1,7 @@
 """Models that come, scale and go while others are served."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import pytest
 
 from serve_app.cli.main import main
 from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster, model_application
+from tests.integration.streams import start_streams, wait_for_ends
 
 DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
 
@@ -93,6 +96,44 @@ def test_a_full_queue_refuses_with_a_time_to_come_again(restored: ServeCluster) 
         if answer.status_code == 429:
             assert int(answer.headers["retry-after"]) >= 1
             assert "max_queued=2" in answer.json()["error"]["message"]
+
+
+def test_a_copy_that_is_taken_away_lets_its_streams_end(restored: ServeCluster) -> None:
+    cluster = restored
+    split = {"pipeline": 2, "tensor": 1}
+    two = [model_application("demo", router={"num_replicas": 2}, parallel=split)]
+    others = [one for one in cluster.applications if one["name"] != "demo"]
+    cluster.deploy([*others, *two])
+    cluster.wait_until(lambda: [copy["state"] for copy in cluster.copies("demo")] == ["ready"] * 2, 180, "two copies")
+    streams = start_streams(cluster, 8)
+    cluster.wait_until(lambda: min(copy["num_running"] for copy in cluster.copies("demo")) > 0, 10, "both are busy")
+    cluster.deploy([*others, model_application("demo", router={"num_replicas": 1}, parallel=split)])
+    assert wait_for_ends(streams, 120) == ["done"] * 8
+    cluster.wait_until(lambda: len(cluster.copies("demo")) == 1 and cluster.is_healthy(), 60, "one copy")
+
+
+def test_a_gateway_that_is_stopped_stops_no_other(restored: ServeCluster) -> None:
+    cluster = restored
+    models = [one for one in cluster.applications if one["name"] != "gateway"]
+    (gateway,) = (one for one in cluster.applications if one["name"] == "gateway")
+    cluster.deploy([{**gateway, "deployments": [{"name": "Gateway", "num_replicas": 2}]}, *models])
+    cluster.wait_until(lambda: len(cluster.pids("ray::ServeReplica:gateway")) == 2, 120, "two Gateways")
+    time.sleep(5)  # the proxy and the models come to know the second one
+    streams = start_streams(cluster, 16)
+    stopped, _other = cluster.pids("ray::ServeReplica:gateway")
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        stopped_s = time.monotonic()
+        counts = [stream.num_events for stream in streams]
+        cluster.wait_until(lambda: any(stream.is_done for stream in streams), 60, "the other Gateway's streams")
+        time.sleep(max(0.0, 13 - (time.monotonic() - stopped_s)))  # calls that Serve counts have ended meanwhile
+        went_on = [stream for stream, count in zip(streams, counts, strict=True) if stream.num_events > count + 100]
+        assert 0 < len(went_on) < 16
+        assert not any(stream.error for stream in streams)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert wait_for_ends(streams, 120) == ["done"] * 16  # the stopped one's too: nothing was lost
+    assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
 
 
 class Failures:

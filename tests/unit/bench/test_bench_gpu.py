@@ -31,12 +31,14 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths, "OUT": str(tmp_path)}
 
 
+@pytest.mark.process
 def test_the_blocker_blocks(environment: dict[str, str]) -> None:
     for name in STRANGERS:
         finished = subprocess.run([sys.executable, "-c", f"import {name}"], env=environment, capture_output=True)
         assert f"No module named '{name}'".encode() in finished.stderr
 
 
+@pytest.mark.process
 def test_batch_models_need_neither_ray_nor_links(tmp_path: Path, environment: dict[str, str]) -> None:
     make = "from tests.encoder_checkpoints import make_encoder; from pathlib import Path; "
     make += f"make_encoder('bert', Path({str(tmp_path / 'bert')!r}), is_classifier=False)"
@@ -61,6 +63,7 @@ print(to_tensor(BatchRunner([stage], shard, lone, cpu).run(step).outputs["embedd
     assert "torch.Size([2, 32])" in finished.stdout
 
 
+@pytest.mark.process
 def test_parity_and_decode_speed_need_neither_ray_nor_links(tmp_path: Path, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny"]
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)

@@ -125,6 +125,7 @@ def test_a_command_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert "COMMAND" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_validating_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
     script = (
         "import sys; from serve_app.cli.main import main; status = main(sys.argv[1:]); "

@@ -79,6 +79,7 @@ def stand_in(port: int, status: str, num_missed_starts: int, directory: Path) ->
     return [sys.executable, "-c", STAND_IN, str(port), status, str(num_missed_starts), str(directory)]
 
 
+@pytest.mark.process
 def test_it_serves_until_told_to_stop_and_leaves_no_process(
     port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def test_it_serves_until_told_to_stop_and_leaves_no_process(
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("num_missed_starts", "exit_status"), [(2, 0), (3, 1)])
 def test_it_tries_three_times_when_ray_misses_its_start(
     num_missed_starts: int, exit_status: int, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -103,6 +105,7 @@ def test_it_tries_three_times_when_ray_misses_its_start(
     assert ("The current node timed out during startup." in capsys.readouterr().err) == (exit_status == 1)
 
 
+@pytest.mark.process
 def test_an_application_that_fails_ends_it_with_the_reason(
     port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -143,6 +146,7 @@ def test_no_dashboard_means_no_states(port: int) -> None:
     assert application_states(f"http://127.0.0.1:{port}", "token") == []
 
 
+@pytest.mark.process
 def test_session_members_are_those_that_live() -> None:
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen(command, start_new_session=True) as process:

@@ -206,6 +206,7 @@ def test_an_address_that_cannot_be_called_is_refused(address: str) -> None:
         Client(address)
 
 
+@pytest.mark.process
 def test_neither_torch_nor_ray_is_loaded() -> None:
     code = (
         "import sys, serve_app.client; print(sorted({'torch', 'ray', 'transformers', 'starlette'} & set(sys.modules)))"

@@ -381,6 +381,7 @@ def test_a_directory_in_use_is_left_alone(source: Path, measured: Path) -> None:
     assert (measured / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.process
 def test_a_disk_that_is_full_leaves_nothing_behind(source: Path, tmp_path: Path) -> None:
     code = (
         "import resource, sys; from serve_app.cli.main import main; "

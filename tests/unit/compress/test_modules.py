@@ -93,6 +93,7 @@ def test_layers_of_torch_get_kernels_and_the_lstm_is_made_whole(int8: Path) -> N
     assert (whole - original).abs().max() <= state["recur.lstm.weight_hh_l0_scale"].max() / 2 * 1.001
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_stages", [2, 3])
 def test_a_quantized_classifier_is_split(num_stages: int, int8: Path, pool: PlainProcesses) -> None:
     whole = load_module_stage(tickets(int8), CPU).forward(inputs(), None)["logits"]

@@ -57,6 +57,7 @@ def pool() -> Iterator[PlainProcesses]:
     processes.kill()
 
 
+@pytest.mark.process
 def test_a_split_int8_encoder_gives_what_a_whole_one_gives(tmp_path: Path, pool: PlainProcesses) -> None:
     directory = make_encoder("bert", tmp_path / "model", is_classifier=True)
     spec = read_encoder_spec(EncoderChoices("classify"), directory).spec

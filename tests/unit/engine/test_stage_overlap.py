@@ -78,6 +78,7 @@ def num_overlaps(trace: Path) -> int:
     return sum(later[0] < earlier[1] for later, earlier in zip(spans[0][1:], spans[1][:-1], strict=True))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("num_in_flight", "least", "most"), [(2, 3, NUM_REQUESTS - 1), (1, 0, 0)])
 def test_as_many_batches_are_in_flight_as_there_are_stages(
     tmp_path: Path, num_in_flight: int, least: int, most: int

@@ -32,6 +32,7 @@ def test_no_phrase_comes_near_to_a_held_out_ticket() -> None:
             assert max(len(own & other) / len(own | other) for other in held_out) < _MAX_SHARED, phrase
 
 
+@pytest.mark.process
 def test_the_tickets_are_made_again_byte_by_byte(tmp_path: Path) -> None:
     made = tmp_path / "tickets.csv"
     subprocess.run([sys.executable, str(EXAMPLE / "make_tickets.py"), "--output", str(made)], check=True, timeout=60)

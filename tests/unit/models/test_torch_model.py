@@ -64,6 +64,7 @@ def classifier_settings(source_dir: str) -> BatchModelSettings:
     return settings_of(source_dir, architecture=path, arguments=arguments)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
 def test_a_sequential_is_cut_into_its_children(num_stages: int, pool: PlainProcesses, tmp_path: Path) -> None:
     torch.manual_seed(1)
@@ -73,6 +74,7 @@ def test_a_sequential_is_cut_into_its_children(num_stages: int, pool: PlainProce
     assert torch.allclose(run(settings, num_stages, pool, x=x)["y"], module(x), atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
 def test_a_module_list_is_found_and_its_blocks_get_their_other_arguments(
     num_stages: int, pool: PlainProcesses, tmp_path: Path
@@ -86,6 +88,7 @@ def test_a_module_list_is_found_and_its_blocks_get_their_other_arguments(
     assert torch.equal(outputs["kept"], expected["kept"])
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
 def test_declared_blocks_are_spread_and_each_stage_holds_its_own(
     num_stages: int, pool: PlainProcesses, tmp_path: Path
@@ -104,6 +107,7 @@ def test_declared_blocks_are_spread_and_each_stage_holds_its_own(
         assert sum(one.parameter_bytes for one in held) == sum(one.nbytes for one in module.parameters())
 
 
+@pytest.mark.process
 def test_tensors_of_every_kind_go_in_and_out_and_shared_parameters_stay_shared(
     pool: PlainProcesses, tmp_path: Path
 ) -> None:
@@ -120,6 +124,7 @@ def test_tensors_of_every_kind_go_in_and_out_and_shared_parameters_stay_shared(
     assert len({id(parameter) for parameter in stage.own_parameters().values()}) == 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("num_stages", [1, 2])
 def test_what_a_module_raises_fails_the_step_and_not_the_shard(
     num_stages: int, pool: PlainProcesses, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -134,6 +139,7 @@ def test_what_a_module_raises_fails_the_step_and_not_the_shard(
     assert good.error is None
 
 
+@pytest.mark.process
 def test_the_kind_alone_of_a_users_exception_is_told(
     pool: PlainProcesses, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -143,6 +149,7 @@ def test_the_kind_alone_of_a_users_exception_is_told(
     assert "271828" not in caplog.text
 
 
+@pytest.mark.process
 def test_an_output_that_is_not_as_declared_is_named(pool: PlainProcesses, tmp_path: Path) -> None:
     outputs = {"y": TensorSpec("float64", ("batch", 6))}
     settings = settings_for("Perceptron", save(Perceptron(), tmp_path), inputs=ROW, outputs=outputs)

@@ -111,6 +111,7 @@ def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).chat_template == "b"
 
 
+@pytest.mark.process
 def test_loading_imports_neither_torch_nor_transformers() -> None:
     code = (
         "import sys, serve_app.preprocessing.tokenizer, serve_app.preprocessing.chat_template\n"

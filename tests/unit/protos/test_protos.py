@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[3]
 PROTOS = sorted((ROOT / "serve_app" / "protos").glob("*.proto"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("proto", PROTOS, ids=lambda path: path.stem)
 def test_the_generated_code_is_that_of_the_proto(proto: Path, tmp_path: Path) -> None:
     name = proto.relative_to(ROOT)
