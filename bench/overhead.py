@@ -22,7 +22,7 @@ from bench.results import describe_machine, record
 from bench.serving import BUILD_DIR, ROOT, THROUGHPUT_PROFILE, serving
 from bench.workload import equal_workload, poisson_workload, write_workload
 from serve_app.checkpoints.model_spec import read_model_spec
-from serve_app.planning.planner import kv_block_bytes, plan_shards
+from serve_app.planning.planner import kv_shape_on, plan_shards
 
 MODEL_NAME = "bench"
 PROFILES: Mapping[str, tuple[Mapping[str, str], float]] = {  # environment, and the limit in ms CPU per token
@@ -191,7 +191,7 @@ def _measure_whole_road(scale: Scale, items: Sequence[WorkItem]) -> tuple[Throug
 def _block_bytes(scale: Scale) -> int:
     spec = read_model_spec(BUILD_DIR / scale.model)
     (shard,) = plan_shards(spec, 1, 1).shards
-    return kv_block_bytes(spec, shard, scale.block_size, _FLOAT32_BYTES)
+    return kv_shape_on(shard, spec, "float32").block_bytes(scale.block_size)
 
 
 def _run_alone(scale: Scale, module: str, *arguments: str) -> Throughput:

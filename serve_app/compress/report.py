@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serve_app.architectures.facts import EMBEDDING_PATTERN, HEAD_PATTERN, layer_of
+from serve_app.architectures.tensor_names import is_embedding, is_head, layer_of
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.checkpoints.quality_gate import REPORT_NAME, REPORT_VERSION, sha256_of
 from serve_app.checkpoints.safetensors_header import DTYPE_BITS
@@ -48,10 +48,10 @@ def measure_size(directory: Path, num_weights: int) -> Size:
         module = f"{name.rpartition('.')[0]}.weight"
         if layer_of(name) is not None:
             parts["layers"] += tensor.num_bytes
-        elif EMBEDDING_PATTERN.search(module):
+        elif is_embedding(module):
             parts["embedding"] += tensor.num_bytes
         else:
-            parts["head" if HEAD_PATTERN.search(name) else "other"] += tensor.num_bytes
+            parts["head" if is_head(name) else "other"] += tensor.num_bytes
     return Size(spec.num_bytes, parts, num_weights, 8 * spec.num_bytes / num_weights)
 
 

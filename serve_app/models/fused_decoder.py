@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
 
+from serve_app.architectures.record import FusedClasses
 from serve_app.models.int8_linear import multiply_joined
 from serve_app.models.step_attention import StageAttention
 
-# Pre-norm layers: attention with rotary positions in halves (RoFormer, arXiv:2104.09864), behind norms of each head
-# where a class has them, then a gated SiLU (arXiv:2002.05202).
-FUSED_CLASSES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 _MANY_ELEMENTS = 1 << 16  # from here on, torch's threads are faster than numpy
 
 
@@ -50,12 +48,18 @@ class RotaryTables:
 
 
 class FusedDecoderLayer(nn.Module):
-    """Takes the place of a transformers module, and its parts."""
+    """Takes the place of a transformers module, and its parts.
 
-    def __init__(self, own: Any) -> None:
+    Attention with rotary positions in halves (RoFormer, arXiv:2104.09864), after norms of each head where a class has
+    them, then a gated SiLU (arXiv:2002.05202); a norm before each of the two.
+    """
+
+    def __init__(self, own: Any, *, has_window_in_config: bool = False) -> None:
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = own.input_layernorm, own.post_attention_layernorm
-        self.self_attn = FusedAttention(own.self_attn)
+        attention = own.self_attn
+        window_holder = attention.config if has_window_in_config else attention
+        self.self_attn = FusedAttention(attention, getattr(window_holder, "sliding_window", None))
         self.mlp = FusedMLP(own.mlp)
 
     def forward(self, hidden: Tensor, tables: RotaryTables, attention: StageAttention) -> Tensor:
@@ -69,15 +73,14 @@ class FusedDecoderLayer(nn.Module):
 class FusedAttention(nn.Module):
     """Projections, rotary positions, and the step's attention between them."""
 
-    def __init__(self, own: Any) -> None:
+    def __init__(self, own: Any, window: int | None) -> None:
         super().__init__()
         for name, child in own.named_children():
             self.add_module(name, child)
         self._layer_index: int = own.layer_idx
         self._head_dim: int = own.head_dim
         self._scaling: float = own.scaling
-        holder = own.config if type(own).__name__ == "MistralAttention" else own
-        self._window: int | None = getattr(holder, "sliding_window", None)
+        self._window = window
 
     def forward(self, hidden: Tensor, tables: RotaryTables, attention: StageAttention) -> Tensor:
         """hidden [1, T, D] -> the same shape."""
@@ -125,13 +128,13 @@ class FusedMLP(nn.Module):
         return outputs
 
 
-def fuse_layers(model: nn.Module) -> bool:
+def fuse_layers(model: nn.Module, classes: FusedClasses) -> bool:
     """Put fused layers in the place of those that a model has; gives whether there are any."""
     has_any = False
     for module in list(model.modules()):
         child: Any
         for name, child in module.named_children():
-            if type(child).__name__ in FUSED_CLASSES and isinstance(child.mlp.act_fn, SiLUActivation):
-                setattr(module, name, FusedDecoderLayer(child))
+            if type(child).__name__ == classes.layer and isinstance(child.mlp.act_fn, SiLUActivation):
+                setattr(module, name, FusedDecoderLayer(child, has_window_in_config=classes.has_window_in_config))
                 has_any = True
     return has_any

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Whose RMSNorm multiplies by its weight, after a cast back to the inputs' dtype: one more rounding in half precision,
-# so that there only transformers' own gives transformers' numbers.
-FUSED_CLASSES = ("LlamaRMSNorm", "MistralRMSNorm", "MixtralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+from serve_app.architectures.record import FusedClasses
 
 
 class FusedRMSNorm(nn.Module):
@@ -39,12 +37,15 @@ class FusedRMSNorm(nn.Module):
         return torch.from_numpy(scales.astype(np.float32))[..., None].mul(inputs).mul_(weight)
 
 
-def fuse_norms(model: nn.Module) -> None:
-    """Put the fused ones in the place of those that a float32 model has."""
+def fuse_norms(model: nn.Module, classes: FusedClasses) -> None:
+    """Put the fused ones in the place of those that a float32 model has.
+
+    In half precision transformers' own stay: their cast before the weight is one more rounding.
+    """
     for module in list(model.modules()):
         for name, child in module.named_children():
             weight, epsilon = getattr(child, "weight", None), getattr(child, "variance_epsilon", None)
-            if type(child).__name__ not in FUSED_CLASSES or not isinstance(weight, nn.Parameter):
+            if type(child).__name__ != classes.norm or not isinstance(weight, nn.Parameter):
                 continue
             if weight.dtype == torch.float32 and isinstance(epsilon, float):
                 setattr(module, name, FusedRMSNorm(weight, epsilon))

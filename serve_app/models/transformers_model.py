@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from serve_app.architectures.decoders import Architecture, architecture_of
+from serve_app.architectures.lookup import GENERATORS
 from serve_app.errors import ConfigError
 from serve_app.models.fused_decoder import RotaryTables, fuse_layers
 from serve_app.models.fused_norm import fuse_norms
@@ -51,14 +51,15 @@ class TransformersStage:
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, shard: ShardSpec) -> None:
         self.shard = shard
-        self.architecture: Architecture = architecture_of(config.model_type)
+        self.architecture = GENERATORS[config.model_type]
+        self.head = self.architecture.parts.head
         AttentionInterface.register(ATTENTION_NAME, _forward_attention)  # without a mask function: no mask is built
         with torch.device("meta"):
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
             )
-        fuse_norms(self.model)
-        self._is_fused = fuse_layers(self.model)
+        fuse_norms(self.model, self.architecture.fused)
+        self._is_fused = fuse_layers(self.model, self.architecture.fused)
         self.model.eval().requires_grad_(False)
         self.config = self.model.config
         self.dtype = dtype
@@ -72,7 +73,7 @@ class TransformersStage:
     @property
     def layers(self) -> nn.ModuleList:
         """All layers of the model; those of other stages are pass-throughs."""
-        layers = self.base.get_submodule(self.architecture.layers)
+        layers = self.base.get_submodule(self.architecture.parts.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
 
@@ -118,20 +119,21 @@ class TransformersStage:
 
     def _cut(self) -> None:
         """Replace what belongs to other stages."""
-        shard, architecture = self.shard, self.architecture
+        shard, parts = self.shard, self.architecture.parts
         for index in range(len(self.layers)):
             if not shard.first_layer <= index < shard.end_layer:
                 self.layers[index] = PassThrough()
         if not shard.is_first:
-            for name in architecture.positions:
+            for name in parts.positions:
                 replace_module(self.base, name, _NoPositions())
-            for name in (*architecture.entry, architecture.embedding):
+            for name in (*parts.entry, parts.embedding):
                 replace_module(self.base, name, PassThrough())
             self.own_layers[0].register_forward_pre_hook(self._inject)
         if not shard.is_last:
-            for name in architecture.exit:
+            for name in parts.exit:
                 replace_module(self.base, name, PassThrough())
-            replace_module(self.model, architecture.head, PassThrough())
+            assert parts.head is not None, "it generates"
+            replace_module(self.model, parts.head, PassThrough())
 
     def _inject(self, _layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hand the previous stage's hidden states to the first own layer, whatever was done to them on the way."""

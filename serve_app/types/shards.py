@@ -140,6 +140,20 @@ class Rendezvous:
 
 
 @dataclass(frozen=True, slots=True)
+class KvShape:
+    """What one token of a shard's KV cache is made of."""
+
+    num_layers: int
+    num_heads: int  # key-value heads on one rank
+    head_dim: int
+    dtype_bytes: int
+
+    def block_bytes(self, block_size: int) -> int:
+        """Keys and values of as many tokens, over all layers."""
+        return 2 * self.num_layers * block_size * self.num_heads * self.head_dim * self.dtype_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLimits:
     """Sizes that scheduler and shards must agree on."""
 

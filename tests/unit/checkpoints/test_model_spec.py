@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import CONFIG_MAPPING
 
-from serve_app.architectures.facts import ARCHITECTURES, layer_of
+from serve_app.architectures.lookup import GENERATORS
+from serve_app.architectures.tensor_names import layer_of
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.checkpoints.rope_scaling import RopeLimit
 from serve_app.errors import ConfigError
@@ -64,13 +65,13 @@ def test_a_checkpoint_gives_its_sizes_and_tensors(tmp_path: Path) -> None:
     assert spec.num_bytes == sum(tensor.nbytes for tensor in TENSORS.values())
 
 
-@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("model_type", sorted(GENERATORS))
 def test_missing_keys_mean_what_the_config_class_of_transformers_means(tmp_path: Path, model_type: str) -> None:
-    ours = ARCHITECTURES[model_type]
-    given = {"use_sliding_window": True} if ours.has_window_switch else {}
+    ours = GENERATORS[model_type]
+    given = {ours.keys.window_switch: True} if ours.keys.window_switch else {}
     theirs = CONFIG_MAPPING[model_type](**given)
     text = theirs
-    names = [f"model.layers.{layer}.x" for layer in range(ours.num_layers)] + ["lm_head.weight"]
+    names = [f"model.layers.{layer}.x" for layer in range(ours.sizes.num_layers)] + ["lm_head.weight"]
     save_file({name: np.zeros(1, np.float32) for name in names}, tmp_path / "model.safetensors")
     config = {"model_type": model_type} | given
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -19,7 +19,7 @@ from serve_app.planning.planner import (
     check_split,
     describe_plan,
     format_plan,
-    kv_block_bytes,
+    kv_shape_on,
     num_kv_blocks,
     plan_shards,
     shard_parameter_bytes,
@@ -212,7 +212,7 @@ def test_all_problems_of_a_split_come_at_once() -> None:
 def test_a_kv_block_holds_keys_and_values_of_the_shards_heads() -> None:
     spec = make_spec([4] * 8)
     shard = ShardSpec(stage=0, num_stages=2, rank=0, num_ranks=2, first_layer=0, end_layer=3)
-    assert kv_block_bytes(spec, shard, block_size=16, dtype_bytes=2) == 2 * 3 * 16 * 2 * 16 * 2
+    assert kv_shape_on(shard, spec, "bfloat16").block_bytes(16) == 2 * 3 * 16 * 2 * 16 * 2
     plan = plan_shards(spec, 2, 2)
     assert num_kv_blocks(spec, plan, make_config(dtype="bfloat16"), 8 * 2 * 4 * 16 * 2 * 16 * 2) == 8
 
