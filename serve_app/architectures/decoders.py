@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from serve_app.architectures.record import (
+    SHARED_NORM,
     Architecture,
     ConfigKeys,
     EncoderFacts,
@@ -49,6 +50,25 @@ _QWEN3 = replace(
     _QWEN2,
     sizes=replace(_QWEN2.sizes, head_dim=128),
     fused=FusedClasses(norm="Qwen3RMSNorm", layer="Qwen3DecoderLayer"),
+)
+
+_OLMO2 = Architecture(
+    sizes=replace(_LLAMA.sizes, vocab_size=50304),
+    tensor_cut=TensorCut(
+        plan={  # transformers' own keeps whole copies of the attention on each rank
+            "layers.*.self_attn.q_proj": "colwise",
+            "layers.*.self_attn.k_proj": "colwise",
+            "layers.*.self_attn.v_proj": "colwise",
+            "layers.*.self_attn.q_norm": SHARED_NORM,
+            "layers.*.self_attn.k_norm": SHARED_NORM,
+            "layers.*.self_attn.o_proj": "rowwise",
+            "layers.*.mlp.gate_proj": "colwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        },
+    ),
+    fused=FusedClasses(norm="Olmo2RMSNorm"),
+    same_input=(_QKV, _GATE_UP),
 )
 
 _GEMMA2 = Architecture(
@@ -179,6 +199,7 @@ DECODERS = {
     "mistral": _MISTRAL,
     "qwen2": _QWEN2,
     "qwen3": _QWEN3,
+    "olmo2": _OLMO2,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
     "mixtral": _MIXTRAL,

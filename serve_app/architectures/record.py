@@ -9,6 +9,8 @@ from typing import Literal
 
 from serve_app.architectures.head_sizes import Width
 
+SHARED_NORM = "shared_norm"  # a style of ours: an RMSNorm over all that a colwise cut has spread over the ranks
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
@@ -67,7 +69,7 @@ class Parts:
 class TensorCut:
     """How tensor ranks share the matrices of a layer."""
 
-    plan: Mapping[str, str] | None = None  # module -> style, as transformers names them; None: its config's own plan
+    plan: Mapping[str, str] | None = None  # module -> style, transformers' or ours; None: its config's own plan
     packed: Mapping[str, tuple[Width, ...]] = field(default_factory=dict)  # matrices in one, by their numbers of rows
     divided: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # module -> attributes that shrink with it
     divided_config: str | None = None  # a module whose forward reads head counts from its config
@@ -91,7 +93,7 @@ class EncoderFacts:
 class FusedClasses:
     """Classes of transformers that ours replace, because they give the same numbers in fewer calls."""
 
-    norm: str | None = None  # multiplies by its weight after a cast back to the inputs' dtype
+    norm: str | None = None  # an RMSNorm whose weight is a plain factor, used in float32
     layer: str | None = None  # of llama's shape, with llama's names
     has_window_in_config: bool = False  # its attention reads the sliding window there, not from itself
 

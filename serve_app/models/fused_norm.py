@@ -19,28 +19,28 @@ class FusedRMSNorm(nn.Module):
     def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
         super().__init__()
         self.weight = weight
-        self._epsilon = epsilon
+        self.variance_epsilon = epsilon
         self._width = weight.shape[0]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs [..., D] float32 -> the same shape."""
         weight = self.weight
         if weight.device.type != "cpu":
-            return torch.rms_norm(inputs, weight.shape, weight, self._epsilon)
+            return torch.rms_norm(inputs, weight.shape, weight, self.variance_epsilon)
         rows = inputs.numpy()
         sums = np.vecdot(rows, rows)  # [...]
         if sums.size == 1:
-            scaled = rows * (1.0 / sqrt(float(sums.item()) / self._width + self._epsilon))
+            scaled = rows * (1.0 / sqrt(float(sums.item()) / self._width + self.variance_epsilon))
             scaled *= weight.numpy()
             return torch.from_numpy(scaled)
-        scales = 1.0 / np.sqrt(sums.astype(np.float64) / self._width + self._epsilon)
+        scales = 1.0 / np.sqrt(sums.astype(np.float64) / self._width + self.variance_epsilon)
         return torch.from_numpy(scales.astype(np.float32))[..., None].mul(inputs).mul_(weight)
 
 
 def fuse_norms(model: nn.Module, classes: FusedClasses) -> None:
     """Put the fused ones in the place of those that a float32 model has.
 
-    In half precision transformers' own stay: their cast before the weight is one more rounding.
+    In half precision transformers' own stay: their cast beside the weight is one more rounding.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from serve_app.architectures.head_sizes import Width, head_sizes_of, num_rows
-from serve_app.architectures.record import TensorCut
+from serve_app.architectures.record import SHARED_NORM, TensorCut
 from serve_app.models.cut_stage import CutStage
+from serve_app.models.transformers_model import replace_module
 from serve_app.parallel.communicator import Communicator
+from serve_app.parallel.shared_norm import SharedRMSNorm
 
 Range = tuple[int, int]
 OutputHook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -78,6 +80,9 @@ def _cut_layers(stage: CutStage, cut: TensorCut, communicator: Communicator) -> 
                 continue  # a layer of another kind
             if isinstance(target, nn.Module) and style in _SUMMED:
                 target.register_forward_hook(_sum_output(communicator))
+            if style == SHARED_NORM:
+                target = SharedRMSNorm(target, communicator)
+                replace_module(stage.base, name, target)
             for parameter_name, parameter in _parameters_of(target, name):
                 part = _part_of(stage, cut.packed.get(pattern), style, target, parameter_name, parameter)
                 if part is not None:
@@ -116,6 +121,8 @@ def _part_of(
     # Linear weights are [out, in], Conv1D weights [in, out], experts' [experts, out, in].
     out_dim = 0 if is_bias else parameter.dim() - (1 if type(target).__name__ == "Conv1D" else 2)
     in_dim = parameter.dim() - (2 if type(target).__name__ == "Conv1D" else 1)
+    if style == SHARED_NORM:
+        return Part(0, (even_range(parameter.shape[0], rank, num_ranks),))
     if style == "colwise":
         return Part(out_dim, (even_range(parameter.shape[out_dim], rank, num_ranks),))
     if style == "packed_colwise":

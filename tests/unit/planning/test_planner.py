@@ -151,6 +151,13 @@ def test_a_tensor_size_must_divide_heads_kv_heads_and_intermediate_size() -> Non
     ]
 
 
+def test_ranks_of_a_family_that_cannot_be_cut_are_refused() -> None:
+    problems = check_split(make_spec([4] * 8, model_type="distilbert"), make_config(num_ranks=2))
+    assert problems[-1] == "parallel.tensor=2 cannot cut model_type=distilbert; use parallel.pipeline"
+    problems = check_split(make_spec([4] * 8, model_type="distilbert"), make_config(pipeline=2))
+    assert not any("parallel" in problem for problem in problems)
+
+
 def test_a_vocabulary_need_not_divide() -> None:
     assert check_split(make_spec([4] * 8, vocab_size=63), make_config(num_ranks=4)) == []
 
