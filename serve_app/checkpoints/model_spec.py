@@ -14,9 +14,9 @@ from serve_app.checkpoints.quantization import CheckpointQuantization, read_quan
 from serve_app.checkpoints.rope_scaling import RopeLimit, rope_limit, scaled_max_positions
 from serve_app.checkpoints.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
 from serve_app.errors import ConfigError
+from serve_app.types.dtypes import DTYPES_BY_CODE, SERVED_DTYPES
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-SERVED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,8 @@ def _dtype_of(keys: _Keys, tensors: Mapping[str, TensorHeader]) -> str:
         return dtype.removeprefix("torch.")
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
-        sizes[SERVED_DTYPES.get(tensor.dtype, tensor.dtype)] += tensor.num_bytes
+        name = DTYPES_BY_CODE[tensor.dtype].name
+        sizes[name if name in SERVED_DTYPES else tensor.dtype] += tensor.num_bytes
     return sizes.most_common(1)[0][0] if sizes else "float32"
 
 

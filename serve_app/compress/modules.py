@@ -16,7 +16,6 @@ from tqdm import tqdm
 from serve_app.checkpoints.checkpoint_json import read_json
 from serve_app.checkpoints.model_spec import find_weight_files
 from serve_app.checkpoints.module_files import MODULE_METHOD, SCALE_SUFFIX, labels_of, read_module_tensors
-from serve_app.checkpoints.safetensors_header import DTYPE_BITS
 from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
 from serve_app.compress.evaluate import Labelling
 from serve_app.compress.quantize import QuantizeSettings
@@ -137,7 +136,7 @@ def measure_module_size(directory: Path, num_weights: int) -> Size:
 
 def count_module_weights(directory: Path) -> int:
     """Numbers of an unquantized module."""
-    return sum(one.num_bytes * 8 // DTYPE_BITS[one.dtype] for one in read_module_tensors(directory).values())
+    return sum(one.num_elements for one in read_module_tensors(directory).values())
 
 
 def _read_dense_config(source: Path) -> dict[str, Any]:

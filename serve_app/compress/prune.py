@@ -24,7 +24,8 @@ from serve_app.compress.recipe import write_recipe
 from serve_app.compress.texts import read_texts, sequences_of
 from serve_app.engine.tensor_file import tensor_reader
 from serve_app.errors import ConfigError
-from serve_app.models.transformers_model import DTYPES, read_config
+from serve_app.models.torch_dtypes import TORCH_DTYPES
+from serve_app.models.transformers_model import read_config
 from serve_app.preprocessing.tokenizer import Tokenizer
 
 _PRUNABLE = [name for name, one in GENERATORS.items() if one.fused.layer is not None]  # whose parts have llama's names
@@ -96,7 +97,7 @@ def _write_pruned(
             match = _LAYER.match(name)
             if (spec.is_tied and name == HEAD_WEIGHT) or (match and int(match[2]) not in layers):
                 continue
-            tensor = torch.empty(header.shape, dtype=DTYPES[spec.dtype])
+            tensor = torch.empty(header.shape, dtype=TORCH_DTYPES[spec.dtype])
             reader.read(header, tensor, None, ())
             if match is None:
                 writer.add(name, tensor)

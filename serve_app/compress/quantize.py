@@ -18,7 +18,8 @@ from serve_app.compress.recipe import write_recipe
 from serve_app.compress.schemes import EMBEDDING_SCHEME, encode, quantization_config, scheme_of
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
-from serve_app.models.transformers_model import DTYPES
+from serve_app.models.torch_dtypes import TORCH_DTYPES
+from serve_app.types.dtypes import SERVED_DTYPES
 from serve_app.types.shards import WeightScheme
 
 HEAD_WEIGHT = "lm_head.weight"
@@ -42,7 +43,7 @@ def quantize(source: Path, target: Path, settings: QuantizeSettings, *, can_repl
     chosen = _choose(spec, settings)
     _check_groups(spec, scheme, chosen)
     config = json.loads((source / "config.json").read_bytes())
-    dtype = DTYPES[spec.dtype]
+    dtype = TORCH_DTYPES[spec.dtype]
     is_untied = spec.is_tied and (settings.has_head or settings.has_embedding)
     with new_directory(target, can_replace=can_replace, needed_bytes=spec.num_bytes) as staging:
         with tensor_reader() as reader:
@@ -75,8 +76,8 @@ def read_quantizable(source: Path) -> ModelSpec:
             f"{source}: model_type={spec.model_type} keeps its matrices in a way that compressed-tensors has no form "
             "for; serve it with `quantization:` in the Serve file instead"
         )
-    if spec.dtype not in DTYPES:
-        raise ConfigError(f"{source}: dtype {spec.dtype} cannot be compressed; save it as {', '.join(DTYPES)}")
+    if spec.dtype not in SERVED_DTYPES:
+        raise ConfigError(f"{source}: dtype {spec.dtype} cannot be compressed; save it as {', '.join(SERVED_DTYPES)}")
     return spec
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from serve_app.architectures.tensor_names import is_embedding, is_head, layer_of
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.checkpoints.quality_gate import REPORT_NAME, REPORT_VERSION, sha256_of
-from serve_app.checkpoints.safetensors_header import DTYPE_BITS
 from serve_app.compress.artifact import weight_hashes, write_json
 from serve_app.compress.evaluate import Labelling, Quality, TaskScore
 from serve_app.compress.plot import Point, plot_sizes
@@ -57,7 +56,7 @@ def measure_size(directory: Path, num_weights: int) -> Size:
 
 def count_weights(spec: ModelSpec) -> int:
     """Numbers of an unquantized model."""
-    return sum(tensor.num_bytes * 8 // DTYPE_BITS[tensor.dtype] for tensor in spec.tensors.values())
+    return sum(tensor.num_elements for tensor in spec.tensors.values())
 
 
 def write_report(directory: Path, original: Path, texts: Path, measured: Measured) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from serve_app.compress.served_model import ServedModel
 from serve_app.compress.texts import read_texts, sequences_of
 from serve_app.compress.top_teacher import TopTeacher
 from serve_app.errors import ConfigError
-from serve_app.models.transformers_model import DTYPES
+from serve_app.models.torch_dtypes import TORCH_DTYPES
 from serve_app.preprocessing.tokenizer import Tokenizer
 
 _MAX_TOKENS = 512
@@ -109,7 +109,7 @@ def train_student(
         learnt = run(lesson)
         model.load_state_dict(learnt.state)
         losses = learnt.losses
-    dtype = DTYPES[spec.dtype]
+    dtype = TORCH_DTYPES[spec.dtype]
     with new_directory(target, can_replace=can_replace, needed_bytes=spec.num_bytes) as staging:
         state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
         if model.config.tie_word_embeddings:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from serve_app.engine.tensors import to_data, to_tensor
 from serve_app.models.batch_stage import BatchStage
-from serve_app.parallel.communicator import DTYPE_NAMES, Communicator, StepFailedError
+from serve_app.models.torch_dtypes import DTYPE_NAMES
+from serve_app.parallel.communicator import Communicator, StepFailedError
 from serve_app.types.shards import ShardSpec
 from serve_app.types.steps import BatchStep, BatchStepOutput
 

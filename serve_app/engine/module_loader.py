@@ -14,18 +14,12 @@ from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
 from serve_app.models.batch_stage import BatchStage
 from serve_app.models.quantization import num_weight_bytes
+from serve_app.models.torch_dtypes import DTYPES_OF_FILES, TORCH_DTYPES
 from serve_app.models.torch_model import ModuleStage
-from serve_app.parallel.communicator import DTYPES_BY_NAME
+from serve_app.types.dtypes import DTYPES_BY_CODE
 from serve_app.types.shards import BatchModelSettings, WeightScheme
 
 logger = logging.getLogger(__name__)
-
-_CHECKPOINT_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 
 
 def load_module_stage(settings: BatchModelSettings, device: torch.device) -> BatchStage:
@@ -106,14 +100,15 @@ def _read(
     _check_shape(name, meta, header)
     dtype = meta.dtype
     if dtype.is_floating_point:
-        dtype = _dtype_of(settings, _CHECKPOINT_DTYPES.get(header.dtype, dtype))
+        is_plain = DTYPES_BY_CODE[header.dtype].is_plain_float
+        dtype = _dtype_of(settings, DTYPES_OF_FILES[header.dtype] if is_plain else dtype)
     tensor = torch.empty(meta.shape, dtype=dtype, device=device)
     reader.read(header, tensor, None, ())
     return tensor
 
 
 def _dtype_of(settings: BatchModelSettings, stored: torch.dtype) -> torch.dtype:
-    return stored if settings.dtype == "auto" else DTYPES_BY_NAME[settings.dtype]
+    return stored if settings.dtype == "auto" else TORCH_DTYPES[settings.dtype]
 
 
 def _check_shape(name: str, expected: Tensor, header: TensorHeader) -> None:

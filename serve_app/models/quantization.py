@@ -9,7 +9,8 @@ from torch.nn.functional import linear
 
 from serve_app.models.int8_linear import Int8Linear, make_product
 from serve_app.models.quantized_linear import KernelLinear, QuantizedLinear
-from serve_app.models.quantized_weight import FLOAT8, QuantizedWeight
+from serve_app.models.quantized_weight import QuantizedWeight
+from serve_app.models.torch_dtypes import FLOAT8
 from serve_app.types.shards import WeightScheme
 
 _INT4_GROUPS = (32, 64, 128, 256)

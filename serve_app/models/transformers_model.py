@@ -12,11 +12,11 @@ from serve_app.errors import ConfigError
 from serve_app.models.fused_decoder import RotaryTables, fuse_layers
 from serve_app.models.fused_norm import fuse_norms
 from serve_app.models.step_attention import StageAttention
+from serve_app.models.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
+from serve_app.types.dtypes import SERVED_DTYPES
 from serve_app.types.shards import ShardSpec
 
 ATTENTION_NAME = "rayshard_paged"
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def read_config(source_dir: Path) -> PreTrainedConfig:
@@ -34,12 +34,12 @@ def read_config(source_dir: Path) -> PreTrainedConfig:
 def resolve_dtype(config: PreTrainedConfig, dtype: str) -> torch.dtype:
     """`auto` is the checkpoint's own dtype, float32 where it names none."""
     if dtype != "auto":
-        return DTYPES[dtype]
+        return TORCH_DTYPES[dtype]
     own: torch.dtype | None = config.dtype
     if own is None:
         return torch.float32
-    if own not in DTYPES.values():
-        raise ConfigError(f"dtype=auto, but the checkpoint's is {own}; set dtype to one of {', '.join(DTYPES)}")
+    if DTYPE_NAMES.get(own) not in SERVED_DTYPES:
+        raise ConfigError(f"dtype=auto, but the checkpoint's is {own}; set dtype to one of {', '.join(SERVED_DTYPES)}")
     return own
 
 

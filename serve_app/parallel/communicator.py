@@ -9,29 +9,10 @@ import torch
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 
+from serve_app.models.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
 from serve_app.types.shards import Rendezvous, ShardSpec
 
 Store = c10d.Store
-
-DTYPE_NAMES = {
-    dtype: str(dtype).removeprefix("torch.")
-    for dtype in (
-        torch.bool,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.uint8,
-        torch.uint16,
-        torch.uint32,
-        torch.uint64,
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    )
-}
-DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 class StepFailedError(Exception):
@@ -194,7 +175,7 @@ class GroupCommunicator:
             raise StepFailedError(told["failure"])
         tensors: dict[str, Tensor] = {}
         for name, dtype, shape in told["tensors"]:
-            tensor = torch.empty(shape, dtype=DTYPES_BY_NAME[dtype], device=self._device)
+            tensor = torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=self._device)
             if tensor.numel():
                 self.receive_previous(_as_bytes(tensor))
             tensors[name] = tensor

@@ -14,14 +14,12 @@ from serve_app.architectures.tensor_names import (
     layer_of,
 )
 from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut
-from serve_app.checkpoints.safetensors_header import DTYPE_BITS, TensorHeader
+from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.stage_ends import stage_ends
+from serve_app.types.dtypes import DTYPES, DTYPES_BY_CODE, SERVED_DTYPES
 from serve_app.types.shards import KvShape, LoadQuantization, ShardSpec
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def served_max_model_len(spec: ModelSpec, config: ModelConfig) -> int:
 def kv_shape_on(shard: ShardSpec, spec: ModelSpec, dtype: str) -> KvShape:
     """What one token of a shard's KV cache is made of."""
     num_layers = shard.end_layer - shard.first_layer
-    return KvShape(num_layers, spec.num_kv_heads // shard.num_ranks, spec.head_dim, DTYPE_BYTES[dtype])
+    return KvShape(num_layers, spec.num_kv_heads // shard.num_ranks, spec.head_dim, DTYPES[dtype].num_bytes)
 
 
 def num_kv_blocks(spec: ModelSpec, plan: ShardPlan, config: ModelConfig, kv_cache_bytes: int) -> int:
@@ -177,12 +175,16 @@ def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     if spec.model_type not in GENERATORS:
         supported = ", ".join(sorted(GENERATORS))
         problems.append(f"model_type={spec.model_type!r} is not supported; use a model of type {supported}")
-    problems += quantization_problems(spec, config)
-    if served_dtype(spec, config) not in DTYPE_BYTES:
-        problems.append(
-            f"dtype=auto means {spec.dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}"
-        )
-    return problems + _context_problems(spec, config)
+    return (
+        problems + quantization_problems(spec, config) + dtype_problems(spec, config) + _context_problems(spec, config)
+    )
+
+
+def dtype_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
+    """Why this model is not served in its own dtype."""
+    if served_dtype(spec, config) in SERVED_DTYPES:
+        return []
+    return [f"dtype=auto means {spec.dtype} here, which is not served; set dtype: {' or '.join(SERVED_DTYPES)}"]
 
 
 def quantization_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
@@ -294,9 +296,9 @@ def _is_held(spec: ModelSpec, name: str, shard: ShardSpec) -> bool:
 
 
 def _bytes_in(tensor: TensorHeader, dtype: str) -> int:
-    if tensor.dtype not in _FLOAT_DTYPES or dtype not in DTYPE_BYTES:
+    if not DTYPES_BY_CODE[tensor.dtype].is_plain_float or dtype not in SERVED_DTYPES:
         return tensor.num_bytes
-    return tensor.num_bytes * 8 // DTYPE_BITS[tensor.dtype] * DTYPE_BYTES[dtype]
+    return tensor.num_elements * DTYPES[dtype].num_bytes
 
 
 def _readable(num_bytes: int) -> str:

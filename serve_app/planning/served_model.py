@@ -15,11 +15,12 @@ from serve_app.config.environment import Environment
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.planner import (
-    DTYPE_BYTES,
     PlanRow,
+    dtype_problems,
     format_plan,
     plan_shards,
     quantization_problems,
+    served_dtype,
     shard_parameter_bytes,
 )
 from serve_app.types.models import ModelDescription, ModelSource
@@ -117,7 +118,7 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
     choices = EncoderChoices(config.task, config.max_model_len, config.pooling, config.normalize, config.is_multi_label)
     encoder = read_encoder_spec(choices, directory)
     problems = check_encoder(encoder, config.parallel.tensor, config.max_model_len)
-    problems += quantization_problems(encoder.spec, config)
+    problems += quantization_problems(encoder.spec, config) + dtype_problems(encoder.spec, config)
     if problems:
         raise ConfigError("\n".join(problems))
     plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)
@@ -146,9 +147,7 @@ def _module_text(config: ModelConfig, module: ModuleSpec) -> str:
 
 def _encoder_text(config: ModelConfig, encoder: EncoderSpec, shards: list[ShardSpec]) -> str:
     spec = encoder.spec
-    dtype = spec.dtype if config.dtype == "auto" else config.dtype
-    if dtype not in DTYPE_BYTES:
-        raise ConfigError(f"dtype=auto means {dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}")
+    dtype = served_dtype(spec, config)
     quantization = None if config.quantization is None else config.quantization.for_loading
     rows = [
         PlanRow(
