@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from serve_app.architectures.head_sizes import head_sizes_of
+from serve_app.models.fast_arrays import has_fast_array
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.types.shards import KvShape
 
@@ -24,10 +25,8 @@ class KvCache:
         self._by_head = [
             tuple(tensor.transpose(0, 1)[None] for tensor in pair) for pair in zip(self.keys, self.values, strict=True)
         ]
-        is_numpy = device.type == "cpu" and stage.dtype == torch.float32
-        self._arrays = [
-            (keys.numpy(), values.numpy()) for keys, values in zip(self.keys, self.values, strict=True) if is_numpy
-        ]
+        pairs = zip(self.keys, self.values, strict=True)
+        self._arrays = [(keys.numpy(), values.numpy()) for keys, values in pairs if has_fast_array(keys)]
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store the step's keys and values [T, K, Dh] in their slots [T] int64."""

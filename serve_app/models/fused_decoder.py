@@ -13,6 +13,7 @@ from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
 
 from serve_app.architectures.record import FusedClasses
+from serve_app.models.fast_arrays import has_fast_array
 from serve_app.models.int8_linear import multiply_joined
 from serve_app.models.step_attention import StageAttention
 
@@ -26,7 +27,7 @@ class RotaryTables:
         """Both [1, T, Dh]."""
         num_tokens, head_dim = cos.shape[1:]
         self.cos, self.sin = cos.view(num_tokens, 1, head_dim), sin.view(num_tokens, 1, head_dim)
-        self._has_arrays = cos.dtype == torch.float32 and cos.device.type == "cpu"
+        self._has_arrays = has_fast_array(cos)
         if self._has_arrays:
             self._cos = self.cos.numpy()
             self._signed_sin = self.sin.numpy().reshape(num_tokens, 1, 2, head_dim // 2).copy()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.architectures.record import FusedClasses
+from serve_app.models.fast_arrays import has_fast_array
 
 
 class FusedRMSNorm(nn.Module):
@@ -25,7 +26,7 @@ class FusedRMSNorm(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs [..., D] float32 -> the same shape."""
         weight = self.weight
-        if weight.device.type != "cpu":
+        if not has_fast_array(weight):
             return torch.rms_norm(inputs, weight.shape, weight, self.variance_epsilon)
         rows = inputs.numpy()
         sums = np.vecdot(rows, rows)  # [...]

@@ -175,9 +175,8 @@ def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     if spec.model_type not in GENERATORS:
         supported = ", ".join(sorted(GENERATORS))
         problems.append(f"model_type={spec.model_type!r} is not supported; use a model of type {supported}")
-    return (
-        problems + quantization_problems(spec, config) + dtype_problems(spec, config) + _context_problems(spec, config)
-    )
+    problems += quantization_problems(spec, config) + dtype_problems(spec, config)
+    return problems + _context_problems(spec, config)
 
 
 def dtype_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
