@@ -16,7 +16,7 @@ from serve_app.compress.distill import DistillSettings, Workers, distill
 from serve_app.compress.evaluate import NUM_TOP
 from serve_app.compress.quantize import read_quantizable
 from serve_app.compress.recipe import write_recipe
-from serve_app.compress.served_model import ServedModel
+from serve_app.compress.remote_model import RemoteModel
 from serve_app.compress.texts import read_texts, sequences_of
 from serve_app.compress.top_teacher import TopTeacher
 from serve_app.errors import ConfigError
@@ -79,7 +79,7 @@ def train_student(
     checkpoint: Path | None = None,
     can_replace: bool = False,
     run: Callable[[Lesson], Learnt] | None = None,
-    served: ServedModel | None = None,
+    served: RemoteModel | None = None,
 ) -> list[float]:
     """Train a student, which is a model's directory or a config.json, and write it; gives the losses.
 

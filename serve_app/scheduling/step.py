@@ -21,11 +21,11 @@ class Step:
     prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)
 
     def start(self, sequence: Sequence) -> None:
-        """Tell the shards what has taken a row."""
+        """Tell the shards which sequence has taken a slot row."""
         has_history = sequence.params.has_penalties
         self.starts.append(
             SequenceStart(
-                row=sequence.row,
+                slot_row=sequence.slot_row,
                 choice=sequence.choice,
                 params=sequence.params,
                 end_token_ids=sorted(sequence.end_token_ids),
@@ -59,7 +59,7 @@ class Step:
         return StepInput(
             step_id=self.step_id,
             starts=self.starts,
-            rows=[sequence.row for sequence in self.sequences],
+            slot_rows=[sequence.slot_row for sequence in self.sequences],
             num_tokens=self.num_tokens,
             num_computed=self.num_computed,
             new_blocks=self.new_blocks,

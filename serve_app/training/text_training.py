@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from serve_app.models.text_classifier import TextClassifier
 from serve_app.training.csv_rows import LabelledText, labels_of, split_rows
-from serve_app.training.fitting import Alone, Best, EncodedRows, Group, TrainingSettings, fit
+from serve_app.training.fitting import Best, EncodedRows, Group, LoneGroup, TrainingSettings, fit
 from serve_app.training.vocabulary import UNKNOWN, make_tokenizer, save_tokenizer
 
 ARCHITECTURE = "serve_app.models.text_classifier:TextClassifier"
@@ -124,7 +124,7 @@ def accuracy(model: TextClassifier, rows: EncodedRows) -> float:
 
 
 def _run_alone(prepared: PreparedTraining) -> Best:
-    group = Alone(prepared.settings.max_epochs)
+    group = LoneGroup(prepared.settings.max_epochs)
     try:
         return prepared.run(group)
     finally:

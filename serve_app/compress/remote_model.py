@@ -24,7 +24,7 @@ _SHOWN_CHARS = 300
 _SPEED_PROMPT = "0 1 2 3 4 5 6 7 8 9"
 
 
-class ServedModel:
+class RemoteModel:
     """One model of a server."""
 
     def __init__(self, url: str, name: str | None = None, api_key: str | None = None) -> None:
