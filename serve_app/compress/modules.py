@@ -125,7 +125,7 @@ def label_texts(original: Path, model: Path, rows: Sequence[LabelledText]) -> La
 
 
 def measure_module_size(directory: Path, num_weights: int) -> Size:
-    """Of a module's tensors, by their first block, for so many weights of the original."""
+    """Of a module's tensors, by their first part, for so many weights of the original."""
     parts: dict[str, int] = {}
     for name, tensor in read_module_tensors(directory).items():
         part = name.partition(".")[0]

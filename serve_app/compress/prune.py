@@ -51,7 +51,7 @@ def prune(
     _check(spec, settings, source)
     sequences = list(sequences_of(read_texts(calibration), Tokenizer.load(source), _MAX_TOKENS))[: settings.num_samples]
     importance = measure_importance(source, spec.num_layers, sequences)
-    layers = _most(importance.blocks, settings.num_layers)
+    layers = _most(importance.layers, settings.num_layers)
     with new_directory(target, can_replace=can_replace, needed_bytes=spec.num_bytes) as staging:
         _write_pruned(staging, spec, importance, settings, layers)
         write_json(

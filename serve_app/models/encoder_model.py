@@ -42,7 +42,7 @@ class EncoderStage:
         is_embedder = spec.task == "embed"
         name, size = ("embedding", spec.embedding_size) if is_embedder else ("logits", spec.num_labels)
         self.outputs = {name: TensorSpec("float32", ("batch", size))}
-        self.first_block, self.end_block = shard.first_layer, shard.end_layer
+        self.first_part, self.end_part = shard.first_layer, shard.end_layer
         self.parameter_bytes = 0
         self.projections: list[Projection] = []  # of the last stage; filled by the loader
         self._spec = spec

@@ -134,7 +134,7 @@ def tensor_specs(config: ModelConfig, which: str) -> dict[str, TensorSpec] | Non
 
 
 def _module_shards(config: ModelConfig) -> list[ShardSpec]:
-    """Blocks are found where the class is loaded: in the shards."""
+    """Parts are found where the class is loaded: in the shards."""
     num_stages = config.parallel.pipeline
     return [ShardSpec(stage, num_stages, 0, 1, 0, 0) for stage in range(num_stages)]
 

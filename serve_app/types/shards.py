@@ -77,7 +77,7 @@ class BatchModelSettings:
     source_dir: str
     task: str
     dtype: str
-    shard: ShardSpec  # first_layer and end_layer are 0 for a module: its stages find their own blocks
+    shard: ShardSpec  # first_layer and end_layer are 0 for a module: its stages find their own parts
     max_model_len: int = 0  # tokens of one entry; 0: not counted in tokens
     pooling: str | None = None  # None: as the checkpoint says
     normalize: bool | None = None
@@ -105,8 +105,8 @@ class BatchModelReport:
 
     name: str
     parameter_bytes: int
-    first_block: int
-    end_block: int
+    first_part: int
+    end_part: int
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
 

@@ -1,4 +1,4 @@
-"""Plain nn.Modules, compressed: the shipped text classifier as users do it, and modules of every kind of blocks."""
+"""Plain nn.Modules, compressed: the shipped text classifier as users do it, and modules of every kind of parts."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -113,7 +113,7 @@ def test_a_module_is_quantized_while_it_is_loaded() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Perceptron", "MaskedTower"])
-def test_blocks_that_are_linears_and_lists_of_blocks(kind: str, tmp_path: Path) -> None:
+def test_parts_that_are_linears_and_lists_of_parts(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     module = {"Perceptron": Perceptron, "MaskedTower": MaskedTower}[kind]()
     save_file({name: one.clone() for name, one in module.state_dict().items()}, str(tmp_path / "model.safetensors"))
