@@ -89,7 +89,7 @@ class Roads:
 
 
 def measure_serving_cost(scale: Scale, profile: str) -> ServingCost:
-    """A model that computes nothing, behind the whole road, under so many streams."""
+    """What serving costs with a model that computes nothing, under the number of streams of `scale`."""
     environment, limit_ms = PROFILES[profile]
     size = SIZES["tiny"]
     source_dir = write_checkpoint(size, torch.float32, BUILD_DIR / "tiny")

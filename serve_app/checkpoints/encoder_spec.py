@@ -89,7 +89,7 @@ def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
 
 
 def check_encoder(encoder: EncoderSpec, tensor: int, max_model_len: int | None) -> list[str]:
-    """Why this encoder cannot be split over so many tensor ranks, or take texts of so many tokens."""
+    """Why this encoder cannot be split over `tensor` ranks, or take texts of `max_model_len` tokens."""
     spec = encoder.spec
     if tensor > 1 and EMBEDDERS[spec.model_type].tensor_cut is None:
         return [no_tensor_cut(spec.model_type, tensor)]
@@ -137,7 +137,7 @@ def _position_limit(spec: ModelSpec) -> int:
     if not _facts_of(spec).has_positions_after_padding:
         return longest
     padding = read_json(spec.source_dir / "config.json").get("pad_token_id", 1)
-    return longest - (padding if isinstance(padding, int) else 1) - 1  # positions begin behind the padding's
+    return longest - (padding if isinstance(padding, int) else 1) - 1  # positions begin after the padding's
 
 
 def _max_tokens(spec: ModelSpec, source_dir: Path, choices: EncoderChoices) -> int:

@@ -45,7 +45,7 @@ class ModelSpec:
 
 
 def read_model_spec(source_dir: Path) -> ModelSpec:
-    """The checkpoint of a model that generates, in `source_dir`. Raises ConfigError when it is none."""
+    """The checkpoint of a model that generates, in `source_dir`. Raises ConfigError for anything else."""
     spec = read_checkpoint(source_dir, GENERATORS)
     _check_head(spec)
     return spec
@@ -54,7 +54,7 @@ def read_model_spec(source_dir: Path) -> ModelSpec:
 def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture]) -> ModelSpec:
     """The checkpoint in `source_dir`, of one of these model types. Raises ConfigError when it cannot be served."""
     if not source_dir.is_dir():
-        raise ConfigError(f"source={source_dir} is no directory; give one with config.json and safetensors files")
+        raise ConfigError(f"source={source_dir} is not a directory; give one with config.json and safetensors files")
     if (source_dir / "adapter_config.json").exists():
         raise ConfigError(f"source={source_dir} is an adapter (LoRA); merge it into its base model and give that")
     weight_files = find_weight_files(source_dir)
@@ -72,7 +72,7 @@ def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture])
 
 
 def no_tensor_cut(model_type: str, tensor: int) -> str:
-    """Why a family that has no tensor cut cannot be served so."""
+    """Why tensor ranks cannot share a model of this family."""
     return f"parallel.tensor={tensor} cannot cut model_type={model_type}; use parallel.pipeline"
 
 
@@ -122,7 +122,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise damaged(index, f"{shown(name)} as a file, which is no safetensors file beside it")
+            raise damaged(index, f"{shown(name)} as a file, which is not a safetensors file beside it")
         names[tensor] = name
     return names
 
@@ -182,7 +182,7 @@ def _spec_of(
 
 
 class _Keys:
-    """Typed look-ups in config.json; the first key that is there counts."""
+    """Typed look-ups in config.json; the first key that is present counts."""
 
     def __init__(self, path: Path, values: dict[str, object]) -> None:
         self._path = path
@@ -199,7 +199,7 @@ class _Keys:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
-            raise ConfigError(f"{self._path}: {key}={shown(value)} is no positive whole number; download it again")
+            raise ConfigError(f"{self._path}: {key}={shown(value)} is not a positive integer; download it again")
         return value
 
     def flag(self, key: str, default: bool) -> bool:

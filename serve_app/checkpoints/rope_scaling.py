@@ -1,4 +1,4 @@
-"""How config.json stretches rotary positions, and up to which length a request is then its batch-mates' equal."""
+"""How config.json stretches rotary positions, and from which length a request changes its batch-mates' answers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class RopeLimit:
 
 
 def scaled_max_positions(architecture: Architecture, text: Mapping[str, object], positions: int) -> int:
-    """Tokens that a model is made for, when config.json says `positions`."""
+    """Tokens that a model is made for, where config.json says `positions`."""
     for rope in _rope_settings(text):
         factor, original = rope.get("factor"), _length(rope.get("original_max_position_embeddings", positions))
         is_yarn = _rope_type(architecture, rope) == "yarn"

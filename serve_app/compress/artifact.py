@@ -1,4 +1,4 @@
-"""Writing model directories in Hugging Face's layout: all of one, or nothing under its name."""
+"""Writing model directories in Hugging Face's layout: either a whole one, or nothing."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Two models side by side where at least one is behind a URL: perplexity, KL, agreement, exact answers, speed."""
+"""Two models side by side where at least one is served at a URL: perplexity, KL, agreement, exact answers, speed."""
 
 import json
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class Comparison:
     original: Side
     model: Side
     top1_agreement: float
-    kl_lower_bound: float  # by the most probable tokens, all that a server tells
+    kl_lower_bound: float  # by the most probable tokens, which is all that a server returns
     num_tokens: int
 
     @property
@@ -56,7 +56,7 @@ def is_url(place: str) -> bool:
 
 
 def open_model(place: str, name: str | None) -> LocalModel | RemoteModel:
-    """The model in a directory or behind a URL. Raises ConfigError."""
+    """The model in a directory or at a URL. Raises ConfigError."""
     if is_url(place):
         return RemoteModel(place, name, read_environment().openai_api_key)
     if name is not None:

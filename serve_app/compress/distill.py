@@ -53,7 +53,7 @@ class SequenceBatch:
 
 
 class Workers(Protocol):
-    """Those that train together, as one of them sees it."""
+    """The processes that train together, as one of them sees them."""
 
     rank: int
     world_size: int
@@ -91,7 +91,7 @@ def distill(
 ) -> list[float]:
     """Train the student in place; gives the losses of the steps that were taken. An interrupted run is taken up again
     from `checkpoint`, a folder, when its settings are the same. Each of several workers takes its share of the
-    sequences of every batch, and all end with what one would have. Raises ConfigError."""
+    sequences of every batch, and all end with what a single one would have. Raises ConfigError."""
     workers = workers or LoneWorker()
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad_(True) is not None]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)

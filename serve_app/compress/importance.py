@@ -1,4 +1,4 @@
-"""How much layers, heads and MLP channels matter, by what calibration texts make of them."""
+"""How much layers, heads and MLP channels matter, measured on calibration texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def measure_importance(source: Path, num_layers: int, sequences: Sequence[list[i
     """
     layers, heads, channels = _Means(), _Means(), _Means()
     states = [torch.tensor(sequence) for sequence in sequences]  # token ids, then hidden states [T, D]
-    first_row = torch.zeros(1, dtype=torch.int64)  # the last stage gives logits, which nobody needs
+    first_row = torch.zeros(1, dtype=torch.int64)  # the last stage gives logits, which are not used
     for index in tqdm(range(num_layers), desc="importance", unit="layer", disable=None):
         shard = ShardSpec(index, num_layers, 0, 1, first_layer=index, end_layer=index + 1)
         stage = load_stage(source, "auto", shard, LoneCommunicator(), torch.device("cpu")).stage

@@ -77,7 +77,7 @@ def _check(spec: ModelSpec, settings: PruneSettings, source: Path) -> None:
         ("--intermediate-size", settings.intermediate_size, spec.intermediate_size),
     ):
         if wanted is not None and not 0 < wanted <= there:
-            raise ConfigError(f"{option} {wanted} is none of 1 to {there}, which the model has")
+            raise ConfigError(f"{option} {wanted} is outside 1 to {there}, which the model has")
 
 
 def _most(importance: Tensor, count: int | None) -> list[int]:

@@ -27,7 +27,7 @@ HEAD_WEIGHT = "lm_head.weight"
 
 @dataclass(frozen=True, slots=True)
 class QuantizeSettings:
-    """What `rayshard compress quantize` is told."""
+    """The options of `rayshard compress quantize`."""
 
     scheme: str
     group_size: int | None = None
@@ -65,7 +65,7 @@ def quantize(source: Path, target: Path, settings: QuantizeSettings, *, can_repl
 
 
 def read_quantizable(source: Path) -> ModelSpec:
-    """The checkpoint in `source`. Raises ConfigError when it is none that can be compressed."""
+    """The checkpoint in `source`. Raises ConfigError when it cannot be compressed."""
     spec = read_model_spec(source)
     if spec.quantization is not None:
         raise ConfigError(f"{source} is quantized already ({spec.quantization.method}); give the original model")
@@ -114,7 +114,7 @@ def _check_groups(spec: ModelSpec, scheme: WeightScheme, chosen: Mapping[str, We
 
 @dataclass(frozen=True, slots=True)
 class _Encoder:
-    """Writes what stands in a tensor's place."""
+    """Writes the tensors that replace one."""
 
     scheme_name: str
     chosen: Mapping[str, WeightScheme]

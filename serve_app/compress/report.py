@@ -1,4 +1,4 @@
-"""`compress_report.json` and `report.md`: what a compressed model weighs, and what it lost."""
+"""`compress_report.json` and `report.md`: how large a compressed model is, and what it has lost."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ class Measured:
 
 
 def measure_size(directory: Path, num_weights: int) -> Size:
-    """Of the model in a directory, for so many weights of the original."""
+    """The size of the model in a directory, which stands for `num_weights` weights of the original."""
     spec = read_model_spec(directory)
     parts = {"embedding": 0, "head": 0, "layers": 0, "other": 0}
     for name, tensor in spec.tensors.items():
@@ -136,7 +136,7 @@ def _points(directory: Path, content: Mapping[str, Any]) -> list[Point]:
             if all(other[key] == content[key] for key in ("version", "original", "texts")):
                 is_subject = other is content
                 points.append(Point(path.parent.name, other["size"]["num_bytes"], other["quality"]["kl"], is_subject))
-        except (ValueError, KeyError, TypeError):  # somebody else's file
+        except (ValueError, KeyError, TypeError):  # not a file of ours
             continue
     return points
 

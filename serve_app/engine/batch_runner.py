@@ -30,8 +30,8 @@ class BatchRunner:
     def run(self, step: BatchStep) -> BatchStepOutput | None:
         """Run one step; the last stage's first rank gives the outputs, the others None.
 
-        What the module raises fails the step, not the shard; only the kind of the exception is told, because its
-        message may quote the input. Where several ranks must stay in step it is the end of the group.
+        What the module raises fails the step, not the shard; only the kind of the exception is reported, because its
+        message may quote the input. Where several ranks must stay in step it ends the group.
         """
         stage = self._stages[step.model]
         try:
@@ -57,7 +57,7 @@ class BatchRunner:
         return {name: to_tensor(data, self._device) for name, data in step.inputs.items()}
 
     def _fail(self, step: BatchStep, kind: str) -> BatchStepOutput | None:
-        """Tell the next stage, or the Router, that there is nothing to come."""
+        """Let the next stage, or the Router, know that there is no output."""
         if self._shard.is_last:
             return BatchStepOutput(step.step_id, {}, kind)
         self._communicator.send_failure(kind)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_module_stage(settings: BatchModelSettings, device: torch.device) -> BatchStage:
-    """Build and fill one stage; raises ConfigError when the files lack a tensor, or have another or a spare one."""
+    """Build and fill one stage; raises ConfigError when the files lack a tensor, or hold another or an extra one."""
     stage = ModuleStage(settings)
     headers = read_module_tensors(Path(settings.source_dir))
     parameters, buffers = stage.own_parameters(), stage.own_buffers()
@@ -62,7 +62,7 @@ def load_module_stage(settings: BatchModelSettings, device: torch.device) -> Bat
 
 
 def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader], quantized: Mapping[str, WeightScheme]) -> None:
-    """Every tensor of the files must be the module's: a spare one means weights of another model."""
+    """Every tensor of the files must be the module's: an extra one means weights of another model."""
     known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
     known |= {f"{name}{SCALE_SUFFIX}" for name in quantized}
@@ -70,8 +70,8 @@ def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader], quantiz
     is_cut = any(type(child).__name__ == "_PassThrough" for child in module.modules())
     if spare and not is_cut:
         raise ConfigError(
-            f"the weights hold {len(spare)} tensors that the module has not, first {spare[0]}; they belong to another "
-            "class or other arguments",
+            f"the weights hold {len(spare)} tensors that the module does not have, first {spare[0]}; they belong to "
+            "another class or other arguments",
             field="source",
         )
 
@@ -79,7 +79,7 @@ def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader], quantiz
 def _stored_name(
     name: str, meta: nn.Parameter, parameters: Mapping[str, nn.Parameter], headers: Mapping[str, TensorHeader]
 ) -> str:
-    """The name under which a parameter, which may be shared, stands in the files. Raises ConfigError."""
+    """The name under which the files hold a parameter, which may be shared. Raises ConfigError."""
     for other, parameter in parameters.items():
         if parameter is meta and other in headers:
             return other

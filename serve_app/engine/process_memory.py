@@ -1,4 +1,4 @@
-"""How this process's memory lies once a model is loaded: freed pages given back, the weights in huge pages."""
+"""How this process's memory is laid out once a model is loaded: freed pages given back, the weights in huge pages."""
 
 import ctypes
 import logging
@@ -29,7 +29,7 @@ def settle_memory(device: torch.device) -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Have glibc return the pages it keeps of what was freed (malloc_trim(3)); other C libraries do as they do.
+    """Have glibc return the pages it keeps of what was freed (malloc_trim(3)); other C libraries are left alone.
 
     A loader that has read, rounded and packed each matrix leaves holes as large as a third of what it holds.
     """

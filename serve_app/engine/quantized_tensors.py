@@ -107,7 +107,7 @@ def _read_plain(source: _Source, scheme: WeightScheme, shape: torch.Size) -> Qua
     dtype = FLOAT8 if scheme.is_float else torch.int8
     if DTYPES_OF_FILES.get(header.dtype) != dtype:
         raise ConfigError(
-            f"{source.name} is stored as {header.dtype}, which is no number of its scheme", field="source"
+            f"{source.name} is stored as {header.dtype}, which is not a number of its scheme", field="source"
         )
     values = source.read("weight", dtype, *shape)
     scales = _read_scales(source, scheme, shape)
@@ -223,7 +223,7 @@ def _unless_zero(zeros: Tensor | None) -> Tensor | None:
 
 def _check_scales(name: str, weight: QuantizedWeight) -> None:
     if not bool(torch.isfinite(weight.scales).all()) or bool((weight.scales < 0).any()):
-        raise ConfigError(f"{name}: a scale is negative or no finite number; compress the model again", field="source")
+        raise ConfigError(f"{name}: a scale is negative or not finite; compress the model again", field="source")
 
 
 def _cut(name: str, weight: QuantizedWeight, part: Part) -> QuantizedWeight:

@@ -1,6 +1,6 @@
 """Draws the next token of every sequence of a step; runs on the last pipeline stage.
 
-Parameters live on the host and travel with the step; only penalty counts live on the device. The host waits for the
+Parameters stay on the host and travel with the step; only penalty counts are kept on the device. The host waits for the
 device once, when the drawn tokens become lists.
 """
 

@@ -1,4 +1,4 @@
-"""A stage of a transformers model as the code sees it that cuts it over ranks and fills it."""
+"""What the code that cuts and fills a stage of a transformers model needs of it."""
 
 from typing import Protocol
 

@@ -24,7 +24,7 @@ _HIDDEN = "hidden_states"
 
 
 class EncoderStage:
-    """BatchStage of an encoder: layers [first_layer, end_layer), embeddings at the begin, head or pooling at the end.
+    """BatchStage of an encoder: layers [first_layer, end_layer), after the embeddings, before the head or the pooling.
 
     Built on the meta device: parameters have shapes and no memory until a loader fills them.
     """
@@ -47,7 +47,7 @@ class EncoderStage:
         self.projections: list[Projection] = []  # of the last stage; filled by the loader
         self._spec = spec
         self._is_embedder = is_embedder
-        AttentionInterface.register(PACKED_ATTENTION, forward_packed)  # without a mask function: no mask is built
+        AttentionInterface.register(PACKED_ATTENTION, forward_packed)  # without a mask function, so no mask is built
         attention = "eager" if self._facts.is_square else PACKED_ATTENTION
         make = AutoModel if is_embedder else AutoModelForSequenceClassification
         with torch.device("meta"):

@@ -130,7 +130,7 @@ class FusedMLP(nn.Module):
 
 
 def fuse_layers(model: nn.Module, classes: FusedClasses) -> bool:
-    """Put fused layers in the place of those that a model has; gives whether there are any."""
+    """Replace the layers of a model by fused ones; returns whether there are any."""
     has_any = False
     for module in list(model.modules()):
         child: Any

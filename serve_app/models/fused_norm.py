@@ -39,7 +39,7 @@ class FusedRMSNorm(nn.Module):
 
 
 def fuse_norms(model: nn.Module, classes: FusedClasses) -> None:
-    """Put the fused ones in the place of those that a float32 model has.
+    """Replace the norms of a float32 model by fused ones.
 
     In half precision transformers' own stay: their cast beside the weight is one more rounding.
     """

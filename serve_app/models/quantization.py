@@ -1,4 +1,4 @@
-"""Linear layers and embeddings over quantized weights, each kernel behind one small class.
+"""Linear layers and embeddings over quantized weights, one small class for each kernel.
 
 Weight-only int8 and int4 compute in bfloat16, whatever the model's dtype. Int8 by int8 is in int8_linear.py.
 """
@@ -103,7 +103,7 @@ class DequantizingLinear(KernelLinear):
         self.num_bytes += weight.num_bytes
 
     def multiply(self, inputs: Tensor) -> Tensor:
-        """In the inputs' dtype; inputs are rounded as the float8 kernel rounds them, so that quality is its quality."""
+        """In the inputs' dtype; inputs are rounded as the float8 kernel rounds them, so quality is the same."""
         rows = inputs.reshape(-1, self.in_features)
         if self._has_float8_inputs:
             rounded, scales = round_to_float8(rows)

@@ -1,4 +1,4 @@
-"""A quantized matrix outside any kernel: whole numbers (or float8) and their scales."""
+"""A quantized matrix outside any kernel: integers (or float8) and their scales."""
 
 from dataclasses import dataclass
 

@@ -21,7 +21,7 @@ class EmbeddingPart(nn.Module):
 
 
 class RecurrentPart(nn.Module):
-    """The strongest that an LSTM (Hochreiter and Schmidhuber, 1997) says of each feature over an entry's tokens."""
+    """The maximum of each feature of an LSTM (Hochreiter and Schmidhuber, 1997) over an entry's tokens."""
 
     def __init__(self, embedding_dim: int, hidden_size: int, num_layers: int, is_bidirectional: bool) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class LinearPart(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """Embedding, LSTM and linear as three parts, which may stand on up to three shards."""
+    """Embedding, LSTM and linear as three parts, which may be on up to three shards."""
 
     def __init__(
         self,

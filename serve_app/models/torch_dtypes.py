@@ -1,4 +1,4 @@
-"""torch's dtypes by our names of them, and by safetensors'."""
+"""torch's dtypes by name, and by safetensors' code."""
 
 import torch
 

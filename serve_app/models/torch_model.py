@@ -1,6 +1,6 @@
 """Any nn.Module as a stage of a batch model: found by its import path, cut into its ordered parts.
 
-How a module tells its parts, the first that holds counts:
+How a module declares its parts; the first that applies counts:
 
 - it has a method `parts()`: modules that each map a dict of named tensors to another. A part sees the model's inputs
   and what the part before it has returned. A stage holds the parameters of its own parts only.
@@ -63,7 +63,7 @@ class ModuleStage:
         setattr(self.module.get_submodule(parent), leaf, new)
 
     def drop_others(self) -> None:
-        """Let go of everything that this stage does not run."""
+        """Drop everything that this stage does not run."""
         if self._kind in ("declared", "sequential"):
             self.module = nn.ModuleList(self._parts)
 
@@ -199,9 +199,9 @@ def _find_parts(module: nn.Module, path: str, num_stages: int) -> tuple[str, lis
         return "whole", [module]
     else:
         raise ConfigError(
-            f"parallel.pipeline={num_stages} cannot cut architecture={path}: it has no parts(), is no nn.Sequential "
-            "and holds no nn.ModuleList; give it a method parts() -> list of modules that map a dict of named tensors "
-            "to a dict, or set pipeline to 1",
+            f"parallel.pipeline={num_stages} cannot cut architecture={path}: it has no parts(), is not an "
+            "nn.Sequential and holds no nn.ModuleList; give it a method parts() -> list of modules that map a dict of "
+            "named tensors to a dict, or set pipeline to 1",
             field="parallel",
         )
     if num_stages > len(parts):

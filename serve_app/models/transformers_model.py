@@ -24,7 +24,7 @@ def read_config(source_dir: Path) -> PreTrainedConfig:
     config: PreTrainedConfig = AutoConfig.from_pretrained(
         str(source_dir), local_files_only=True, trust_remote_code=False
     )
-    config.return_dict = True  # whatever the file says of outputs: ours are these
+    config.return_dict = True  # whatever the file says about outputs, ours are these
     for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
         if getattr(config, name, False):
             setattr(config, name, False)
@@ -53,7 +53,7 @@ class TransformersStage:
         self.shard = shard
         self.architecture = GENERATORS[config.model_type]
         self.head = self.architecture.parts.head
-        AttentionInterface.register(ATTENTION_NAME, _forward_attention)  # without a mask function: no mask is built
+        AttentionInterface.register(ATTENTION_NAME, _forward_attention)  # without a mask function, so no mask is built
         with torch.device("meta"):
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
@@ -141,7 +141,7 @@ class TransformersStage:
 
 
 class PassThrough(nn.Module):
-    """Stands where another stage's module was: gives what it gets."""
+    """Takes the place of another stage's module, and returns its input."""
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         """The first argument, as it is."""

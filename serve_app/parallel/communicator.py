@@ -42,14 +42,14 @@ class Communicator(Protocol):
         """Hand named tensors of any dtype and shape to the same rank of the next stage, as send_next does."""
 
     def send_failure(self, kind: str) -> None:
-        """Hand over that there are no tensors this time, and why."""
+        """Hand over the reason why there are no tensors this time."""
 
     def receive_named(self) -> dict[str, Tensor]:
         """What the previous stage has handed over; raises StepFailedError for a failure."""
 
 
 class LoneCommunicator:
-    """The communicator of a model in one piece."""
+    """The communicator of a model on one shard."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """One rank: its own sum."""
@@ -116,7 +116,7 @@ class GroupCommunicator:
     ) -> None:
         self._tensor_group = self._pipeline_group = None
         self._previous, self._next = shard.stage - 1, shard.stage + 1
-        self._pending: list[tuple[Any, Tensor]] = []  # what has been sent and may not have arrived
+        self._pending: list[tuple[Any, Tensor]] = []  # sent, and perhaps not arrived yet
         self._device = device
         if shard.num_ranks > 1:
             self._tensor_group = _make_group(

@@ -44,7 +44,7 @@ class PlanRow:
 
 
 def plan_shards(spec: ModelSpec, pipeline: int, tensor: int) -> ShardPlan:
-    """Layers spread so that the heaviest stage is as light as can be. Raises ConfigError without a layer per stage."""
+    """Layers spread so that the heaviest stage is as light as possible. Raises ConfigError for too many stages."""
     if pipeline > spec.num_layers:
         raise ConfigError(_pipeline_too_long(spec, pipeline))
     ends = stage_ends(_weights(spec, pipeline), pipeline)

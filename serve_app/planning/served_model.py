@@ -41,7 +41,7 @@ class BatchModelPlan:
     text: str  # for people: what goes where
 
     def settings(self, shard: ShardSpec) -> BatchModelSettings:
-        """How one shard makes its part of it."""
+        """What one shard needs to make its part of it."""
         config = self.config
         return BatchModelSettings(
             name=config.name,
@@ -77,7 +77,7 @@ class BatchModelPlan:
         return spec.is_multi_label if isinstance(spec, EncoderSpec) else bool(self.config.is_multi_label)
 
     def describe(self, report: BatchModelReport, created_s: int) -> ModelDescription:
-        """What a Gateway is told."""
+        """The model as a Gateway describes it."""
         config, spec = self.config, self.spec
         max_tokens = _max_tokens(spec, config)
         embedding = report.outputs.get("embedding")

@@ -60,7 +60,7 @@ class Scheduler:
 
     @property
     def num_free_blocks(self) -> int:
-        """KV blocks that nobody holds."""
+        """KV blocks that no sequence holds."""
         return self._blocks.num_free
 
     @property
@@ -132,7 +132,7 @@ class Scheduler:
         return step.to_input()
 
     def update(self, output: StepOutput) -> list[SequenceOutput]:
-        """Take a step's tokens in; gives what is new for each sequence that is still alive. Steps end in order."""
+        """Take a step's tokens in; gives what is new for each sequence that has not ended. Steps end in order."""
         if output.step_id != next(iter(self._in_flight), None):
             raise InternalError(f"the output of step {output.step_id} came out of turn: one was lost")
         step = self._in_flight.pop(output.step_id)
@@ -206,7 +206,7 @@ class Scheduler:
     def _victim(self, after: Sequence) -> Sequence | None:
         """The latest sequence that no step holds and that was admitted later than `after`.
 
-        There always is one when no step is in flight and none is being filled, so somebody always goes on.
+        There always is one when no step is in flight and none is being filled, so one always goes on.
         """
         for sequence in reversed(self._running):
             if sequence is after:

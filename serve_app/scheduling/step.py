@@ -1,4 +1,4 @@
-"""A step being put together, and then the memory of who is in it."""
+"""A step while it is put together, and afterwards the record of which sequences are in it."""
 
 from dataclasses import dataclass, field
 
@@ -55,7 +55,7 @@ class Step:
         sequence.is_draw_in_flight = is_last_chunk
 
     def to_input(self) -> StepInput:
-        """What the shards are told."""
+        """The step as it is sent to the shards."""
         return StepInput(
             step_id=self.step_id,
             starts=self.starts,
@@ -70,7 +70,7 @@ class Step:
 
 
 def _prompt_targets(sequence: Sequence, start: int, end: int) -> PromptTargets | None:
-    """Prompt tokens that the positions [start, end) predict and whose log-probability is still owed."""
+    """Prompt tokens that the positions [start, end) predict and whose log-probability is still missing."""
     if sequence.params.num_prompt_logprobs is None or sequence.choice != 0:
         return None
     first = max(start, sequence.num_prompt_logprobs_sent)  # those before were sent before a pre-emption

@@ -43,7 +43,7 @@ class EncodedRows:
 
 @dataclass(frozen=True, slots=True)
 class RowBatch:
-    """Rows packed one behind the other."""
+    """Rows packed one after the other."""
 
     input_ids: Tensor  # [T] int64
     lengths: Tensor  # [B] int64
@@ -75,7 +75,7 @@ class Group(Protocol):
         ...
 
     def load(self) -> "Snapshot | None":
-        """Where an earlier try of this training stood; None: this is the first."""
+        """Where an earlier attempt at this training was; None: this is the first."""
         ...
 
     def save(self, snapshot: "Snapshot", epoch: int, validation_loss: float) -> None:
@@ -101,7 +101,7 @@ class LoneGroup:
         return value
 
     def load(self) -> None:
-        """A single process begins anew."""
+        """A single process starts from the beginning."""
 
     def save(self, _snapshot: "Snapshot", _epoch: int, validation_loss: float) -> None:
         """Show how far it is."""
@@ -125,7 +125,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a training needs to go on where it stood."""
+    """All that a training needs to continue where it was."""
 
     tensors: dict[str, Tensor]
     best_loss: float

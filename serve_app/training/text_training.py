@@ -1,4 +1,4 @@
-"""Training the text classifier: a vocabulary from the rows, the model, and the directory that is written of it."""
+"""Training the text classifier: a vocabulary from the rows, the model, and the directory that it is written to."""
 
 import json
 import time
@@ -20,7 +20,7 @@ ARCHITECTURE = "serve_app.models.text_classifier:TextClassifier"
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """What came of it."""
+    """The result of a training."""
 
     num_training: int
     num_validation: int
@@ -114,7 +114,7 @@ def evaluate(directory: Path, rows: list[LabelledText]) -> float:
 
 @torch.no_grad()
 def accuracy(model: TextClassifier, rows: EncodedRows) -> float:
-    """The share of rows that a model labels rightly."""
+    """The share of rows that a model labels correctly."""
     model.eval()
     num_right = 0
     for indexes in torch.split(torch.arange(len(rows.labels)), 256):

@@ -151,7 +151,7 @@ def test_several_files_are_read_through_their_index(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tensors that its files lack: ghost: it is damaged or incomplete"):
         read_model_spec(tmp_path)
     index.write_text(json.dumps({"weight_map": weight_map | {"ghost": "../other.safetensors"}}))
-    with pytest.raises(ConfigError, match=r"'../other.safetensors' as a file, which is no safetensors file beside it"):
+    with pytest.raises(ConfigError, match=r"'../other.safetensors' as a file, which is not a safetensors file"):
         read_model_spec(tmp_path)
     (tmp_path / "model-1.safetensors").unlink()
     index.write_text(json.dumps({"weight_map": weight_map}))
@@ -162,7 +162,7 @@ def test_several_files_are_read_through_their_index(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"source=.*none is no directory; give one with config.json and safetensors"):
+    with pytest.raises(ConfigError, match=r"source=.*none is not a directory; give one with config.json and"):
         read_model_spec(tmp_path / "none")
 
 
@@ -213,9 +213,9 @@ def test_a_broken_config_is_named(tmp_path: Path, text: bytes) -> None:
             "model_type='bert' in config.json is not supported; use a model of type gemma2, gemma3_text",
         ),
         ({"model_type": None}, "model_type=None in config.json is not supported"),
-        ({"num_hidden_layers": "2"}, "num_hidden_layers='2' is no positive whole number"),
-        ({"num_attention_heads": 0}, "num_attention_heads=0 is no positive whole number"),
-        ({"vocab_size": True}, "vocab_size=True is no positive whole number"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers='2' is not a positive integer"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 is not a positive integer"),
+        ({"vocab_size": True}, "vocab_size=True is not a positive integer"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings=1 is neither true nor false; write one of them"),
         ({"num_hidden_layers": 4}, "has 4 layers, but no tensors are there for layers 2, 3; download the model again"),
         ({"model_type": "gemma3"}, "model_type='gemma3' in config.json is not supported"),

@@ -211,7 +211,7 @@ def test_the_command_measures_and_the_gate_reads_it(tmp_path: Path, capsys: pyte
         (["quantize", "--scheme", "int4"], "--scheme int4 is not there for plain modules"),
         (["quantize", "--scheme", "int8", "--head"], "--head has no effect"),
         (["quantize", "--scheme", "int8", "--calibration", "x.txt"], "--calibration has no effect"),
-        (["quantize", "--scheme", "int8", "--texts", "nowhere.csv"], "nowhere.csv is no file"),
+        (["quantize", "--scheme", "int8", "--texts", "nowhere.csv"], "nowhere.csv is not a file"),
         (["prune"], "--sparsity is missing"),
         (["prune", "--sparsity", "1.5"], "between 0 and 1"),
         (["prune", "--sparsity", "0.5", "--layers", "2"], "--layers has no effect"),
@@ -239,7 +239,7 @@ def test_damaged_artifacts_are_named(int8: Path, tmp_path: Path) -> None:
             load_module_stage(tickets(tmp_path), CPU)
 
     refuse("is missing; quantize the model again", **{f"{name}_scale": None})
-    refuse("scale is negative or no finite number", **{f"{name}_scale": torch.full_like(state[f"{name}_scale"], -1)})
+    refuse("scale is negative or not finite", **{f"{name}_scale": torch.full_like(state[f"{name}_scale"], -1)})
     refuse("which is I8", **{f"{name}_scale": state[name][:, :1].clone()})
     refuse("which is F32", **{name: state[name].float()})
     config["quantization_config"]["kernel"] = "int2"

@@ -99,8 +99,8 @@ def torch_save(state: dict[str, torch.Tensor], directory: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--layers", "9"], "--layers 9 is none of 1 to 4"),
-        (["--kv-heads", "0"], "--kv-heads 0 is none of 1 to 2"),
+        (["--layers", "9"], "--layers 9 is outside 1 to 4"),
+        (["--kv-heads", "0"], "--kv-heads 0 is outside 1 to 2"),
         ([], "nothing is to be pruned"),
     ],
 )

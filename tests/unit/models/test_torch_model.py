@@ -157,7 +157,7 @@ def test_an_output_that_is_not_as_declared_is_named(pool: PlainProcesses, tmp_pa
     [
         ({"drop": "1.weight"}, None),
         ({"drop": "2.weight"}, "no tensor 2.weight"),
-        ({"extra": "nothing.weight"}, "tensors that the module has not, first nothing.weight"),
+        ({"extra": "nothing.weight"}, "tensors that the module does not have, first nothing.weight"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(

@@ -127,7 +127,10 @@ def test_every_row_of_a_batch_is_one_processs_share(world_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--num-workers", "0"], "no number of workers"), (["--storage", "/x"], "--storage has no effect on one worker")],
+    [
+        (["--num-workers", "0"], "not a number of workers"),
+        (["--storage", "/x"], "--storage has no effect on one worker"),
+    ],
 )
 def test_options_of_workers_are_checked_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
