@@ -32,7 +32,6 @@ PROFILES: Mapping[str, tuple[Mapping[str, str], float]] = {  # environment, and 
 MIN_ROAD_SHARE = 0.85  # of the engine alone
 
 _SETTLE_S = 3.0
-_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
