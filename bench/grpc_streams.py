@@ -41,7 +41,7 @@ class Row:
 
 
 async def stream_all(address: str, items: Sequence[WorkItem], num_streams: int) -> int:
-    """All requests by Generate, so many at once; gives the number of messages. Raises LoadFailedError."""
+    """All requests by Generate, `num_streams` at once; gives the number of messages. Raises LoadFailedError."""
     waiting = iter(items)
     num_messages = 0
     async with grpc.aio.insecure_channel(address) as channel:

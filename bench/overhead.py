@@ -22,7 +22,7 @@ from bench.results import describe_machine, record
 from bench.serving import BUILD_DIR, ROOT, THROUGHPUT_PROFILE, serving
 from bench.workload import equal_workload, poisson_workload, write_workload
 from serve_app.checkpoints.model_spec import read_model_spec
-from serve_app.planning.planner import kv_block_bytes, plan_shards
+from serve_app.planning.planner import kv_shape_on, plan_shards
 
 MODEL_NAME = "bench"
 PROFILES: Mapping[str, tuple[Mapping[str, str], float]] = {  # environment, and the limit in ms CPU per token
@@ -32,7 +32,6 @@ PROFILES: Mapping[str, tuple[Mapping[str, str], float]] = {  # environment, and 
 MIN_ROAD_SHARE = 0.85  # of the engine alone
 
 _SETTLE_S = 3.0
-_FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class Roads:
 
 
 def measure_serving_cost(scale: Scale, profile: str) -> ServingCost:
-    """A model that computes nothing, behind the whole road, under so many streams."""
+    """What serving costs with a model that computes nothing, under the number of streams of `scale`."""
     environment, limit_ms = PROFILES[profile]
     size = SIZES["tiny"]
     source_dir = write_checkpoint(size, torch.float32, BUILD_DIR / "tiny")
@@ -191,7 +190,7 @@ def _measure_whole_road(scale: Scale, items: Sequence[WorkItem]) -> tuple[Throug
 def _block_bytes(scale: Scale) -> int:
     spec = read_model_spec(BUILD_DIR / scale.model)
     (shard,) = plan_shards(spec, 1, 1).shards
-    return kv_block_bytes(spec, shard, scale.block_size, _FLOAT32_BYTES)
+    return kv_shape_on(shard, spec, "float32").block_bytes(scale.block_size)
 
 
 def _run_alone(scale: Scale, module: str, *arguments: str) -> Throughput:

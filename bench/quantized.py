@@ -155,7 +155,7 @@ def _memory_in_a_process(variant: str, directory: Path, threads: int) -> int:
 
 def _table(rounds: list[Steps], memory: Mapping[str, int], threads: int) -> str:
     lines = [
-        f"A random llama of 120 M parameters, {threads} threads, greedy decoding behind {PROMPT_TOKENS} tokens; median",
+        f"A random llama of 120 M parameters, {threads} threads, greedy decoding after {PROMPT_TOKENS} tokens; median",
         f"of {len(rounds)} rounds. Ratios of speed are to our own float32 and bfloat16 of the same round; memory is",
         "what the process holds alone, above one with a tiny model.",
         "",

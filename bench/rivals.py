@@ -120,7 +120,7 @@ class Lowercase:
     """The naive way's step before the model."""
 
     async def change(self, text: str) -> str:
-        """The text in small letters, as the models' tokenizers have it anyway."""
+        """The text in lowercase, as the models' tokenizers have it anyway."""
         return text.lower()
 
 

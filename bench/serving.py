@@ -112,6 +112,6 @@ def _is_healthy(url: str) -> bool:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses."""
+    """A free port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])

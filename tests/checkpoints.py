@@ -30,6 +30,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {**_COMMON, "model_type": "qwen2", "tie_word_embeddings": False},
     "qwen3": {**_COMMON, "model_type": "qwen3", "head_dim": 16, "tie_word_embeddings": False},
     "mistral": {**_COMMON, "model_type": "mistral", "sliding_window": 12, "tie_word_embeddings": False},
+    "olmo2": {**_COMMON, "model_type": "olmo2", "tie_word_embeddings": False},
     "gemma2": {**_COMMON, "model_type": "gemma2", "head_dim": 8, "sliding_window": 12, "query_pre_attn_scalar": 8},
     "gemma3": {
         **_COMMON,

@@ -84,7 +84,7 @@ class Slot(NamedTuple):
 
 @dataclass(slots=True)
 class _Row:
-    """A row of the block tables, and what the sampler knows of the sequence in it."""
+    """A slot row: its block table, and what the sampler knows of the sequence in it."""
 
     sequence: tuple[int, int]
     start: SequenceStart
@@ -109,20 +109,20 @@ class CacheOracle:
         self.num_steps += 1
         for start in step.starts:
             self._start(start)
-        for row, blocks in zip(step.rows, step.new_blocks, strict=True):
-            self._rows[row].block_table.extend(blocks)
-            assert len(self._rows[row].block_table) <= self._limits.max_blocks_per_seq
+        for slot_row, blocks in zip(step.slot_rows, step.new_blocks, strict=True):
+            self._rows[slot_row].block_table.extend(blocks)
+            assert len(self._rows[slot_row].block_table) <= self._limits.max_blocks_per_seq
         first = 0
-        for row, computed, count in zip(step.rows, step.num_computed, step.num_tokens, strict=True):
-            self._write(self._rows[row], computed, step.token_ids[first : first + count])
+        for slot_row, computed, count in zip(step.slot_rows, step.num_computed, step.num_tokens, strict=True):
+            self._write(self._rows[slot_row], computed, step.token_ids[first : first + count])
             first += count
-        for row, computed, count in zip(step.rows, step.num_computed, step.num_tokens, strict=True):
-            self._read(self._rows[row], computed + count)
+        for slot_row, computed, count in zip(step.slot_rows, step.num_computed, step.num_tokens, strict=True):
+            self._read(self._rows[slot_row], computed + count)
         return self._draw(step)
 
     def sequences(self, step: StepInput) -> list[tuple[int, int]]:
         """Who is in a step that has run last."""
-        return [self._rows[row].sequence for row in step.rows]
+        return [self._rows[slot_row].sequence for slot_row in step.slot_rows]
 
     def _check_shape(self, step: StepInput) -> None:
         limits = self._limits
@@ -130,9 +130,9 @@ class CacheOracle:
         assert 0 < len(step.token_ids) <= limits.max_num_batched_tokens
         assert sum(step.num_tokens) == len(step.token_ids)
         assert min(step.num_tokens) > 0
-        assert len(set(step.rows)) == len(step.rows) <= limits.max_num_seqs
-        assert {start.row for start in step.starts} <= set(step.rows)
-        assert set(step.rows) <= set(range(limits.max_num_seqs))
+        assert len(set(step.slot_rows)) == len(step.slot_rows) <= limits.max_num_seqs
+        assert {start.slot_row for start in step.starts} <= set(step.slot_rows)
+        assert set(step.slot_rows) <= set(range(limits.max_num_seqs))
 
     def _start(self, start: SequenceStart) -> None:
         sequence = (start.params.seed, start.choice)
@@ -142,7 +142,7 @@ class CacheOracle:
             assert num_outputs == start.num_outputs
             assert history == start.history_token_ids[: len(history)]
         assert bool(start.history_token_ids) == start.params.has_penalties
-        self._rows[start.row] = _Row(sequence, start, start.num_outputs)
+        self._rows[start.slot_row] = _Row(sequence, start, start.num_outputs)
 
     def _write(self, row: _Row, computed: int, token_ids: list[int]) -> None:
         history = self._histories[row.sequence]
@@ -171,7 +171,7 @@ class CacheOracle:
         for index, is_drawn in enumerate(step.samples):
             if not is_drawn:
                 continue
-            row = self._rows[step.rows[index]]
+            row = self._rows[step.slot_rows[index]]
             history = self._histories[row.sequence]
             assert len(history) == step.num_computed[index] + step.num_tokens[index], "drawn before its last token"
             token_id = self._model.next_token(history, row.num_outputs, row.start)

@@ -22,7 +22,7 @@ from serve_app.engine.plain_processes import PlainProcesses, ProcessShardGroup
 from serve_app.errors import RayshardError
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.planning.generator_plan import GeneratorPlan, plan_generator
-from serve_app.planning.planner import DTYPE_BYTES, kv_block_bytes, plan_shards
+from serve_app.planning.planner import kv_shape_on, plan_shards
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
@@ -108,7 +108,7 @@ class DrivenCopy:
         self._news = asyncio.Event()
         spec = read_model_spec(directory)
         shards = plan_shards(spec, split.pipeline, split.tensor).shards
-        block_bytes = max(kv_block_bytes(spec, shard, limits.block_size, DTYPE_BYTES["float32"]) for shard in shards)
+        block_bytes = max(kv_shape_on(shard, spec, "float32").block_bytes(limits.block_size) for shard in shards)
         config = ModelConfig.model_validate(
             {
                 "name": "driven",

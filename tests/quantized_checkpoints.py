@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from serve_app.architectures.facts import layer_of
+from serve_app.architectures.tensor_names import layer_of
 from tests.checkpoints import make_checkpoint
 from tests.fakes import save_model_dir
 

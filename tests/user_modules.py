@@ -25,7 +25,7 @@ class Perceptron(nn.Sequential):
 
 
 class MaskedTower(nn.Module):
-    """A loop over an nn.ModuleList, with something before it, behind it, and a second argument of each block."""
+    """A loop over an nn.ModuleList, with something before it, after it, and a second argument of each part."""
 
     inputs = {"x": TensorSpec("float32", ("batch", 6)), "mask": TensorSpec("bool", ("batch",))}  # noqa: RUF012
     outputs = {"y": TensorSpec("float32", ("batch", 2)), "kept": TensorSpec("bool", ("batch",))}  # noqa: RUF012
@@ -33,7 +33,7 @@ class MaskedTower(nn.Module):
     def __init__(self, num_layers: int = 4) -> None:
         super().__init__()
         self.before = nn.Linear(6, 8)
-        self.layers = nn.ModuleList([MaskedBlock() for _ in range(num_layers)])
+        self.layers = nn.ModuleList([MaskedPart() for _ in range(num_layers)])
         self.behind = nn.Linear(8, 2)
         self.register_buffer("scale", torch.tensor([1.0, 3.0]))
         self.register_buffer("offset", torch.arange(2, dtype=torch.float32), persistent=False)
@@ -46,7 +46,7 @@ class MaskedTower(nn.Module):
         return {"y": self.behind(hidden) * self.scale + self.offset, "kept": mask.clone()}
 
 
-class MaskedBlock(nn.Module):
+class MaskedPart(nn.Module):
     """Changes the rows that the mask keeps."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Touchy(nn.Module):
 
 
 class Uncuttable(nn.Module):
-    """Has no blocks that could be found."""
+    """Has no parts that could be found."""
 
     inputs = Touchy.inputs
     outputs = Touchy.outputs
@@ -115,7 +115,7 @@ class Uncuttable(nn.Module):
         return self.linear(x)  # type: ignore[no-any-return]
 
 
-class TracedBlock(nn.Module):
+class TracedPart(nn.Module):
     """Takes its time, and writes down when: a line of index, beginning and end in seconds."""
 
     def __init__(self, index: int, path: str, seconds: float) -> None:
@@ -134,10 +134,10 @@ class TracedBlock(nn.Module):
 
 
 class Traced(nn.Sequential):
-    """Two traced blocks."""
+    """Two traced parts."""
 
     def __init__(self, path: str, seconds: float) -> None:
-        super().__init__(*[TracedBlock(index, path, seconds) for index in range(2)])
+        super().__init__(*[TracedPart(index, path, seconds) for index in range(2)])
 
 
 class Sized(nn.Sequential):

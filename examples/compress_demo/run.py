@@ -28,7 +28,7 @@ from serve_app.compress.gptq import quantize_gptq
 from serve_app.compress.local_model import LocalModel
 from serve_app.compress.prune import PruneSettings, prune
 from serve_app.compress.quantize import QuantizeSettings, quantize
-from serve_app.compress.served_model import ServedModel
+from serve_app.compress.remote_model import RemoteModel
 from serve_app.compress.student import TrainingTexts, train_student
 from serve_app.compress.texts import read_tasks, read_texts, sequences_of
 
@@ -243,7 +243,7 @@ def served_rates(rows: Sequence[Row]) -> dict[Path, float]:
     ]
     serve_file: dict[str, object] = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": applications}
     with running(["serve", "run"], port, {}, serve_file) as server:
-        return {one: ServedModel(f"{server.url}/v1", one.name).measure_speed([8])[8] for one in directories}
+        return {one: RemoteModel(f"{server.url}/v1", one.name).measure_speed([8])[8] for one in directories}
 
 
 def _table(rows: Sequence[Row], rates: Mapping[Path, float]) -> list[str]:

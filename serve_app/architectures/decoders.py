@@ -1,133 +1,207 @@
-"""What must be known of an architecture, beyond its transformers class, to cut it into stages and ranks.
+"""The families that generate. Those of llama's shape embed too: the last token's hidden state stands for the text."""
 
-Names are relative to the base model (`model`, `transformer`): `layers.*.self_attn.q_proj`. Styles are those of
-transformers' tensor-parallel plans; a table here takes the place of a plan that is missing, or that keeps whole
-copies on each rank.
-"""
+from dataclasses import replace
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from serve_app.architectures.record import (
+    SHARED_NORM,
+    Architecture,
+    ConfigKeys,
+    EncoderFacts,
+    FusedClasses,
+    Parts,
+    Sizes,
+    TensorCut,
+)
 
-from serve_app.errors import ConfigError
+_QKV = ("q_proj", "k_proj", "v_proj")
+_GATE_UP = ("gate_proj", "up_proj")
 
-PackedSizes = Callable[[Any], tuple[int, ...]]
+_LLAMA = Architecture(
+    sizes=Sizes(
+        num_layers=32, num_heads=32, hidden_size=4096, intermediate_size=11008, vocab_size=32000, max_positions=2048
+    ),
+    tensor_cut=TensorCut(),
+    encoder=EncoderFacts(can_classify=False, default_pooling="last", is_causal=True),
+    fused=FusedClasses(norm="LlamaRMSNorm", layer="LlamaDecoderLayer"),
+    same_input=(_QKV, _GATE_UP),
+)
 
+_MISTRAL = replace(
+    _LLAMA,
+    sizes=replace(_LLAMA.sizes, num_kv_heads=8, intermediate_size=14336, max_positions=131_072, sliding_window=4096),
+    fused=FusedClasses(norm="MistralRMSNorm", layer="MistralDecoderLayer", has_window_in_config=True),
+)
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """Where a decoder's parts are, and how its matrices are cut."""
+_QWEN2 = replace(
+    _LLAMA,
+    sizes=replace(
+        _LLAMA.sizes,
+        num_kv_heads=32,
+        intermediate_size=22016,
+        vocab_size=151_936,
+        max_positions=32768,
+        sliding_window=4096,
+    ),
+    keys=ConfigKeys(window_switch="use_sliding_window"),
+    fused=FusedClasses(norm="Qwen2RMSNorm", layer="Qwen2DecoderLayer"),
+)
 
-    layers: str = "layers"
-    embedding: str = "embed_tokens"
-    entry: tuple[str, ...] = ()  # modules between the embedding and the first layer that belong to the first stage
-    positions: tuple[str, ...] = ()  # learned position embeddings, added to the embedding
-    exit: tuple[str, ...] = ("norm",)  # modules behind the last layer
-    head: str = "lm_head"  # of the whole model, not of its base
-    tensor_plan: Mapping[str, str] | None = None  # None: the plan of the transformers config
-    packed: Mapping[str, PackedSizes] = field(default_factory=dict)  # sizes of matrices packed into one
-    divided: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # module -> attributes that shrink with it
-    divided_config: str | None = None  # a module whose forward reads head counts from its config
+_QWEN3 = replace(
+    _QWEN2,
+    sizes=replace(_QWEN2.sizes, head_dim=128),
+    fused=FusedClasses(norm="Qwen3RMSNorm", layer="Qwen3DecoderLayer"),
+)
 
+_OLMO2 = Architecture(
+    sizes=replace(_LLAMA.sizes, vocab_size=50304),
+    tensor_cut=TensorCut(
+        plan={  # transformers' own keeps whole copies of the attention on each rank
+            "layers.*.self_attn.q_proj": "colwise",
+            "layers.*.self_attn.k_proj": "colwise",
+            "layers.*.self_attn.v_proj": "colwise",
+            "layers.*.self_attn.q_norm": SHARED_NORM,
+            "layers.*.self_attn.k_norm": SHARED_NORM,
+            "layers.*.self_attn.o_proj": "rowwise",
+            "layers.*.mlp.gate_proj": "colwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        },
+    ),
+    fused=FusedClasses(norm="Olmo2RMSNorm"),
+    same_input=(_QKV, _GATE_UP),
+)
 
-class Cuts(Protocol):
-    """Where the parts are that tensor ranks share."""
+_GEMMA2 = Architecture(
+    sizes=Sizes(
+        num_layers=26,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=256,
+        hidden_size=2304,
+        intermediate_size=9216,
+        vocab_size=256_000,
+        max_positions=8192,
+        sliding_window=4096,
+        is_tied=True,
+    ),
+    tensor_cut=TensorCut(),
+    same_input=(_QKV, _GATE_UP),
+)
 
-    @property
-    def embedding(self) -> str: ...
-    @property
-    def head(self) -> str | None: ...
-    @property
-    def tensor_plan(self) -> Mapping[str, str] | None: ...
-    @property
-    def packed(self) -> Mapping[str, PackedSizes]: ...
-    @property
-    def divided(self) -> Mapping[str, tuple[str, ...]]: ...
-    @property
-    def divided_config(self) -> str | None: ...
+_GEMMA3 = replace(_GEMMA2, sizes=replace(_GEMMA2.sizes, vocab_size=262_208, max_positions=131_072))
 
-
-def architecture_of(model_type: str) -> Architecture:
-    """The architecture of a transformers `model_type`; raises ConfigError for those not supported."""
-    architecture = _ARCHITECTURES.get(model_type)
-    if architecture is None:
-        known = ", ".join(sorted(_ARCHITECTURES))
-        raise ConfigError(f"model_type={model_type!r} cannot be split yet; supported: {known}", field="source")
-    return architecture
-
-
-def _phi3_qkv(config: Any) -> tuple[int, ...]:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    kv_size = config.num_key_value_heads * head_dim
-    return config.num_attention_heads * head_dim, kv_size, kv_size
-
-
-def _gate_up(config: Any) -> tuple[int, ...]:
-    return config.intermediate_size, config.intermediate_size
-
-
-def _gpt2_qkv(config: Any) -> tuple[int, ...]:
-    return (config.hidden_size,) * 3
-
-
-_LLAMA = Architecture()
+_MIXTRAL = Architecture(
+    sizes=replace(_MISTRAL.sizes, sliding_window=None, num_experts=8),
+    keys=ConfigKeys(num_experts=("num_local_experts", "num_experts")),
+    tensor_cut=TensorCut(
+        packed={"layers.*.mlp.experts.gate_up_proj": ("intermediate", "intermediate")},
+        divided={"mlp.experts": ("intermediate_dim",)},
+        routers=("block_sparse_moe.gate", "mlp.gate", "mlp.router"),
+    ),
+    fused=FusedClasses(norm="MixtralRMSNorm"),
+    same_input=(_QKV,),
+)
 
 _GPT2 = Architecture(
-    layers="h",
-    embedding="wte",
-    positions=("wpe",),
-    exit=("ln_f",),
-    tensor_plan={
-        "h.*.attn.c_attn": "packed_colwise",
-        "h.*.attn.c_proj": "rowwise",
-        "h.*.mlp.c_fc": "colwise",
-        "h.*.mlp.c_proj": "rowwise",
-    },
-    packed={"h.*.attn.c_attn": _gpt2_qkv},
-    divided={"attn": ("split_size", "num_heads")},
+    sizes=Sizes(
+        num_layers=12,
+        num_heads=12,
+        hidden_size=768,
+        intermediate_size=None,
+        vocab_size=50257,
+        max_positions=1024,
+        is_tied=True,
+    ),
+    keys=ConfigKeys(
+        num_layers=("n_layer", "num_hidden_layers"),
+        num_heads=("n_head", "num_attention_heads"),
+        num_kv_heads=(),
+        hidden_size=("n_embd", "hidden_size"),
+        intermediate_size=("n_inner",),
+        max_positions=("n_positions", "max_position_embeddings", "n_ctx"),
+    ),
+    parts=Parts(layers="h", embedding="wte", positions=("wpe",), exit=("ln_f",)),
+    tensor_cut=TensorCut(
+        plan={
+            "h.*.attn.c_attn": "packed_colwise",
+            "h.*.attn.c_proj": "rowwise",
+            "h.*.mlp.c_fc": "colwise",
+            "h.*.mlp.c_proj": "rowwise",
+        },
+        packed={"h.*.attn.c_attn": ("heads", "heads", "heads")},
+        divided={"attn": ("split_size", "num_heads")},
+    ),
+    has_transposed_matrices=True,
 )
 
 _OPT = Architecture(
-    layers="decoder.layers",
-    embedding="decoder.embed_tokens",
-    entry=("decoder.project_in",),
-    positions=("decoder.embed_positions",),
-    exit=("decoder.final_layer_norm", "decoder.project_out"),
-    tensor_plan={
-        "decoder.layers.*.self_attn.q_proj": "colwise",
-        "decoder.layers.*.self_attn.k_proj": "colwise",
-        "decoder.layers.*.self_attn.v_proj": "colwise",
-        "decoder.layers.*.self_attn.out_proj": "rowwise",
-        "decoder.layers.*.fc1": "colwise",
-        "decoder.layers.*.fc2": "rowwise",
-    },
-    divided={"self_attn": ("num_heads",)},
+    sizes=Sizes(
+        num_layers=12,
+        num_heads=12,
+        hidden_size=768,
+        intermediate_size=3072,
+        vocab_size=50272,
+        max_positions=2048,
+        is_tied=True,
+    ),
+    keys=ConfigKeys(num_kv_heads=(), intermediate_size=("ffn_dim",)),
+    parts=Parts(
+        layers="decoder.layers",
+        embedding="decoder.embed_tokens",
+        entry=("decoder.project_in",),
+        positions=("decoder.embed_positions",),
+        exit=("decoder.final_layer_norm", "decoder.project_out"),
+    ),
+    tensor_cut=TensorCut(
+        plan={
+            "decoder.layers.*.self_attn.q_proj": "colwise",
+            "decoder.layers.*.self_attn.k_proj": "colwise",
+            "decoder.layers.*.self_attn.v_proj": "colwise",
+            "decoder.layers.*.self_attn.out_proj": "rowwise",
+            "decoder.layers.*.fc1": "colwise",
+            "decoder.layers.*.fc2": "rowwise",
+        },
+        divided={"self_attn": ("num_heads",)},
+    ),
+    same_input=(_QKV,),
 )
 
 _PHI3 = Architecture(
-    tensor_plan={
-        "layers.*.self_attn.qkv_proj": "packed_colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_up_proj": "packed_colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    },
-    packed={"layers.*.self_attn.qkv_proj": _phi3_qkv, "layers.*.mlp.gate_up_proj": _gate_up},
-    divided={"self_attn": ("num_key_value_heads",)},
-    divided_config="self_attn",
+    sizes=Sizes(
+        num_layers=32,
+        num_heads=32,
+        hidden_size=3072,
+        intermediate_size=8192,
+        vocab_size=32064,
+        max_positions=4096,
+        original_max_positions=4096,
+    ),
+    keys=ConfigKeys(longrope_names=("longrope", "su", "yarn")),  # what old checkpoints call it
+    tensor_cut=TensorCut(
+        plan={  # transformers' own keeps whole copies on each rank
+            "layers.*.self_attn.qkv_proj": "packed_colwise",
+            "layers.*.self_attn.o_proj": "rowwise",
+            "layers.*.mlp.gate_up_proj": "packed_colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        },
+        packed={
+            "layers.*.self_attn.qkv_proj": ("heads", "kv_heads", "kv_heads"),
+            "layers.*.mlp.gate_up_proj": ("intermediate", "intermediate"),
+        },
+        divided={"self_attn": ("num_key_value_heads",)},
+        divided_config="self_attn",
+    ),
+    fused=FusedClasses(norm="Phi3RMSNorm"),
 )
 
-_MIXTRAL = Architecture(
-    packed={"layers.*.mlp.experts.gate_up_proj": _gate_up},
-    divided={"mlp.experts": ("intermediate_dim",)},
-)
-
-_ARCHITECTURES = {
+DECODERS = {
     "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma2": _LLAMA,
-    "gemma3_text": _LLAMA,
+    "mistral": _MISTRAL,
+    "qwen2": _QWEN2,
+    "qwen3": _QWEN3,
+    "olmo2": _OLMO2,
+    "gemma2": _GEMMA2,
+    "gemma3_text": _GEMMA3,
     "mixtral": _MIXTRAL,
     "gpt2": _GPT2,
     "opt": _OPT,

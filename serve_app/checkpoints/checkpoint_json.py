@@ -22,15 +22,15 @@ def read_json_list(path: Path) -> list[object]:
         raise damaged(path, f"{path.stat().st_size} bytes, more than {MAX_JSON_BYTES}")
     value = _parse(path.read_bytes(), path)
     if not isinstance(value, list):
-        raise damaged(path, "JSON that is no list")
+        raise damaged(path, "JSON that is not a list")
     return value
 
 
 def parse_json(text: bytes, path: Path) -> dict[str, object]:
-    """The object in a JSON text; `path` is where it stands."""
+    """The object in a JSON text; `path` is the file it comes from."""
     value = _parse(text, path)
     if not isinstance(value, dict):
-        raise damaged(path, "JSON that is no object")
+        raise damaged(path, "JSON that is not an object")
     return value
 
 
@@ -43,7 +43,7 @@ def _parse(text: bytes, path: Path) -> object:
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a whole number that a size or an offset can be."""
+    """Whether it can be a size or an offset: an integer from 0 up."""
     return type(value) is int and 0 <= value < 2**63
 
 

@@ -3,19 +3,14 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from serve_app.architectures.facts import (
-    ARCHITECTURES,
-    EMBEDDING_DECODERS,
-    ENCODERS,
-    TENSOR_CUT_ENCODERS,
-)
+from serve_app.architectures.lookup import EMBEDDERS
+from serve_app.architectures.record import Architecture, EncoderFacts
 from serve_app.checkpoints.checkpoint_json import damaged, read_json, read_json_list, shown
-from serve_app.checkpoints.model_spec import ModelSpec, read_checkpoint
+from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut, read_checkpoint
 from serve_app.checkpoints.module_files import read_labels
 from serve_app.checkpoints.safetensors_header import read_safetensors_header
 from serve_app.errors import ConfigError
 
-_KNOWN = ENCODERS | {name: ARCHITECTURES[name] for name in EMBEDDING_DECODERS}
 _POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last", "last": "last"}
 _HEADS = ("classifier.weight", "classifier.out_proj.weight")
 
@@ -62,7 +57,7 @@ class EncoderChoices:
 
 def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
     """The encoder in `source_dir` as it is to be served. Raises ConfigError."""
-    spec = replace(read_checkpoint(source_dir, _KNOWN), is_tied=False)
+    spec = replace(read_checkpoint(source_dir, EMBEDDERS), is_tied=False)
     values = read_json(source_dir / "config.json")
     is_embedder = choices.task == "embed"
     if not is_embedder:
@@ -81,7 +76,7 @@ def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
         spec=spec,
         task=choices.task,
         max_tokens=_max_tokens(spec, source_dir, choices),
-        has_token_types=_has_token_types(spec.model_type, values),
+        has_token_types=_has_token_types(EMBEDDERS[spec.model_type], values),
         pooling=pooling,
         is_normalized=is_normalized,
         projections=projections,
@@ -94,10 +89,10 @@ def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
 
 
 def check_encoder(encoder: EncoderSpec, tensor: int, max_model_len: int | None) -> list[str]:
-    """Why this encoder cannot be split over so many tensor ranks, or take texts of so many tokens."""
+    """Why this encoder cannot be split over `tensor` ranks, or take texts of `max_model_len` tokens."""
     spec = encoder.spec
-    if tensor > 1 and spec.model_type not in TENSOR_CUT_ENCODERS:
-        return [f"parallel.tensor={tensor} cannot cut model_type={spec.model_type}; use parallel.pipeline"]
+    if tensor > 1 and EMBEDDERS[spec.model_type].tensor_cut is None:
+        return [no_tensor_cut(spec.model_type, tensor)]
     longest = _position_limit(spec)
     if max_model_len is not None and max_model_len > longest:
         return [f"max_model_len={max_model_len} is above the {longest} positions of the model; use at most that"]
@@ -110,13 +105,19 @@ def check_encoder(encoder: EncoderSpec, tensor: int, max_model_len: int | None) 
 
 
 def _check_head(spec: ModelSpec, choices: EncoderChoices) -> None:
-    if spec.model_type in EMBEDDING_DECODERS:
+    if not _facts_of(spec).can_classify:
         raise ConfigError(f"task={choices.task} is not served for model_type={spec.model_type} yet; set task: embed")
     if not any(name in spec.tensors for name in _HEADS):
         raise ConfigError(
             f"task={choices.task} needs a classifier, but source={spec.source_dir} has no tensor {_HEADS[0]}; "
             "give a model with a sequence classification head, or set task: embed"
         )
+
+
+def _facts_of(spec: ModelSpec) -> EncoderFacts:
+    facts = EMBEDDERS[spec.model_type].encoder
+    assert facts is not None
+    return facts
 
 
 def _num_labels(spec: ModelSpec) -> int:
@@ -133,10 +134,10 @@ def _numbered(number: int) -> list[str]:
 def _position_limit(spec: ModelSpec) -> int:
     """Tokens of the longest text that the position embeddings hold."""
     longest = spec.max_position_embeddings or 512
-    if spec.model_type not in ("roberta", "xlm-roberta"):
+    if not _facts_of(spec).has_positions_after_padding:
         return longest
     padding = read_json(spec.source_dir / "config.json").get("pad_token_id", 1)
-    return longest - (padding if isinstance(padding, int) else 1) - 1  # positions begin behind the padding's
+    return longest - (padding if isinstance(padding, int) else 1) - 1  # positions begin after the padding's
 
 
 def _max_tokens(spec: ModelSpec, source_dir: Path, choices: EncoderChoices) -> int:
@@ -149,8 +150,8 @@ def _max_tokens(spec: ModelSpec, source_dir: Path, choices: EncoderChoices) -> i
     return choices.max_model_len or min(limits)
 
 
-def _has_token_types(model_type: str, values: dict[str, object]) -> bool:
-    default = {"bert": 2, "roberta": 2, "xlm-roberta": 2, "deberta-v2": 0}.get(model_type)
+def _has_token_types(architecture: Architecture, values: dict[str, object]) -> bool:
+    default = architecture.sizes.num_token_types
     if default is None:
         return False
     number = values.get("type_vocab_size", default)
@@ -173,8 +174,8 @@ def _read_modules(
     source_dir: Path, spec: ModelSpec, choices: EncoderChoices
 ) -> tuple[str, bool, tuple[ProjectionSpec, ...]]:
     """Pooling, normalisation and projections, by modules.json where there is one."""
-    is_decoder = spec.model_type in EMBEDDING_DECODERS
-    pooling, is_normalized = "last" if is_decoder else "mean", False
+    pooling: str = _facts_of(spec).default_pooling
+    is_normalized = False
     projections: list[ProjectionSpec] = []
     path = source_dir / "modules.json"
     has_modules = choices.task == "embed" and path.is_file()

@@ -20,7 +20,9 @@ def read_eos_token_ids(source_dir: Path, vocab_size: int) -> list[int]:
         if found is not None:
             token_ids = found if isinstance(found, list) else [found]
             if not all(type(token_id) is int for token_id in token_ids):
-                raise ConfigError(f"{path}: eos_token_id={found!r} is no token id or list of them", field="source")
+                raise ConfigError(
+                    f"{path}: eos_token_id={found!r} is neither a token id nor a list of them", field="source"
+                )
             outside = [token_id for token_id in token_ids if not 0 <= token_id < vocab_size]
             if outside:
                 raise ConfigError(

@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.architectures.facts import ARCHITECTURES, HEAD_PATTERN, Architecture, layer_of
+from serve_app.architectures.head_sizes import complete_head_sizes
+from serve_app.architectures.lookup import GENERATORS
+from serve_app.architectures.record import Architecture
+from serve_app.architectures.tensor_names import is_head, layer_of
 from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown, some
 from serve_app.checkpoints.quantization import CheckpointQuantization, read_quantization
 from serve_app.checkpoints.rope_scaling import RopeLimit, rope_limit, scaled_max_positions
 from serve_app.checkpoints.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
 from serve_app.errors import ConfigError
+from serve_app.types.dtypes import DTYPES_BY_CODE, SERVED_DTYPES
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-SERVED_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,8 @@ class ModelSpec:
 
 
 def read_model_spec(source_dir: Path) -> ModelSpec:
-    """The checkpoint of a model that generates, in `source_dir`. Raises ConfigError when it is none."""
-    spec = read_checkpoint(source_dir, ARCHITECTURES)
+    """The checkpoint of a model that generates, in `source_dir`. Raises ConfigError for anything else."""
+    spec = read_checkpoint(source_dir, GENERATORS)
     _check_head(spec)
     return spec
 
@@ -51,7 +54,7 @@ def read_model_spec(source_dir: Path) -> ModelSpec:
 def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture]) -> ModelSpec:
     """The checkpoint in `source_dir`, of one of these model types. Raises ConfigError when it cannot be served."""
     if not source_dir.is_dir():
-        raise ConfigError(f"source={source_dir} is no directory; give one with config.json and safetensors files")
+        raise ConfigError(f"source={source_dir} is not a directory; give one with config.json and safetensors files")
     if (source_dir / "adapter_config.json").exists():
         raise ConfigError(f"source={source_dir} is an adapter (LoRA); merge it into its base model and give that")
     weight_files = find_weight_files(source_dir)
@@ -66,6 +69,11 @@ def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture])
     spec = _spec_of(source_dir, architectures[model_type], config, tensors)
     _check_completeness(spec)
     return spec
+
+
+def no_tensor_cut(model_type: str, tensor: int) -> str:
+    """Why tensor ranks cannot share a model of this family."""
+    return f"parallel.tensor={tensor} cannot cut model_type={model_type}; use parallel.pipeline"
 
 
 def find_weight_files(source_dir: Path) -> list[Path]:
@@ -114,7 +122,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise damaged(index, f"{shown(name)} as a file, which is no safetensors file beside it")
+            raise damaged(index, f"{shown(name)} as a file, which is not a safetensors file beside it")
         names[tensor] = name
     return names
 
@@ -137,31 +145,36 @@ def _read_tensors(source_dir: Path, files: list[Path]) -> dict[str, TensorHeader
 
 
 def _spec_of(
-    source_dir: Path, defaults: Architecture, config: dict[str, object], tensors: dict[str, TensorHeader]
+    source_dir: Path, architecture: Architecture, config: dict[str, object], tensors: dict[str, TensorHeader]
 ) -> ModelSpec:
     keys = _Keys(source_dir / "config.json", config)
-    names = defaults.keys
-    num_heads = keys.count(names.num_heads, defaults.num_heads)
+    names, defaults = architecture.keys, architecture.sizes
     hidden_size = keys.count(names.hidden_size, defaults.hidden_size)
-    architectures, model_type = config.get("architectures"), str(config["model_type"])
+    heads = complete_head_sizes(
+        hidden_size,
+        keys.count(names.num_heads, defaults.num_heads),
+        keys.count_or_none(names.num_kv_heads, defaults.num_kv_heads),
+        keys.count_or_none(("head_dim",), defaults.head_dim),
+    )
+    architectures = config.get("architectures")
     max_positions = keys.count(names.max_positions, defaults.max_positions)
     return ModelSpec(
         source_dir=source_dir,
-        model_type=model_type,
+        model_type=str(config["model_type"]),
         architectures=tuple(str(name) for name in architectures) if isinstance(architectures, list) else (),
         num_layers=keys.count(names.num_layers, defaults.num_layers),
-        num_heads=num_heads,
-        num_kv_heads=keys.count_or_none(names.num_kv_heads, defaults.num_kv_heads) or num_heads,
-        head_dim=keys.count_or_none(("head_dim",), defaults.head_dim) or hidden_size // num_heads,
+        num_heads=heads.num_heads,
+        num_kv_heads=heads.num_kv_heads,
+        head_dim=heads.head_dim,
         hidden_size=hidden_size,
         intermediate_size=keys.count_or_none(names.intermediate_size, defaults.intermediate_size) or 4 * hidden_size,
         num_experts=keys.count_or_none(names.num_experts, defaults.num_experts),
         vocab_size=keys.count(("vocab_size",), defaults.vocab_size),
-        max_position_embeddings=scaled_max_positions(model_type, keys.values, max_positions),
-        rope_limit=rope_limit(model_type, keys.values, max_positions),
+        max_position_embeddings=scaled_max_positions(architecture, keys.values, max_positions),
+        rope_limit=rope_limit(architecture, keys.values, max_positions),
         is_tied=keys.flag("tie_word_embeddings", defaults.is_tied),
         dtype=_dtype_of(keys, tensors),
-        sliding_window=_sliding_window(keys, defaults),
+        sliding_window=_sliding_window(keys, architecture),
         quantization=read_quantization(config, source_dir / "config.json"),
         tensors=tensors,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
@@ -169,7 +182,7 @@ def _spec_of(
 
 
 class _Keys:
-    """Typed look-ups in config.json; the first key that is there counts."""
+    """Typed look-ups in config.json; the first key that is present counts."""
 
     def __init__(self, path: Path, values: dict[str, object]) -> None:
         self._path = path
@@ -186,7 +199,7 @@ class _Keys:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
-            raise ConfigError(f"{self._path}: {key}={shown(value)} is no positive whole number; download it again")
+            raise ConfigError(f"{self._path}: {key}={shown(value)} is not a positive integer; download it again")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
@@ -196,10 +209,11 @@ class _Keys:
         return default if value is None else value
 
 
-def _sliding_window(text: _Keys, defaults: Architecture) -> int | None:
-    if defaults.has_window_switch and not text.flag("use_sliding_window", False):
+def _sliding_window(keys: _Keys, architecture: Architecture) -> int | None:
+    switch = architecture.keys.window_switch
+    if switch is not None and not keys.flag(switch, False):
         return None
-    return text.count_or_none(("sliding_window",), defaults.sliding_window)
+    return keys.count_or_none(("sliding_window",), architecture.sizes.sliding_window)
 
 
 def _dtype_of(keys: _Keys, tensors: Mapping[str, TensorHeader]) -> str:
@@ -208,7 +222,8 @@ def _dtype_of(keys: _Keys, tensors: Mapping[str, TensorHeader]) -> str:
         return dtype.removeprefix("torch.")
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
-        sizes[SERVED_DTYPES.get(tensor.dtype, tensor.dtype)] += tensor.num_bytes
+        name = DTYPES_BY_CODE[tensor.dtype].name
+        sizes[name if name in SERVED_DTYPES else tensor.dtype] += tensor.num_bytes
     return sizes.most_common(1)[0][0] if sizes else "float32"
 
 
@@ -223,7 +238,7 @@ def _check_completeness(spec: ModelSpec) -> None:
 
 
 def _check_head(spec: ModelSpec) -> None:
-    if not spec.is_tied and not any(HEAD_PATTERN.search(name) for name in spec.tensors):
+    if not spec.is_tied and not any(map(is_head, spec.tensors)):
         raise ConfigError(
             f"source={spec.source_dir}: tie_word_embeddings=false but there is no lm_head tensor; "
             "give a model for generation, or set tie_word_embeddings to true"

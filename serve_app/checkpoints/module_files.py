@@ -54,7 +54,7 @@ def read_labels(path: Path, values: dict[str, object]) -> list[str]:
     if labels is None:
         return []
     if not isinstance(labels, dict):
-        raise damaged(path, "id2label that is no object")
+        raise damaged(path, "id2label that is not an object")
     names = [labels.get(str(index)) for index in range(len(labels))]
     if not all(isinstance(name, str) for name in names):
         raise damaged(path, f"id2label without the keys 0 to {len(labels) - 1}")

@@ -34,7 +34,7 @@ def read_module_spec(config: ModelConfig, source_dir: Path) -> ModuleSpec:
     values = read_json(path) if path.is_file() else {}
     arguments = values.get("arguments", {})
     if not isinstance(arguments, dict):
-        raise damaged(path, "arguments that are no object")
+        raise damaged(path, "arguments that are not an object")
     tensors = read_module_tensors(source_dir)
     return ModuleSpec(
         source_dir=source_dir,

@@ -1,4 +1,4 @@
-"""The gate: a compressed model is served only when the report of its very bytes says what its settings ask."""
+"""The gate: a compressed model is served only if the report on exactly these files meets its settings."""
 
 import hashlib
 import math
@@ -36,7 +36,7 @@ def _file_problems(source_dir: Path, path: Path, report: Mapping[str, object]) -
     if not isinstance(expected, dict) or not expected:
         return [f"{path} names no files; measure the model again"]
     there = {file.name for file in source_dir.glob("*.safetensors")}
-    problems = [f"{path} knows nothing of {name}; measure the model again" for name in sorted(there - expected.keys())]
+    problems = [f"{path} does not list {name}; measure the model again" for name in sorted(there - expected.keys())]
     for name, digest in sorted(expected.items()):
         if name not in there:
             problems.append(f"{name}, which {path} was made for, is not in {source_dir}; copy it there")
@@ -64,7 +64,7 @@ def _figure_problems(path: Path, report: Mapping[str, object], quality: QualityC
         value = figures.get(name)
         setting = f"min_{name}" if sign < 0 else f"max_{name}"
         if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            problems.append(f"{path}: {name}={shown(value)} is no figure; measure the model again")
+            problems.append(f"{path}: {name}={shown(value)} is not a finite number; measure the model again")
         elif sign * value > sign * bound:
             relation = "below" if sign < 0 else "above"
             problems.append(f"{name}={value:.4g} in {path} is {relation} quality.{setting}={bound:g}; compress it less")
@@ -72,7 +72,7 @@ def _figure_problems(path: Path, report: Mapping[str, object], quality: QualityC
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file, in small hexadecimal digits."""
+    """The sha256 of a file, in lowercase hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -13,7 +13,7 @@ from serve_app.checkpoints.checkpoint_json import shown
 from serve_app.errors import ConfigError
 from serve_app.types.shards import WeightScheme
 
-# Tensors that stand beside a quantized weight, by the ends of their names.
+# Tensors that accompany a quantized weight, by the ends of their names.
 COMPANIONS = ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "qzeros", "scales", "g_idx")
 PACKED = ("weight_packed", "qweight")
 _FORMATS = ("int-quantized", "pack-quantized", "float-quantized", "naive-quantized")
@@ -53,12 +53,12 @@ class CheckpointQuantization:
 
 
 def read_quantization(config: Mapping[str, object], path: Path) -> CheckpointQuantization | None:
-    """The quantization that `config`, the content of `path`, tells of. Raises ConfigError for what is not served."""
+    """The quantization that `config`, the content of `path`, describes. Raises ConfigError where it is not served."""
     section = config.get("quantization_config") or config.get("compression_config")
     if not section:
         return None
     if not isinstance(section, dict):
-        raise ConfigError(f"{path}: quantization_config={shown(section)} is no object; download the model again")
+        raise ConfigError(f"{path}: quantization_config={shown(section)} is not an object; download the model again")
     method = section.get("quant_method")
     if method == "compressed-tensors":
         return _read_compressed_tensors(section, path)
@@ -84,7 +84,7 @@ def _read_compressed_tensors(section: Mapping[str, object], path: Path) -> Check
     for name, group in groups.items():
         where = f"{path}: quantization_config.config_groups.{name[:64]}"
         if not isinstance(group, dict):
-            raise ConfigError(f"{where} is no object; compress the model again")
+            raise ConfigError(f"{where} is not an object; compress the model again")
         read.append((_targets(group.get("targets"), where), _scheme(group, where)))
     return CheckpointQuantization("compressed-tensors", tuple(read), _targets(section.get("ignore") or [], str(path)))
 
@@ -116,7 +116,7 @@ def _has_quantized_inputs(inputs: object, bits: int, where: str) -> bool:
     if not inputs:
         return False
     if not isinstance(inputs, dict):
-        raise ConfigError(f"{where}.input_activations is no object; compress the model again")
+        raise ConfigError(f"{where}.input_activations is not an object; compress the model again")
     is_known = (
         inputs.get("num_bits") == 8 == bits and inputs.get("dynamic") is True and inputs.get("strategy") == "token"
     )
@@ -129,7 +129,7 @@ def _has_quantized_inputs(inputs: object, bits: int, where: str) -> bool:
 
 def _targets(given: object, where: str) -> tuple[Target, ...]:
     if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-        raise ConfigError(f"{where}: {shown(given)} is no list of modules; compress the model again")
+        raise ConfigError(f"{where}: {shown(given)} is not a list of modules; compress the model again")
     for one in given:
         if one.startswith("re:"):
             _check_pattern(one[3:], where)
@@ -141,7 +141,7 @@ def _check_pattern(pattern: str, where: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"{where}: {shown(pattern)} is no pattern ({error}); compress the model again") from error
+        raise ConfigError(f"{where}: {shown(pattern)} is not a pattern ({error}); compress the model again") from error
     if len(pattern) > 256 or re.search(r"[+*}]\)*[+*{]", pattern):
         raise ConfigError(f"{where}: the pattern {shown(pattern)} repeats a repetition; write it without")
 

@@ -1,11 +1,10 @@
-"""How config.json stretches rotary positions, and up to which length a request is then its batch-mates' equal."""
+"""How config.json stretches rotary positions, and from which length a request changes its batch-mates' answers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from serve_app.architectures.record import Architecture
 from serve_app.checkpoints.checkpoint_json import is_count
-
-_ORIGINAL_BY_MODEL_TYPE = {"phi3": 4096}  # what a missing original_max_position_embeddings means
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,25 +16,25 @@ class RopeLimit:
     max_positions: int
 
 
-def scaled_max_positions(model_type: str, text: Mapping[str, object], positions: int) -> int:
-    """Tokens that a model is made for, when config.json says `positions`."""
+def scaled_max_positions(architecture: Architecture, text: Mapping[str, object], positions: int) -> int:
+    """Tokens that a model is made for, where config.json says `positions`."""
     for rope in _rope_settings(text):
         factor, original = rope.get("factor"), _length(rope.get("original_max_position_embeddings", positions))
-        is_yarn = _rope_type(model_type, rope) == "yarn"
+        is_yarn = _rope_type(architecture, rope) == "yarn"
         if is_yarn and isinstance(factor, int | float) and original is not None and 1 <= factor <= 1000:
             return max(positions, int(original * factor))
     return positions
 
 
-def rope_limit(model_type: str, text: Mapping[str, object], positions: int) -> RopeLimit | None:
+def rope_limit(architecture: Architecture, text: Mapping[str, object], positions: int) -> RopeLimit | None:
     """Where frequencies begin to depend on the batch; None: they never do."""
     for rope in _rope_settings(text):
-        rope_type = _rope_type(model_type, rope)
+        rope_type = _rope_type(architecture, rope)
         if rope_type == "dynamic":
             return RopeLimit("dynamic", "max_position_embeddings", positions)
         if rope_type == "longrope":
             setting = "original_max_position_embeddings"
-            own = text.get(setting, _ORIGINAL_BY_MODEL_TYPE.get(model_type))
+            own = text.get(setting, architecture.sizes.original_max_positions)
             return RopeLimit("longrope", setting, _length(own, rope.get(setting)) or positions)
     return None
 
@@ -53,8 +52,6 @@ def _rope_settings(text: Mapping[str, object]) -> Iterator[Mapping[str, object]]
             yield from by_layer_type or [group]
 
 
-def _rope_type(model_type: str, rope: Mapping[str, object]) -> object:
+def _rope_type(architecture: Architecture, rope: Mapping[str, object]) -> object:
     rope_type = rope.get("rope_type", rope.get("type"))
-    if model_type == "phi3" and rope_type in ("su", "yarn"):
-        return "longrope"  # what old phi3 checkpoints call it
-    return rope_type
+    return "longrope" if rope_type in architecture.keys.longrope_names else rope_type

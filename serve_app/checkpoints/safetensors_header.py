@@ -8,15 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.checkpoints.checkpoint_json import damaged, is_count, parse_json, shown
+from serve_app.types.dtypes import DTYPES_BY_CODE
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_TENSORS = 100_000
-DTYPE_BITS = (
-    {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64, "BOOL": 8}
-    | {"I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8}
-    | {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
-    | {"F6_E2M3": 6, "F6_E3M2": 6, "F4": 4}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +23,11 @@ class TensorHeader:
     shape: tuple[int, ...]
     num_bytes: int
     offset_bytes: int  # of its first byte in the file
+
+    @property
+    def num_elements(self) -> int:
+        """Numbers that it holds."""
+        return math.prod(self.shape)
 
 
 def read_safetensors_header(path: Path) -> dict[str, TensorHeader]:
@@ -72,10 +72,10 @@ def _place(path: Path, data_start_bytes: int, name: str, entry: object) -> _Plac
     offsets, dtype, shape = entry.get("data_offsets"), entry.get("dtype"), entry.get("shape")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(is_count(offset) for offset in offsets):
         raise damaged(path, f"data_offsets {shown(offsets)} of tensor {shown(name)}")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPES_BY_CODE:
         raise damaged(path, f"dtype {shown(dtype)} of tensor {shown(name)}")
     if not isinstance(shape, list) or len(shape) > 16 or not all(is_count(size) for size in shape):
         raise damaged(path, f"shape {shown(shape)} of tensor {shown(name)}")
-    num_bytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
+    num_bytes = math.prod(shape) * DTYPES_BY_CODE[dtype].bits // 8
     tensor = TensorHeader(path, dtype, tuple(shape), num_bytes, data_start_bytes + offsets[0])
     return _Placed(name, tensor, offsets[0], offsets[1])

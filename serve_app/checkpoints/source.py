@@ -62,7 +62,7 @@ def pin_revision(hub_id: str, revision: str | None, environment: Environment) ->
     try:
         commit = huggingface_hub.HfApi(endpoint=environment.hub_endpoint).model_info(hub_id, revision=revision).sha
     except RevisionNotFoundError as error:
-        raise ConfigError(f"revision={revision} is no branch, tag or commit of source={hub_id}; correct it") from error
+        raise ConfigError(_no_revision(hub_id, revision)) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ConfigError(_not_on_hub(hub_id)) from error
     except OSError as error:
@@ -135,7 +135,7 @@ def _why_no_directory(path: Path) -> str:
     way_out = (
         f"did you mean {parent / closest[0]}?" if closest else "give an existing directory, or a hub id (org/name)"
     )
-    return f"is no directory: {parent} exists, but has no {missing!r}; {way_out}"
+    return f"is not a directory: {parent} exists, but has no {missing!r}; {way_out}"
 
 
 def _download(source: str, revision: str | None, environment: Environment, files: list[str] | None = None) -> Path:
@@ -149,7 +149,7 @@ def _download(source: str, revision: str | None, environment: Environment, files
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ConfigError(_not_on_hub(source)) from error
     except RevisionNotFoundError as error:
-        raise ConfigError(f"revision={revision} is no branch, tag or commit of source={source}; correct it") from error
+        raise ConfigError(_no_revision(source, revision)) from error
     except LocalEntryNotFoundError as error:
         reason = "the hub is switched off by HF_HUB_OFFLINE" if environment.is_hub_offline else "the hub did not answer"
         raise ConfigError(
@@ -176,6 +176,10 @@ def _snapshot(
         ignore_patterns=IGNORED_FILES,
     )
     return Path(path).resolve()
+
+
+def _no_revision(source: str, revision: str | None) -> str:
+    return f"revision={revision} is not a branch, tag or commit of source={source}; correct it"
 
 
 def _not_on_hub(source: str) -> str:

@@ -1,6 +1,6 @@
 """Weights from an https URL: checked by their sha256, kept in a cache, never unpickled.
 
-The server's address is looked up once, judged, and connected to: a name that changes its mind in between gains nothing.
+The server's address is looked up once, checked, and connected to: resolving differently in between gains nothing.
 """
 
 import hashlib
@@ -82,7 +82,7 @@ def _is_weights(path: Path) -> bool:
 
 
 class _Connection(http.client.HTTPSConnection):
-    """Connects to an address that was judged, and checks the certificate of the name."""
+    """Connects to an address that was checked, and verifies the certificate of the name."""
 
     def __init__(self, host: str, port: int, address: str) -> None:
         self._context_of_name = ssl.create_default_context()
@@ -213,12 +213,12 @@ def _store(parts: SplitResult, answer: http.client.HTTPResponse, weights: Remote
 
 
 def _check_beginning(parts: SplitResult, piece: bytes, num_expected: int | None) -> None:
-    """A safetensors file begins with its header's length, then the header: what is none is not read to its end."""
+    """A safetensors file begins with its header's length, then the header: anything else is not read to its end."""
     header_bytes = int.from_bytes(piece[:8], "little")
     is_possible = len(piece) > 8 and 2 <= header_bytes <= min(_MAX_HEADER_BYTES, (num_expected or 2**62) - 8)
     if not is_possible or piece[8:9] != b"{":
         shown = json.dumps(piece[:16].decode("latin-1"))
-        raise ConfigError(f"weights.url={parts.geturl()} is no safetensors file, it begins with {shown}; convert it")
+        raise ConfigError(f"weights.url={parts.geturl()} is not a safetensors file, it begins with {shown}; convert it")
 
 
 def _tell_progress(parts: SplitResult, num_bytes: int, num_expected: int | None) -> None:

@@ -32,6 +32,7 @@ from serve_app.compress.modules import (
 from serve_app.compress.prune import PruneSettings, prune
 from serve_app.compress.quantize import QuantizeSettings, quantize
 from serve_app.compress.recipe import read_recipe
+from serve_app.compress.remote_model import RemoteModel
 from serve_app.compress.report import (
     Measured,
     Size,
@@ -41,7 +42,6 @@ from serve_app.compress.report import (
     write_label_report,
     write_report,
 )
-from serve_app.compress.served_model import ServedModel
 from serve_app.compress.speed import measure_speed
 from serve_app.compress.student import Learnt, Lesson, TrainingTexts, train_student
 from serve_app.compress.texts import read_tasks, read_texts, sequences_of
@@ -197,12 +197,12 @@ def _distill(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _teacher(arguments: argparse.Namespace) -> ServedModel | None:
+def _teacher(arguments: argparse.Namespace) -> RemoteModel | None:
     if arguments.teacher_url is None:
         if arguments.teacher_name is not None:
             raise ConfigError("--teacher-name has no effect without --teacher-url; leave it out")
         return None
-    return ServedModel(arguments.teacher_url, arguments.teacher_name, read_environment().openai_api_key)
+    return RemoteModel(arguments.teacher_url, arguments.teacher_name, read_environment().openai_api_key)
 
 
 def _runner(arguments: argparse.Namespace) -> Callable[[Lesson], Learnt] | None:

@@ -1,4 +1,4 @@
-"""Writing model directories in Hugging Face's layout: all of one, or nothing under its name."""
+"""Writing model directories in Hugging Face's layout: either a whole one, or nothing."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ _OWN_FILES = ("config.json", "model.safetensors.index.json", REPORT_NAME)
 
 @contextmanager
 def new_directory(directory: Path, *, can_replace: bool, needed_bytes: int = 0) -> Iterator[Path]:
-    """A folder that takes the name `directory` when the block ends well; otherwise nothing is left of it.
+    """A folder that takes the name `directory` when the `with` ends well; otherwise nothing is left of it.
 
     Raises ConfigError when the name is taken, or the disk has no room.
     """

@@ -1,4 +1,4 @@
-"""Two models side by side where at least one is behind a URL: perplexity, KL, agreement, exact answers, speed."""
+"""Two models side by side where at least one is served at a URL: perplexity, KL, agreement, exact answers, speed."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from serve_app.compress.evaluate import (
     top1_agreement,
 )
 from serve_app.compress.local_model import LocalModel
-from serve_app.compress.served_model import ServedModel
+from serve_app.compress.remote_model import RemoteModel
 from serve_app.compress.speed import measure_speed
 from serve_app.compress.texts import TaskExample
 from serve_app.config.environment import read_environment
@@ -41,7 +41,7 @@ class Comparison:
     original: Side
     model: Side
     top1_agreement: float
-    kl_lower_bound: float  # by the most probable tokens, all that a server tells
+    kl_lower_bound: float  # by the most probable tokens, which is all that a server returns
     num_tokens: int
 
     @property
@@ -55,18 +55,18 @@ def is_url(place: str) -> bool:
     return place.startswith(("http://", "https://"))
 
 
-def open_model(place: str, name: str | None) -> LocalModel | ServedModel:
-    """The model in a directory or behind a URL. Raises ConfigError."""
+def open_model(place: str, name: str | None) -> LocalModel | RemoteModel:
+    """The model in a directory or at a URL. Raises ConfigError."""
     if is_url(place):
-        return ServedModel(place, name, read_environment().openai_api_key)
+        return RemoteModel(place, name, read_environment().openai_api_key)
     if name is not None:
         raise ConfigError(f"a name ({name}) has no effect on the model in {place}; leave it out")
     return LocalModel(Path(place))
 
 
 def compare_served(
-    original: LocalModel | ServedModel,
-    model: LocalModel | ServedModel,
+    original: LocalModel | RemoteModel,
+    model: LocalModel | RemoteModel,
     texts: Sequence[str],
     examples: Sequence[TaskExample],
     *,
@@ -118,14 +118,14 @@ def as_json(comparison: Comparison) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
-def _speed_of(model: LocalModel | ServedModel) -> dict[int, float]:
-    if isinstance(model, ServedModel):
+def _speed_of(model: LocalModel | RemoteModel) -> dict[int, float]:
+    if isinstance(model, RemoteModel):
         return model.measure_speed()
     return {one.batch_size: one.tokens_per_s for one in measure_speed(model)}
 
 
-def _name_of(model: LocalModel | ServedModel) -> str:
-    return f"{model.name} at {model.url}" if isinstance(model, ServedModel) else model.directory.name
+def _name_of(model: LocalModel | RemoteModel) -> str:
+    return f"{model.name} at {model.url}" if isinstance(model, RemoteModel) else model.directory.name
 
 
 def _shown(perplexity: Perplexity) -> str:

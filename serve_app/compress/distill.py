@@ -41,7 +41,7 @@ class DistillSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class SequenceBatch:
     """Sequences of about one length: ids and labels [B, T] int64, the next token or -100."""
 
     ids: Tensor
@@ -53,7 +53,7 @@ class Batch:
 
 
 class Workers(Protocol):
-    """Those that train together, as one of them sees it."""
+    """The processes that train together, as one of them sees them."""
 
     rank: int
     world_size: int
@@ -65,7 +65,7 @@ class Workers(Protocol):
         """The sum of all workers' values."""
 
 
-class Alone:
+class LoneWorker:
     """One process."""
 
     rank = 0
@@ -91,8 +91,8 @@ def distill(
 ) -> list[float]:
     """Train the student in place; gives the losses of the steps that were taken. An interrupted run is taken up again
     from `checkpoint`, a folder, when its settings are the same. Each of several workers takes its share of the
-    sequences of every batch, and all end with what one would have. Raises ConfigError."""
-    workers = workers or Alone()
+    sequences of every batch, and all end with what a single one would have. Raises ConfigError."""
+    workers = workers or LoneWorker()
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad_(True) is not None]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     first = 0 if checkpoint is None else _resume(checkpoint, student, optimizer, settings)
@@ -118,7 +118,7 @@ def distill(
 
 
 def _loss(
-    teacher: PreTrainedModel | TopTeacher | None, student: nn.Module, batch: Batch, settings: DistillSettings
+    teacher: PreTrainedModel | TopTeacher | None, student: nn.Module, batch: SequenceBatch, settings: DistillSettings
 ) -> Tensor:
     """This worker's part of the sum that is the mean over the batches of all."""
     logits = student(input_ids=batch.ids, use_cache=False).logits.float()  # [B, T, V]
@@ -136,7 +136,7 @@ def _loss(
 
 
 def _divergence_of(
-    teacher: PreTrainedModel | TopTeacher, student: Tensor, batch: Batch, settings: DistillSettings
+    teacher: PreTrainedModel | TopTeacher, student: Tensor, batch: SequenceBatch, settings: DistillSettings
 ) -> Tensor:
     """student: logits [N, V] of the batch's real tokens."""
     if isinstance(teacher, TopTeacher):
@@ -164,7 +164,7 @@ def _draw(
     settings: DistillSettings,
     step: int,
     workers: Workers,
-) -> Iterator[Batch]:
+) -> Iterator[SequenceBatch]:
     """This worker's share of the batches of a step, which follow from its number alone."""
     rng = random.Random(f"{settings.seed}-{step}")
     for sequences, is_labelled in ((labelled, True), (unlabelled, False)):
@@ -183,7 +183,7 @@ def _fill(sequences: Sequence[list[int]], num_tokens: int, rng: random.Random) -
     return chosen
 
 
-def _batch(sequences: list[list[int]], num_tokens: int, *, is_labelled: bool, is_empty: bool) -> Batch:
+def _batch(sequences: list[list[int]], num_tokens: int, *, is_labelled: bool, is_empty: bool) -> SequenceBatch:
     """num_tokens: of all workers' shares; is_empty: this one has none, and its sequences count for nothing."""
     longest = max(map(len, sequences)) - 1
     ids = torch.stack([pad(torch.tensor(one[:-1]), (0, longest - len(one) + 1)) for one in sequences])
@@ -194,7 +194,7 @@ def _batch(sequences: list[list[int]], num_tokens: int, *, is_labelled: bool, is
         targets = torch.full_like(targets, _IGNORED)
     is_real = targets != _IGNORED
     labels = targets if is_labelled else torch.full_like(targets, _IGNORED)
-    return Batch(ids, labels, is_real, num_tokens if is_labelled else 0, num_tokens, sequences)
+    return SequenceBatch(ids, labels, is_real, num_tokens if is_labelled else 0, num_tokens, sequences)
 
 
 def _scale(settings: DistillSettings, step: int) -> float:

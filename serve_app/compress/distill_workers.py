@@ -20,7 +20,7 @@ _STUDENT = "student.safetensors"
 
 
 class TrainWorkers:
-    """The workers of a Ray Train run, as one of them sees it."""
+    """The workers of a Ray Train run, as one of them sees them."""
 
     def __init__(self, progress: Any) -> None:
         context = ray.train.get_context()
@@ -46,7 +46,7 @@ class TrainWorkers:
 def learn_on_workers(
     lesson: Lesson, num_workers: int, storage: str | None, num_threads: int, *, is_local: bool
 ) -> Learnt:
-    """What so many workers of the cluster that Ray is connected to make of a lesson.
+    """What `num_workers` workers of the cluster that Ray is connected to make of a lesson.
 
     All nodes reach the folders that the lesson names, and `storage`; None: this machine alone does the work. A worker
     that dies costs the steps since the last checkpoint, where there is a folder for one. Raises InternalError.

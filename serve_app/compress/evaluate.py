@@ -1,4 +1,4 @@
-"""What a model lost: perplexity, divergence from the original, agreement on the next token, exact answers.
+"""What a model has lost: perplexity, divergence from the original, agreement on the next token, exact answers.
 
 Perplexity is exp of the mean negative log-likelihood per token. Its standard error follows from the sequences' own
 means (they are independent, tokens of one sequence are not) by the delta method.
@@ -18,13 +18,13 @@ from serve_app.compress.texts import TaskExample
 from serve_app.errors import ConfigError
 from serve_app.preprocessing.tokenizer import Tokenizer
 
-NUM_TOP = 20  # tokens that a model behind a URL tells of each place
+NUM_TOP = 20  # tokens that a served model gives at each place
 _BATCH_TOKENS = 1024
 _SMALLEST = 1e-9  # of the probability that is left for all other tokens
 
 
 class Scored(Protocol):
-    """A model whose logits can be had."""
+    """A model that gives logits."""
 
     tokenizer: Tokenizer
 
@@ -35,7 +35,7 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """On so many tokens."""
+    """Over `num_tokens` tokens."""
 
     value: float
     standard_error: float
@@ -144,7 +144,7 @@ def top1_agreement(original: Sequence[TextScore], model: Sequence[TextScore]) ->
 
 
 def kl_lower_bound(original: Sequence[TextScore], model: Sequence[TextScore]) -> float:
-    """KL(original || model), nats, mean over tokens, all tokens but those that both tell of counted as one.
+    """KL(original || model), nats, mean over tokens, counting all tokens that one of them does not list as one.
 
     Never more than the divergence over all tokens (the data processing inequality).
     """
@@ -236,5 +236,5 @@ def _logprobs(model: Scored, batch: list[list[int]]) -> Tensor:
 
 
 def take(sequences: Iterator[list[int]], count: int | None) -> list[list[int]]:
-    """The first so many of them."""
+    """The first `count` of them; None: all."""
     return list(sequences if count is None else islice(sequences, count))

@@ -1,4 +1,4 @@
-"""How much layers, heads and MLP channels matter, by what calibration texts make of them."""
+"""How much layers, heads and MLP channels matter, measured on calibration texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from serve_app.types.shards import ShardSpec
 class Importance:
     """Of each layer, larger is more."""
 
-    blocks: Tensor  # [L]: block influence
+    layers: Tensor  # [L]: block influence, as ShortGPT calls it
     heads: Tensor  # [L, K]: of the key-value heads with the query heads that share them
     channels: Tensor  # [L, I]: of the MLP
 
@@ -50,9 +50,9 @@ def measure_importance(source: Path, num_layers: int, sequences: Sequence[list[i
     Block influence is 1 - cos(input, output) of a layer (ShortGPT, arXiv:2403.03853); a head's is the norm of what it
     gives, a channel's the size of its activation (Minitron, arXiv:2407.14679).
     """
-    blocks, heads, channels = _Means(), _Means(), _Means()
+    layers, heads, channels = _Means(), _Means(), _Means()
     states = [torch.tensor(sequence) for sequence in sequences]  # token ids, then hidden states [T, D]
-    first_row = torch.zeros(1, dtype=torch.int64)  # the last stage gives logits, which nobody needs
+    first_row = torch.zeros(1, dtype=torch.int64)  # the last stage gives logits, which are not used
     for index in tqdm(range(num_layers), desc="importance", unit="layer", disable=None):
         shard = ShardSpec(index, num_layers, 0, 1, first_layer=index, end_layer=index + 1)
         stage = load_stage(source, "auto", shard, LoneCommunicator(), torch.device("cpu")).stage
@@ -61,7 +61,7 @@ def measure_importance(source: Path, num_layers: int, sequences: Sequence[list[i
 
         def after_layer(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor, layer: int = index) -> None:
             before, after = args[0], output[0] if isinstance(output, tuple) else output
-            blocks.add(layer, 1 - cosine_similarity(before.double(), after.double(), dim=-1).flatten())
+            layers.add(layer, 1 - cosine_similarity(before.double(), after.double(), dim=-1).flatten())
 
         def before_output(
             _module: nn.Module, args: tuple[Tensor, ...], layer: int = index, num_heads: int = num_kv_heads
@@ -78,4 +78,4 @@ def measure_importance(source: Path, num_layers: int, sequences: Sequence[list[i
         for place, state in enumerate(states):
             positions, attention = torch.arange(len(state)), CausalAttention([len(state)])
             states[place] = stage.forward(state, positions, attention, first_row)
-    return Importance(blocks.stacked(), heads.stacked(), channels.stacked())
+    return Importance(layers.stacked(), heads.stacked(), channels.stacked())

@@ -72,7 +72,7 @@ class LocalModel:
         self.eos_token_ids = sorted(read_eos_token_ids(directory, self.spec.vocab_size))
 
     def cache_bytes(self, num_sequences: int, num_tokens: int) -> int:
-        """What the keys and values of sequences of so many tokens each take."""
+        """What the keys and values of sequences of `num_tokens` tokens each take."""
         return num_sequences * -(-num_tokens // _BLOCK_SIZE) * kv_block_bytes(self._stage, _BLOCK_SIZE)
 
     @torch.inference_mode()

@@ -16,7 +16,6 @@ from tqdm import tqdm
 from serve_app.checkpoints.checkpoint_json import read_json
 from serve_app.checkpoints.model_spec import find_weight_files
 from serve_app.checkpoints.module_files import MODULE_METHOD, SCALE_SUFFIX, labels_of, read_module_tensors
-from serve_app.checkpoints.safetensors_header import DTYPE_BITS
 from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
 from serve_app.compress.evaluate import Labelling
 from serve_app.compress.quantize import QuantizeSettings
@@ -82,10 +81,10 @@ def quantize_module(source: Path, target: Path, settings: QuantizeSettings, *, c
 def prune_module(source: Path, target: Path, sparsity: float, *, can_replace: bool = False) -> float:
     """Write a copy in which this share of each matrix, the numbers nearest to zero, is zero; gives the share of all.
 
-    Magnitude pruning (Han et al., arXiv:1506.02626), without training behind it. Nothing gets smaller or faster by it.
+    Magnitude pruning (Han et al., arXiv:1506.02626), without training after it. Nothing gets smaller or faster by it.
     """
     if not 0 < sparsity < 1:
-        raise ConfigError(f"--sparsity {sparsity} is no share; give a number between 0 and 1")
+        raise ConfigError(f"--sparsity {sparsity} is not a share; give a number between 0 and 1")
     config = _read_dense_config(source)
     counts = {"zero": 0, "all": 0}
 
@@ -106,7 +105,7 @@ def prune_module(source: Path, target: Path, sparsity: float, *, can_replace: bo
 
 
 def label_texts(original: Path, model: Path, rows: Sequence[LabelledText]) -> Labelling:
-    """Both models on labelled texts. Raises ConfigError when they are no text classifiers with the same labels."""
+    """Both models on labelled texts. Raises ConfigError unless they are text classifiers with the same labels."""
     labels = labels_of(original)
     if not labels or labels_of(model) != labels:
         raise ConfigError(f"{model} and {original} must be text classifiers with the same labels (id2label)")
@@ -126,7 +125,7 @@ def label_texts(original: Path, model: Path, rows: Sequence[LabelledText]) -> La
 
 
 def measure_module_size(directory: Path, num_weights: int) -> Size:
-    """Of a module's tensors, by their first block, for so many weights of the original."""
+    """The size of a module's tensors by its parts; they stand for `num_weights` weights of the original."""
     parts: dict[str, int] = {}
     for name, tensor in read_module_tensors(directory).items():
         part = name.partition(".")[0]
@@ -137,7 +136,7 @@ def measure_module_size(directory: Path, num_weights: int) -> Size:
 
 def count_module_weights(directory: Path) -> int:
     """Numbers of an unquantized module."""
-    return sum(one.num_bytes * 8 // DTYPE_BITS[one.dtype] for one in read_module_tensors(directory).values())
+    return sum(one.num_elements for one in read_module_tensors(directory).values())
 
 
 def _read_dense_config(source: Path) -> dict[str, Any]:
@@ -157,7 +156,7 @@ def _rewrite(
     *,
     can_replace: bool,
 ) -> None:
-    """Write what stands in each tensor's place, and the config that `finish` has changed."""
+    """Write the tensors that replace each one, and the config that `finish` has changed."""
     num_bytes = sum(one.num_bytes for one in read_module_tensors(source).values())
     with new_directory(target, can_replace=can_replace, needed_bytes=num_bytes) as staging:
         writer = WeightWriter(staging)
@@ -186,7 +185,7 @@ def _embedding_names(source: Path, config: Mapping[str, Any]) -> set[str]:
 def _arguments(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
     arguments = config.get("arguments", {})
     if not isinstance(arguments, dict):
-        raise ConfigError(f"{source / 'config.json'}: arguments that are no object; correct it")
+        raise ConfigError(f"{source / 'config.json'}: arguments are not an object; correct it")
     return arguments
 
 

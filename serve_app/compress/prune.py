@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from serve_app.architectures.lookup import GENERATORS
 from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.checkpoints.quality_gate import sha256_of
 from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
@@ -23,10 +24,11 @@ from serve_app.compress.recipe import write_recipe
 from serve_app.compress.texts import read_texts, sequences_of
 from serve_app.engine.tensor_file import tensor_reader
 from serve_app.errors import ConfigError
-from serve_app.models.transformers_model import DTYPES, read_config
+from serve_app.models.torch_dtypes import TORCH_DTYPES
+from serve_app.models.transformers_model import read_config
 from serve_app.preprocessing.tokenizer import Tokenizer
 
-_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # whose parts have these names
+_PRUNABLE = [name for name, one in GENERATORS.items() if one.fused.layer is not None]  # whose parts have llama's names
 _MAX_TOKENS = 512
 _LAYER = re.compile(r"^((?:model\.)?)layers\.(\d+)\.(.+)$")
 
@@ -49,10 +51,12 @@ def prune(
     _check(spec, settings, source)
     sequences = list(sequences_of(read_texts(calibration), Tokenizer.load(source), _MAX_TOKENS))[: settings.num_samples]
     importance = measure_importance(source, spec.num_layers, sequences)
-    layers = _most(importance.blocks, settings.num_layers)
+    layers = _most(importance.layers, settings.num_layers)
     with new_directory(target, can_replace=can_replace, needed_bytes=spec.num_bytes) as staging:
         _write_pruned(staging, spec, importance, settings, layers)
-        write_json(staging / "config.json", _pruned_config(read_config(source).to_dict(), settings, layers))
+        write_json(
+            staging / "config.json", _pruned_config(read_config(source).to_dict(), spec.head_dim, settings, layers)
+        )
         copy_text_files(source, staging)
         done = {**asdict(settings), "kept_layers": layers, "calibration_sha256": sha256_of(calibration)}
         write_recipe(staging, source, "prune", done)
@@ -60,9 +64,9 @@ def prune(
 
 
 def _check(spec: ModelSpec, settings: PruneSettings, source: Path) -> None:
-    if spec.model_type not in _TYPES:
+    if spec.model_type not in _PRUNABLE:
         raise ConfigError(
-            f"{source}: model_type={spec.model_type} cannot be pruned yet; supported: {', '.join(_TYPES)}"
+            f"{source}: model_type={spec.model_type} cannot be pruned yet; supported: {', '.join(_PRUNABLE)}"
         )
     if settings.num_layers is settings.num_kv_heads is settings.intermediate_size is None:
         raise ConfigError("nothing is to be pruned; give --layers, --kv-heads or --intermediate-size")
@@ -73,7 +77,7 @@ def _check(spec: ModelSpec, settings: PruneSettings, source: Path) -> None:
         ("--intermediate-size", settings.intermediate_size, spec.intermediate_size),
     ):
         if wanted is not None and not 0 < wanted <= there:
-            raise ConfigError(f"{option} {wanted} is none of 1 to {there}, which the model has")
+            raise ConfigError(f"{option} {wanted} is outside 1 to {there}, which the model has")
 
 
 def _most(importance: Tensor, count: int | None) -> list[int]:
@@ -93,7 +97,7 @@ def _write_pruned(
             match = _LAYER.match(name)
             if (spec.is_tied and name == HEAD_WEIGHT) or (match and int(match[2]) not in layers):
                 continue
-            tensor = torch.empty(header.shape, dtype=DTYPES[spec.dtype])
+            tensor = torch.empty(header.shape, dtype=TORCH_DTYPES[spec.dtype])
             reader.read(header, tensor, None, ())
             if match is None:
                 writer.add(name, tensor)
@@ -123,7 +127,7 @@ def _kept_rows(
     return None
 
 
-def _pruned_config(config: dict[str, Any], settings: PruneSettings, layers: list[int]) -> dict[str, Any]:
+def _pruned_config(config: dict[str, Any], head_dim: int, settings: PruneSettings, layers: list[int]) -> dict[str, Any]:
     changed = dict(config)
     changed["num_hidden_layers"] = len(layers)
     if isinstance(changed.get("layer_types"), list):
@@ -132,7 +136,7 @@ def _pruned_config(config: dict[str, Any], settings: PruneSettings, layers: list
         changed["intermediate_size"] = settings.intermediate_size
     if settings.num_kv_heads is not None:
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-        changed["head_dim"] = config.get("head_dim") or config["hidden_size"] // heads
+        changed["head_dim"] = head_dim
         changed["num_attention_heads"] = heads // kv_heads * settings.num_kv_heads
         changed["num_key_value_heads"] = settings.num_kv_heads
     return changed

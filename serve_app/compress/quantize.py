@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from serve_app.architectures.facts import EMBEDDING_PATTERN, HEAD_PATTERN, WHOLE_PATTERN, layer_of
+from serve_app.architectures.lookup import GENERATORS
+from serve_app.architectures.tensor_names import is_embedding, is_head, is_router, layer_of
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
@@ -17,16 +18,16 @@ from serve_app.compress.recipe import write_recipe
 from serve_app.compress.schemes import EMBEDDING_SCHEME, encode, quantization_config, scheme_of
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
-from serve_app.models.transformers_model import DTYPES
+from serve_app.models.torch_dtypes import TORCH_DTYPES
+from serve_app.types.dtypes import SERVED_DTYPES
 from serve_app.types.shards import WeightScheme
 
 HEAD_WEIGHT = "lm_head.weight"
-_CONV_TYPES = ("gpt2",)  # their matrices are no linear layers' for compressed-tensors
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeSettings:
-    """What `rayshard compress quantize` is told."""
+    """The options of `rayshard compress quantize`."""
 
     scheme: str
     group_size: int | None = None
@@ -42,7 +43,7 @@ def quantize(source: Path, target: Path, settings: QuantizeSettings, *, can_repl
     chosen = _choose(spec, settings)
     _check_groups(spec, scheme, chosen)
     config = json.loads((source / "config.json").read_bytes())
-    dtype = DTYPES[spec.dtype]
+    dtype = TORCH_DTYPES[spec.dtype]
     is_untied = spec.is_tied and (settings.has_head or settings.has_embedding)
     with new_directory(target, can_replace=can_replace, needed_bytes=spec.num_bytes) as staging:
         with tensor_reader() as reader:
@@ -50,7 +51,7 @@ def quantize(source: Path, target: Path, settings: QuantizeSettings, *, can_repl
             writer = WeightWriter(staging)
             for name, header in tqdm(spec.tensors.items(), desc="quantize", unit="tensor", disable=None):
                 encoder.write(name, header, writer)
-                if is_untied and EMBEDDING_PATTERN.search(name):
+                if is_untied and is_embedding(name):
                     encoder.write(HEAD_WEIGHT, header, writer)
             writer.close()
         config["tie_word_embeddings"] = spec.is_tied and not is_untied
@@ -64,19 +65,19 @@ def quantize(source: Path, target: Path, settings: QuantizeSettings, *, can_repl
 
 
 def read_quantizable(source: Path) -> ModelSpec:
-    """The checkpoint in `source`. Raises ConfigError when it is none that can be compressed."""
+    """The checkpoint in `source`. Raises ConfigError when it cannot be compressed."""
     spec = read_model_spec(source)
     if spec.quantization is not None:
         raise ConfigError(f"{source} is quantized already ({spec.quantization.method}); give the original model")
     if spec.num_experts is not None:
         raise ConfigError(f"{source}: model_type={spec.model_type} has experts, which are not compressed")
-    if spec.model_type in _CONV_TYPES:
+    if GENERATORS[spec.model_type].has_transposed_matrices:
         raise ConfigError(
             f"{source}: model_type={spec.model_type} keeps its matrices in a way that compressed-tensors has no form "
             "for; serve it with `quantization:` in the Serve file instead"
         )
-    if spec.dtype not in DTYPES:
-        raise ConfigError(f"{source}: dtype {spec.dtype} cannot be compressed; save it as {', '.join(DTYPES)}")
+    if spec.dtype not in SERVED_DTYPES:
+        raise ConfigError(f"{source}: dtype {spec.dtype} cannot be compressed; save it as {', '.join(SERVED_DTYPES)}")
     return spec
 
 
@@ -86,13 +87,13 @@ def _choose(spec: ModelSpec, settings: QuantizeSettings) -> dict[str, WeightSche
     chosen = {}
     for name, header in spec.tensors.items():
         module = name.removesuffix(".weight")
-        if len(header.shape) != 2 or not name.endswith(".weight") or WHOLE_PATTERN.search(name):
+        if len(header.shape) != 2 or not name.endswith(".weight") or is_router(name):
             continue
         if any(module == one or module.endswith(f".{one}") for one in settings.ignored):
             continue
-        if layer_of(name) is not None or (HEAD_PATTERN.search(name) and settings.has_head):
+        if layer_of(name) is not None or (is_head(name) and settings.has_head):
             chosen[name] = scheme
-        elif EMBEDDING_PATTERN.search(name) and settings.has_embedding:
+        elif is_embedding(name) and settings.has_embedding:
             chosen[name] = EMBEDDING_SCHEME
     if spec.is_tied and settings.has_head:
         chosen[HEAD_WEIGHT] = scheme
@@ -113,7 +114,7 @@ def _check_groups(spec: ModelSpec, scheme: WeightScheme, chosen: Mapping[str, We
 
 @dataclass(frozen=True, slots=True)
 class _Encoder:
-    """Writes what stands in a tensor's place."""
+    """Writes the tensors that replace one."""
 
     scheme_name: str
     chosen: Mapping[str, WeightScheme]
@@ -129,8 +130,7 @@ class _Encoder:
             return
         if not bool(torch.isfinite(tensor).all()):
             raise ConfigError(f"{name} holds numbers that are not finite; give a sound model")
-        is_embedding = EMBEDDING_PATTERN.search(name) is not None
-        encoded = encode(tensor, self.scheme_name, scheme, self.dtype, is_embedding=is_embedding)
+        encoded = encode(tensor, self.scheme_name, scheme, self.dtype, is_embedding=is_embedding(name))
         for leaf, part in encoded.tensors.items():
             writer.add(f"{name.removesuffix('weight')}{leaf}", part)
 

@@ -1,4 +1,4 @@
-"""`compress_report.json` and `report.md`: what a compressed model weighs, and what it lost."""
+"""`compress_report.json` and `report.md`: how large a compressed model is, and what it has lost."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serve_app.architectures.facts import EMBEDDING_PATTERN, HEAD_PATTERN, layer_of
+from serve_app.architectures.tensor_names import is_embedding, is_head, layer_of
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.checkpoints.quality_gate import REPORT_NAME, REPORT_VERSION, sha256_of
-from serve_app.checkpoints.safetensors_header import DTYPE_BITS
 from serve_app.compress.artifact import weight_hashes, write_json
 from serve_app.compress.evaluate import Labelling, Quality, TaskScore
 from serve_app.compress.plot import Point, plot_sizes
@@ -41,23 +40,23 @@ class Measured:
 
 
 def measure_size(directory: Path, num_weights: int) -> Size:
-    """Of the model in a directory, for so many weights of the original."""
+    """The size of the model in a directory, which stands for `num_weights` weights of the original."""
     spec = read_model_spec(directory)
     parts = {"embedding": 0, "head": 0, "layers": 0, "other": 0}
     for name, tensor in spec.tensors.items():
         module = f"{name.rpartition('.')[0]}.weight"
         if layer_of(name) is not None:
             parts["layers"] += tensor.num_bytes
-        elif EMBEDDING_PATTERN.search(module):
+        elif is_embedding(module):
             parts["embedding"] += tensor.num_bytes
         else:
-            parts["head" if HEAD_PATTERN.search(name) else "other"] += tensor.num_bytes
+            parts["head" if is_head(name) else "other"] += tensor.num_bytes
     return Size(spec.num_bytes, parts, num_weights, 8 * spec.num_bytes / num_weights)
 
 
 def count_weights(spec: ModelSpec) -> int:
     """Numbers of an unquantized model."""
-    return sum(tensor.num_bytes * 8 // DTYPE_BITS[tensor.dtype] for tensor in spec.tensors.values())
+    return sum(tensor.num_elements for tensor in spec.tensors.values())
 
 
 def write_report(directory: Path, original: Path, texts: Path, measured: Measured) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def _points(directory: Path, content: Mapping[str, Any]) -> list[Point]:
             if all(other[key] == content[key] for key in ("version", "original", "texts")):
                 is_subject = other is content
                 points.append(Point(path.parent.name, other["size"]["num_bytes"], other["quality"]["kl"], is_subject))
-        except (ValueError, KeyError, TypeError):  # somebody else's file
+        except (ValueError, KeyError, TypeError):  # not a file of ours
             continue
     return points
 

@@ -27,7 +27,7 @@ _INT32_BITS = 32
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A quantized weight as it is written: tensors by what stands behind the module's name."""
+    """A quantized weight as it is written: tensors by what follows the module's name."""
 
     tensors: dict[str, Tensor]
 

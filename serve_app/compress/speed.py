@@ -10,7 +10,7 @@ BATCH_SIZES = (1, 8, 32)
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Greedy decoding of so many sequences at once."""
+    """Greedy decoding of `batch_size` sequences at once."""
 
     batch_size: int
     tokens_per_s: float

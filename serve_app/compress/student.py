@@ -1,4 +1,4 @@
-"""Students: where they come from, their training on a teacher, and the directories that are written of them."""
+"""Students: how they are made, trained on a teacher, and written to directories."""
 
 import json
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from serve_app.compress.distill import DistillSettings, Workers, distill
 from serve_app.compress.evaluate import NUM_TOP
 from serve_app.compress.quantize import read_quantizable
 from serve_app.compress.recipe import write_recipe
-from serve_app.compress.served_model import ServedModel
+from serve_app.compress.remote_model import RemoteModel
 from serve_app.compress.texts import read_texts, sequences_of
 from serve_app.compress.top_teacher import TopTeacher
 from serve_app.errors import ConfigError
-from serve_app.models.transformers_model import DTYPES
+from serve_app.models.torch_dtypes import TORCH_DTYPES
 from serve_app.preprocessing.tokenizer import Tokenizer
 
 _MAX_TOKENS = 512
@@ -36,7 +36,7 @@ class TrainingTexts:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """What comes of a lesson."""
+    """The result of a lesson."""
 
     state: dict[str, Tensor]  # the student's, float32
     losses: list[float]  # of the steps that were taken
@@ -79,9 +79,9 @@ def train_student(
     checkpoint: Path | None = None,
     can_replace: bool = False,
     run: Callable[[Lesson], Learnt] | None = None,
-    served: ServedModel | None = None,
+    served: RemoteModel | None = None,
 ) -> list[float]:
-    """Train a student, which is a model's directory or a config.json, and write it; gives the losses.
+    """Train a student (a model's directory, or a config.json) and write it; returns the losses.
 
     `run` trains elsewhere than in this process. `served` answers for the teacher, whose weights are not loaded then.
     Raises ConfigError.
@@ -94,7 +94,7 @@ def train_student(
     unlabelled: list[list[int]] = []
     if texts.unlabelled is not None:
         unlabelled = list(sequences_of(read_texts(texts.unlabelled), tokenizer, _MAX_TOKENS))
-    folder = None if checkpoint is None else checkpoint.absolute()  # workers stand elsewhere
+    folder = None if checkpoint is None else checkpoint.absolute()  # workers have other working directories
     answers = None
     if served is not None:
         sequences = [*labelled, *unlabelled]
@@ -105,11 +105,11 @@ def train_student(
     if run is None:
         model, losses = lesson.learn()
     else:
-        model = lesson.student()  # its mistakes are told here, not by a worker
+        model = lesson.student()  # its mistakes are reported here, not by a worker
         learnt = run(lesson)
         model.load_state_dict(learnt.state)
         losses = learnt.losses
-    dtype = DTYPES[spec.dtype]
+    dtype = TORCH_DTYPES[spec.dtype]
     with new_directory(target, can_replace=can_replace, needed_bytes=spec.num_bytes) as staging:
         state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
         if model.config.tie_word_embeddings:
@@ -138,7 +138,7 @@ def make_student(source: Path, seed: int, vocab_size: int) -> PreTrainedModel:
     try:
         config = AutoConfig.for_model(**content)
     except (KeyError, ValueError, TypeError) as error:
-        raise ConfigError(f"--student {source} is no config of a model ({error}); correct it") from error
+        raise ConfigError(f"--student {source} is not a config of a model ({error}); correct it") from error
     _check_vocabulary(getattr(config, "vocab_size", None), vocab_size)  # before anything is made of it
     torch.manual_seed(seed)
     made: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)

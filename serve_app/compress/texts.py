@@ -33,7 +33,7 @@ def read_tasks(path: Path) -> list[TaskExample]:
         entry = _object(path, number, line)
         task = entry.get("task", "task")
         if not isinstance(task, str):
-            raise ConfigError(f"{path}:{number}: task is no text")
+            raise ConfigError(f"{path}:{number}: task is not text")
         prompt, answer = (_text_of(entry, name, path, number) for name in ("prompt", "answer"))
         examples.append(TaskExample(prompt, answer, task))
     return examples
@@ -51,7 +51,7 @@ def sequences_of(texts: list[str], tokenizer: Tokenizer, max_tokens: int) -> Ite
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     if not path.is_file():
-        raise ConfigError(f"{path} is no file; give one with a text on each line")
+        raise ConfigError(f"{path} is not a file; give one with a text on each line")
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -66,14 +66,14 @@ def _object(path: Path, number: int, line: str) -> dict[str, object]:
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise ConfigError(f"{path}:{number} is no JSON ({error}); write one object on each line") from error
+        raise ConfigError(f"{path}:{number} is not JSON ({error}); write one object on each line") from error
     if not isinstance(entry, dict):
-        raise ConfigError(f"{path}:{number} is no JSON object; write one on each line")
+        raise ConfigError(f"{path}:{number} is not a JSON object; write one on each line")
     return entry
 
 
 def _text_of(entry: dict[str, object], name: str, path: Path, number: int) -> str:
     value = entry.get(name)
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{path}:{number}: {name} is no text")
+        raise ConfigError(f"{path}:{number}: {name} is not text")
     return value

@@ -1,6 +1,6 @@
 """Causal attention of packed tokens over the paged KV cache.
 
-Scaled dot-product attention, one sequence at a time: every row's result is then independent of its batch-mates.
+Scaled dot-product attention, one sequence at a time: so each result is independent of its batch-mates.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from serve_app.engine.tensors import to_data, to_tensor
 from serve_app.models.batch_stage import BatchStage
-from serve_app.parallel.communicator import DTYPE_NAMES, Communicator, StepFailedError
+from serve_app.models.torch_dtypes import DTYPE_NAMES
+from serve_app.parallel.communicator import Communicator, StepFailedError
 from serve_app.types.shards import ShardSpec
 from serve_app.types.steps import BatchStep, BatchStepOutput
 
@@ -29,8 +30,8 @@ class BatchRunner:
     def run(self, step: BatchStep) -> BatchStepOutput | None:
         """Run one step; the last stage's first rank gives the outputs, the others None.
 
-        What the module raises fails the step, not the shard; only the kind of the exception is told, because its
-        message may quote the input. Where several ranks must stay in step it is the end of the group.
+        What the module raises fails the step, not the shard; only the kind of the exception is reported, because its
+        message may quote the input. Where several ranks must stay in step it ends the group.
         """
         stage = self._stages[step.model]
         try:
@@ -56,7 +57,7 @@ class BatchRunner:
         return {name: to_tensor(data, self._device) for name, data in step.inputs.items()}
 
     def _fail(self, step: BatchStep, kind: str) -> BatchStepOutput | None:
-        """Tell the next stage, or the Router, that there is nothing to come."""
+        """Let the next stage, or the Router, know that there is no output."""
         if self._shard.is_last:
             return BatchStepOutput(step.step_id, {}, kind)
         self._communicator.send_failure(kind)

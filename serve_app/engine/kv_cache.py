@@ -3,16 +3,19 @@
 import torch
 from torch import Tensor
 
+from serve_app.architectures.head_sizes import head_sizes_of
+from serve_app.models.fast_arrays import has_fast_array
 from serve_app.models.transformers_model import TransformersStage
+from serve_app.types.shards import KvShape
 
 
 class KvCache:
     """Keys and values of a stage's layers for its rank's heads: num_blocks pages of block_size tokens."""
 
     def __init__(self, stage: TransformersStage, num_blocks: int, block_size: int, device: torch.device) -> None:
-        num_heads, head_dim = kv_geometry(stage)
+        kv = kv_shape_of(stage)
         self.block_size = block_size
-        shape = (num_blocks * block_size, num_heads, head_dim)
+        shape = (num_blocks * block_size, kv.num_heads, kv.head_dim)
         self.keys: list[Tensor] = []  # one [num_slots, K, Dh] for each own layer
         self.values: list[Tensor] = []
         for _ in stage.own_layers:
@@ -22,10 +25,8 @@ class KvCache:
         self._by_head = [
             tuple(tensor.transpose(0, 1)[None] for tensor in pair) for pair in zip(self.keys, self.values, strict=True)
         ]
-        is_numpy = device.type == "cpu" and stage.dtype == torch.float32
-        self._arrays = [
-            (keys.numpy(), values.numpy()) for keys, values in zip(self.keys, self.values, strict=True) if is_numpy
-        ]
+        pairs = zip(self.keys, self.values, strict=True)
+        self._arrays = [(keys.numpy(), values.numpy()) for keys, values in pairs if has_fast_array(keys)]
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store the step's keys and values [T, K, Dh] in their slots [T] int64."""
@@ -47,18 +48,17 @@ class KvCache:
         return _read(self.keys[layer], blocks, self.block_size), _read(self.values[layer], blocks, self.block_size)
 
 
-def kv_geometry(stage: TransformersStage) -> tuple[int, int]:
-    """Key-value heads on this rank, and the size of a head."""
-    config = stage.config
-    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return num_heads // stage.shard.num_ranks, head_dim
+def kv_shape_of(stage: TransformersStage) -> KvShape:
+    """What one token of this shard's cache is made of."""
+    heads = head_sizes_of(stage.config)
+    return KvShape(
+        len(stage.own_layers), heads.num_kv_heads // stage.shard.num_ranks, heads.head_dim, stage.dtype.itemsize
+    )
 
 
 def kv_block_bytes(stage: TransformersStage, block_size: int) -> int:
     """Bytes of one block over all layers of this shard."""
-    num_heads, head_dim = kv_geometry(stage)
-    return 2 * len(stage.own_layers) * block_size * num_heads * head_dim * stage.dtype.itemsize
+    return kv_shape_of(stage).block_bytes(block_size)
 
 
 def _read(cache: Tensor, blocks: Tensor | slice, block_size: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.checkpoints.safetensors_header import TensorHeader
-from serve_app.engine.process_memory import ask_for_huge_pages, collapse_to_huge_pages, give_back_freed_memory
+from serve_app.engine.process_memory import ask_for_huge_pages, settle_memory
 from serve_app.engine.quantized_tensors import logical_tensors
 from serve_app.engine.stage_quantizer import Quantizations, StageQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
@@ -97,7 +97,7 @@ def _fill_parameters(
                 continue
             dtype = torch.float32 if quantizer.is_wanted(name) else meta.dtype
             tensor = torch.empty(meta.shape, dtype=dtype, device=device)
-            if device.type == "cpu" and not quantizer.is_wanted(name):
+            if not quantizer.is_wanted(name):
                 ask_for_huge_pages(tensor)
             _fill(name, tensor, whole_shape, sources, part, logical.headers, reader)
             if quantizer.is_wanted(name):
@@ -108,9 +108,7 @@ def _fill_parameters(
             if len(sources) == 1:
                 tied[sources[0].tensor_name] = parameter
     quantizer.finish()
-    give_back_freed_memory()
-    if device.type == "cpu":
-        collapse_to_huge_pages()
+    settle_memory(device)
 
 
 def _fill(

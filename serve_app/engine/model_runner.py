@@ -35,7 +35,7 @@ class ModelRunner:
         self._device = device
         self._cache = KvCache(stage, limits.num_blocks, limits.block_size, device)
         self._block_tables = np.zeros((limits.max_num_seqs, limits.max_blocks_per_seq), dtype=np.int64)
-        self._num_row_blocks = [0] * limits.max_num_seqs
+        self._num_held_blocks = [0] * limits.max_num_seqs
         self._sampler = (
             Sampler(limits.max_num_seqs, stage.config.vocab_size, device)
             if stage.shard.is_last and stage.shard.rank == 0
@@ -45,7 +45,7 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, step: StepInput) -> StepOutput | None:
         """Run one step; the last stage's first rank gives the tokens, the others None."""
-        self._take_rows(step)
+        self._take_blocks(step)
         with sdpa_kernel(_SDPA_BACKENDS) if self._device.type == "cuda" else nullcontext():
             return self._forward(step)
 
@@ -64,17 +64,17 @@ class ModelRunner:
             return None
         return self._draw(step, inputs, positions, attention)
 
-    def _take_rows(self, step: StepInput) -> None:
-        """Start new sequences and append the step's blocks to the rows' tables."""
+    def _take_blocks(self, step: StepInput) -> None:
+        """Start new sequences and append the step's blocks to the sequences' tables."""
         for start in step.starts:
-            self._num_row_blocks[start.row] = 0
+            self._num_held_blocks[start.slot_row] = 0
             if self._sampler is not None:
                 self._sampler.start(start)
-        for row, blocks in zip(step.rows, step.new_blocks, strict=True):
+        for slot_row, blocks in zip(step.slot_rows, step.new_blocks, strict=True):
             if blocks:
-                held = self._num_row_blocks[row]
-                self._block_tables[row, held : held + len(blocks)] = blocks
-                self._num_row_blocks[row] = held + len(blocks)
+                held = self._num_held_blocks[slot_row]
+                self._block_tables[slot_row, held : held + len(blocks)] = blocks
+                self._num_held_blocks[slot_row] = held + len(blocks)
 
     def _prepare(self, step: StepInput) -> tuple[Tensor, PagedAttention]:
         """Positions [T] int64 of the step's tokens, and the attention that knows where they go."""
@@ -83,18 +83,18 @@ class ModelRunner:
         num_computed = np.asarray(step.num_computed, dtype=np.int64)
         first_tokens = np.cumsum(num_tokens) - num_tokens
         positions = np.arange(len(step.token_ids)) + np.repeat(num_computed - first_tokens, num_tokens)
-        rows = np.repeat(np.asarray(step.rows, dtype=np.int64), num_tokens)
-        slots = self._block_tables[rows, positions // block_size] * block_size + positions % block_size
+        slot_rows = np.repeat(np.asarray(step.slot_rows, dtype=np.int64), num_tokens)
+        slots = self._block_tables[slot_rows, positions // block_size] * block_size + positions % block_size
         spans: list[SequenceSpan] = []
         tables: list[IntArray] = []
         num_gathered = 0
-        for index, row in enumerate(step.rows):
+        for index, slot_row in enumerate(step.slot_rows):
             computed, count = step.num_computed[index], step.num_tokens[index]
             is_cached = computed > 0
             spans.append(SequenceSpan(int(first_tokens[index]), count, computed, num_gathered if is_cached else -1))
             if is_cached:
                 num_blocks = -(-(computed + count) // block_size)
-                tables.append(self._block_tables[row, :num_blocks])
+                tables.append(self._block_tables[slot_row, :num_blocks])
                 num_gathered += num_blocks * block_size
         blocks = np.concatenate(tables) if tables else np.zeros(0, dtype=np.int64)
         attention = PagedAttention(
@@ -121,11 +121,13 @@ class ModelRunner:
         logits = self._stage.forward(inputs, positions, attention, rows)  # [N, V]
         if self._sampler is None:
             return None
-        drawn_rows = [row for row, is_drawn in zip(step.rows, step.samples, strict=True) if is_drawn]
+        drawn_slot_rows = [
+            slot_row for slot_row, is_drawn in zip(step.slot_rows, step.samples, strict=True) if is_drawn
+        ]
         prompts = _prompt_logprobs(step, logits[len(draw_rows) :])
-        if not drawn_rows:
+        if not drawn_slot_rows:
             return StepOutput(step.step_id, [], None, prompts)
-        drawn = self._sampler.sample(logits[: len(draw_rows)], drawn_rows)
+        drawn = self._sampler.sample(logits[: len(draw_rows)], drawn_slot_rows)
         return StepOutput(step.step_id, drawn.token_ids, drawn.logprobs, prompts)
 
 

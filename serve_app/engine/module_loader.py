@@ -14,22 +14,16 @@ from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
 from serve_app.models.batch_stage import BatchStage
 from serve_app.models.quantization import num_weight_bytes
+from serve_app.models.torch_dtypes import DTYPES_OF_FILES, TORCH_DTYPES
 from serve_app.models.torch_model import ModuleStage
-from serve_app.parallel.communicator import DTYPES_BY_NAME
+from serve_app.types.dtypes import DTYPES_BY_CODE
 from serve_app.types.shards import BatchModelSettings, WeightScheme
 
 logger = logging.getLogger(__name__)
 
-_CHECKPOINT_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-
 
 def load_module_stage(settings: BatchModelSettings, device: torch.device) -> BatchStage:
-    """Build and fill one stage; raises ConfigError when the files lack a tensor, or have another or a spare one."""
+    """Build and fill one stage; raises ConfigError when the files lack a tensor, or hold another or an extra one."""
     stage = ModuleStage(settings)
     headers = read_module_tensors(Path(settings.source_dir))
     parameters, buffers = stage.own_parameters(), stage.own_buffers()
@@ -68,7 +62,7 @@ def load_module_stage(settings: BatchModelSettings, device: torch.device) -> Bat
 
 
 def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader], quantized: Mapping[str, WeightScheme]) -> None:
-    """Every tensor of the files must be the module's: a spare one means weights of another model."""
+    """Every tensor of the files must be the module's: an extra one means weights of another model."""
     known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     known |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
     known |= {f"{name}{SCALE_SUFFIX}" for name in quantized}
@@ -76,8 +70,8 @@ def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader], quantiz
     is_cut = any(type(child).__name__ == "_PassThrough" for child in module.modules())
     if spare and not is_cut:
         raise ConfigError(
-            f"the weights hold {len(spare)} tensors that the module has not, first {spare[0]}; they belong to another "
-            "class or other arguments",
+            f"the weights hold {len(spare)} tensors that the module does not have, first {spare[0]}; they belong to "
+            "another class or other arguments",
             field="source",
         )
 
@@ -85,7 +79,7 @@ def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader], quantiz
 def _stored_name(
     name: str, meta: nn.Parameter, parameters: Mapping[str, nn.Parameter], headers: Mapping[str, TensorHeader]
 ) -> str:
-    """The name under which a parameter, which may be shared, stands in the files. Raises ConfigError."""
+    """The name under which the files hold a parameter, which may be shared. Raises ConfigError."""
     for other, parameter in parameters.items():
         if parameter is meta and other in headers:
             return other
@@ -106,14 +100,15 @@ def _read(
     _check_shape(name, meta, header)
     dtype = meta.dtype
     if dtype.is_floating_point:
-        dtype = _dtype_of(settings, _CHECKPOINT_DTYPES.get(header.dtype, dtype))
+        is_plain = DTYPES_BY_CODE[header.dtype].is_plain_float
+        dtype = _dtype_of(settings, DTYPES_OF_FILES[header.dtype] if is_plain else dtype)
     tensor = torch.empty(meta.shape, dtype=dtype, device=device)
     reader.read(header, tensor, None, ())
     return tensor
 
 
 def _dtype_of(settings: BatchModelSettings, stored: torch.dtype) -> torch.dtype:
-    return stored if settings.dtype == "auto" else DTYPES_BY_NAME[settings.dtype]
+    return stored if settings.dtype == "auto" else TORCH_DTYPES[settings.dtype]
 
 
 def _check_shape(name: str, expected: Tensor, header: TensorHeader) -> None:

@@ -1,7 +1,7 @@
 """Which parameters of an nn.Module are quantized, and the kernels that take their modules' places.
 
 A linear layer or an embedding that is exactly torch's gets a kernel. Others, an LSTM say, read their weights
-themselves: those are quantized in their files only, and made whole when they are loaded.
+themselves: those are quantized in their files only, and dequantized when they are loaded.
 """
 
 from collections.abc import Mapping
@@ -56,7 +56,7 @@ class ModuleQuantizer:
         reader.read(headers[tensor_name], values, None, ())
         reader.read(headers[f"{tensor_name}{SCALE_SUFFIX}"], scales, None, ())
         if not bool(torch.isfinite(scales).all()) or bool((scales < 0).any()):
-            raise ConfigError(f"{name}: a scale is negative or no finite number; quantize again", field="source")
+            raise ConfigError(f"{name}: a scale is negative or not finite; quantize again", field="source")
         return QuantizedWeight(values, scales, 8)
 
     def scheme_of(self, tensor_name: str) -> WeightScheme:

@@ -1,4 +1,4 @@
-"""How this process's memory lies once a model is loaded: freed pages given back, the weights in huge pages."""
+"""How this process's memory is laid out once a model is loaded: freed pages given back, the weights in huge pages."""
 
 import ctypes
 import logging
@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,15 @@ _NO_HUGE_PAGES = 1 << 62
 _PRESENT_BIT = np.uint64(63)  # of an entry of /proc/PID/pagemap, 64 bits for each page
 
 
+def settle_memory(device: torch.device) -> None:
+    """Once a model is loaded: give freed pages back, and move weights on CPU into huge pages."""
+    give_back_freed_memory()
+    if device.type == "cpu":
+        collapse_to_huge_pages()
+
+
 def give_back_freed_memory() -> None:
-    """Have glibc return the pages it keeps of what was freed (malloc_trim(3)); other C libraries do as they do.
+    """Have glibc return the pages it keeps of what was freed (malloc_trim(3)); other C libraries are left alone.
 
     A loader that has read, rounded and packed each matrix leaves holes as large as a third of what it holds.
     """
@@ -31,7 +39,12 @@ def give_back_freed_memory() -> None:
 
 
 def ask_for_huge_pages(tensor: Tensor) -> None:
-    """Have a new tensor on CPU, not written yet, take huge pages where it fills them (madvise(2), MADV_HUGEPAGE)."""
+    """Have a new tensor, not written yet, take huge pages where it fills them (madvise(2), MADV_HUGEPAGE).
+
+    Nothing happens to one that is not on CPU.
+    """
+    if tensor.device.type != "cpu":
+        return
     huge_size = _huge_page_size()
     start = -(-tensor.data_ptr() // huge_size) * huge_size
     end = (tensor.data_ptr() + tensor.nbytes) // huge_size * huge_size

@@ -14,13 +14,13 @@ from serve_app.checkpoints.quantization import COMPANIONS, PACKED
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
-from serve_app.models.quantized_weight import FLOAT8, QuantizedWeight
+from serve_app.models.quantized_weight import QuantizedWeight
+from serve_app.models.torch_dtypes import DTYPES_OF_FILES, FLOAT8
 from serve_app.parallel.tensor_parallel import Part
 from serve_app.types.shards import WeightScheme
 
 _INT32_BITS = 32
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-_STORED = {"I8": torch.int8, "F8_E4M3": FLOAT8}
 
 
 @dataclass(slots=True)
@@ -104,10 +104,10 @@ class _Source:
 def _read_plain(source: _Source, scheme: WeightScheme, shape: torch.Size) -> QuantizedWeight:
     """int-quantized, naive-quantized and float-quantized: one number an element."""
     header = source.tensors["weight"]
-    dtype = _STORED.get(header.dtype)
-    if dtype is None or (dtype == FLOAT8) != scheme.is_float:
+    dtype = FLOAT8 if scheme.is_float else torch.int8
+    if DTYPES_OF_FILES.get(header.dtype) != dtype:
         raise ConfigError(
-            f"{source.name} is stored as {header.dtype}, which is no number of its scheme", field="source"
+            f"{source.name} is stored as {header.dtype}, which is not a number of its scheme", field="source"
         )
     values = source.read("weight", dtype, *shape)
     scales = _read_scales(source, scheme, shape)
@@ -223,7 +223,7 @@ def _unless_zero(zeros: Tensor | None) -> Tensor | None:
 
 def _check_scales(name: str, weight: QuantizedWeight) -> None:
     if not bool(torch.isfinite(weight.scales).all()) or bool((weight.scales < 0).any()):
-        raise ConfigError(f"{name}: a scale is negative or no finite number; compress the model again", field="source")
+        raise ConfigError(f"{name}: a scale is negative or not finite; compress the model again", field="source")
 
 
 def _cut(name: str, weight: QuantizedWeight, part: Part) -> QuantizedWeight:

@@ -1,6 +1,6 @@
 """Draws the next token of every sequence of a step; runs on the last pipeline stage.
 
-Parameters live on the host and travel with the step; only penalty counts live on the device. The host waits for the
+Parameters stay on the host and travel with the step; only penalty counts are kept on the device. The host waits for the
 device once, when the drawn tokens become lists.
 """
 
@@ -21,17 +21,17 @@ _PROMPT_CHUNK_ELEMENTS = 1 << 24  # 64 MiB in float32
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
-    """What a step drew, in the order of its rows."""
+    """What a step drew, in the order of its sequences."""
 
-    token_ids: list[int]  # -1: the row's logits were not finite
-    logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any row asks
+    token_ids: list[int]  # -1: the logits were not finite
+    logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any sequence asks
 
 
 class Sampler:
-    """Sampling state of the sequences that hold a row.
+    """Sampling state of the sequences that hold a slot row.
 
-    A draw depends on the row's logits, parameters and (seed, choice, number of outputs) only: not on batch-mates, nor
-    on a restart in between.
+    A draw depends only on the sequence's logits, parameters and (seed, choice, number of outputs): not on batch-mates,
+    nor on a restart in between.
     """
 
     def __init__(self, max_num_seqs: int, vocab_size: int, device: torch.device | str) -> None:
@@ -40,72 +40,76 @@ class Sampler:
         self._controls = torch.zeros(max_num_seqs, 4, dtype=torch.float64)  # temperature, min_p, top_p, top_k
         self._penalties = torch.zeros(max_num_seqs, 3)  # repetition, presence, frequency
         self._stream_keys = torch.zeros(max_num_seqs, dtype=torch.int64)
-        self._num_outputs = torch.zeros(max_num_seqs, dtype=torch.int64)  # kept for rows that draw at random
-        self._plain: set[int] = set()  # rows that draw by temperature, min_p
-        self._ranked: dict[int, int] = {}  # rows that draw by top_k, top_p as well -> tokens to rank, at most
+        self._num_outputs = torch.zeros(max_num_seqs, dtype=torch.int64)  # kept where tokens are drawn at random
+        self._plain: set[int] = set()  # slot rows that draw by temperature, min_p
+        self._ranked: dict[int, int] = {}  # slot rows that draw by top_k, top_p as well -> tokens to rank, at most
         self._penalized: set[int] = set()
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}  # ids [n] int64, values [n] float32
-        self._unended: dict[int, _Unended] = {}  # rows below min_tokens
+        self._unended: dict[int, _Unended] = {}  # slot rows below min_tokens
         self._num_logprobs: dict[int, int] = {}
         self._in_prompt: Tensor | None = None  # [max_num_seqs, V] bool
         self._output_counts: Tensor | None = None  # [max_num_seqs, V] int32
 
     def start(self, start: SequenceStart) -> None:
-        """Give `start.row` to a sequence; what the row held before is forgotten."""
-        row, params = start.row, start.params
-        for rows in (self._ranked, self._biases, self._unended, self._num_logprobs):
-            rows.pop(row, None)
-        self._plain.discard(row)
-        self._penalized.discard(row)
+        """Give `start.slot_row` to a sequence; what it held before is forgotten."""
+        slot_row, params = start.slot_row, start.params
+        for states in (self._ranked, self._biases, self._unended, self._num_logprobs):
+            states.pop(slot_row, None)
+        self._plain.discard(slot_row)
+        self._penalized.discard(slot_row)
         if params.temperature >= _GREEDY_BELOW:
             self._start_random(start)
         if params.has_penalties:
             self._start_penalties(start)
         if params.logit_bias:
             values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
-            self._biases[row] = self._upload(torch.tensor(list(params.logit_bias))), self._upload(values)
+            self._biases[slot_row] = self._upload(torch.tensor(list(params.logit_bias))), self._upload(values)
         if start.num_outputs < params.min_tokens and start.end_token_ids:
             end_ids = self._upload(torch.tensor(start.end_token_ids))
-            self._unended[row] = _Unended(end_ids, params.min_tokens - start.num_outputs)
+            self._unended[slot_row] = _Unended(end_ids, params.min_tokens - start.num_outputs)
         if params.num_logprobs is not None:
-            self._num_logprobs[row] = params.num_logprobs
+            self._num_logprobs[slot_row] = params.num_logprobs
 
     @torch.inference_mode()
-    def sample(self, logits: Tensor, rows: list[int]) -> SampledTokens:
-        """Draw one token for each of `rows`, all different and started.
+    def sample(self, logits: Tensor, slot_rows: list[int]) -> SampledTokens:
+        """Draw one token for each of `slot_rows`, all different and started.
 
         logits [B, V] float32 or bfloat16; left as they are.
         """
-        scores = self._adjusted(logits, rows)
+        scores = self._adjusted(logits, slot_rows)
         best, tokens = scores.max(dim=-1)  # the lowest id of equals
         is_finite = best.isfinite()  # NaN and +inf win the maximum, so it tells for the whole row
         if scores is not logits:
             is_finite &= logits.amax(dim=-1).isfinite()
-        self._draw(scores, best, rows, tokens)  # in place
+        self._draw(scores, best, slot_rows, tokens)  # in place
         tokens = torch.where(is_finite, tokens, -1)
-        self._count(rows, tokens)
-        logprobs = self._logprobs(logits, rows, tokens)
+        self._count(slot_rows, tokens)
+        logprobs = self._logprobs(logits, slot_rows, tokens)
         token_ids: list[int] = tokens.tolist()
         if logprobs is None:
             return SampledTokens(token_ids)
-        by_row = logprobs.to_lists([self._num_logprobs[row] for row in rows if row in self._num_logprobs])
-        listed = (next(by_row) if row in self._num_logprobs else None for row in rows)
+        by_row = logprobs.to_lists(
+            [self._num_logprobs[slot_row] for slot_row in slot_rows if slot_row in self._num_logprobs]
+        )
+        listed = (next(by_row) if slot_row in self._num_logprobs else None for slot_row in slot_rows)
         pairs = zip(token_ids, listed, strict=True)
         return SampledTokens(token_ids, [entry if token >= 0 else None for token, entry in pairs])
 
     def _start_random(self, start: SequenceStart) -> None:
-        row, params = start.row, start.params
+        slot_row, params = start.slot_row, start.params
         top_k = params.top_k if 0 < params.top_k < self._shape[1] else self._shape[1]
-        self._controls[row] = torch.tensor([params.temperature, params.min_p, params.top_p, top_k], dtype=torch.float64)
-        self._stream_keys[row] = stream_key(params.seed, start.choice)
-        self._num_outputs[row] = start.num_outputs
+        self._controls[slot_row] = torch.tensor(
+            [params.temperature, params.min_p, params.top_p, top_k], dtype=torch.float64
+        )
+        self._stream_keys[slot_row] = stream_key(params.seed, start.choice)
+        self._num_outputs[slot_row] = start.num_outputs
         if params.top_p < 1.0 or top_k < self._shape[1]:
-            self._ranked[row] = top_k
+            self._ranked[slot_row] = top_k
         else:
-            self._plain.add(row)
+            self._plain.add(slot_row)
 
     def _start_penalties(self, start: SequenceStart) -> None:
-        row, params = start.row, start.params
+        slot_row, params = start.slot_row, start.params
         if self._in_prompt is None or self._output_counts is None:
             self._in_prompt = torch.zeros(self._shape, dtype=torch.bool, device=self._device)
             self._output_counts = torch.zeros(self._shape, dtype=torch.int32, device=self._device)
@@ -113,83 +117,87 @@ class Sampler:
         counts = [
             part.bincount(minlength=self._shape[1]) for part in history.tensor_split([start.num_history_prompt_tokens])
         ]
-        self._in_prompt[row] = self._upload(counts[0] > 0)
-        self._output_counts[row] = self._upload(counts[1].int())
-        self._penalties[row] = torch.tensor(
+        self._in_prompt[slot_row] = self._upload(counts[0] > 0)
+        self._output_counts[slot_row] = self._upload(counts[1].int())
+        self._penalties[slot_row] = torch.tensor(
             [params.repetition_penalty, params.presence_penalty, params.frequency_penalty]
         )
-        self._penalized.add(row)
+        self._penalized.add(slot_row)
 
-    def _adjusted(self, logits: Tensor, rows: list[int]) -> Tensor:
-        """Logits [B, V] after bias, min_tokens and penalties; `logits` itself when no row has any."""
-        if all(group.isdisjoint(rows) for group in (self._biases.keys(), self._unended.keys(), self._penalized)):
+    def _adjusted(self, logits: Tensor, slot_rows: list[int]) -> Tensor:
+        """Logits [B, V] after bias, min_tokens and penalties; `logits` itself when no sequence has any."""
+        if all(group.isdisjoint(slot_rows) for group in (self._biases.keys(), self._unended.keys(), self._penalized)):
             return logits
         scores = logits.to(torch.float32, copy=True)
-        for b, row in enumerate(rows):
-            if row in self._biases:
-                ids, values = self._biases[row]
+        for b, slot_row in enumerate(slot_rows):
+            if slot_row in self._biases:
+                ids, values = self._biases[slot_row]
                 scores[b].index_add_(0, ids, values)
-            if row in self._unended:
-                scores[b].index_fill_(0, self._unended[row].end_ids, -torch.inf)
-        penalized = [b for b, row in enumerate(rows) if row in self._penalized]
+            if slot_row in self._unended:
+                scores[b].index_fill_(0, self._unended[slot_row].end_ids, -torch.inf)
+        penalized = [b for b, slot_row in enumerate(slot_rows) if slot_row in self._penalized]
         if penalized:
             assert self._in_prompt is not None
             assert self._output_counts is not None
-            host_rows = torch.tensor([rows[b] for b in penalized])
-            index, device_rows = self._upload(torch.tensor(penalized)), self._upload(host_rows)
+            host_slot_rows = torch.tensor([slot_rows[b] for b in penalized])
+            index, device_slot_rows = self._upload(torch.tensor(penalized)), self._upload(host_slot_rows)
             scores[index] = _penalized(
                 scores[index],
-                self._in_prompt[device_rows],
-                self._output_counts[device_rows],
-                self._upload(self._penalties[host_rows]),
+                self._in_prompt[device_slot_rows],
+                self._output_counts[device_slot_rows],
+                self._upload(self._penalties[host_slot_rows]),
             )
         return scores
 
-    def _draw(self, scores: Tensor, best: Tensor, rows: list[int], tokens: Tensor) -> None:
-        """Replace the greedy choice in `tokens` [B] int64 by a draw where a row asks for one."""
+    def _draw(self, scores: Tensor, best: Tensor, slot_rows: list[int], tokens: Tensor) -> None:
+        """Replace the greedy choice in `tokens` [B] int64 by a draw where a sequence asks for one."""
         step = max(1, _CHUNK_ELEMENTS // scores.shape[1])
         for group in (self._plain, self._ranked.keys()):
-            if group.isdisjoint(rows):
+            if group.isdisjoint(slot_rows):
                 continue
-            drawn = [b for b, row in enumerate(rows) if row in group]
+            drawn = [b for b, slot_row in enumerate(slot_rows) if slot_row in group]
             for first in range(0, len(drawn), step):
                 batch = drawn[first : first + step]
-                group_rows = [rows[b] for b in batch]
+                group_slot_rows = [slot_rows[b] for b in batch]
                 index = self._upload(torch.tensor(batch))
                 distances = (best[index, None].float() - scores[index].float()).contiguous()
-                controls = self._next_controls(group_rows)
+                controls = self._next_controls(group_slot_rows)
                 if group is self._plain:
                     tokens[index] = draw_plain(distances, controls)
                 else:
-                    max_ranked = max(self._ranked[row] for row in group_rows)
+                    max_ranked = max(self._ranked[slot_row] for slot_row in group_slot_rows)
                     tokens[index] = draw_ranked(distances, controls, max_ranked)
 
-    def _next_controls(self, rows: list[int]) -> Tensor:
-        """Temperature, min_p, top_p, top_k and a fresh uniform number of each row: [B, 5] float64."""
-        host_rows = torch.tensor(rows)
-        positions = self._num_outputs[host_rows]
-        self._num_outputs[host_rows] = positions + 1
-        drawn = uniforms(self._stream_keys[host_rows], positions)
-        return self._upload(torch.cat((self._controls[host_rows], drawn[:, None]), dim=1))
+    def _next_controls(self, slot_rows: list[int]) -> Tensor:
+        """Temperature, min_p, top_p, top_k and a fresh uniform number of each sequence: [B, 5] float64."""
+        host_slot_rows = torch.tensor(slot_rows)
+        positions = self._num_outputs[host_slot_rows]
+        self._num_outputs[host_slot_rows] = positions + 1
+        drawn = uniforms(self._stream_keys[host_slot_rows], positions)
+        return self._upload(torch.cat((self._controls[host_slot_rows], drawn[:, None]), dim=1))
 
-    def _count(self, rows: list[int], tokens: Tensor) -> None:
-        for row in self._unended.keys() & rows:
-            self._unended[row].num_tokens -= 1
-            if self._unended[row].num_tokens == 0:
-                del self._unended[row]
-        penalized = [b for b, row in enumerate(rows) if row in self._penalized] if self._penalized else []
+    def _count(self, slot_rows: list[int], tokens: Tensor) -> None:
+        for slot_row in self._unended.keys() & slot_rows:
+            self._unended[slot_row].num_tokens -= 1
+            if self._unended[slot_row].num_tokens == 0:
+                del self._unended[slot_row]
+        penalized = (
+            [b for b, slot_row in enumerate(slot_rows) if slot_row in self._penalized] if self._penalized else []
+        )
         if penalized:
             assert self._output_counts is not None
             drawn = tokens[self._upload(torch.tensor(penalized))]
-            device_rows = self._upload(torch.tensor([rows[b] for b in penalized]))
-            self._output_counts[device_rows, drawn.clamp(min=0)] += (drawn >= 0).int()
+            device_slot_rows = self._upload(torch.tensor([slot_rows[b] for b in penalized]))
+            self._output_counts[device_slot_rows, drawn.clamp(min=0)] += (drawn >= 0).int()
 
-    def _logprobs(self, logits: Tensor, rows: list[int], tokens: Tensor) -> "_Logprobs | None":
-        asking = [b for b, row in enumerate(rows) if row in self._num_logprobs] if self._num_logprobs else []
+    def _logprobs(self, logits: Tensor, slot_rows: list[int], tokens: Tensor) -> "_Logprobs | None":
+        asking = (
+            [b for b, slot_row in enumerate(slot_rows) if slot_row in self._num_logprobs] if self._num_logprobs else []
+        )
         if not asking:
             return None
         index = self._upload(torch.tensor(asking))
-        num_top = max(self._num_logprobs[rows[b]] for b in asking)
+        num_top = max(self._num_logprobs[slot_rows[b]] for b in asking)
         return _token_logprobs(logits[index].float(), tokens[index].clamp(min=0), num_top)
 
     def _upload(self, host: Tensor) -> Tensor:

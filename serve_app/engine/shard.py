@@ -168,5 +168,5 @@ class BatchEngine:
 
 def _report(name: str, stage: BatchStage) -> BatchModelReport:
     return BatchModelReport(
-        name, stage.parameter_bytes, stage.first_block, stage.end_block, dict(stage.inputs), dict(stage.outputs)
+        name, stage.parameter_bytes, stage.first_part, stage.end_part, dict(stage.inputs), dict(stage.outputs)
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from serve_app.architectures.facts import layer_of
+from serve_app.architectures.tensor_names import layer_of
 from serve_app.checkpoints.quantization import CheckpointQuantization
 from serve_app.engine.quantized_tensors import StoredWeight, read_quantized
 from serve_app.engine.tensor_file import TensorReader
@@ -18,14 +18,6 @@ from serve_app.models.quantization import QuantizedEmbedding, make_linear, take_
 from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight
 from serve_app.parallel.tensor_parallel import Part
 from serve_app.types.shards import LoadQuantization, WeightScheme
-
-# Layers of one module that are given the same tensor, by their names there.
-_READ_ONE_TENSOR = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-    ("query", "key", "value"),
-    ("q_lin", "k_lin", "v_lin"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +42,7 @@ class StageQuantizer:
         device: torch.device,
     ) -> None:
         self._model = stage.model
+        self._same_input = stage.architecture.same_input
         self._dtype: torch.dtype = next(stage.model.parameters()).dtype
         self._quantizations = quantizations
         self._stored = stored
@@ -101,7 +94,7 @@ class StageQuantizer:
     def finish(self) -> None:
         """Once all is read: layers that read one tensor get one product."""
         for module in self._model.modules():
-            for names in _READ_ONE_TENSOR:
+            for names in self._same_input:
                 found = [one for name in names if isinstance(one := getattr(module, name, None), Int8Linear)]
                 if len(found) == len(names):
                     join_linears(found)
@@ -136,12 +129,12 @@ class StageQuantizer:
         wanted = self._quantizations.wanted
         if wanted is None:
             return set()
-        head, embedding = stage.architecture.head, f"{stage.base_prefix}{stage.architecture.embedding}"
+        embedding = f"{stage.base_prefix}{stage.architecture.parts.embedding}"
         found = set()
         for name, module in stage.model.named_modules():
             if any(name == ignored or name.endswith(f".{ignored}") for ignored in wanted.ignored):
                 continue
-            if name == head:
+            if name == stage.head:
                 is_wanted = wanted.has_head
             elif isinstance(module, nn.Embedding):
                 is_wanted = wanted.has_embedding and name == embedding

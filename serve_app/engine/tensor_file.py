@@ -15,25 +15,9 @@ from torch import Tensor
 
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.errors import ConfigError
+from serve_app.models.torch_dtypes import DTYPES_OF_FILES
 
 _CHUNK_BYTES = 1 << 20
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "U16": torch.uint16,
-    "U32": torch.uint32,
-    "U64": torch.uint64,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
 
 
 class TensorReader:
@@ -53,7 +37,7 @@ class TensorReader:
 
         out: the shape of the part, any dtype and device; converted while reading, 1 MiB at a time.
         """
-        if header.dtype not in _DTYPES:
+        if header.dtype not in DTYPES_OF_FILES:
             raise ConfigError(f"a tensor in {header.file} has dtype {header.dtype}, which is not supported")
         if dim is None or len(header.shape) == 0:
             self._read_rows(header, out, 0)
@@ -68,7 +52,7 @@ class TensorReader:
 
     def _read_rows(self, header: TensorHeader, out: Tensor, first_element: int) -> None:
         """Fill `out` (any shape) with consecutive elements."""
-        dtype = _DTYPES[header.dtype]
+        dtype = DTYPES_OF_FILES[header.dtype]
         flat = out.view(-1) if out.is_contiguous() else None
         if flat is not None and out.dtype == dtype and out.device.type == "cpu":
             if flat.numel():
@@ -94,7 +78,7 @@ class TensorReader:
         self, header: TensorHeader, first_element: int, num_rows: int, row_size: int
     ) -> Iterator[tuple[int, Tensor]]:
         """Consecutive rows, at most 1 MiB (or one row) at a time; each chunk is overwritten by the next."""
-        dtype = _DTYPES[header.dtype]
+        dtype = DTYPES_OF_FILES[header.dtype]
         rows_per_chunk = max(1, _CHUNK_BYTES // max(1, row_size * dtype.itemsize))
         buffer = torch.empty(min(rows_per_chunk, num_rows) * row_size, dtype=dtype)
         for start in range(0, num_rows, rows_per_chunk):

@@ -3,17 +3,16 @@
 import torch
 from torch import Tensor
 
-from serve_app.parallel.communicator import DTYPE_NAMES, DTYPES_BY_NAME
+from serve_app.models.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
 from serve_app.types.tensors import TensorData
 
 
 def to_tensor(data: TensorData, device: torch.device) -> Tensor:
     """The tensor of some bytes, of the shape and dtype that they come with."""
+    dtype = TORCH_DTYPES[data.dtype]
     if not data.data:
-        return torch.empty(data.shape, dtype=DTYPES_BY_NAME[data.dtype], device=device)
-    flat = torch.frombuffer(
-        bytearray(data.data), dtype=DTYPES_BY_NAME[data.dtype]
-    )  # a copy: bytes cannot be written to
+        return torch.empty(data.shape, dtype=dtype, device=device)
+    flat = torch.frombuffer(bytearray(data.data), dtype=dtype)  # a copy: bytes cannot be written to
     return flat.reshape(data.shape).to(device, non_blocking=True)
 
 

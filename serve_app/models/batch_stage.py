@@ -15,8 +15,8 @@ class BatchStage(Protocol):
 
     inputs: dict[str, TensorSpec]  # of the whole model, the same on every stage
     outputs: dict[str, TensorSpec]
-    first_block: int  # blocks [first_block, end_block) are this stage's
-    end_block: int
+    first_part: int  # parts (of an encoder: layers) [first_part, end_part) are this stage's
+    end_part: int
     parameter_bytes: int
 
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:

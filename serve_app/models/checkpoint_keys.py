@@ -83,14 +83,11 @@ def _fused_source(tensor_name: str, pattern: str, converters: list[core_model_lo
 
 def _tie_head(stage: CutStage, sources: dict[str, list[Source]]) -> None:
     """A tied head is read from the embedding's tensor."""
-    embedding = f"{stage.base_prefix}{stage.architecture.embedding}.weight"
-    head = f"{stage.architecture.head}.weight"
-    if not getattr(stage.config, "tie_word_embeddings", False):
+    if stage.head is None or not getattr(stage.config, "tie_word_embeddings", False):
         return
+    embedding, head = f"{stage.base_prefix}{stage.architecture.parts.embedding}.weight", f"{stage.head}.weight"
     if embedding in sources:
-        sources.setdefault(
-            head, sources[embedding]
-        )  # a head of its own is kept, as transformers does where they differ
+        sources.setdefault(head, sources[embedding])  # a head of its own is kept, as transformers does
     elif head in sources:
         sources[embedding] = sources[head]
 

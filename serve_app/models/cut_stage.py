@@ -1,4 +1,4 @@
-"""A stage of a transformers model as the code sees it that cuts it over ranks and fills it."""
+"""What the code that cuts and fills a stage of a transformers model needs of it."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from serve_app.architectures.decoders import Cuts
+from serve_app.architectures.record import Architecture
 from serve_app.types.shards import ShardSpec
 
 
@@ -19,9 +19,8 @@ class CutStage(Protocol):
     base_prefix: str  # of the base model's parameters in the whole model
     config: PreTrainedConfig
     whole_state: dict[str, torch.Size]
-
-    @property
-    def architecture(self) -> Cuts: ...
+    architecture: Architecture
+    head: str | None  # over the vocabulary, a module of the whole model; None: this model has none
 
     @property
     def own_layers(self) -> list[nn.Module]: ...

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from serve_app.architectures.encoders import EncoderArchitecture, encoder_architecture_of
+from serve_app.architectures.lookup import EMBEDDERS
 from serve_app.checkpoints.encoder_spec import EncoderSpec
 from serve_app.models.packed_attention import PACKED_ATTENTION, PackedEntries, forward_packed
 from serve_app.models.pooling import POOLS, Projection, normalize, pool_first
@@ -24,7 +24,7 @@ _HIDDEN = "hidden_states"
 
 
 class EncoderStage:
-    """BatchStage of an encoder: layers [first_layer, end_layer), embeddings at the begin, head or pooling at the end.
+    """BatchStage of an encoder: layers [first_layer, end_layer), after the embeddings, before the head or the pooling.
 
     Built on the meta device: parameters have shapes and no memory until a loader fills them.
     """
@@ -32,20 +32,23 @@ class EncoderStage:
     def __init__(self, config: PreTrainedConfig, spec: EncoderSpec, dtype: torch.dtype, shard: ShardSpec) -> None:
         self.shard = shard
         self.dtype = dtype
-        self.architecture: EncoderArchitecture = encoder_architecture_of(config.model_type)
+        self.architecture = EMBEDDERS[config.model_type]
+        self.head: str | None = None
+        assert self.architecture.encoder is not None
+        self._facts = self.architecture.encoder
         self.inputs = {"input_ids": TensorSpec("int64", ("tokens",)), "lengths": TensorSpec("int64", ("batch",))}
         if spec.has_token_types:
             self.inputs["token_type_ids"] = TensorSpec("int64", ("tokens",))
         is_embedder = spec.task == "embed"
         name, size = ("embedding", spec.embedding_size) if is_embedder else ("logits", spec.num_labels)
         self.outputs = {name: TensorSpec("float32", ("batch", size))}
-        self.first_block, self.end_block = shard.first_layer, shard.end_layer
+        self.first_part, self.end_part = shard.first_layer, shard.end_layer
         self.parameter_bytes = 0
         self.projections: list[Projection] = []  # of the last stage; filled by the loader
         self._spec = spec
         self._is_embedder = is_embedder
-        AttentionInterface.register(PACKED_ATTENTION, forward_packed)  # without a mask function: no mask is built
-        attention = "eager" if self.architecture.is_square else PACKED_ATTENTION
+        AttentionInterface.register(PACKED_ATTENTION, forward_packed)  # without a mask function, so no mask is built
+        attention = "eager" if self._facts.is_square else PACKED_ATTENTION
         make = AutoModel if is_embedder else AutoModelForSequenceClassification
         with torch.device("meta"):
             self.model: PreTrainedModel = make.from_config(
@@ -63,7 +66,7 @@ class EncoderStage:
     @property
     def layers(self) -> nn.ModuleList:
         """All layers of the model; those of other stages are pass-throughs."""
-        layers = self.base.get_submodule(self.architecture.layers)
+        layers = self.base.get_submodule(self.architecture.parts.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
 
@@ -74,7 +77,7 @@ class EncoderStage:
 
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Run this stage over packed texts; see BatchStage. Hidden states are [T, D]."""
-        entries = PackedEntries(inputs["lengths"], is_causal=self.architecture.is_causal)
+        entries = PackedEntries(inputs["lengths"], is_causal=self._facts.is_causal)
         arguments = self._arguments(inputs, hidden, entries)
         self._entries = entries
         try:
@@ -91,14 +94,14 @@ class EncoderStage:
         self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None, entries: PackedEntries
     ) -> dict[str, Any]:
         positions = entries.positions
-        if self.architecture.positions == "behind_padding":
+        if self._facts.has_positions_after_padding:
             positions = positions + self.config.pad_token_id + 1
         arguments: dict[str, Any] = {"position_ids": self._pad(positions, entries)}
-        if self.architecture.is_square:
+        if self._facts.is_square:
             arguments["attention_mask"] = self._pad(torch.ones_like(positions), entries)
         else:
             arguments["packed_entries"] = entries
-        if self.architecture.is_causal:
+        if self._facts.is_causal:
             arguments["use_cache"] = False
         if "token_type_ids" in inputs:
             arguments["token_type_ids"] = self._pad(inputs["token_type_ids"], entries)
@@ -116,7 +119,7 @@ class EncoderStage:
 
     def _pad(self, packed: Tensor, entries: PackedEntries) -> Tensor:
         """[T, ...] -> [1, T, ...], or [B, L, ...] for an architecture with square attention."""
-        if not self.architecture.is_square:
+        if not self._facts.is_square:
             return packed[None]
         shape = (len(entries.lengths), int(entries.lengths.max()), *packed.shape[1:])
         padded = packed.new_zeros(shape)
@@ -125,12 +128,12 @@ class EncoderStage:
 
     def _unpad(self, states: Tensor, entries: PackedEntries) -> Tensor:
         """[1, T, D] or [B, L, D] -> [T, D]."""
-        return states[entries.entry_of, entries.positions] if self.architecture.is_square else states[0]
+        return states[entries.entry_of, entries.positions] if self._facts.is_square else states[0]
 
     def _cut(self) -> None:
         """Replace what belongs to other stages, and let heads see one token of each packed entry."""
-        shard, architecture = self.shard, self.architecture
-        stand_in = _PairPassThrough if architecture.is_square else PassThrough
+        shard, facts, parts = self.shard, self._facts, self.architecture.parts
+        stand_in = _PairPassThrough if facts.is_square else PassThrough
         for index in range(len(self.layers)):
             if not shard.first_layer <= index < shard.end_layer:
                 kind = getattr(self.layers[index], "attention_type", None)
@@ -138,19 +141,19 @@ class EncoderStage:
                 if kind is not None:  # the loop over the layers reads it
                     self.layers[index].attention_type = kind
         if not shard.is_first:
-            replace_module(self.base, architecture.embeddings, _GivenEmbeddings())
-            for name in architecture.first_only:
+            replace_module(self.base, parts.embeddings or parts.embedding, _GivenEmbeddings())
+            for name in parts.first_only:
                 parent, _, child = name.rpartition(".")
                 setattr(self.base.get_submodule(parent), child, None)
             self.own_layers[0].register_forward_pre_hook(self._inject)
-        if architecture.has_inner_pooler and (self._is_embedder or not shard.is_last):
+        if facts.has_inner_pooler and (self._is_embedder or not shard.is_last):
             self.base.pooler = None
         if not shard.is_last:
-            for name in architecture.exit:
+            for name in parts.exit:
                 replace_module(self.base, name, PassThrough())
             if not self._is_embedder:
                 self._drop_head()
-        elif not self._is_embedder and not architecture.is_square:
+        elif not self._is_embedder and not facts.is_square:
             self._let_head_see_entries()
 
     def _drop_head(self) -> None:
@@ -159,7 +162,7 @@ class EncoderStage:
                 delattr(self.model, name)
 
     def _let_head_see_entries(self) -> None:
-        if self.architecture.has_inner_pooler:
+        if self._facts.has_inner_pooler:
             pooler = self.base.pooler
             assert isinstance(pooler, nn.Module)
             pooler.register_forward_pre_hook(self._select_for_pooler)
@@ -173,7 +176,7 @@ class EncoderStage:
     def _select_for_head(self, _base: nn.Module, _args: tuple[object, ...], output: Any) -> Any:
         assert self._entries is not None
         pooling = "cls"
-        if self.architecture.head_pools == "as_config":
+        if self._facts.head_pools == "as_config":
             pooling = self.config.classifier_pooling
         output.last_hidden_state = POOLS[pooling](output.last_hidden_state[0], self._entries)[:, None]  # [B, 1, D]
         return output

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
 
+from serve_app.architectures.record import FusedClasses
+from serve_app.models.fast_arrays import has_fast_array
 from serve_app.models.int8_linear import multiply_joined
 from serve_app.models.step_attention import StageAttention
 
-# Pre-norm layers: attention with rotary positions in halves (RoFormer, arXiv:2104.09864), behind norms of each head
-# where a class has them, then a gated SiLU (arXiv:2002.05202).
-FUSED_CLASSES = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
 _MANY_ELEMENTS = 1 << 16  # from here on, torch's threads are faster than numpy
 
 
@@ -28,7 +27,7 @@ class RotaryTables:
         """Both [1, T, Dh]."""
         num_tokens, head_dim = cos.shape[1:]
         self.cos, self.sin = cos.view(num_tokens, 1, head_dim), sin.view(num_tokens, 1, head_dim)
-        self._has_arrays = cos.dtype == torch.float32 and cos.device.type == "cpu"
+        self._has_arrays = has_fast_array(cos)
         if self._has_arrays:
             self._cos = self.cos.numpy()
             self._signed_sin = self.sin.numpy().reshape(num_tokens, 1, 2, head_dim // 2).copy()
@@ -50,12 +49,18 @@ class RotaryTables:
 
 
 class FusedDecoderLayer(nn.Module):
-    """Takes the place of a transformers module, and its parts."""
+    """Takes the place of a transformers module, and its parts.
 
-    def __init__(self, own: Any) -> None:
+    Attention with rotary positions in halves (RoFormer, arXiv:2104.09864), after norms of each head where a class has
+    them, then a gated SiLU (arXiv:2002.05202); a norm before each of the two.
+    """
+
+    def __init__(self, own: Any, *, has_window_in_config: bool = False) -> None:
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = own.input_layernorm, own.post_attention_layernorm
-        self.self_attn = FusedAttention(own.self_attn)
+        attention = own.self_attn
+        window_holder = attention.config if has_window_in_config else attention
+        self.self_attn = FusedAttention(attention, getattr(window_holder, "sliding_window", None))
         self.mlp = FusedMLP(own.mlp)
 
     def forward(self, hidden: Tensor, tables: RotaryTables, attention: StageAttention) -> Tensor:
@@ -69,15 +74,14 @@ class FusedDecoderLayer(nn.Module):
 class FusedAttention(nn.Module):
     """Projections, rotary positions, and the step's attention between them."""
 
-    def __init__(self, own: Any) -> None:
+    def __init__(self, own: Any, window: int | None) -> None:
         super().__init__()
         for name, child in own.named_children():
             self.add_module(name, child)
         self._layer_index: int = own.layer_idx
         self._head_dim: int = own.head_dim
         self._scaling: float = own.scaling
-        holder = own.config if type(own).__name__ == "MistralAttention" else own
-        self._window: int | None = getattr(holder, "sliding_window", None)
+        self._window = window
 
     def forward(self, hidden: Tensor, tables: RotaryTables, attention: StageAttention) -> Tensor:
         """hidden [1, T, D] -> the same shape."""
@@ -125,13 +129,13 @@ class FusedMLP(nn.Module):
         return outputs
 
 
-def fuse_layers(model: nn.Module) -> bool:
-    """Put fused layers in the place of those that a model has; gives whether there are any."""
+def fuse_layers(model: nn.Module, classes: FusedClasses) -> bool:
+    """Replace the layers of a model by fused ones; returns whether there are any."""
     has_any = False
     for module in list(model.modules()):
         child: Any
         for name, child in module.named_children():
-            if type(child).__name__ in FUSED_CLASSES and isinstance(child.mlp.act_fn, SiLUActivation):
-                setattr(module, name, FusedDecoderLayer(child))
+            if type(child).__name__ == classes.layer and isinstance(child.mlp.act_fn, SiLUActivation):
+                setattr(module, name, FusedDecoderLayer(child, has_window_in_config=classes.has_window_in_config))
                 has_any = True
     return has_any

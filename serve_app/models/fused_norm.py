@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Whose RMSNorm multiplies by its weight, after a cast back to the inputs' dtype: one more rounding in half precision,
-# so that there only transformers' own gives transformers' numbers.
-FUSED_CLASSES = ("LlamaRMSNorm", "MistralRMSNorm", "MixtralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+from serve_app.architectures.record import FusedClasses
+from serve_app.models.fast_arrays import has_fast_array
 
 
 class FusedRMSNorm(nn.Module):
@@ -21,30 +20,33 @@ class FusedRMSNorm(nn.Module):
     def __init__(self, weight: nn.Parameter, epsilon: float) -> None:
         super().__init__()
         self.weight = weight
-        self._epsilon = epsilon
+        self.variance_epsilon = epsilon
         self._width = weight.shape[0]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs [..., D] float32 -> the same shape."""
         weight = self.weight
-        if weight.device.type != "cpu":
-            return torch.rms_norm(inputs, weight.shape, weight, self._epsilon)
+        if not has_fast_array(weight):
+            return torch.rms_norm(inputs, weight.shape, weight, self.variance_epsilon)
         rows = inputs.numpy()
         sums = np.vecdot(rows, rows)  # [...]
         if sums.size == 1:
-            scaled = rows * (1.0 / sqrt(float(sums.item()) / self._width + self._epsilon))
+            scaled = rows * (1.0 / sqrt(float(sums.item()) / self._width + self.variance_epsilon))
             scaled *= weight.numpy()
             return torch.from_numpy(scaled)
-        scales = 1.0 / np.sqrt(sums.astype(np.float64) / self._width + self._epsilon)
+        scales = 1.0 / np.sqrt(sums.astype(np.float64) / self._width + self.variance_epsilon)
         return torch.from_numpy(scales.astype(np.float32))[..., None].mul(inputs).mul_(weight)
 
 
-def fuse_norms(model: nn.Module) -> None:
-    """Put the fused ones in the place of those that a float32 model has."""
+def fuse_norms(model: nn.Module, classes: FusedClasses) -> None:
+    """Replace the norms of a float32 model by fused ones.
+
+    In half precision transformers' own stay: their cast beside the weight is one more rounding.
+    """
     for module in list(model.modules()):
         for name, child in module.named_children():
             weight, epsilon = getattr(child, "weight", None), getattr(child, "variance_epsilon", None)
-            if type(child).__name__ not in FUSED_CLASSES or not isinstance(weight, nn.Parameter):
+            if type(child).__name__ != classes.norm or not isinstance(weight, nn.Parameter):
                 continue
             if weight.dtype == torch.float32 and isinstance(epsilon, float):
                 setattr(module, name, FusedRMSNorm(weight, epsilon))

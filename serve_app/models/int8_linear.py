@@ -1,4 +1,4 @@
-"""Linear layers of int8 weights whose inputs are rounded to whole numbers too: W8A8, one scale a row and an output.
+"""Linear layers of int8 weights whose inputs are rounded to integers too: W8A8, one scale for each row and each output.
 
 Rows are divided by scales of their own before the product and multiplied after it, so no row's answer depends on
 another's (LLM.int8, arXiv:2208.07339). Layers that read one tensor are joined: it is divided once, and one product
@@ -27,13 +27,13 @@ _MIN_INT_MM_ROWS = 17  # that cuBLASLt takes
 class Int8Product(Protocol):
     """A weight [N, K] in the form that one library multiplies by."""
 
-    limit: int  # of the whole numbers that inputs are rounded to
+    limit: int  # of the integers that inputs are rounded to
 
     def multiply(self, rows: Tensor) -> Tensor:
         """rows [..., K] float32 within ±limit -> [..., N] float32: rounded, times the weight with its scales."""
 
     def weight(self) -> QuantizedWeight:
-        """What it was made of."""
+        """The weight it was made of."""
 
     def remade(self, weight: QuantizedWeight) -> "Int8Product":
         """Another weight in the same form."""
@@ -49,12 +49,12 @@ class FbgemmProduct:
         self._multiply: Any = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default._op
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Exact in the whole numbers."""
+        """Exact in the integers."""
         products: Tensor = self._multiply(rows, 1.0, self.limit + 1, self._packed)
         return products
 
     def weight(self) -> QuantizedWeight:
-        """Unpacked."""
+        """The weight, unpacked."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             quantized = torch.ops.quantized.linear_unpack(self._packed)[0]
@@ -77,7 +77,7 @@ class OnednnProduct:
         self._zeros = torch.zeros(len(self._scales), dtype=torch.int64)
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Exact in the whole numbers."""
+        """Exact in the integers."""
         zero = self.limit + 1
         whole = rows.round().add_(zero).to(torch.uint8)
         products: Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -87,7 +87,7 @@ class OnednnProduct:
         return products
 
     def weight(self) -> QuantizedWeight:
-        """As it came."""
+        """The weight as it came."""
         return self._weight
 
     def remade(self, weight: QuantizedWeight) -> "OnednnProduct":
@@ -105,14 +105,14 @@ class IntMmProduct:
         self._scales = weight.scales.view(1, -1)
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """Exact in the whole numbers."""
+        """Exact in the integers."""
         whole = rows.round().to(torch.int8).view(-1, rows.shape[-1])
         padded = nn.functional.pad(whole, (0, 0, 0, max(0, _MIN_INT_MM_ROWS - len(whole))))
         products = torch._int_mm(padded, self._columns)[: len(whole)]
         return products.to(torch.float32).mul_(self._scales).view(*rows.shape[:-1], -1)
 
     def weight(self) -> QuantizedWeight:
-        """As it came."""
+        """The weight as it came."""
         return self._weight
 
     def remade(self, weight: QuantizedWeight) -> "IntMmProduct":
@@ -153,7 +153,7 @@ def join_linears(linears: Sequence[Int8Linear]) -> None:
 
 
 def multiply_joined(linears: Sequence[nn.Module], inputs: Tensor) -> Tensor | None:
-    """The outputs of layers that share one product, side by side [..., N]; None: they are not all that share one."""
+    """The outputs of layers that share one product, side by side [..., N]; None: they do not share one."""
     first, last = linears[0], linears[-1]
     if not isinstance(first, Int8Linear) or not isinstance(last, Int8Linear) or first._join is not last._join:
         return None
@@ -162,9 +162,9 @@ def multiply_joined(linears: Sequence[nn.Module], inputs: Tensor) -> Tensor | No
 
 
 class _Join:
-    """One product for the layers that read one tensor: who asks first has it made, the others take their columns.
+    """One product for the layers that read one tensor: the first to ask computes it, the others take their columns.
 
-    It is given up once all have taken theirs, and made anew for a layer that asks a second time.
+    It is dropped once all have taken theirs, and computed again for a layer that asks a second time.
     """
 
     def __init__(self, product: Int8Product, linears: Sequence[Int8Linear]) -> None:
@@ -194,7 +194,7 @@ class _Join:
         return output
 
     def multiply(self, inputs: Tensor) -> Tensor:
-        """inputs [..., K] -> the outputs of all layers [..., N]. With few calls: decoding waits for each of them."""
+        """inputs [..., K] -> the outputs of all layers [..., N]. In few calls: decoding waits for each of them."""
         rows = inputs if inputs.dtype == torch.float32 else inputs.to(torch.float32)
         if self._is_cpu and rows.numel() == rows.shape[-1]:
             # One row: the same numbers by numpy, whose calls cost a third, between products that empty the caches.
@@ -225,7 +225,7 @@ class _Join:
 
 
 def make_product(weight: QuantizedWeight) -> Int8Product | None:
-    """By the fastest library for the weight's device; None: none takes its shape."""
+    """The weight in the form of the fastest library for its device; None: no library takes its shape."""
     if weight.values.device.type == "cpu":
         kind = FbgemmProduct if "fbgemm" in torch.backends.quantized.supported_engines else OnednnProduct
         return kind(weight, exact_limit(kind))
@@ -243,7 +243,7 @@ def exact_limit(kind: Callable[[QuantizedWeight, int], Int8Product]) -> int:
 
 def _packed_for_fbgemm(weight: QuantizedWeight) -> Any:
     zeros = torch.zeros(len(weight.values), dtype=torch.int64)
-    with warnings.catch_warnings():  # torch warns of its quantized dtypes' end; the operators have no other way in yet
+    with warnings.catch_warnings():  # torch deprecates its quantized dtypes, but the operators take nothing else yet
         warnings.simplefilter("ignore", UserWarning)
         scales = weight.scales.reshape(-1).to(torch.float64)
         quantized = torch._make_per_channel_quantized_tensor(weight.values, scales, zeros, 0)

@@ -37,7 +37,7 @@ POOLS: dict[str, Pool] = {"cls": pool_first, "last": pool_last, "mean": pool_mea
 
 
 class Projection(nn.Module):
-    """A Dense module of sentence-transformers behind the pooling."""
+    """A Dense module of sentence-transformers, after the pooling."""
 
     def __init__(self, num_inputs: int, num_outputs: int, has_bias: bool, activation: str) -> None:
         super().__init__()

@@ -1,7 +1,9 @@
-"""Linear layers and embeddings over quantized weights, each kernel behind one small class.
+"""Linear layers and embeddings over quantized weights, one small class for each kernel.
 
 Weight-only int8 and int4 compute in bfloat16, whatever the model's dtype. Int8 by int8 is in int8_linear.py.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,8 @@ from torch.nn.functional import linear
 
 from serve_app.models.int8_linear import Int8Linear, make_product
 from serve_app.models.quantized_linear import KernelLinear, QuantizedLinear
-from serve_app.models.quantized_weight import FLOAT8, QuantizedWeight
+from serve_app.models.quantized_weight import QuantizedWeight
+from serve_app.models.torch_dtypes import FLOAT8
 from serve_app.types.shards import WeightScheme
 
 _INT4_GROUPS = (32, 64, 128, 256)
@@ -50,11 +53,12 @@ class Int4Linear(KernelLinear):
         zeros = torch.zeros_like(weight.scales) if weight.zero_points is None else weight.zero_points
         offsets = -zeros.to(torch.float32) * weight.scales  # the kernels give (q - 8) * scale + offset
         self._scales = torch.stack([weight.scales.t(), offsets.t()], dim=2).to(torch.bfloat16).contiguous()  # [G, N, 2]
-        self._is_cpu = weight.values.device.type == "cpu"
-        if self._is_cpu:
+        if weight.values.device.type == "cpu":
+            self._kernel: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
             self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(shifted, 1)
         else:
             pairs = (shifted[:, ::2] << 4 | shifted[:, 1::2]).to(torch.uint8)
+            self._kernel = torch.ops.aten._weight_int4pack_mm
             self._packed = torch.ops.aten._convert_weight_to_int4pack(pairs, _INT4_INNER_TILES)
         self.num_bytes += self._packed.nbytes + self._scales.nbytes
 
@@ -63,8 +67,7 @@ class Int4Linear(KernelLinear):
         rows = inputs.reshape(-1, self.in_features).to(torch.bfloat16)
         if self._order is not None:
             rows = rows[:, self._order]
-        kernel = torch.ops.aten._weight_int4pack_mm_for_cpu if self._is_cpu else torch.ops.aten._weight_int4pack_mm
-        outputs: Tensor = kernel(rows.contiguous(), self._packed, self._group_size, self._scales)
+        outputs: Tensor = self._kernel(rows.contiguous(), self._packed, self._group_size, self._scales)
         return outputs if self.bias is None else outputs + self.bias
 
 
@@ -100,7 +103,7 @@ class DequantizingLinear(KernelLinear):
         self.num_bytes += weight.num_bytes
 
     def multiply(self, inputs: Tensor) -> Tensor:
-        """In the inputs' dtype; inputs are rounded as the float8 kernel rounds them, so that quality is its quality."""
+        """In the inputs' dtype; inputs are rounded as the float8 kernel rounds them, so quality is the same."""
         rows = inputs.reshape(-1, self.in_features)
         if self._has_float8_inputs:
             rounded, scales = round_to_float8(rows)

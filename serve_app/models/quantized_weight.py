@@ -1,14 +1,14 @@
-"""A quantized matrix outside any kernel: whole numbers (or float8) and their scales."""
+"""A quantized matrix outside any kernel: integers (or float8) and their scales."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from serve_app.models.torch_dtypes import FLOAT8
 from serve_app.types.shards import WeightScheme
 
-FLOAT8 = torch.float8_e4m3fn
-_MAX_FLOAT8 = 448.0
+_MAX_FLOAT8 = torch.finfo(FLOAT8).max
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from serve_app.types.tensors import TensorSpec
 
 
-class EmbeddingBlock(nn.Module):
+class EmbeddingPart(nn.Module):
     """Token ids to vectors."""
 
     def __init__(self, vocab_size: int, embedding_dim: int, dropout: float) -> None:
@@ -20,8 +20,8 @@ class EmbeddingBlock(nn.Module):
         return {"embedded": self.dropout(self.embedding(state["input_ids"]))}
 
 
-class RecurrentBlock(nn.Module):
-    """The strongest that an LSTM (Hochreiter and Schmidhuber, 1997) says of each feature over an entry's tokens."""
+class RecurrentPart(nn.Module):
+    """The maximum of each feature of an LSTM (Hochreiter and Schmidhuber, 1997) over an entry's tokens."""
 
     def __init__(self, embedding_dim: int, hidden_size: int, num_layers: int, is_bidirectional: bool) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class RecurrentBlock(nn.Module):
         return {"features": features.masked_fill((lengths == 0)[:, None], 0)}
 
 
-class LinearBlock(nn.Module):
+class LinearPart(nn.Module):
     """Features to one number for each label."""
 
     def __init__(self, num_features: int, num_labels: int, dropout: float) -> None:
@@ -55,7 +55,7 @@ class LinearBlock(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """Embedding, LSTM and linear as three blocks, which may stand on up to three shards."""
+    """Embedding, LSTM and linear as three parts, which may be on up to three shards."""
 
     def __init__(
         self,
@@ -69,19 +69,19 @@ class TextClassifier(nn.Module):
     ) -> None:
         super().__init__()
         num_features = hidden_size * (2 if is_bidirectional else 1)
-        self.embed = EmbeddingBlock(vocab_size, embedding_dim, dropout)
-        self.recur = RecurrentBlock(embedding_dim, hidden_size, num_layers, is_bidirectional)
-        self.head = LinearBlock(num_features, num_labels, dropout)
+        self.embed = EmbeddingPart(vocab_size, embedding_dim, dropout)
+        self.recur = RecurrentPart(embedding_dim, hidden_size, num_layers, is_bidirectional)
+        self.head = LinearPart(num_features, num_labels, dropout)
         self.inputs = {"input_ids": TensorSpec("int64", ("tokens",)), "lengths": TensorSpec("int64", ("batch",))}
         self.outputs = {"logits": TensorSpec("float32", ("batch", num_labels))}
 
-    def blocks(self) -> list[nn.Module]:
+    def parts(self) -> list[nn.Module]:
         """What stages are made of."""
         return [self.embed, self.recur, self.head]
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """input_ids [T] int64, all entries one after the other; lengths [B] int64 -> logits [B, C]."""
         state = {"input_ids": input_ids, "lengths": lengths}
-        for block in self.blocks():
-            state |= block(state)
+        for part in self.parts():
+            state |= part(state)
         return state["logits"]

@@ -1,9 +1,9 @@
-"""Any nn.Module as a stage of a batch model: found by its import path, cut into its ordered blocks.
+"""Any nn.Module as a stage of a batch model: found by its import path, cut into its ordered parts.
 
-How a module tells its blocks, the first that holds counts:
+How a module declares its parts; the first that applies counts:
 
-- it has a method `blocks()`: modules that each map a dict of named tensors to another. A block sees the model's inputs
-  and what the block before it has returned. A stage holds the parameters of its own blocks only.
+- it has a method `parts()`: modules that each map a dict of named tensors to another. A part sees the model's inputs
+  and what the part before it has returned. A stage holds the parameters of its own parts only.
 - it is an nn.Sequential: one tensor goes in, one comes out. A stage holds the parameters of its own children only.
 - it holds an nn.ModuleList (the heaviest counts) whose members each give one tensor, the next one's first argument. All
   parameters outside the list are held by every stage, because what is computed from them cannot be known.
@@ -33,12 +33,12 @@ class ModuleStage:
         self.outputs = _specs(self.module, "outputs", settings.outputs, settings.architecture)
         self.parameter_bytes = 0
         self._shard = settings.shard
-        self._kind, blocks = _find_blocks(self.module, settings.architecture, settings.shard.num_stages)
-        self.first_block, self.end_block = _own_range(blocks, settings.shard.stage, settings.shard.num_stages)
-        self._blocks = blocks[self.first_block : self.end_block]
+        self._kind, parts = _find_parts(self.module, settings.architecture, settings.shard.num_stages)
+        self.first_part, self.end_part = _own_range(parts, settings.shard.stage, settings.shard.num_stages)
+        self._parts = parts[self.first_part : self.end_part]
         self._incoming: Tensor | None = None
         if self._kind == "list":
-            self._cut_list(blocks)
+            self._cut_list(parts)
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that this stage holds, by name; a shared one under each of its names."""
@@ -53,9 +53,9 @@ class ModuleStage:
         return {name: buffer for name, buffer in named if id(buffer) in held}
 
     def replace(self, name: str, new: nn.Module) -> None:
-        """Put a module in another's place, which may be a block or the whole."""
+        """Put a module in another's place, which may be a part or the whole."""
         old = self.module.get_submodule(name)
-        self._blocks = [new if block is old else block for block in self._blocks]
+        self._parts = [new if part is old else part for part in self._parts]
         if old is self.module:
             self.module = new
             return
@@ -63,21 +63,21 @@ class ModuleStage:
         setattr(self.module.get_submodule(parent), leaf, new)
 
     def drop_others(self) -> None:
-        """Let go of everything that this stage does not run."""
+        """Drop everything that this stage does not run."""
         if self._kind in ("declared", "sequential"):
-            self.module = nn.ModuleList(self._blocks)
+            self.module = nn.ModuleList(self._parts)
 
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """Run this stage's blocks; see BatchStage."""
+        """Run this stage's parts; see BatchStage."""
         if self._kind == "declared":
             state = hidden or {}
-            for block in self._blocks:
-                state = block({**inputs, **state})
+            for part in self._parts:
+                state = part({**inputs, **state})
             return state
         if self._kind == "sequential":
             tensor = inputs[next(iter(self.inputs))] if hidden is None else hidden[_HIDDEN]
-            for block in self._blocks:
-                tensor = block(tensor)
+            for part in self._parts:
+                tensor = part(tensor)
             return {next(iter(self.outputs)) if self._shard.is_last else _HIDDEN: tensor}
         return self._forward_whole(inputs, hidden)
 
@@ -93,29 +93,29 @@ class ModuleStage:
             return {next(iter(self.outputs)): output}
         return dict(output)
 
-    def _cut_list(self, blocks: list[nn.Module]) -> None:
-        """Pass-throughs in the place of other stages' blocks; hidden states come in and go out at the own ones."""
+    def _cut_list(self, parts: list[nn.Module]) -> None:
+        """Pass-throughs in the place of other stages' parts; hidden states come in and go out at the own ones."""
         if self._shard.num_stages == 1:
             return
         members = _heaviest_list(self.module)
         assert members is not None
-        for index in range(len(blocks)):
-            if not self.first_block <= index < self.end_block:
+        for index in range(len(parts)):
+            if not self.first_part <= index < self.end_part:
                 members[index] = _PassThrough()
         if not self._shard.is_first:
-            self._blocks[0].register_forward_pre_hook(self._inject)
+            self._parts[0].register_forward_pre_hook(self._inject)
         if not self._shard.is_last:
-            self._blocks[-1].register_forward_hook(_stop)
+            self._parts[-1].register_forward_hook(_stop)
 
-    def _inject(self, _block: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+    def _inject(self, _part: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
         return (self._incoming, *args[1:])
 
     def _holders(self) -> Sequence[nn.Module]:
-        return [self.module] if self._kind in ("list", "whole") else self._blocks
+        return [self.module] if self._kind in ("list", "whole") else self._parts
 
 
 class _StageEnd(Exception):
-    """The last own block is done: the rest of the module's forward is another stage's."""
+    """The last own part is done: the rest of the module's forward is another stage's."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -127,9 +127,9 @@ class _PassThrough(nn.Module):
         return hidden
 
 
-def _stop(_block: nn.Module, _args: tuple[object, ...], output: object) -> None:
+def _stop(_part: nn.Module, _args: tuple[object, ...], output: object) -> None:
     if not isinstance(output, Tensor):
-        raise TypeError("a block of an nn.ModuleList gives one tensor; declare blocks() for others")
+        raise TypeError("a part of an nn.ModuleList gives one tensor; declare parts() for others")
     raise _StageEnd(output)
 
 
@@ -185,32 +185,32 @@ def _specs(module: nn.Module, which: str, given: dict[str, TensorSpec] | None, p
     return dict(specs)
 
 
-def _find_blocks(module: nn.Module, path: str, num_stages: int) -> tuple[str, list[nn.Module]]:
-    """The kind of blocks and the blocks."""
-    declared: Callable[[], Sequence[nn.Module]] | None = getattr(module, "blocks", None)
+def _find_parts(module: nn.Module, path: str, num_stages: int) -> tuple[str, list[nn.Module]]:
+    """The kind of parts and the parts."""
+    declared: Callable[[], Sequence[nn.Module]] | None = getattr(module, "parts", None)
     members = _heaviest_list(module)
-    if callable(declared):
-        kind, blocks = "declared", list(declared())
+    if callable(declared) and not isinstance(declared, nn.Module):  # a child may have that name
+        kind, parts = "declared", list(declared())
     elif isinstance(module, nn.Sequential):
-        kind, blocks = "sequential", list(module)
+        kind, parts = "sequential", list(module)
     elif members is not None:
-        kind, blocks = "list", list(members)
+        kind, parts = "list", list(members)
     elif num_stages == 1:
         return "whole", [module]
     else:
         raise ConfigError(
-            f"parallel.pipeline={num_stages} cannot cut architecture={path}: it has no blocks(), is no nn.Sequential "
-            "and holds no nn.ModuleList; give it a method blocks() -> list of modules that map a dict of named tensors "
-            "to a dict, or set pipeline to 1",
+            f"parallel.pipeline={num_stages} cannot cut architecture={path}: it has no parts(), is not an "
+            "nn.Sequential and holds no nn.ModuleList; give it a method parts() -> list of modules that map a dict of "
+            "named tensors to a dict, or set pipeline to 1",
             field="parallel",
         )
-    if num_stages > len(blocks):
+    if num_stages > len(parts):
         raise ConfigError(
-            f"parallel.pipeline={num_stages} is longer than the {len(blocks)} blocks of architecture={path}; use at "
-            f"most {len(blocks)}",
+            f"parallel.pipeline={num_stages} is longer than the {len(parts)} parts of architecture={path}; use at "
+            f"most {len(parts)}",
             field="parallel",
         )
-    return kind, blocks
+    return kind, parts
 
 
 def _heaviest_list(module: nn.Module) -> nn.ModuleList | None:
@@ -222,6 +222,6 @@ def _num_bytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def _own_range(blocks: list[nn.Module], stage: int, num_stages: int) -> tuple[int, int]:
-    ends = stage_ends([_num_bytes(block) + 1 for block in blocks], num_stages)
+def _own_range(parts: list[nn.Module], stage: int, num_stages: int) -> tuple[int, int]:
+    ends = stage_ends([_num_bytes(part) + 1 for part in parts], num_stages)
     return (0 if stage == 0 else ends[stage - 1]), ends[stage]

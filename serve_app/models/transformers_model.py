@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from serve_app.architectures.decoders import Architecture, architecture_of
+from serve_app.architectures.lookup import GENERATORS
 from serve_app.errors import ConfigError
 from serve_app.models.fused_decoder import RotaryTables, fuse_layers
 from serve_app.models.fused_norm import fuse_norms
 from serve_app.models.step_attention import StageAttention
+from serve_app.models.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
+from serve_app.types.dtypes import SERVED_DTYPES
 from serve_app.types.shards import ShardSpec
 
 ATTENTION_NAME = "rayshard_paged"
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def read_config(source_dir: Path) -> PreTrainedConfig:
@@ -24,7 +24,7 @@ def read_config(source_dir: Path) -> PreTrainedConfig:
     config: PreTrainedConfig = AutoConfig.from_pretrained(
         str(source_dir), local_files_only=True, trust_remote_code=False
     )
-    config.return_dict = True  # whatever the file says of outputs: ours are these
+    config.return_dict = True  # whatever the file says about outputs, ours are these
     for name in ("output_attentions", "output_hidden_states", "output_router_logits"):
         if getattr(config, name, False):
             setattr(config, name, False)
@@ -34,12 +34,12 @@ def read_config(source_dir: Path) -> PreTrainedConfig:
 def resolve_dtype(config: PreTrainedConfig, dtype: str) -> torch.dtype:
     """`auto` is the checkpoint's own dtype, float32 where it names none."""
     if dtype != "auto":
-        return DTYPES[dtype]
+        return TORCH_DTYPES[dtype]
     own: torch.dtype | None = config.dtype
     if own is None:
         return torch.float32
-    if own not in DTYPES.values():
-        raise ConfigError(f"dtype=auto, but the checkpoint's is {own}; set dtype to one of {', '.join(DTYPES)}")
+    if DTYPE_NAMES.get(own) not in SERVED_DTYPES:
+        raise ConfigError(f"dtype=auto, but the checkpoint's is {own}; set dtype to one of {', '.join(SERVED_DTYPES)}")
     return own
 
 
@@ -51,14 +51,15 @@ class TransformersStage:
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, shard: ShardSpec) -> None:
         self.shard = shard
-        self.architecture: Architecture = architecture_of(config.model_type)
-        AttentionInterface.register(ATTENTION_NAME, _forward_attention)  # without a mask function: no mask is built
+        self.architecture = GENERATORS[config.model_type]
+        self.head = self.architecture.parts.head
+        AttentionInterface.register(ATTENTION_NAME, _forward_attention)  # without a mask function, so no mask is built
         with torch.device("meta"):
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
             )
-        fuse_norms(self.model)
-        self._is_fused = fuse_layers(self.model)
+        fuse_norms(self.model, self.architecture.fused)
+        self._is_fused = fuse_layers(self.model, self.architecture.fused)
         self.model.eval().requires_grad_(False)
         self.config = self.model.config
         self.dtype = dtype
@@ -72,7 +73,7 @@ class TransformersStage:
     @property
     def layers(self) -> nn.ModuleList:
         """All layers of the model; those of other stages are pass-throughs."""
-        layers = self.base.get_submodule(self.architecture.layers)
+        layers = self.base.get_submodule(self.architecture.parts.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
 
@@ -118,20 +119,21 @@ class TransformersStage:
 
     def _cut(self) -> None:
         """Replace what belongs to other stages."""
-        shard, architecture = self.shard, self.architecture
+        shard, parts = self.shard, self.architecture.parts
         for index in range(len(self.layers)):
             if not shard.first_layer <= index < shard.end_layer:
                 self.layers[index] = PassThrough()
         if not shard.is_first:
-            for name in architecture.positions:
+            for name in parts.positions:
                 replace_module(self.base, name, _NoPositions())
-            for name in (*architecture.entry, architecture.embedding):
+            for name in (*parts.entry, parts.embedding):
                 replace_module(self.base, name, PassThrough())
             self.own_layers[0].register_forward_pre_hook(self._inject)
         if not shard.is_last:
-            for name in architecture.exit:
+            for name in parts.exit:
                 replace_module(self.base, name, PassThrough())
-            replace_module(self.model, architecture.head, PassThrough())
+            assert parts.head is not None, "it generates"
+            replace_module(self.model, parts.head, PassThrough())
 
     def _inject(self, _layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hand the previous stage's hidden states to the first own layer, whatever was done to them on the way."""
@@ -139,7 +141,7 @@ class TransformersStage:
 
 
 class PassThrough(nn.Module):
-    """Stands where another stage's module was: gives what it gets."""
+    """Takes the place of another stage's module, and returns its input."""
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         """The first argument, as it is."""

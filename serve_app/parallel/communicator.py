@@ -9,29 +9,10 @@ import torch
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 
+from serve_app.models.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
 from serve_app.types.shards import Rendezvous, ShardSpec
 
 Store = c10d.Store
-
-DTYPE_NAMES = {
-    dtype: str(dtype).removeprefix("torch.")
-    for dtype in (
-        torch.bool,
-        torch.int8,
-        torch.int16,
-        torch.int32,
-        torch.int64,
-        torch.uint8,
-        torch.uint16,
-        torch.uint32,
-        torch.uint64,
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    )
-}
-DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 class StepFailedError(Exception):
@@ -61,14 +42,14 @@ class Communicator(Protocol):
         """Hand named tensors of any dtype and shape to the same rank of the next stage, as send_next does."""
 
     def send_failure(self, kind: str) -> None:
-        """Hand over that there are no tensors this time, and why."""
+        """Hand over the reason why there are no tensors this time."""
 
     def receive_named(self) -> dict[str, Tensor]:
         """What the previous stage has handed over; raises StepFailedError for a failure."""
 
 
 class LoneCommunicator:
-    """The communicator of a model in one piece."""
+    """The communicator of a model on one shard."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """One rank: its own sum."""
@@ -135,7 +116,7 @@ class GroupCommunicator:
     ) -> None:
         self._tensor_group = self._pipeline_group = None
         self._previous, self._next = shard.stage - 1, shard.stage + 1
-        self._pending: list[tuple[Any, Tensor]] = []  # what has been sent and may not have arrived
+        self._pending: list[tuple[Any, Tensor]] = []  # sent, and perhaps not arrived yet
         self._device = device
         if shard.num_ranks > 1:
             self._tensor_group = _make_group(
@@ -194,7 +175,7 @@ class GroupCommunicator:
             raise StepFailedError(told["failure"])
         tensors: dict[str, Tensor] = {}
         for name, dtype, shape in told["tensors"]:
-            tensor = torch.empty(shape, dtype=DTYPES_BY_NAME[dtype], device=self._device)
+            tensor = torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=self._device)
             if tensor.numel():
                 self.receive_previous(_as_bytes(tensor))
             tensors[name] = tensor

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from serve_app.architectures.head_sizes import Width, head_sizes_of, num_rows
+from serve_app.architectures.record import SHARED_NORM, TensorCut
 from serve_app.models.cut_stage import CutStage
+from serve_app.models.transformers_model import replace_module
 from serve_app.parallel.communicator import Communicator
+from serve_app.parallel.shared_norm import SharedRMSNorm
 
 Range = tuple[int, int]
 OutputHook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -39,11 +43,13 @@ def cut_stage(stage: CutStage, communicator: Communicator) -> dict[str, Part]:
     """Shrink the parameters of a stage to this rank's parts, by name; those not named are held whole."""
     if stage.shard.num_ranks == 1:
         return {}
-    parts = _cut_layers(stage, communicator)
+    cut = stage.architecture.tensor_cut
+    assert cut is not None, "settings are refused that a family cannot be cut by"
+    parts = _cut_layers(stage, cut, communicator)
     parts |= _cut_vocabulary(stage, communicator)
     for name, part in parts.items():
         _shrink(stage.model, name, part)
-    _shrink_attributes(stage)
+    _shrink_attributes(stage, cut)
     return parts
 
 
@@ -63,13 +69,8 @@ def packed_ranges(sizes: tuple[int, ...], rank: int, num_ranks: int) -> tuple[Ra
     return tuple(ranges)
 
 
-def _plan_of(stage: CutStage) -> Mapping[str, str]:
-    plan = stage.architecture.tensor_plan
-    return plan if plan is not None else (stage.config.base_model_tp_plan or {})
-
-
-def _cut_layers(stage: CutStage, communicator: Communicator) -> dict[str, Part]:
-    plan = _plan_of(stage)
+def _cut_layers(stage: CutStage, cut: TensorCut, communicator: Communicator) -> dict[str, Part]:
+    plan: Mapping[str, str] = cut.plan if cut.plan is not None else stage.config.base_model_tp_plan
     parts: dict[str, Part] = {}
     for index in range(stage.shard.first_layer, stage.shard.end_layer):
         for pattern, style in plan.items():
@@ -79,8 +80,11 @@ def _cut_layers(stage: CutStage, communicator: Communicator) -> dict[str, Part]:
                 continue  # a layer of another kind
             if isinstance(target, nn.Module) and style in _SUMMED:
                 target.register_forward_hook(_sum_output(communicator))
+            if style == SHARED_NORM:
+                target = SharedRMSNorm(target, communicator)
+                replace_module(stage.base, name, target)
             for parameter_name, parameter in _parameters_of(target, name):
-                part = _part_of(stage, pattern, style, target, parameter_name, parameter)
+                part = _part_of(stage, cut.packed.get(pattern), style, target, parameter_name, parameter)
                 if part is not None:
                     parts[stage.base_prefix + parameter_name] = part
     return parts
@@ -105,7 +109,7 @@ def _parameters_of(target: nn.Module | nn.Parameter, name: str) -> list[tuple[st
 
 def _part_of(
     stage: CutStage,
-    pattern: str,
+    packed: tuple[Width, ...] | None,
     style: str,
     target: nn.Module | nn.Parameter,
     name: str,
@@ -117,10 +121,14 @@ def _part_of(
     # Linear weights are [out, in], Conv1D weights [in, out], experts' [experts, out, in].
     out_dim = 0 if is_bias else parameter.dim() - (1 if type(target).__name__ == "Conv1D" else 2)
     in_dim = parameter.dim() - (2 if type(target).__name__ == "Conv1D" else 1)
+    if style == SHARED_NORM:
+        return Part(0, (even_range(parameter.shape[0], rank, num_ranks),))
     if style == "colwise":
         return Part(out_dim, (even_range(parameter.shape[out_dim], rank, num_ranks),))
     if style == "packed_colwise":
-        return Part(out_dim, packed_ranges(stage.architecture.packed[pattern](stage.config), rank, num_ranks))
+        assert packed is not None, "the record tells what is packed"
+        sizes = tuple(num_rows(width, stage.config) for width in packed)
+        return Part(out_dim, packed_ranges(sizes, rank, num_ranks))
     if style == "rowwise":
         if is_bias:
             return Part(is_zero=rank != 0)
@@ -134,12 +142,12 @@ def _cut_vocabulary(stage: CutStage, communicator: Communicator) -> dict[str, Pa
     part = Part(0, (even_range(num_tokens, stage.shard.rank, stage.shard.num_ranks),))
     parts: dict[str, Part] = {}
     if stage.shard.is_first:
-        embedding = stage.base.get_submodule(stage.architecture.embedding)
-        parts[f"{stage.base_prefix}{stage.architecture.embedding}.weight"] = part
-        _cut_embedding(embedding, part.ranges[0], communicator)
-    if stage.shard.is_last and stage.architecture.head is not None:
-        parts[f"{stage.architecture.head}.weight"] = part
-        head = stage.model.get_submodule(stage.architecture.head)
+        name = stage.architecture.parts.embedding
+        parts[f"{stage.base_prefix}{name}.weight"] = part
+        _cut_embedding(stage.base.get_submodule(name), part.ranges[0], communicator)
+    if stage.shard.is_last and stage.head is not None:
+        parts[f"{stage.head}.weight"] = part
+        head = stage.model.get_submodule(stage.head)
         head.register_forward_hook(_gather_logits(communicator, num_tokens, stage.shard.num_ranks))
     return parts
 
@@ -201,24 +209,23 @@ def _shrink(model: nn.Module, name: str, part: Part) -> None:
         module.num_embeddings = shape[0]
 
 
-def _shrink_attributes(stage: CutStage) -> None:
+def _shrink_attributes(stage: CutStage, cut: TensorCut) -> None:
     """Divide the head counts and widths that forward methods read."""
     num_ranks = stage.shard.num_ranks
     for layer in stage.own_layers:
-        for module_name, attributes in stage.architecture.divided.items():
+        for module_name, attributes in cut.divided.items():
             module = layer.get_submodule(module_name)
             for attribute in attributes:
                 if hasattr(module, attribute):
                     setattr(module, attribute, getattr(module, attribute) // num_ranks)
-        if stage.architecture.divided_config is not None:
-            module = layer.get_submodule(stage.architecture.divided_config)
+        if cut.divided_config is not None:
+            module = layer.get_submodule(cut.divided_config)
             module.config = _divided_config(stage.config, num_ranks)
 
 
 def _divided_config(config: PreTrainedConfig, num_ranks: int) -> PreTrainedConfig:
-    divided = copy.copy(config)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    divided.head_dim = head_dim
-    divided.num_attention_heads = config.num_attention_heads // num_ranks
-    divided.num_key_value_heads = config.num_key_value_heads // num_ranks
+    divided, heads = copy.copy(config), head_sizes_of(config)
+    divided.head_dim = heads.head_dim
+    divided.num_attention_heads = heads.num_heads // num_ranks
+    divided.num_key_value_heads = heads.num_kv_heads // num_ranks
     return divided

@@ -4,24 +4,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve_app.architectures.facts import (
-    ARCHITECTURES,
-    EMBEDDING_PATTERN,
-    FIRST_STAGE_PATTERN,
-    HEAD_PATTERN,
-    UNUSED_PATTERN,
-    WHOLE_PATTERN,
+from serve_app.architectures.lookup import ARCHITECTURES, GENERATORS
+from serve_app.architectures.tensor_names import (
+    is_before_layers,
+    is_embedding,
+    is_head,
+    is_router,
+    is_unused,
     layer_of,
 )
-from serve_app.checkpoints.model_spec import ModelSpec
-from serve_app.checkpoints.safetensors_header import DTYPE_BITS, TensorHeader
+from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut
+from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.stage_ends import stage_ends
-from serve_app.types.shards import LoadQuantization, ShardSpec
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+from serve_app.types.dtypes import DTYPES, DTYPES_BY_CODE, SERVED_DTYPES
+from serve_app.types.shards import KvShape, LoadQuantization, ShardSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class PlanRow:
 
 
 def plan_shards(spec: ModelSpec, pipeline: int, tensor: int) -> ShardPlan:
-    """Layers spread so that the heaviest stage is as light as can be. Raises ConfigError without a layer per stage."""
+    """Layers spread so that the heaviest stage is as light as possible. Raises ConfigError for too many stages."""
     if pipeline > spec.num_layers:
         raise ConfigError(_pipeline_too_long(spec, pipeline))
     ends = stage_ends(_weights(spec, pipeline), pipeline)
@@ -77,18 +75,20 @@ def served_max_model_len(spec: ModelSpec, config: ModelConfig) -> int:
     return config.max_model_len or spec.max_position_embeddings or config.engine.max_num_batched_tokens
 
 
-def kv_block_bytes(spec: ModelSpec, shard: ShardSpec, block_size: int, dtype_bytes: int) -> int:
-    """Bytes of one KV block over all layers of one shard: keys and values."""
+def kv_shape_on(shard: ShardSpec, spec: ModelSpec, dtype: str) -> KvShape:
+    """What one token of a shard's KV cache is made of."""
     num_layers = shard.end_layer - shard.first_layer
-    num_kv_heads = spec.num_kv_heads // shard.num_ranks
-    return 2 * num_layers * block_size * num_kv_heads * spec.head_dim * dtype_bytes
+    return KvShape(num_layers, spec.num_kv_heads // shard.num_ranks, spec.head_dim, DTYPES[dtype].num_bytes)
 
 
 def num_kv_blocks(spec: ModelSpec, plan: ShardPlan, config: ModelConfig, kv_cache_bytes: int) -> int:
     """KV blocks that every shard can hold in `kv_cache_bytes` of its own."""
-    dtype_bytes = DTYPE_BYTES[served_dtype(spec, config)]
-    block_bytes = [kv_block_bytes(spec, shard, config.engine.block_size, dtype_bytes) for shard in plan.shards]
-    return kv_cache_bytes // max(block_bytes)
+    return kv_cache_bytes // _largest_block_bytes(spec, plan, config)
+
+
+def _largest_block_bytes(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> int:
+    dtype = served_dtype(spec, config)
+    return max(kv_shape_on(shard, spec, dtype).block_bytes(config.engine.block_size) for shard in plan.shards)
 
 
 def shard_parameter_bytes(
@@ -112,9 +112,9 @@ def _is_quantized(name: str, tensor: TensorHeader, quantization: LoadQuantizatio
         return False
     if layer_of(name) is not None:
         return True
-    if EMBEDDING_PATTERN.search(name):
+    if is_embedding(name):
         return quantization.has_embedding
-    return HEAD_PATTERN.search(name) is not None and quantization.has_head
+    return is_head(name) and quantization.has_head
 
 
 def _quantized_bytes(tensor: TensorHeader, quantization: LoadQuantization) -> int:
@@ -128,8 +128,8 @@ def _quantized_bytes(tensor: TensorHeader, quantization: LoadQuantization) -> in
 def _is_cut(name: str) -> bool:
     """Whether tensor ranks share a matrix: those of layers, and along the vocabulary embedding and head."""
     if layer_of(name) is not None:
-        return WHOLE_PATTERN.search(name) is None
-    return EMBEDDING_PATTERN.search(name) is not None or HEAD_PATTERN.search(name) is not None
+        return not is_router(name)
+    return is_embedding(name) or is_head(name)
 
 
 def describe_plan(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> list[PlanRow]:
@@ -172,15 +172,18 @@ def _pipeline_too_long(spec: ModelSpec, pipeline: int) -> str:
 
 def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     problems: list[str] = []
-    if spec.model_type not in ARCHITECTURES:
-        supported = ", ".join(sorted(ARCHITECTURES))
+    if spec.model_type not in GENERATORS:
+        supported = ", ".join(sorted(GENERATORS))
         problems.append(f"model_type={spec.model_type!r} is not supported; use a model of type {supported}")
-    problems += quantization_problems(spec, config)
-    if served_dtype(spec, config) not in DTYPE_BYTES:
-        problems.append(
-            f"dtype=auto means {spec.dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}"
-        )
+    problems += quantization_problems(spec, config) + dtype_problems(spec, config)
     return problems + _context_problems(spec, config)
+
+
+def dtype_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
+    """Why this model is not served in its own dtype."""
+    if served_dtype(spec, config) in SERVED_DTYPES:
+        return []
+    return [f"dtype=auto means {spec.dtype} here, which is not served; set dtype: {' or '.join(SERVED_DTYPES)}"]
 
 
 def quantization_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
@@ -229,6 +232,9 @@ def _context_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
 
 
 def _tensor_problems(spec: ModelSpec, tensor: int) -> list[str]:
+    architecture = ARCHITECTURES.get(spec.model_type)
+    if tensor > 1 and architecture is not None and architecture.tensor_cut is None:
+        return [no_tensor_cut(spec.model_type, tensor)]
     sizes = {"num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
     if spec.intermediate_size is not None:
         sizes["intermediate_size"] = spec.intermediate_size
@@ -249,8 +255,7 @@ def _cache_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     num_tokens = num_kv_blocks(spec, plan, config, config.kv_cache_bytes) * config.engine.block_size
     if num_tokens >= (config.max_model_len or 1):
         return []
-    dtype_bytes = DTYPE_BYTES[served_dtype(spec, config)]
-    needed = max(kv_block_bytes(spec, shard, config.engine.block_size, dtype_bytes) for shard in plan.shards)
+    needed = _largest_block_bytes(spec, plan, config)
     longest = -(-served_max_model_len(spec, config) // config.engine.block_size)
     return [
         f"engine.kv_cache_bytes={config.kv_cache_bytes} holds {num_tokens} tokens, max_model_len is "
@@ -265,34 +270,34 @@ def _weights(spec: ModelSpec, pipeline: int) -> list[int]:
     weights = [0] * spec.num_layers
     for name, tensor in spec.tensors.items():
         layer = layer_of(name)
-        if UNUSED_PATTERN.search(name) or (layer is not None and layer >= spec.num_layers):
+        if is_unused(name) or (layer is not None and layer >= spec.num_layers):
             continue
         if layer is not None:
             weights[layer] += tensor.num_bytes
-        elif FIRST_STAGE_PATTERN.search(name):
+        elif is_before_layers(name):
             weights[0] += tensor.num_bytes
-            if spec.is_tied and pipeline > 1 and EMBEDDING_PATTERN.search(name):
+            if spec.is_tied and pipeline > 1 and is_embedding(name):
                 weights[-1] += tensor.num_bytes
-        elif not (spec.is_tied and HEAD_PATTERN.search(name)):
+        elif not (spec.is_tied and is_head(name)):
             weights[-1] += tensor.num_bytes
     return weights
 
 
 def _is_held(spec: ModelSpec, name: str, shard: ShardSpec) -> bool:
-    if UNUSED_PATTERN.search(name):
+    if is_unused(name):
         return False
     layer = layer_of(name)
     if layer is not None:
         return shard.first_layer <= layer < shard.end_layer
-    if FIRST_STAGE_PATTERN.search(name):
-        return shard.is_first or (shard.is_last and spec.is_tied and EMBEDDING_PATTERN.search(name) is not None)
-    return shard.is_last and not (spec.is_tied and HEAD_PATTERN.search(name))
+    if is_before_layers(name):
+        return shard.is_first or (shard.is_last and spec.is_tied and is_embedding(name))
+    return shard.is_last and not (spec.is_tied and is_head(name))
 
 
 def _bytes_in(tensor: TensorHeader, dtype: str) -> int:
-    if tensor.dtype not in _FLOAT_DTYPES or dtype not in DTYPE_BYTES:
+    if not DTYPES_BY_CODE[tensor.dtype].is_plain_float or dtype not in SERVED_DTYPES:
         return tensor.num_bytes
-    return tensor.num_bytes * 8 // DTYPE_BITS[tensor.dtype] * DTYPE_BYTES[dtype]
+    return tensor.num_elements * DTYPES[dtype].num_bytes
 
 
 def _readable(num_bytes: int) -> str:

@@ -1,4 +1,4 @@
-"""CPUs that applications reserve with Ray. A reservation is no limit: it only keeps Ray from placing more than fits."""
+"""CPUs that applications reserve with Ray. A reservation limits only what Ray places, not what runs."""
 
 from serve_app.planning.serve_file import ModelApplication, ServeFile
 
@@ -6,7 +6,7 @@ CPUS_PER_REPLICA = 0.05  # Gateway, Router, Preprocessor, Graph
 
 
 def reserved_cpus(serve_file: ServeFile) -> float:
-    """What all applications need to start, with as many Router replicas as they begin with."""
+    """What all applications need to start, with the number of Router replicas they begin with."""
     total = CPUS_PER_REPLICA * (1 + len(serve_file.graphs))
     by_application: dict[str, list[ModelApplication]] = {}
     for model in serve_file.models:

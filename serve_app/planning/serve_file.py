@@ -32,7 +32,7 @@ class ModelApplication:
     name: str  # of the application
     where: str  # its settings are in the file
     config: ModelConfig
-    router: DeploymentOptions | None  # None: the file leaves the Router as it is
+    router: DeploymentOptions | None  # None: the file does not mention the Router
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,13 @@ class ServeFile:
 
 @dataclass(frozen=True, slots=True)
 class ServeFileReport:
-    """All that is known of a Serve file, mistaken or not."""
+    """All that is known of a Serve file, with or without mistakes."""
 
     serve_file: ServeFile | None  # None when there are problems
     models: list[ModelApplication]  # those whose args are well-formed
     problems: list[Problem]
     graphs: list[GraphApplication] = field(default_factory=list)  # those whose args are well-formed
-    has_unread_models: bool = False  # some models' args are not well-formed: which there are is not known
+    has_unread_models: bool = False  # some models' args are not well-formed, so there are models not listed here
     gateway: GatewayConfig | None = None  # the first there is, when it is well-formed
 
 
@@ -206,7 +206,7 @@ class _Inspection:
     def _check_router_of(
         self, raw: dict[str, object], needed: int, where: str, *, has_steps: bool
     ) -> DeploymentOptions | None:
-        """The Router's settings in a model's application, whose route is none."""
+        """The Router's settings in a model's application, which has no route."""
         expected = ["Router", "Preprocessor"] if has_steps else ["Router"]
         router = self._check_deployments(raw, expected, where)
         self._check_hidden(raw, where)
@@ -231,7 +231,7 @@ class _Inspection:
             options = self._parse(DeploymentOptions, entry, label)
             if isinstance(name, str) and name not in expected:
                 use = " or ".join(expected)
-                self._add(f"{label}.name", f"{shown(name)} is no deployment of this application; use {use}")
+                self._add(f"{label}.name", f"{shown(name)} is not a deployment of this application; use {use}")
             elif options is not None and options.name in found:
                 self._add(label, f"{name} is given more than once; write one entry")
             elif options is not None:

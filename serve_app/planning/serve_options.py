@@ -1,4 +1,4 @@
-"""Serve's own schema as data: what may stand in a Serve file around the `args` that are ours.
+"""Serve's own schema as data: what a Serve file may contain around our own `args`.
 
 Ray is not imported: a test compares these names with Ray's.
 """
@@ -106,7 +106,7 @@ class DeploymentOptions(ConfigModel):
 
     @property
     def num_first_replicas(self) -> int:
-        """How many Serve begins with."""
+        """How many replicas Serve begins with."""
         scaling = self.autoscaling_config
         if scaling is not None:
             return scaling.min_replicas if scaling.initial_replicas is None else scaling.initial_replicas
@@ -117,7 +117,7 @@ class DeploymentOptions(ConfigModel):
     def _is_number_of_replicas(cls, value: object) -> object:
         if value is None or value == "auto" or (type(value) is int and value > 0):
             return value
-        raise ValueError(f"num_replicas={value!r} is no number of replicas; use a whole number from 1, or auto")
+        raise ValueError(f"num_replicas={value!r} is not a number of replicas; use an integer from 1, or auto")
 
     @model_validator(mode="after")
     def _is_scaled_one_way(self) -> "DeploymentOptions":

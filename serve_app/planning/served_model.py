@@ -16,11 +16,12 @@ from serve_app.config.environment import Environment
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.planner import (
-    DTYPE_BYTES,
     PlanRow,
+    dtype_problems,
     format_plan,
     plan_shards,
     quantization_problems,
+    served_dtype,
     shard_parameter_bytes,
 )
 from serve_app.types.models import ModelDescription, ModelSource
@@ -41,7 +42,7 @@ class BatchModelPlan:
     text: str  # for people: what goes where
 
     def settings(self, shard: ShardSpec) -> BatchModelSettings:
-        """How one shard makes its part of it."""
+        """What one shard needs to make its part of it."""
         config = self.config
         return BatchModelSettings(
             name=config.name,
@@ -77,7 +78,7 @@ class BatchModelPlan:
         return spec.is_multi_label if isinstance(spec, EncoderSpec) else bool(self.config.is_multi_label)
 
     def describe(self, report: BatchModelReport, created_s: int) -> ModelDescription:
-        """What a Gateway is told."""
+        """The model as a Gateway describes it."""
         config, spec = self.config, self.spec
         max_tokens = _max_tokens(spec, config)
         embedding = report.outputs.get("embedding")
@@ -121,7 +122,7 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
     choices = EncoderChoices(config.task, config.max_model_len, config.pooling, config.normalize, config.is_multi_label)
     encoder = read_encoder_spec(choices, directory)
     problems += check_encoder(encoder, config.parallel.tensor, config.max_model_len)
-    problems += quantization_problems(encoder.spec, config)
+    problems += quantization_problems(encoder.spec, config) + dtype_problems(encoder.spec, config)
     if problems:
         raise ConfigError("\n".join(problems))
     plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)
@@ -137,7 +138,7 @@ def tensor_specs(config: ModelConfig, which: str) -> dict[str, TensorSpec] | Non
 
 
 def _module_shards(config: ModelConfig) -> list[ShardSpec]:
-    """Blocks are found where the class is loaded: in the shards."""
+    """Parts are found where the class is loaded: in the shards."""
     num_stages = config.parallel.pipeline
     return [ShardSpec(stage, num_stages, 0, 1, 0, 0) for stage in range(num_stages)]
 
@@ -150,9 +151,7 @@ def _module_text(config: ModelConfig, module: ModuleSpec) -> str:
 
 def _encoder_text(config: ModelConfig, encoder: EncoderSpec, shards: list[ShardSpec]) -> str:
     spec = encoder.spec
-    dtype = spec.dtype if config.dtype == "auto" else config.dtype
-    if dtype not in DTYPE_BYTES:
-        raise ConfigError(f"dtype=auto means {dtype} here, which is not served; set dtype: {' or '.join(DTYPE_BYTES)}")
+    dtype = served_dtype(spec, config)
     quantization = None if config.quantization is None else config.quantization.for_loading
     rows = [
         PlanRow(

@@ -45,7 +45,7 @@ def _problem_of(details: ErrorDetails, model: type[ConfigModel], where: str) -> 
 
 
 def _joined(errors: list[ErrorDetails]) -> list[ErrorDetails]:
-    """One mistake for each place: of a size or name, pydantic tells why it is no number, and why it is no text."""
+    """One mistake for each place: of a size or name, pydantic says why it is not a number, and why it is not text."""
     joined: list[ErrorDetails] = []
     for details in errors:
         if details["loc"][-1:] == ("int",):
@@ -65,7 +65,7 @@ def _message_of(details: ErrorDetails, model: type[ConfigModel], value: str) -> 
         case "value_error":
             return str(context["error"])
         case "int_type" | "int_parsing" | "int_from_float":
-            return f"{value} is not a whole number; write digits without quotes or point"
+            return f"{value} is not an integer; write digits without quotes or point"
         case "float_type" | "float_parsing":
             return f"{value} is not a number; write it without quotes"
         case "finite_number":
@@ -89,7 +89,7 @@ def _message_of(details: ErrorDetails, model: type[ConfigModel], value: str) -> 
         case "invalid-json-value":
             return f"{value} cannot be an argument; write text, numbers, true, false, null, lists or groups of them"
         case "int_or_str":
-            return f"{value} is neither a size nor the name of a varying one; write a whole number or text"
+            return f"{value} is neither a size nor the name of a varying one; write an integer or text"
         case "greater_than":
             return f"{value} is too small; use more than {context['gt']:g}"
         case "greater_than_equal":

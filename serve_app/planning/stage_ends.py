@@ -1,11 +1,11 @@
-"""Cutting a row of weights into stages."""
+"""Cutting a list of weights into stages."""
 
 import math
 from collections.abc import Sequence
 
 
 def stage_ends(weights: Sequence[int], num_stages: int) -> list[int]:
-    """End layer of each stage: the least heaviest stage, then the most even ones, then the earliest cuts."""
+    """End layer of each stage: the lightest heaviest stage first, then the most even stages, then the earliest cuts."""
     sums = [0]
     for weight in weights:
         sums.append(sums[-1] + weight)

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.types.dtypes import TENSOR_DTYPES
 from serve_app.types.tensors import TensorData
 
-_NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
-NUMPY_DTYPES: dict[str, np.dtype[np.generic]] = {name: np.dtype(name) for name in _NAMES.split()}
+NUMPY_DTYPES: dict[str, np.dtype[np.generic]] = {name: np.dtype(name) for name in TENSOR_DTYPES if name != "bfloat16"}
 
 
 def to_array(tensor: TensorData) -> NDArray[Any]:

@@ -6,21 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from serve_app.errors import InternalError
+from serve_app.types.dtypes import DTYPES
 from serve_app.types.tensors import Item, TensorData, TensorSpec
 
 BATCH = "batch"  # the varying dimension whose size is an entry's number of rows
 
-_ONE_BYTE = ("bool", "int8", "uint8")
-_TWO_BYTES = ("int16", "uint16", "float16", "bfloat16")
-_FOUR_BYTES = ("int32", "uint32", "float32")
-_DTYPE_BYTES = dict.fromkeys(_ONE_BYTE, 1) | dict.fromkeys(_TWO_BYTES, 2) | dict.fromkeys(_FOUR_BYTES, 4)
-
 Sizes = dict[str, int]  # of an entry's varying dimensions along which it is joined, by name
-
-
-def dtype_bytes(dtype: str) -> int:
-    """Bytes of one element."""
-    return _DTYPE_BYTES.get(dtype, 8)
 
 
 def joined_sizes(item: Item, specs: Mapping[str, TensorSpec], dim: int) -> Sizes:
@@ -94,5 +85,5 @@ def _cut(tensor: TensorData, lengths: Sequence[int], dim: int) -> list[TensorDat
 def _rows(tensor: TensorData, dim: int) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
     """The bytes as [outer dimensions, length along dim, bytes of one slice] uint8."""
     outer, inner = math.prod(tensor.shape[:dim]), math.prod(tensor.shape[dim + 1 :])
-    shape = (outer, tensor.shape[dim], inner * dtype_bytes(tensor.dtype))
+    shape = (outer, tensor.shape[dim], inner * DTYPES[tensor.dtype].num_bytes)
     return np.frombuffer(tensor.data, dtype=np.uint8).reshape(shape)

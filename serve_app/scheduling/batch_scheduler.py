@@ -13,7 +13,7 @@ from serve_app.scheduling.batch_items import Sizes, cut_outputs, join_items, joi
 from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorSpec
 
-_MAX_LOSSES = 2  # an entry that was in flight when the shards died so often is not tried again
+_MAX_LOSSES = 2  # an entry that was in flight when the shards died that often is not tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class _Entry:
 
 
 class BatchScheduler:
-    """Queue and steps of one model copy. Lives as long as the Router, through the lives of its shards."""
+    """Queue and steps of one model copy. It is there as long as the Router, through all epochs of its shards."""
 
     def __init__(
         self, models: list[BatchModel], *, num_stages: int, max_rows: int, max_tokens: int, max_queued: int
@@ -91,7 +91,7 @@ class BatchScheduler:
 
     @property
     def num_steps_in_flight(self) -> int:
-        """Steps that the shards have and have not answered."""
+        """Steps that the shards have not answered yet."""
         return len(self._in_flight)
 
     @property
@@ -119,7 +119,7 @@ class BatchScheduler:
         return job
 
     def cancel(self, job: Job) -> None:
-        """Give a request up; what the shards have of it is thrown away when it comes back."""
+        """Drop a request; what the shards return of it is ignored."""
         self._end(job)
 
     def schedule(self) -> BatchStep | None:
@@ -178,7 +178,7 @@ class BatchScheduler:
         return results
 
     def check(self) -> None:
-        """Assert that no request is held while nothing runs."""
+        """Verify that no request is held while nothing runs."""
         assert self._num_jobs == 0, f"{self._num_jobs} requests are held with nothing queued"
 
     def _take_entries(self) -> list[_Entry]:

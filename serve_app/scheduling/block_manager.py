@@ -15,19 +15,19 @@ class BlockManager:
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody holds."""
+        """Blocks that no sequence holds."""
         return len(self._free)
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold so many tokens."""
+        """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
     def can_grow(self, block_table: list[int], num_tokens: int) -> bool:
-        """Whether a table can be made long enough for so many tokens."""
+        """Whether a table can be made long enough for `num_tokens` tokens."""
         return self.num_blocks_for(num_tokens) - len(block_table) <= len(self._free)
 
     def grow(self, block_table: list[int], num_tokens: int) -> None:
-        """Append blocks to a table until it holds so many tokens."""
+        """Append blocks to a table until it holds `num_tokens` tokens."""
         for _ in range(self.num_blocks_for(num_tokens) - len(block_table)):
             block_table.append(self._free.pop())
 

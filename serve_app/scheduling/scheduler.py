@@ -4,7 +4,7 @@ Requests join and leave between steps; long prompts are prefilled in chunks; whe
 sequence is pre-empted and recomputed later. (Iteration-level scheduling: Orca, OSDI 2022; paged KV cache:
 vLLM, SOSP 2023; chunked prefill: Sarathi-Serve, OSDI 2024.)
 
-Every stage runs the steps in the order in which they were scheduled. So blocks and rows go back at once, even when
+Every stage runs the steps in the order in which they were scheduled. So blocks and slot rows go back at once, even when
 a step in flight still writes to them: the next owner's step comes later and writes before it reads.
 """
 
@@ -42,7 +42,7 @@ class Scheduler:
         self._max_queued = max_queued
         self._eos_token_ids = eos_token_ids
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
-        self._rows = list(range(limits.max_num_seqs - 1, -1, -1))
+        self._free_slot_rows = list(range(limits.max_num_seqs - 1, -1, -1))
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in order of admission: the last one is pre-empted first
         self._in_flight: dict[int, Step] = {}
@@ -50,17 +50,17 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Sequences without a row."""
+        """Sequences without a slot row."""
         return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        """Sequences with a row."""
+        """Sequences with a slot row."""
         return len(self._running)
 
     @property
     def num_free_blocks(self) -> int:
-        """KV blocks that nobody holds."""
+        """KV blocks that no sequence holds."""
         return self._blocks.num_free
 
     @property
@@ -106,7 +106,7 @@ class Scheduler:
         return sequences
 
     def abort(self, sequence: Sequence) -> None:
-        """End a sequence now; its blocks and its row are free at once. Ended ones are left alone."""
+        """End a sequence now; its blocks and its slot row are free at once. Ended ones are left alone."""
         if sequence.is_finished:
             return
         if sequence.state is SequenceState.WAITING:
@@ -132,7 +132,7 @@ class Scheduler:
         return step.to_input()
 
     def update(self, output: StepOutput) -> list[SequenceOutput]:
-        """Take a step's tokens in; gives what is new for each sequence that is still alive. Steps end in order."""
+        """Take a step's tokens in; gives what is new for each sequence that has not ended. Steps end in order."""
         if output.step_id != next(iter(self._in_flight), None):
             raise InternalError(f"the output of step {output.step_id} came out of turn: one was lost")
         step = self._in_flight.pop(output.step_id)
@@ -152,9 +152,9 @@ class Scheduler:
         return news
 
     def check(self) -> None:
-        """Verify that no block and no row is lost; raises InternalError."""
+        """Verify that no block and no slot row is lost; raises InternalError."""
         self._blocks.check(sequence.block_table for sequence in self._running)
-        assert len(self._rows) + len(self._running) == self.limits.max_num_seqs
+        assert len(self._free_slot_rows) + len(self._running) == self.limits.max_num_seqs
 
     def _continue_running(self, step: Step, budget: int) -> int:
         """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left."""
@@ -173,7 +173,7 @@ class Scheduler:
         return budget
 
     def _admit_waiting(self, step: Step, budget: int) -> None:
-        while self._waiting and self._rows and budget > 0:
+        while self._waiting and self._free_slot_rows and budget > 0:
             sequence = self._waiting[0]
             assert sequence.num_steps_in_flight == 0, "only what no step holds is pre-empted"
             # Room for one more block each keeps the newcomer from being pre-empted at once.
@@ -190,7 +190,7 @@ class Scheduler:
 
     def _start(self, step: Step, sequence: Sequence) -> None:
         sequence.state = SequenceState.RUNNING
-        sequence.row = self._rows.pop()
+        sequence.slot_row = self._free_slot_rows.pop()
         self._running.append(sequence)
         step.start(sequence)
 
@@ -206,7 +206,7 @@ class Scheduler:
     def _victim(self, after: Sequence) -> Sequence | None:
         """The latest sequence that no step holds and that was admitted later than `after`.
 
-        There always is one when no step is in flight and none is being filled, so somebody always goes on.
+        There always is one when no step is in flight and none is being filled, so one always goes on.
         """
         for sequence in reversed(self._running):
             if sequence is after:
@@ -216,7 +216,7 @@ class Scheduler:
         return None
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take blocks and row away; prompt and outputs so far are computed again later."""
+        """Take blocks and slot row away; prompt and outputs so far are computed again later."""
         self._running.remove(sequence)
         self._give_back(sequence)
         sequence.state = SequenceState.WAITING
@@ -273,8 +273,8 @@ class Scheduler:
 
     def _give_back(self, sequence: Sequence) -> None:
         self._blocks.release(sequence.block_table)
-        self._rows.append(sequence.row)
-        sequence.row = -1
+        self._free_slot_rows.append(sequence.slot_row)
+        sequence.slot_row = -1
         sequence.num_sent_blocks = 0
 
 

@@ -25,7 +25,7 @@ class Sequence:
     num_prompt_tokens: int
     token_ids: list[int]  # prompt, then outputs
     state: SequenceState = SequenceState.WAITING
-    row: int = -1  # row in the shards' block tables while running
+    slot_row: int = -1  # its place in the shards' tables while running
     block_table: list[int] = field(default_factory=list)
     num_sent_blocks: int = 0  # prefix of block_table that the shards know
     num_scheduled: int = 0  # tokens whose keys and values are in the cache, or will be when the steps in flight end

@@ -1,4 +1,4 @@
-"""A step being put together, and then the memory of who is in it."""
+"""A step while it is put together, and afterwards the record of which sequences are in it."""
 
 from dataclasses import dataclass, field
 
@@ -21,11 +21,11 @@ class Step:
     prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)
 
     def start(self, sequence: Sequence) -> None:
-        """Tell the shards what has taken a row."""
+        """Tell the shards which sequence has taken a slot row."""
         has_history = sequence.params.has_penalties
         self.starts.append(
             SequenceStart(
-                row=sequence.row,
+                slot_row=sequence.slot_row,
                 choice=sequence.choice,
                 params=sequence.params,
                 end_token_ids=sorted(sequence.end_token_ids),
@@ -55,11 +55,11 @@ class Step:
         sequence.is_draw_in_flight = is_last_chunk
 
     def to_input(self) -> StepInput:
-        """What the shards are told."""
+        """The step as it is sent to the shards."""
         return StepInput(
             step_id=self.step_id,
             starts=self.starts,
-            rows=[sequence.row for sequence in self.sequences],
+            slot_rows=[sequence.slot_row for sequence in self.sequences],
             num_tokens=self.num_tokens,
             num_computed=self.num_computed,
             new_blocks=self.new_blocks,
@@ -70,7 +70,7 @@ class Step:
 
 
 def _prompt_targets(sequence: Sequence, start: int, end: int) -> PromptTargets | None:
-    """Prompt tokens that the positions [start, end) predict and whose log-probability is still owed."""
+    """Prompt tokens that the positions [start, end) predict and whose log-probability is still missing."""
     if sequence.params.num_prompt_logprobs is None or sequence.choice != 0:
         return None
     first = max(start, sequence.num_prompt_logprobs_sent)  # those before were sent before a pre-emption

@@ -33,7 +33,7 @@ class CsvRows:
 def read_csv(path: Path, text_column: str, label_column: str) -> CsvRows:
     """The rows of a CSV file with a header. Raises ConfigError that names the line."""
     if not path.is_file():
-        raise ConfigError(f"{path} is no file; give a CSV file with a header line")
+        raise ConfigError(f"{path} is not a file; give a CSV file with a header line")
     rows: list[LabelledText] = []
     num_blank = 0
     try:
@@ -59,7 +59,7 @@ def read_csv(path: Path, text_column: str, label_column: str) -> CsvRows:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 (byte {error.start} of a block); save it as UTF-8") from error
     except csv.Error as error:
-        raise ConfigError(f"{path} is no CSV: {error}") from error
+        raise ConfigError(f"{path} is not CSV: {error}") from error
     if not rows:
         raise ConfigError(f"{path} has no row with a text; add some below the header")
     return CsvRows(rows, num_blank)

@@ -35,21 +35,21 @@ class EncodedRows:
     token_ids: list[Tensor]  # [T] int64 each
     labels: Tensor  # [N] int64
 
-    def batch(self, indexes: Tensor) -> "Batch":
+    def batch(self, indexes: Tensor) -> "RowBatch":
         """Some of the rows, in the order of indexes [B]."""
         chosen = [self.token_ids[index] for index in indexes.tolist()]
-        return Batch(torch.cat(chosen), torch.tensor([len(one) for one in chosen]), self.labels[indexes])
+        return RowBatch(torch.cat(chosen), torch.tensor([len(one) for one in chosen]), self.labels[indexes])
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows packed one behind the other."""
+class RowBatch:
+    """Rows packed one after the other."""
 
     input_ids: Tensor  # [T] int64
     lengths: Tensor  # [B] int64
     labels: Tensor  # [B] int64
 
-    def share(self, rank: int, world_size: int) -> "Batch":
+    def share(self, rank: int, world_size: int) -> "RowBatch":
         """The rows of one of several processes; there may be none."""
         if world_size == 1:
             return self
@@ -57,7 +57,7 @@ class Batch:
         pieces = torch.split(self.input_ids, self.lengths.tolist())
         own = [pieces[place] for place in places]
         chosen = slice(rank, None, world_size)
-        return Batch(torch.cat(own) if own else self.input_ids[:0], self.lengths[chosen], self.labels[chosen])
+        return RowBatch(torch.cat(own) if own else self.input_ids[:0], self.lengths[chosen], self.labels[chosen])
 
 
 class Group(Protocol):
@@ -75,7 +75,7 @@ class Group(Protocol):
         ...
 
     def load(self) -> "Snapshot | None":
-        """Where an earlier try of this training stood; None: this is the first."""
+        """Where an earlier attempt at this training was; None: this is the first."""
         ...
 
     def save(self, snapshot: "Snapshot", epoch: int, validation_loss: float) -> None:
@@ -83,7 +83,7 @@ class Group(Protocol):
         ...
 
 
-class Alone:
+class LoneGroup:
     """One process."""
 
     rank = 0
@@ -101,7 +101,7 @@ class Alone:
         return value
 
     def load(self) -> None:
-        """A single process begins anew."""
+        """A single process starts from the beginning."""
 
     def save(self, _snapshot: "Snapshot", _epoch: int, validation_loss: float) -> None:
         """Show how far it is."""
@@ -125,7 +125,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a training needs to go on where it stood."""
+    """All that a training needs to continue where it was."""
 
     tensors: dict[str, Tensor]
     best_loss: float
@@ -187,10 +187,10 @@ class _Fit:
             self._group.save(self._snapshot(), epoch, loss)
         return best
 
-    def _step(self, wrapped: nn.Module, batch: Batch) -> None:
+    def _step(self, wrapped: nn.Module, batch: RowBatch) -> None:
         """One step on a batch, of which each process has its share; the gradient is that of the whole."""
         is_hidden = torch.rand(len(batch.input_ids), generator=self._randomness) < self._settings.word_dropout
-        hidden = Batch(batch.input_ids.masked_fill(is_hidden, self._unknown_id), batch.lengths, batch.labels)
+        hidden = RowBatch(batch.input_ids.masked_fill(is_hidden, self._unknown_id), batch.lengths, batch.labels)
         share = hidden.share(self._group.rank, self._group.world_size)
         weight = len(share.labels) / len(batch.labels) * self._group.world_size
         if not len(share.labels):  # every process takes part in every step

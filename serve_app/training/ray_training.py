@@ -35,7 +35,7 @@ _SNAPSHOT = "snapshot.safetensors"
 
 
 class Progress:
-    """How far the workers are, in epochs or steps: an actor that they tell, and that is asked for it."""
+    """How far the workers are, in epochs or steps: an actor that they report to, and that is asked for it."""
 
     def __init__(self) -> None:
         self._now = (0, 0.0)
@@ -50,7 +50,7 @@ class Progress:
 
 
 class WorkerGroup:
-    """The workers of a Ray Train run, as one of them sees it."""
+    """The workers of a Ray Train run, as one of them sees them."""
 
     def __init__(self, progress: Any) -> None:
         self._progress = progress
@@ -93,7 +93,7 @@ class WorkerGroup:
 def train_on_workers(
     prepared: PreparedTraining, num_workers: int, storage: str | None, num_threads: int, *, is_local: bool
 ) -> Best:
-    """The best epoch's model, trained by so many workers of the cluster that Ray is connected to.
+    """The best epoch's model, trained by `num_workers` workers of the cluster that Ray is connected to.
 
     `storage` is a folder or URI that all nodes reach; None: a folder of this machine, for a cluster of one. Ray is
     started on this machine, and stopped in the end, when `is_local`.
@@ -110,7 +110,7 @@ def train_on_workers(
 
 @contextmanager
 def ray_session(num_workers: int, *, is_local: bool) -> Iterator[None]:
-    """A connection to the cluster, or a Ray of this machine's own, which ends with the block."""
+    """A connection to the cluster, or a Ray of this machine's own, which ends with the `with`."""
     if is_local:
         ray.init(
             address="local",
@@ -131,7 +131,7 @@ def ray_session(num_workers: int, *, is_local: bool) -> Iterator[None]:
 def run_workers(
     work: Callable[[dict[str, Any]], Any], config: dict[str, Any], num_workers: int, storage: str | None
 ) -> Any:
-    """Run `work` on so many workers that are one process group; gives what the first returns.
+    """Run `work` on `num_workers` workers that are one process group; gives what the first returns.
 
     When one dies, all are started anew, a few times.
     """

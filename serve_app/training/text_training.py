@@ -1,4 +1,4 @@
-"""Training the text classifier: a vocabulary from the rows, the model, and the directory that is written of it."""
+"""Training the text classifier: a vocabulary from the rows, the model, and the directory that it is written to."""
 
 import json
 import time
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from serve_app.models.text_classifier import TextClassifier
 from serve_app.training.csv_rows import LabelledText, labels_of, split_rows
-from serve_app.training.fitting import Alone, Best, EncodedRows, Group, TrainingSettings, fit
+from serve_app.training.fitting import Best, EncodedRows, Group, LoneGroup, TrainingSettings, fit
 from serve_app.training.vocabulary import UNKNOWN, make_tokenizer, save_tokenizer
 
 ARCHITECTURE = "serve_app.models.text_classifier:TextClassifier"
@@ -20,7 +20,7 @@ ARCHITECTURE = "serve_app.models.text_classifier:TextClassifier"
 
 @dataclass(frozen=True, slots=True)
 class TrainingReport:
-    """What came of it."""
+    """The result of a training."""
 
     num_training: int
     num_validation: int
@@ -114,7 +114,7 @@ def evaluate(directory: Path, rows: list[LabelledText]) -> float:
 
 @torch.no_grad()
 def accuracy(model: TextClassifier, rows: EncodedRows) -> float:
-    """The share of rows that a model labels rightly."""
+    """The share of rows that a model labels correctly."""
     model.eval()
     num_right = 0
     for indexes in torch.split(torch.arange(len(rows.labels)), 256):
@@ -124,7 +124,7 @@ def accuracy(model: TextClassifier, rows: EncodedRows) -> float:
 
 
 def _run_alone(prepared: PreparedTraining) -> Best:
-    group = Alone(prepared.settings.max_epochs)
+    group = LoneGroup(prepared.settings.max_epochs)
     try:
         return prepared.run(group)
     finally:

@@ -10,7 +10,7 @@ PADDING, UNKNOWN = "[PAD]", "[UNK]"
 
 
 def make_tokenizer(texts: Iterable[str], *, min_frequency: int, max_size: int) -> Tokenizer:
-    """Words and punctuation marks in small letters; those that come less often than min_frequency are unknown."""
+    """Words and punctuation marks in lowercase; those that come less often than min_frequency are unknown."""
     tokenizer = Tokenizer(models.WordLevel({PADDING: 0, UNKNOWN: 1}, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]

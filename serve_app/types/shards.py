@@ -1,4 +1,4 @@
-"""How a shard is made, and what it tells when it is loaded."""
+"""How a shard is made, and what it reports once it is loaded."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,12 +19,12 @@ class ShardSpec:
 
     @property
     def is_first(self) -> bool:
-        """Whether it holds the embeddings' stage."""
+        """Whether it is on the stage of the embeddings."""
         return self.stage == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether it holds the head's stage."""
+        """Whether it is on the stage of the head."""
         return self.stage == self.num_stages - 1
 
     @property
@@ -38,7 +38,7 @@ class WeightScheme:
     """How weights are quantized: q = round(w / scale) in `bits` bits, one scale for each output or group of inputs."""
 
     bits: int = 8
-    is_float: bool = False  # float8_e4m3fn in place of whole numbers
+    is_float: bool = False  # float8_e4m3fn instead of integers
     group_size: int | None = None  # inputs that share a scale; None: all of an output
     has_quantized_inputs: bool = False  # inputs are quantized to 8 bits too, each row by its own scale
 
@@ -50,7 +50,7 @@ class LoadQuantization:
     scheme: WeightScheme
     has_embedding: bool = False
     has_head: bool = False
-    ignored: tuple[str, ...] = ()  # modules that stay as they are, by the ends of their names
+    ignored: tuple[str, ...] = ()  # modules that are not quantized, by the ends of their names
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class BatchModelSettings:
     source_dir: str
     task: str
     dtype: str
-    shard: ShardSpec  # first_layer and end_layer are 0 for a module: its stages find their own blocks
+    shard: ShardSpec  # first_layer and end_layer are 0 for a module: its stages find their own parts
     max_model_len: int = 0  # tokens of one entry; 0: not counted in tokens
     pooling: str | None = None  # None: as the checkpoint says
     normalize: bool | None = None
@@ -105,8 +105,8 @@ class BatchModelReport:
 
     name: str
     parameter_bytes: int
-    first_block: int
-    end_block: int
+    first_part: int
+    end_part: int
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
 
@@ -137,6 +137,20 @@ class Rendezvous:
     port: int
     rendezvous_s: float
     collective_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """What one token of a shard's KV cache is made of."""
+
+    num_layers: int
+    num_heads: int  # key-value heads on one rank
+    head_dim: int
+    dtype_bytes: int
+
+    def block_bytes(self, block_size: int) -> int:
+        """Keys and values of as many tokens, over all layers."""
+        return 2 * self.num_layers * block_size * self.num_heads * self.head_dim * self.dtype_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from serve_app.types.tensors import Item
 
 @dataclass(frozen=True, slots=True)
 class SequenceStart:
-    """Sent once when a sequence gets a row, again after a pre-emption; the last stage samples by it."""
+    """Sent once when a sequence gets a slot row, again after a pre-emption; the last stage samples by it."""
 
-    row: int
+    slot_row: int  # the sequence's place in the shards' tables, from 0 to max_num_seqs - 1
     choice: int
     params: SamplingParams
     end_token_ids: list[int]  # tokens that end the sequence; suppressed below min_tokens
@@ -34,12 +34,12 @@ class StepInput:
 
     step_id: int
     starts: list[SequenceStart]
-    rows: list[int]  # [B] row of each sequence in the shards' block tables
+    slot_rows: list[int]  # [B]
     num_tokens: list[int]  # [B] tokens of this step
     num_computed: list[int]  # [B] tokens already in the cache: position of the first token
-    new_blocks: list[list[int]]  # [B] blocks appended to the row's table before the step
+    new_blocks: list[list[int]]  # [B] blocks appended to the sequence's table before the step
     token_ids: list[int]  # [T]
-    samples: list[bool]  # [B] whether a token is drawn after the row's last token
+    samples: list[bool]  # [B] whether a token is drawn after the last one
     prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)  # by index b
 
 
@@ -48,8 +48,8 @@ class StepOutput:
     """What the last stage drew: one token for each True of StepInput.samples, in order."""
 
     step_id: int
-    token_ids: list[int]  # -1: the row's logits were not finite
-    logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any row asks
+    token_ids: list[int]  # -1: the logits were not finite
+    logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any sequence asks
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by index b
 
 

@@ -48,9 +48,9 @@ class SlotsShifted(ModelRunner):
 class FirstAndLastBlockSwapped(ModelRunner):
     """The first block of a running sequence and the one being filled change places."""
 
-    def _take_rows(self, step: StepInput) -> None:
-        super()._take_rows(step)
-        for row, num_computed in zip(step.rows, step.num_computed, strict=True):
+    def _take_blocks(self, step: StepInput) -> None:
+        super()._take_blocks(step)
+        for row, num_computed in zip(step.slot_rows, step.num_computed, strict=True):
             last = num_computed // self._limits.block_size
             if last > 0:
                 self._block_tables[row, [0, last]] = self._block_tables[row, [last, 0]]
@@ -60,7 +60,7 @@ class BlocksOfTwoSequencesSwapped(ModelRunner):
     """The first blocks of two running sequences change places, for one step."""
 
     def _prepare(self, step: StepInput) -> tuple[Tensor, PagedAttention]:
-        rows = [row for row, computed in zip(step.rows, step.num_computed, strict=True) if computed > 0]
+        rows = [row for row, computed in zip(step.slot_rows, step.num_computed, strict=True) if computed > 0]
         if len(rows) < 2:
             return super()._prepare(step)
         pair, reverse = [rows[0], rows[1]], [rows[1], rows[0]]

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serve_app.errors import InternalError, RequestError
-from serve_app.preprocessing.arrays import NUMPY_DTYPES, to_tensor_data
+from serve_app.preprocessing.arrays import to_tensor_data
+from serve_app.types.dtypes import TENSOR_DTYPES
 from serve_app.types.tensors import TensorData, TensorSpec
 
 BYTES = "BYTES"
 MAX_RANK = 8
-_INTEGERS = {f"{kind.upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-_FLOATS = {"FP16": "float16", "BF16": "bfloat16", "FP32": "float32", "FP64": "float64"}
-DTYPE_OF = {"BOOL": "bool", **_INTEGERS, **_FLOATS}
+DTYPE_OF = {one.datatype: name for name, one in TENSOR_DTYPES.items() if one.datatype is not None}
 DATATYPE_OF = {dtype: datatype for datatype, dtype in DTYPE_OF.items()}
 _LENGTH = struct.Struct("<I")  # stands before each element of BYTES
 
@@ -81,7 +80,7 @@ def checked_shape(name: str, datatype: str, shape: Sequence[int]) -> tuple[int, 
 
 def element_bytes(datatype: str) -> int:
     """Bytes of one element; not of BYTES."""
-    return 2 if datatype == "BF16" else NUMPY_DTYPES[DTYPE_OF[datatype]].itemsize
+    return TENSOR_DTYPES[DTYPE_OF[datatype]].num_bytes
 
 
 def spec_of(name: str, spec: TensorSpec) -> PortSpec:

@@ -8,7 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 from transformers import CONFIG_MAPPING
 
-from serve_app.architectures.facts import ARCHITECTURES, layer_of
+from serve_app.architectures.lookup import GENERATORS
+from serve_app.architectures.tensor_names import layer_of
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.checkpoints.rope_scaling import RopeLimit
 from serve_app.errors import ConfigError
@@ -64,13 +65,13 @@ def test_a_checkpoint_gives_its_sizes_and_tensors(tmp_path: Path) -> None:
     assert spec.num_bytes == sum(tensor.nbytes for tensor in TENSORS.values())
 
 
-@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("model_type", sorted(GENERATORS))
 def test_missing_keys_mean_what_the_config_class_of_transformers_means(tmp_path: Path, model_type: str) -> None:
-    ours = ARCHITECTURES[model_type]
-    given = {"use_sliding_window": True} if ours.has_window_switch else {}
+    ours = GENERATORS[model_type]
+    given = {ours.keys.window_switch: True} if ours.keys.window_switch else {}
     theirs = CONFIG_MAPPING[model_type](**given)
     text = theirs
-    names = [f"model.layers.{layer}.x" for layer in range(ours.num_layers)] + ["lm_head.weight"]
+    names = [f"model.layers.{layer}.x" for layer in range(ours.sizes.num_layers)] + ["lm_head.weight"]
     save_file({name: np.zeros(1, np.float32) for name in names}, tmp_path / "model.safetensors")
     config = {"model_type": model_type} | given
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -150,7 +151,7 @@ def test_several_files_are_read_through_their_index(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tensors that its files lack: ghost: it is damaged or incomplete"):
         read_model_spec(tmp_path)
     index.write_text(json.dumps({"weight_map": weight_map | {"ghost": "../other.safetensors"}}))
-    with pytest.raises(ConfigError, match=r"'../other.safetensors' as a file, which is no safetensors file beside it"):
+    with pytest.raises(ConfigError, match=r"'../other.safetensors' as a file, which is not a safetensors file"):
         read_model_spec(tmp_path)
     (tmp_path / "model-1.safetensors").unlink()
     index.write_text(json.dumps({"weight_map": weight_map}))
@@ -161,7 +162,7 @@ def test_several_files_are_read_through_their_index(tmp_path: Path) -> None:
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"source=.*none is no directory; give one with config.json and safetensors"):
+    with pytest.raises(ConfigError, match=r"source=.*none is not a directory; give one with config.json and"):
         read_model_spec(tmp_path / "none")
 
 
@@ -212,9 +213,9 @@ def test_a_broken_config_is_named(tmp_path: Path, text: bytes) -> None:
             "model_type='bert' in config.json is not supported; use a model of type gemma2, gemma3_text",
         ),
         ({"model_type": None}, "model_type=None in config.json is not supported"),
-        ({"num_hidden_layers": "2"}, "num_hidden_layers='2' is no positive whole number"),
-        ({"num_attention_heads": 0}, "num_attention_heads=0 is no positive whole number"),
-        ({"vocab_size": True}, "vocab_size=True is no positive whole number"),
+        ({"num_hidden_layers": "2"}, "num_hidden_layers='2' is not a positive integer"),
+        ({"num_attention_heads": 0}, "num_attention_heads=0 is not a positive integer"),
+        ({"vocab_size": True}, "vocab_size=True is not a positive integer"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings=1 is neither true nor false; write one of them"),
         ({"num_hidden_layers": 4}, "has 4 layers, but no tensors are there for layers 2, 3; download the model again"),
         ({"model_type": "gemma3"}, "model_type='gemma3' in config.json is not supported"),

@@ -114,7 +114,7 @@ def test_a_missing_directory_names_its_nearest_parent_and_a_likely_name(tmp_path
     with pytest.raises(ConfigError) as error:
         resolve_source("models/lama", None, tmp_path, environment(tmp_path))
     assert error.value.message == (
-        f"source=models/lama is no directory: {tmp_path / 'models'} exists, but has no 'lama'; "
+        f"source=models/lama is not a directory: {tmp_path / 'models'} exists, but has no 'lama'; "
         f"did you mean {tmp_path / 'models' / 'llama'}?"
     )
     with pytest.raises(ConfigError, match=r"exists, but has no 'deep'; give an existing directory, or a hub id"):
@@ -205,7 +205,7 @@ def test_processes_of_a_node_download_one_after_another(tmp_path: Path, hub: Fak
     [
         ("org/none", None, "source=org/none is neither a directory nor a model on the hub that you may read; correct"),
         ("gated/model", None, "source=gated/model is gated; accept its terms on the hub and log in"),
-        ("org/model", "v9", "revision=v9 is no branch, tag or commit of source=org/model; correct it"),
+        ("org/model", "v9", "revision=v9 is not a branch, tag or commit of source=org/model; correct it"),
         ("org/a--b", None, "source=org/a--b is neither a directory nor a model on the hub"),
     ],
 )

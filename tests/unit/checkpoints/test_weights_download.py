@@ -126,8 +126,8 @@ def redirect(location: str) -> Change:
     [
         (lambda server: server.weights(sha256="0" * 64), f"weights.sha256=0+ is not that of .*{SHA256}"),
         (at(Answer(b"<html>", headers={"Content-Type": "text/html; charset=utf-8"})), "answers a page"),
-        (at(Answer(b"<!doctype html><p>Log in")), "no safetensors file, it begins with .*doctype"),
-        (at(Answer(b"\x80\x04\x95pickle")), "no safetensors file"),
+        (at(Answer(b"<!doctype html><p>Log in")), "not a safetensors file, it begins with .*doctype"),
+        (at(Answer(b"\x80\x04\x95pickle")), "not a safetensors file"),
         (at(Answer(b"")), "is not that of"),
         (at(Answer(status=404)), "answers 404 Not Found"),
         (at(Answer(FILE, headers={"Content-Length": str(len(FILE) + 5)})), "ended after|IncompleteRead"),

@@ -70,7 +70,7 @@ def test_every_mistake_of_file_and_model_is_printed_at_once(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("./modle", "applications[chat].args: source=./modle is no directory: "),
+        ("./modle", "applications[chat].args: source=./modle is not a directory: "),
         (".", "has no safetensors files; give a directory with model.safetensors"),
     ],
 )

@@ -231,7 +231,7 @@ def test_one_flipped_bit_is_found_and_named(artifact: Path) -> None:
     (problem,) = check_quality(artifact, ASKED)
     assert problem.startswith("model.safetensors is not the file that")
     (artifact / "other.safetensors").write_bytes(path.read_bytes())
-    assert any("knows nothing of other.safetensors" in one for one in check_quality(artifact, ASKED))
+    assert any("does not list other.safetensors" in one for one in check_quality(artifact, ASKED))
 
 
 def test_scales_multiplied_by_three_are_refused_by_their_figures(artifact: Path, source: Path, texts: Path) -> None:
@@ -254,7 +254,7 @@ def _drop_figures(report: dict[str, Any]) -> None:
         (lambda report: report.update(version=7), "version=7 is not known"),
         (lambda report: report.update(files_sha256={}), "names no files"),
         (lambda report: report.pop("quality"), "has no figures"),
-        (_drop_figures, "is no figure"),
+        (_drop_figures, "is not a finite number"),
     ],
 )
 def test_a_report_that_says_too_little_is_refused(
@@ -317,9 +317,9 @@ SCALE = f"{Q}.weight_scale"
         (_truncate, r"at bytes \d+ to \d+ of"),
         (
             lambda d: _edit(d, lambda s: s[f"{Q}.weight_scale"].fill_(math.nan)),
-            "a scale is negative or no finite number",
+            "a scale is negative or not finite",
         ),
-        (lambda d: _edit(d, lambda s: s[f"{Q}.weight_scale"].neg_()), "a scale is negative or no finite number"),
+        (lambda d: _edit(d, lambda s: s[f"{Q}.weight_scale"].neg_()), "a scale is negative or not finite"),
         (lambda d: _edit(d, lambda s: s.update({f"{Q}.weight_scale": torch.ones(3, 1)})), r"has shape \[3, 1\]"),
         (
             lambda d: _edit(d, lambda s: s.update({f"{Q}.weight": torch.ones(3, 3, dtype=torch.int8)})),
@@ -327,7 +327,7 @@ SCALE = f"{Q}.weight_scale"
         ),
         (lambda d: _edit(d, lambda s: s.pop(f"{Q}.weight_scale")), "config.json does not say how it is quantized"),
         (lambda d: _edit(d, lambda s: s.pop(f"{Q}.weight")), "belongs to no weight"),
-        (lambda d: _edit(d, lambda s: s.update({f"{Q}.weight": torch.ones(64, 64)})), "is no number of its scheme"),
+        (lambda d: _edit(d, lambda s: s.update({f"{Q}.weight": torch.ones(64, 64)})), "is not a number of its scheme"),
         (lambda d: _set_config(d, quant_method="magic"), "quant_method='magic' is not served"),
         (lambda d: _set_config(d, format="nvfp4-pack-quantized"), "is not served"),
         (lambda d: _set_config(d, config_groups={}), "no config_groups"),
@@ -358,7 +358,7 @@ def test_code_that_a_config_names_is_never_run(artifact: Path) -> None:
     [
         (["--scheme", "int4", "--group-size", "48"], "does not divide the 128 inputs"),
         (["--scheme", "int8", "--group-size", "32"], "has no effect on --scheme int8"),
-        (["--scheme", "int8", "--ignore", "q_proj", "--texts", "/no/such/file"], "/no/such/file is no file"),
+        (["--scheme", "int8", "--ignore", "q_proj", "--texts", "/no/such/file"], "/no/such/file is not a file"),
     ],
 )
 def test_wrong_arguments_are_told(

@@ -1,4 +1,4 @@
-"""Plain nn.Modules, compressed: the shipped text classifier as users do it, and modules of every kind of blocks."""
+"""Plain nn.Modules, compressed: the shipped text classifier as users do it, and modules of every kind of parts."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -114,7 +114,7 @@ def test_a_module_is_quantized_while_it_is_loaded() -> None:
 
 
 @pytest.mark.parametrize("kind", ["Perceptron", "MaskedTower"])
-def test_blocks_that_are_linears_and_lists_of_blocks(kind: str, tmp_path: Path) -> None:
+def test_parts_that_are_linears_and_lists_of_parts(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
     module = {"Perceptron": Perceptron, "MaskedTower": MaskedTower}[kind]()
     save_file({name: one.clone() for name, one in module.state_dict().items()}, str(tmp_path / "model.safetensors"))
@@ -212,7 +212,7 @@ def test_the_command_measures_and_the_gate_reads_it(tmp_path: Path, capsys: pyte
         (["quantize", "--scheme", "int4"], "--scheme int4 is not there for plain modules"),
         (["quantize", "--scheme", "int8", "--head"], "--head has no effect"),
         (["quantize", "--scheme", "int8", "--calibration", "x.txt"], "--calibration has no effect"),
-        (["quantize", "--scheme", "int8", "--texts", "nowhere.csv"], "nowhere.csv is no file"),
+        (["quantize", "--scheme", "int8", "--texts", "nowhere.csv"], "nowhere.csv is not a file"),
         (["prune"], "--sparsity is missing"),
         (["prune", "--sparsity", "1.5"], "between 0 and 1"),
         (["prune", "--sparsity", "0.5", "--layers", "2"], "--layers has no effect"),
@@ -240,7 +240,7 @@ def test_damaged_artifacts_are_named(int8: Path, tmp_path: Path) -> None:
             load_module_stage(tickets(tmp_path), CPU)
 
     refuse("is missing; quantize the model again", **{f"{name}_scale": None})
-    refuse("scale is negative or no finite number", **{f"{name}_scale": torch.full_like(state[f"{name}_scale"], -1)})
+    refuse("scale is negative or not finite", **{f"{name}_scale": torch.full_like(state[f"{name}_scale"], -1)})
     refuse("which is I8", **{f"{name}_scale": state[name][:, :1].clone()})
     refuse("which is F32", **{name: state[name].float()})
     config["quantization_config"]["kernel"] = "int2"

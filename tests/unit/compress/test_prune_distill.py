@@ -41,7 +41,7 @@ def test_block_influence_is_what_a_layer_changes(tmp_path: Path) -> None:
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         state[f"model.layers.2.{name}.weight"].zero_()
     torch_save(state, idle)
-    influence = measure_importance(idle, 4, SEQUENCES).blocks
+    influence = measure_importance(idle, 4, SEQUENCES).layers
     assert influence.argmin() == 2
     assert influence[2] == pytest.approx(0, abs=1e-9)
 
@@ -55,7 +55,7 @@ def test_layer_by_layer_is_what_the_whole_model_does(source: Path) -> None:
     for layer in range(3):  # behind the last, transformers gives what the norm made of it
         pairs = [(state[layer][0].double(), state[layer + 1][0].double()) for state in states]
         expected = torch.cat([1 - cosine_similarity(before, after, dim=-1) for before, after in pairs]).mean()
-        assert found.blocks[layer] == pytest.approx(expected.item(), rel=1e-4)
+        assert found.layers[layer] == pytest.approx(expected.item(), rel=1e-4)
     assert found.heads.shape == (4, 2)
     assert found.channels.shape == (4, 64)
 
@@ -99,8 +99,8 @@ def torch_save(state: dict[str, torch.Tensor], directory: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--layers", "9"], "--layers 9 is none of 1 to 4"),
-        (["--kv-heads", "0"], "--kv-heads 0 is none of 1 to 2"),
+        (["--layers", "9"], "--layers 9 is outside 1 to 4"),
+        (["--kv-heads", "0"], "--kv-heads 0 is outside 1 to 2"),
         ([], "nothing is to be pruned"),
     ],
 )

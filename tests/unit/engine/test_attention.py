@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from serve_app.engine.attention import PagedAttention, SequenceSpan
-from serve_app.engine.kv_cache import KvCache, kv_block_bytes, kv_geometry
+from serve_app.engine.kv_cache import KvCache, kv_block_bytes, kv_shape_of
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.types.shards import ShardSpec
 
@@ -161,7 +161,8 @@ def test_a_cache_holds_the_heads_and_layers_of_its_shard() -> None:
     )
     shard = ShardSpec(stage=1, num_stages=2, rank=1, num_ranks=2, first_layer=1, end_layer=4)
     stage = TransformersStage(config, torch.float32, shard)
-    assert kv_geometry(stage) == (2, 16)
+    kv = kv_shape_of(stage)
+    assert (kv.num_heads, kv.head_dim) == (2, 16)
     kv_cache = KvCache(stage, 5, 4, torch.device("cpu"))
     tensors = [*kv_cache.keys, *kv_cache.values]
     assert {tuple(tensor.shape) for tensor in tensors} == {(20, 2, 16)}

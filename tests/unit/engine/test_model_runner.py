@@ -137,7 +137,7 @@ def test_a_step_that_only_prefills_draws_nothing(llama: Path) -> None:
     assert len(entry.top_token_ids) == 2
     whole = StepInput(
         9,
-        [replace(start, row=0)],
+        [replace(start, slot_row=0)],
         [0],
         [7],
         [0],
@@ -171,9 +171,9 @@ def _drawn(request_id: str, prompt: list[int]) -> GenerateRequest:
 
 def _logprobs(directory: Path, own_prompts: list[list[int]], rename: Callable[[int], int]) -> list[Outcome]:
     class Renaming(ModelRunner):
-        def _take_rows(self, step: StepInput) -> None:
+        def _take_blocks(self, step: StepInput) -> None:
             new_blocks = [[rename(block) for block in blocks] for blocks in step.new_blocks]
-            super()._take_rows(replace(step, new_blocks=new_blocks))
+            super()._take_blocks(replace(step, new_blocks=new_blocks))
 
     runner = load_runner(directory, LIMITS, Renaming)
     requests = [

@@ -22,7 +22,7 @@ RANDOM = SamplingParams(max_tokens=64, seed=0)
 
 def start_of(row: int, params: SamplingParams, **changes: Any) -> SequenceStart:
     start = SequenceStart(
-        row=row,
+        slot_row=row,
         choice=0,
         params=params,
         end_token_ids=[],
@@ -129,8 +129,8 @@ def test_a_draw_is_the_same_alone_and_among_any_batch_mates() -> None:
             expected[row].append(token)
             assert alone.sample(step_logits[row : row + 1], [row]).token_ids == [token]
     for start in starts:  # as after a pre-emption or a restart, 4 tokens in, in another row
-        row = start.row
-        moved = replace(start, row=20 - row, num_outputs=4, history_token_ids=expected[row][:4])
+        row = start.slot_row
+        moved = replace(start, slot_row=20 - row, num_outputs=4, history_token_ids=expected[row][:4])
         later.start(moved)
     for step in (4, 5):
         drawn = later.sample(logits[step], [20 - row for row in range(21)]).token_ids

@@ -18,14 +18,14 @@ from tests.unit.models.test_torch_model import save
 from tests.user_modules import Traced
 
 NUM_REQUESTS = 6
-BLOCK_S = 0.15
+PART_S = 0.15
 ROW = {"x": TensorSpec("float32", ("batch", 6))}
 OUT = {"y": TensorSpec("float32", ("batch", 6))}
 
 
 def traced_model(directory: Path, trace: Path) -> BatchModelSettings:
-    arguments = {"path": str(trace), "seconds": BLOCK_S}
-    save(Traced(str(trace), BLOCK_S), directory)
+    arguments = {"path": str(trace), "seconds": PART_S}
+    save(Traced(str(trace), PART_S), directory)
     return settings_of(
         str(directory),
         architecture="tests.user_modules:Traced",

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from serve_app.compress.local_model import LocalModel
-from serve_app.models import fused_decoder
-from serve_app.models.fused_decoder import FusedDecoderLayer, RotaryTables, fuse_layers
+from serve_app.models import transformers_model
+from serve_app.models.fused_decoder import FusedDecoderLayer, RotaryTables
 from serve_app.models.transformers_model import TransformersStage, read_config
 from serve_app.types.shards import LoadQuantization, ShardSpec, WeightScheme
 from tests.quantized_checkpoints import make_model
@@ -33,7 +33,7 @@ def test_the_numbers_are_equal_to_the_bit(
 ) -> None:
     directory = make_model(name, tmp_path / name, max_position_embeddings=2048)
     logits, tokens = outputs_of(directory, dtype, quantization)
-    monkeypatch.setattr(fused_decoder, "FUSED_CLASSES", ())
+    monkeypatch.setattr(transformers_model, "fuse_layers", lambda _model, _classes: False)
     expected_logits, expected_tokens = outputs_of(directory, dtype, quantization)
     assert torch.equal(logits, expected_logits)
     assert tokens == expected_tokens
@@ -50,7 +50,6 @@ def test_layers_of_another_shape_stay_what_they_are(name: str, is_fused: bool, t
 def test_another_activation_is_not_taken_for_silu(tmp_path: Path) -> None:
     config = read_config(make_model("llama", tmp_path, hidden_act="gelu"))
     stage = TransformersStage(config, torch.float32, ShardSpec(0, 1, 0, 1, first_layer=0, end_layer=4))
-    assert not fuse_layers(stage.model)
     assert not any(isinstance(layer, FusedDecoderLayer) for layer in stage.own_layers)
 
 

@@ -7,7 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from serve_app.models.fused_norm import FUSED_CLASSES, FusedRMSNorm, fuse_norms
+from serve_app.architectures.lookup import ARCHITECTURES
+from serve_app.architectures.record import FusedClasses
+from serve_app.models.fused_norm import FusedRMSNorm, fuse_norms
+
+CLASSES = {one.fused.norm: one.fused for one in ARCHITECTURES.values() if one.fused.norm is not None}
 
 
 def norm_of(class_name: str) -> Any:
@@ -15,7 +19,7 @@ def norm_of(class_name: str) -> Any:
     return getattr(importlib.import_module(f"transformers.models.{name}.modeling_{name}"), class_name)
 
 
-@pytest.mark.parametrize("class_name", FUSED_CLASSES)
+@pytest.mark.parametrize("class_name", CLASSES)
 def test_it_gives_the_same_numbers(class_name: str) -> None:
     torch.manual_seed(0)
     own = norm_of(class_name)(96, eps=1e-5)
@@ -23,7 +27,7 @@ def test_it_gives_the_same_numbers(class_name: str) -> None:
     model = nn.Sequential(nn.Sequential(own))
     inputs = torch.randn(33, 96) * torch.logspace(-6, 6, 33)[:, None]
     expected = own(inputs)
-    fuse_norms(model)
+    fuse_norms(model, CLASSES[class_name])
     assert isinstance(model[0][0], FusedRMSNorm)  # type: ignore[index]
     assert list(model.state_dict()) == ["0.0.weight"]
     torch.testing.assert_close(model(inputs), expected, rtol=1e-6, atol=0)
@@ -42,5 +46,5 @@ def test_a_row_alone_gives_the_bits_it_gives_among_many(width: int) -> None:
 
 def test_half_precision_keeps_the_order_of_its_roundings() -> None:
     model = nn.Sequential(norm_of("LlamaRMSNorm")(8).to(torch.bfloat16))
-    fuse_norms(model)
+    fuse_norms(model, FusedClasses(norm="LlamaRMSNorm"))
     assert not isinstance(model[0], FusedRMSNorm)

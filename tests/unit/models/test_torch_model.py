@@ -76,7 +76,7 @@ def test_a_sequential_is_cut_into_its_children(num_stages: int, pool: PlainProce
 
 @pytest.mark.process
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
-def test_a_module_list_is_found_and_its_blocks_get_their_other_arguments(
+def test_a_module_list_is_found_and_its_parts_get_their_other_arguments(
     num_stages: int, pool: PlainProcesses, tmp_path: Path
 ) -> None:
     torch.manual_seed(2)
@@ -90,7 +90,7 @@ def test_a_module_list_is_found_and_its_blocks_get_their_other_arguments(
 
 @pytest.mark.process
 @pytest.mark.parametrize("num_stages", [1, 2, 3])
-def test_declared_blocks_are_spread_and_each_stage_holds_its_own(
+def test_declared_parts_are_spread_and_each_stage_holds_its_own(
     num_stages: int, pool: PlainProcesses, tmp_path: Path
 ) -> None:
     module = make_classifier()
@@ -102,8 +102,8 @@ def test_declared_blocks_are_spread_and_each_stage_holds_its_own(
     logits = to_tensor(output.outputs["logits"], CPU)
     assert torch.allclose(logits, module(input_ids, lengths), atol=TOLERANCE, rtol=0)
     if held:
-        assert [one.first_block for one in held] == [0, *[one.end_block for one in held[:-1]]]
-        assert held[-1].end_block == 3
+        assert [one.first_part for one in held] == [0, *[one.end_part for one in held[:-1]]]
+        assert held[-1].end_part == 3
         assert sum(one.parameter_bytes for one in held) == sum(one.nbytes for one in module.parameters())
 
 
@@ -164,7 +164,7 @@ def test_an_output_that_is_not_as_declared_is_named(pool: PlainProcesses, tmp_pa
     [
         ({"drop": "1.weight"}, None),
         ({"drop": "2.weight"}, "no tensor 2.weight"),
-        ({"extra": "nothing.weight"}, "tensors that the module has not, first nothing.weight"),
+        ({"extra": "nothing.weight"}, "tensors that the module does not have, first nothing.weight"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name(
@@ -197,13 +197,13 @@ def test_a_class_that_is_not_there_is_refused(path: str, message: str) -> None:
         import_class(path)
 
 
-def test_wrong_arguments_undeclared_inputs_and_missing_blocks_say_what_to_do(tmp_path: Path) -> None:
+def test_wrong_arguments_undeclared_inputs_and_missing_parts_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="depth"):
         ModuleStage(settings_for("Perceptron", str(tmp_path), arguments={"depth": 3}, inputs=ROW, outputs=ROW_OUT))
     with pytest.raises(ConfigError, match="does not declare its inputs"):
         ModuleStage(settings_for("Perceptron", str(tmp_path)))
     two = replace(settings_for("Uncuttable", str(tmp_path)), shard=ShardSpec(0, 2, 0, 1, 0, 0))
-    with pytest.raises(ConfigError, match=r"no blocks\(\)"):
+    with pytest.raises(ConfigError, match=r"no parts\(\)"):
         ModuleStage(two)
     five = replace(classifier_settings(str(tmp_path)), shard=ShardSpec(0, 5, 0, 1, 0, 0))
     with pytest.raises(ConfigError, match="use at most 3"):

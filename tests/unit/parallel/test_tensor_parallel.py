@@ -139,7 +139,7 @@ def test_ranks_together_give_the_logits_of_one(tmp_path: Path, name: str, num_ra
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_layer_takes_two_sums_and_the_embedding_one(tmp_path: Path, name: str) -> None:
+def test_a_layer_takes_two_sums_and_one_for_each_shared_norm_and_the_embedding_one(tmp_path: Path, name: str) -> None:
     directory = make_checkpoint(name, tmp_path)
 
     def count(rank: int, communicator: ThreadCommunicator) -> int:
@@ -148,7 +148,8 @@ def test_a_layer_takes_two_sums_and_the_embedding_one(tmp_path: Path, name: str)
             stage.forward(torch.tensor([5, 60]), torch.arange(2), WholeAttention(), torch.tensor([1]))
         return communicator.num_reduced
 
-    assert on_ranks(2, count) == [9, 9]
+    num_norms = 2 if name == "olmo2" else 0
+    assert on_ranks(2, count) == [1 + 4 * (2 + num_norms)] * 2
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from serve_app.planning.planner import (
     check_split,
     describe_plan,
     format_plan,
-    kv_block_bytes,
+    kv_shape_on,
     num_kv_blocks,
     plan_shards,
     shard_parameter_bytes,
@@ -151,6 +151,13 @@ def test_a_tensor_size_must_divide_heads_kv_heads_and_intermediate_size() -> Non
     ]
 
 
+def test_ranks_of_a_family_that_cannot_be_cut_are_refused() -> None:
+    problems = check_split(make_spec([4] * 8, model_type="distilbert"), make_config(num_ranks=2))
+    assert problems[-1] == "parallel.tensor=2 cannot cut model_type=distilbert; use parallel.pipeline"
+    problems = check_split(make_spec([4] * 8, model_type="distilbert"), make_config(pipeline=2))
+    assert not any("parallel" in problem for problem in problems)
+
+
 def test_a_vocabulary_need_not_divide() -> None:
     assert check_split(make_spec([4] * 8, vocab_size=63), make_config(num_ranks=4)) == []
 
@@ -212,7 +219,7 @@ def test_all_problems_of_a_split_come_at_once() -> None:
 def test_a_kv_block_holds_keys_and_values_of_the_shards_heads() -> None:
     spec = make_spec([4] * 8)
     shard = ShardSpec(stage=0, num_stages=2, rank=0, num_ranks=2, first_layer=0, end_layer=3)
-    assert kv_block_bytes(spec, shard, block_size=16, dtype_bytes=2) == 2 * 3 * 16 * 2 * 16 * 2
+    assert kv_shape_on(shard, spec, "bfloat16").block_bytes(16) == 2 * 3 * 16 * 2 * 16 * 2
     plan = plan_shards(spec, 2, 2)
     assert num_kv_blocks(spec, plan, make_config(dtype="bfloat16"), 8 * 2 * 4 * 16 * 2 * 16 * 2) == 8
 

@@ -65,9 +65,9 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
     [
         ("engine: {blok_size: 8}", "args.engine.blok_size: unknown setting; did you mean block_size?"),
         ("zzz: 8", "args.zzz: unknown setting; remove it, or use one of name, source, revision"),
-        ("parallel: {tensor: '8'}", "args.parallel.tensor: '8' is not a whole number; write digits without quotes"),
-        ("parallel: {tensor: true}", "args.parallel.tensor: True is not a whole number"),
-        ("parallel: {tensor: 2.0}", "args.parallel.tensor: 2.0 is not a whole number"),
+        ("parallel: {tensor: '8'}", "args.parallel.tensor: '8' is not an integer; write digits without quotes"),
+        ("parallel: {tensor: true}", "args.parallel.tensor: True is not an integer"),
+        ("parallel: {tensor: 2.0}", "args.parallel.tensor: 2.0 is not an integer"),
         ("parallel: {pipeline: 0}", "args.parallel.pipeline: 0 is too small; use more than 0"),
         ("parallel:", "args.parallel: None is not a group of settings"),
         ("parallel: 2", "args.parallel: 2 is not a group of settings"),
@@ -121,7 +121,7 @@ def test_a_wrong_model_setting_is_named_with_value_and_way_out(tmp_path: Path, a
     ("text", "expected"),
     [
         (GOOD.replace("http_options", "http_option"), "http_option: unknown setting; did you mean http_options?"),
-        (GOOD.replace("port: 8001", "port: '1'"), "http_options.port: '1' is not a whole number"),
+        (GOOD.replace("port: 8001", "port: '1'"), "http_options.port: '1' is not an integer"),
         (GOOD.replace("port: 8001", "prt: 1"), "http_options.prt: unknown setting; did you mean port?"),
         (GOOD.replace("name: chat\n", "name: chat\n    port: 1\n"), "port: belongs to the whole file; write http_opt"),
         (GOOD.replace("GATEWAY_ARGS", "tokeniser_threads: 2"), "args.tokeniser_threads: unknown setting; did you mean"),
@@ -159,7 +159,7 @@ def test_a_wrong_model_setting_is_named_with_value_and_way_out(tmp_path: Path, a
             "applications[b].args.name: 'chat' is the model of applications[chat] too; give it another name",
         ),
         (with_router("num_replica: 2"), "deployments[Router].num_replica: unknown setting; did you mean num_replicas?"),
-        (with_router("num_replicas: 0"), "num_replicas=0 is no number of replicas; use a whole number from 1, or auto"),
+        (with_router("num_replicas: 0"), "num_replicas=0 is not a number of replicas; use an integer from 1, or auto"),
         (
             with_router("num_replicas: 1, autoscaling_config: {}"),
             "num_replicas=1 beside autoscaling_config; remove one",
@@ -185,7 +185,7 @@ def test_a_wrong_model_setting_is_named_with_value_and_way_out(tmp_path: Path, a
         ),
         (
             GOOD.replace("{name: Router", "{name: Ruter"),
-            "deployments[0].name: 'Ruter' is no deployment of this applicati",
+            "deployments[0].name: 'Ruter' is not a deployment of this applicati",
         ),
     ],
 )

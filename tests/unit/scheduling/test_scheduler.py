@@ -103,7 +103,7 @@ def test_each_choice_is_a_sequence_of_its_own() -> None:
     sequences = scheduler.add(request_of(3, num_choices=3))
     step = scheduled(scheduler)
     assert [start.choice for start in step.starts] == [sequence.choice for sequence in sequences] == [0, 1, 2]
-    assert len(set(step.rows)) == 3
+    assert len(set(step.slot_rows)) == 3
     assert len({block for blocks in step.new_blocks for block in blocks}) == 3
 
 
@@ -205,8 +205,8 @@ def test_sequences_are_spread_evenly_over_the_steps_in_flight() -> None:
     scheduler.add(request_of(3, num_choices=7))
     answered(scheduler, scheduled(scheduler))  # all seven were admitted in one step
     steps = [scheduled(scheduler) for _ in range(3)]
-    assert [len(step.rows) for step in steps] == [3, 3, 1]
-    assert sorted(row for step in steps for row in step.rows) == list(range(7))
+    assert [len(step.slot_rows) for step in steps] == [3, 3, 1]
+    assert sorted(row for step in steps for row in step.slot_rows) == list(range(7))
     assert scheduler.schedule() is None
 
 
@@ -234,11 +234,11 @@ def test_the_sequence_that_has_waited_longest_decodes_first() -> None:
     scheduler.add(request_of(3, num_choices=3))
     answered(scheduler, scheduled(scheduler))
     first, second = scheduled(scheduler), scheduled(scheduler)
-    assert [first.rows, second.rows] == [[0, 1], [2]]
+    assert [first.slot_rows, second.slot_rows] == [[0, 1], [2]]
     answered(scheduler, first)
     answered(scheduler, second)
-    assert scheduled(scheduler).rows == [0, 1]
-    assert scheduled(scheduler).rows == [2]
+    assert scheduled(scheduler).slot_rows == [0, 1]
+    assert scheduled(scheduler).slot_rows == [2]
 
 
 # Pre-emption
@@ -324,7 +324,7 @@ def test_a_sequence_that_a_step_still_computes_is_not_pre_empted() -> None:
             answered(scheduler, in_flight.pop(0))
     assert has_waited
     assert not is_held
-    assert (second.num_preemptions, second.row) == (1, -1)
+    assert (second.num_preemptions, second.slot_row) == (1, -1)
 
 
 # Aborts
@@ -339,7 +339,7 @@ def test_an_abort_frees_blocks_and_row_at_once_while_its_step_is_in_flight() -> 
     assert (scheduler.num_free_blocks, scheduler.num_running, sequence.finish_reason) == (4, 0, "abort")
     assert answered(scheduler, step) == []
     scheduler.add(request_of(9, seed=2))
-    assert scheduled(scheduler).rows == step.rows
+    assert scheduled(scheduler).slot_rows == step.slot_rows
     scheduler.check()
 
 

@@ -329,6 +329,6 @@ def test_a_wrong_slot_does_not_escape_the_oracle() -> None:
     scheduler.update(oracle.run(step))
     step = scheduler.schedule()
     assert step is not None
-    swapped = replace(step, rows=step.rows[::-1])
+    swapped = replace(step, slot_rows=step.slot_rows[::-1])
     with pytest.raises(AssertionError, match=r"reads|not drawn"):
         oracle.run(swapped)

@@ -34,7 +34,7 @@ def test_rows_are_read_by_their_columns_names(tmp_path: Path) -> None:
         ("text,label\nx,a\ny,\n", "line 3: label is blank"),
         (b"text,label\nx,a\xff\n", "is not UTF-8"),
         (b"text,label\nx\0,a\n", "line 2 holds a NUL"),
-        ('text,label\n"x,a\n', "is no CSV"),
+        ('text,label\n"x,a\n', "is not CSV"),
         ("text,label\n" + "x" * 2000 + ",a\n", "line 2 is longer than 1000 characters"),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_hundred_megabytes_without_a_line_end_are_not_read_whole(tmp_path: Pat
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no file"):
+    with pytest.raises(ConfigError, match="is not a file"):
         read_csv(tmp_path / "none.csv", "text", "label")
 
 

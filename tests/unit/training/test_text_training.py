@@ -10,7 +10,7 @@ import torch
 from serve_app.cli.main import main
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.training.csv_rows import LabelledText
-from serve_app.training.fitting import Alone, Best, EncodedRows, Snapshot, TrainingSettings
+from serve_app.training.fitting import Best, EncodedRows, LoneGroup, Snapshot, TrainingSettings
 from serve_app.training.text_training import PreparedTraining, evaluate, train
 
 COLOURS = {"warm": ["red", "orange", "crimson"], "cold": ["blue", "cyan", "navy"]}
@@ -72,7 +72,7 @@ def test_the_command_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFix
     assert "has no column 'text'" in capsys.readouterr().err
 
 
-class Interrupted(Alone):
+class Interrupted(LoneGroup):
     """A process that is stopped behind an epoch, and goes on from what it had saved."""
 
     def __init__(self, stops_behind: int) -> None:
@@ -127,7 +127,10 @@ def test_every_row_of_a_batch_is_one_processs_share(world_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--num-workers", "0"], "no number of workers"), (["--storage", "/x"], "--storage has no effect on one worker")],
+    [
+        (["--num-workers", "0"], "not a number of workers"),
+        (["--storage", "/x"], "--storage has no effect on one worker"),
+    ],
 )
 def test_options_of_workers_are_checked_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str

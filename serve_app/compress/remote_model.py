@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible URL: what it says of texts, its answers, and how fast they come.
+"""A model at an OpenAI-compatible URL: what it says of texts, its answers, and how fast they come.
 
 Texts are scored with `prompt_logprobs` (https://docs.vllm.ai, "Extra parameters" of its OpenAI-compatible server),
 which rayshard and vLLM answer: the log-probability of each token of a prompt, and the most probable one.
@@ -24,7 +24,7 @@ _SHOWN_CHARS = 300
 _SPEED_PROMPT = "0 1 2 3 4 5 6 7 8 9"
 
 
-class ServedModel:
+class RemoteModel:
     """One model of a server."""
 
     def __init__(self, url: str, name: str | None = None, api_key: str | None = None) -> None:
@@ -33,7 +33,7 @@ class ServedModel:
         self.name = name or self._only_name()
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
-        """Each text as a prompt. Raises ConfigError when the server cannot say it."""
+        """Each text as a prompt. Raises ConfigError when the server cannot score."""
         own = [self._own_of(choice) for choice in self._complete_all(self._prompts(texts, 1), "evaluate")]
         ranked = [self._ranked(choice, NUM_TOP) for choice in self._complete_all(self._prompts(texts, NUM_TOP), "rank")]
         return [
@@ -73,7 +73,7 @@ class ServedModel:
         return found
 
     def _prompts(self, prompts: Sequence[str] | Sequence[list[int]], num_top: int) -> list[dict[str, Any]]:
-        """Requests for what the model thinks of the prompts."""
+        """Requests for the log-probabilities of the prompts' tokens."""
         settings = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": num_top, "model": self.name}
         return [{"prompt": prompt, **settings} for prompt in prompts]
 
@@ -90,7 +90,7 @@ class ServedModel:
         return token_ids, logprobs
 
     def _ranked(self, choice: dict[str, Any], count: int) -> list[list[tuple[int, int, float]]]:
-        """At each position the so many most probable: rank, token, log-probability."""
+        """The `count` most probable at each position: rank, token, log-probability."""
         return [
             sorted((entry["rank"], int(token), float(entry["logprob"])) for token, entry in entries.items())[:count]
             for entries in self._positions_of(choice)
