@@ -6,16 +6,11 @@ from typing import Literal, Protocol
 Width = Literal["heads", "kv_heads", "intermediate"]  # what a matrix has a row for
 
 
-class HeadConfig(Protocol):
-    """What every config says; the head size and the number of key-value heads may be missing, or None."""
+class ConfigSizes(Protocol):
+    """What is read of a transformers config; head size and number of key-value heads may be missing, or None."""
 
     hidden_size: int
     num_attention_heads: int
-
-
-class MlpConfig(HeadConfig, Protocol):
-    """A config that says how wide the MLP is, too."""
-
     intermediate_size: int
 
 
@@ -33,13 +28,13 @@ def complete_head_sizes(hidden_size: int, num_heads: int, num_kv_heads: int | No
     return HeadSizes(num_heads, num_kv_heads or num_heads, head_dim or hidden_size // num_heads)
 
 
-def head_sizes_of(config: HeadConfig) -> HeadSizes:
+def head_sizes_of(config: ConfigSizes) -> HeadSizes:
     """The heads of a transformers config."""
     num_kv_heads, head_dim = getattr(config, "num_key_value_heads", None), getattr(config, "head_dim", None)
     return complete_head_sizes(config.hidden_size, config.num_attention_heads, num_kv_heads, head_dim)
 
 
-def num_rows(width: Width, config: MlpConfig) -> int:
+def num_rows(width: Width, config: ConfigSizes) -> int:
     """Rows of a matrix that has one for each channel of the heads, of the key-value heads, or of the MLP."""
     if width == "intermediate":
         return config.intermediate_size
