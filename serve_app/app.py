@@ -89,7 +89,7 @@ def _router(
 
 
 def _preprocessor(models: list[ModelConfig]) -> Application | None:
-    """The deployment that runs the steps before and behind models; None where no model has any."""
+    """The deployment that runs the steps before and after models; None where no model has any."""
     with_steps = [model for model in models if model.has_chains]
     if not with_steps:
         return None

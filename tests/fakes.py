@@ -135,7 +135,7 @@ class ScriptedBackend:
     infer_script: Callable[[Item], Item] = copy_item
     infer_requests: list[InferRequest] = field(default_factory=list)
     chain: Chain | None = None  # before every model that has steps
-    after: Chain | None = None  # behind every model that has steps
+    after: Chain | None = None  # after every model that has steps
     changes: dict[str, Any] = field(default_factory=dict)  # of the scripted model's description
     graph: Callable[[GraphRequest], Awaitable[GraphResult]] | None = None
     num_open: int = 0

@@ -53,7 +53,7 @@ class FakeModels:
 
     described: list[ModelDescription]
     chain: Chain | None = None  # before every model that has steps
-    after: Chain | None = None  # behind every model that has steps
+    after: Chain | None = None  # after every model that has steps
     error: RayshardError | None = None  # raised by the model `failing`
     failing: str = ""
     delay_s: float = 0.0

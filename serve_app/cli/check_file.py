@@ -10,7 +10,7 @@ from serve_app.config.gateway import GatewayConfig
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.gateway.key_file import read_key_file
-from serve_app.graphs.check import ModelPort, check_graph, port_of_config, result_kind
+from serve_app.graphs.check import ModelKinds, check_graph, port_of_config, result_kind
 from serve_app.planning.generator_plan import plan_generator
 from serve_app.planning.serve_file import GraphApplication, ModelApplication, ServeFile, inspect_serve_file
 from serve_app.planning.served_model import plan_batch_model
@@ -41,7 +41,7 @@ def check_file(path: Path, *, can_download: bool) -> CheckedFile:
     environment = read_environment()
     keys = _check_keys(report.gateway, path)
     models = [_check_model(model, path, environment, can_download=can_download) for model in report.models]
-    ports: dict[str, ModelPort] = {}
+    ports: dict[str, ModelKinds] = {}
     for model, known in zip(report.models, models, strict=True):
         ports[model.config.name] = port_of_config(model.config, known.labels)
     if not report.has_unread_models:  # else it is not known which models there are
@@ -98,7 +98,7 @@ def _not_here(config: ModelConfig, base_dir: Path, environment: Environment) -> 
     return None
 
 
-def _check_graph(graph: GraphApplication, ports: dict[str, ModelPort]) -> _CheckedModel:
+def _check_graph(graph: GraphApplication, ports: dict[str, ModelKinds]) -> _CheckedModel:
     config = graph.config
     problems = [Problem(graph.where, message) for message in check_graph(config, ports)]
     if problems:

@@ -132,7 +132,7 @@ def _prune(arguments: argparse.Namespace) -> int:
         arguments.layers, arguments.kv_heads, arguments.intermediate_size, num_samples=arguments.num_samples
     )
     if arguments.healing_steps < 0:
-        raise ConfigError(f"--healing-steps {arguments.healing_steps} is no number of steps; give 0 or more")
+        raise ConfigError(f"--healing-steps {arguments.healing_steps} is not a number of steps; give 0 or more")
     if not arguments.healing_steps:
         kept = prune(
             arguments.source, arguments.target, settings, arguments.calibration, can_replace=arguments.overwrite

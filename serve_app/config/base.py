@@ -19,7 +19,7 @@ _BYTE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
 
 
 def parse_bytes(value: object) -> object:
-    """Bytes of a size such as "256MiB" or "2GB"; what is no text passes through unchanged."""
+    """Bytes of a size such as "256MiB" or "2GB"; what is not a text passes through unchanged."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?) ?([A-Za-z]{1,3})", value)

@@ -117,7 +117,7 @@ class GraphConfig(ConfigModel):
 
     @property
     def ordered_steps(self) -> list[GraphStepConfig]:
-        """The steps, each behind those that it needs."""
+        """The steps, each after those that it needs."""
         ordered: dict[str, GraphStepConfig] = {}
         waiting = list(self.steps)
         while waiting:
@@ -160,11 +160,11 @@ def _graph_problem(config: GraphConfig) -> str | None:
             if source is None or source in names or (setting == "input" and source == config.input):
                 continue
             way_out = _way_out(source, names, config.input if setting == "input" else None)
-            return f"step {step.name}: {setting}={source!r} is no step; {way_out}"
+            return f"step {step.name}: {setting}={source!r} is not a step; {way_out}"
     shown = [output.step for output in config.output]
     for output in config.output:
         if output.step not in names:
-            return f"output: {output.step!r} is no step; {_way_out(output.step, names, None)}"
+            return f"output: {output.step!r} is not a step; {_way_out(output.step, names, None)}"
         if output.name is not None and (not output.name or len(output.name) > 64):
             return f"output: {output.name[:80]!r} cannot be a result's name; use 1 to 64 characters"
     circle = _circle(config.steps)

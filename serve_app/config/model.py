@@ -45,7 +45,7 @@ def _parse_step(value: object) -> object:
 
 
 class StepConfig(ConfigModel):
-    """One step before or behind a model: one of ours, or `package.module:Class` with its constructor's arguments."""
+    """One step before or after a model: one of ours, or `package.module:Class` with its constructor's arguments."""
 
     name: str = Field(min_length=1)
     arguments: dict[str, JsonValue] = {}
@@ -103,7 +103,7 @@ class ModelConfig(ConfigModel):
     @classmethod
     def _is_import_path(cls, value: str | None) -> str | None:
         if value is not None and re.fullmatch(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", value) is None:
-            raise ValueError(f"architecture={value[:80]!r} is no import path; write it as package.module:Class")
+            raise ValueError(f"architecture={value[:80]!r} is not an import path; write it as package.module:Class")
         return value
 
     @model_validator(mode="after")
@@ -142,7 +142,7 @@ class ModelConfig(ConfigModel):
 
     @property
     def has_chains(self) -> bool:
-        """Whether steps stand before the model or behind it."""
+        """Whether steps stand before the model or after it."""
         return bool(self.preprocessing or self.postprocessing)
 
     @property

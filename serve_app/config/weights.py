@@ -33,7 +33,7 @@ def weights_url_problem(url: str) -> str | None:
         parts = urlsplit(url)
         _port = parts.port
     except ValueError:
-        return "is no URL; write https://host/file.safetensors"
+        return "is not a URL; write https://host/file.safetensors"
     if parts.scheme != "https":
         return f"has scheme {parts.scheme[:20] or 'none'!r}; only https is fetched: write https://host/file.safetensors"
     if not parts.hostname:

@@ -18,7 +18,7 @@ from serve_app.wire.messages import PROTOCOL_VERSION, Call, GenerateMessage, Gen
 
 
 @dataclass(slots=True, eq=False)
-class _OpenCall:
+class _RunningCall:
     reply_to: LinkAddress
     stream: int
     ended: asyncio.Future[object]
@@ -39,7 +39,7 @@ class GeneratorCalls:
         self._plan = plan
         self._sender = sender
         self._senders = senders
-        self._calls: dict[Sequence, _OpenCall] = {}
+        self._calls: dict[Sequence, _RunningCall] = {}
 
     def describe(self, created_s: int) -> list[ModelDescription]:
         """One model."""
@@ -61,7 +61,7 @@ class GeneratorCalls:
 
     async def _generate(self, message: GenerateMessage, copy: ModelCopy) -> Completion:
         request: GenerateRequest = message.request
-        call = _OpenCall(message.reply_to, message.stream, asyncio.get_running_loop().create_future())
+        call = _RunningCall(message.reply_to, message.stream, asyncio.get_running_loop().create_future())
         call.sequences = self.work.submit(request)
         call.num_unfinished = len(call.sequences)
         for sequence in call.sequences:
@@ -84,7 +84,7 @@ class GeneratorCalls:
     def _take_outputs(self, outputs: list[SequenceOutput]) -> None:
         """Send what is new: one message for each Gateway."""
         batches: dict[str, tuple[LinkAddress, TokenBatch]] = {}  # by server key
-        ended: list[_OpenCall] = []
+        ended: list[_RunningCall] = []
         for output in outputs:
             call = self._calls.get(output.sequence)
             if call is None:

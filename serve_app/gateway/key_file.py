@@ -63,7 +63,7 @@ def read_key_file(path: Path) -> dict[str, KeyEntry]:
     """The entries by id. Raises ConfigError that names the line and never quotes it."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path} is larger than {_MAX_BYTES} bytes; it is no file of keys")
+            raise ConfigError(f"{path} is larger than {_MAX_BYTES} bytes; it is not a file of keys")
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         message = f"{path} cannot be read ({type(error).__name__}); make it with `rayshard key new`"
@@ -110,5 +110,5 @@ def _entry_of(line: str, where: str) -> KeyEntry:
 
 def _limit(value: str, name: str, where: str) -> int:
     if not (value.isascii() and value.isdecimal() and 0 < int(value[:12]) < 10**10):
-        raise ConfigError(f"{where}: {name} is no whole number above 0")
+        raise ConfigError(f"{where}: {name} is not an integer above 0")
     return int(value)

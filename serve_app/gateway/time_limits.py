@@ -18,7 +18,7 @@ def time_limit_of(given: Mapping[str, object], limit_s: float | None) -> float |
         return limit_s
     is_number = isinstance(asked, str) and asked.isascii() and asked.isdecimal()
     if not is_number or not 0 < int(str(asked)[:12]) < _MAX_TIMEOUT_MS:
-        message = f"{TIMEOUT_KEY} is no number of milliseconds; send a whole number above 0"
+        message = f"{TIMEOUT_KEY} is not a number of milliseconds; send an integer above 0"
         raise RequestError(message, field=TIMEOUT_KEY)
     asked_s = int(str(asked)) / 1000
     return asked_s if limit_s is None else min(asked_s, limit_s)

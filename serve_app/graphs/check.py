@@ -29,7 +29,7 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelPort:
+class ModelKinds:
     """What a graph must know of a model."""
 
     name: str
@@ -41,31 +41,31 @@ class ModelPort:
     embedding_size: int | None = None
 
 
-def port_of_config(config: ModelConfig, labels: list[str] | None = None) -> ModelPort:
+def port_of_config(config: ModelConfig, labels: list[str] | None = None) -> ModelKinds:
     """A model of a Serve file, whose labels may be known from its files."""
     takes: str | None = "text"
     if config.architecture is not None:
         takes = _takes(config.inputs) if config.inputs is not None else None
     gives = _gives(config.task, config.postprocessing_gives)
-    return ModelPort(config.name, config.task, takes, gives, labels or None)
+    return ModelKinds(config.name, config.task, takes, gives, labels or None)
 
 
-def port_of_description(model: ModelDescription) -> ModelPort:
+def port_of_description(model: ModelDescription) -> ModelKinds:
     """A model as its Router describes it."""
     takes = "text" if model.task == "generate" else _takes(model.inputs)
     if takes == "text" and not model.has_tokenizer:
         takes = "token ids"
     gives = _gives(model.task, model.postprocessing_gives)
-    port = ModelPort(model.name, model.task, takes, gives, model.labels or None)
+    port = ModelKinds(model.name, model.task, takes, gives, model.labels or None)
     return replace(port, vector_size=_vector_size(model.inputs), embedding_size=model.embedding_size)
 
 
-def check_graph(config: GraphConfig, models: Mapping[str, ModelPort]) -> list[str]:
+def check_graph(config: GraphConfig, models: Mapping[str, ModelKinds]) -> list[str]:
     """Every reason why the graph cannot run on these models."""
     return _Check(config, models).run()
 
 
-def result_kind(config: GraphConfig, models: Mapping[str, ModelPort]) -> str:
+def result_kind(config: GraphConfig, models: Mapping[str, ModelKinds]) -> str:
     """What one text comes to in a graph that has been checked: a kind, or "results" when there are several."""
     check = _Check(config, models)
     check.run()
@@ -79,7 +79,7 @@ def result_kind(config: GraphConfig, models: Mapping[str, ModelPort]) -> str:
 class _Check:
     """One walk along the steps."""
 
-    def __init__(self, config: GraphConfig, models: Mapping[str, ModelPort]) -> None:
+    def __init__(self, config: GraphConfig, models: Mapping[str, ModelKinds]) -> None:
         self._config = config
         self._models = models
         self._steps = {step.name: step for step in config.steps}
@@ -128,7 +128,7 @@ class _Check:
         self._check_settings(step, ports)
         return Kind(next(iter(kinds)) if len(kinds) == 1 else None, given.is_list)
 
-    def _port(self, step: GraphStepConfig, name: str) -> ModelPort | None:
+    def _port(self, step: GraphStepConfig, name: str) -> ModelKinds | None:
         port = self._models.get(name)
         if port is None:
             closest = difflib.get_close_matches(name, self._models, n=1)
@@ -139,7 +139,7 @@ class _Check:
             return None
         return port
 
-    def _check_input(self, step: GraphStepConfig, port: ModelPort, given: Kind, giver: str) -> None:
+    def _check_input(self, step: GraphStepConfig, port: ModelKinds, given: Kind, giver: str) -> None:
         if port.takes is None or given.what is None:
             return
         fits = given.what == "text" if port.takes == "text" else given.what in ("embedding", "tensors")
@@ -167,12 +167,14 @@ class _Check:
         labels = list(dict.fromkeys(label for port in deciders for label in port.labels or []))
         unknown = sorted(step.cases.keys() - set(labels))
         if unknown:
-            self._problems.append(f"{where}: cases.{unknown[0]} is no label of step {step.choose}; use {labels[:16]}")
+            self._problems.append(
+                f"{where}: cases.{unknown[0]} is not a label of step {step.choose}; use {labels[:16]}"
+            )
         uncovered = [label for label in labels if label not in step.cases]
         if uncovered and step.default is None:
             self._problems.append(f"{where}: nothing is chosen for label {uncovered[0]!r}; add it to cases, or default")
 
-    def _check_settings(self, step: GraphStepConfig, ports: list[ModelPort]) -> None:
+    def _check_settings(self, step: GraphStepConfig, ports: list[ModelKinds]) -> None:
         if not ports or any(port.task == "generate" for port in ports):
             return
         for name in ("max_tokens", "temperature", "is_chat"):

@@ -31,7 +31,7 @@ class StepCall:
 
 
 @dataclass(frozen=True, slots=True)
-class StepOutput:
+class StepAnswers:
     """A model's answers, and how many tokens it has read."""
 
     value: GraphValue  # one entry for each that went in
@@ -47,7 +47,7 @@ class ModelSteps:
         self._pool = pool
         self._renderer = renderer  # None: no step is a chat
 
-    async def run(self, call: StepCall, name: str, given: GraphValue) -> StepOutput:
+    async def run(self, call: StepCall, name: str, given: GraphValue) -> StepAnswers:
         """The answers of a model to all entries of a value. Raises a RayshardError."""
         model = self._models.backend.model(name)
         if model is None:
@@ -67,7 +67,7 @@ class ModelSteps:
         else:
             items = [_tensor_item(call, model, item) for item in given.items]
         outputs = await self._models.run_items(call.call, model, items) if items else []
-        return StepOutput(await self._value_of(call, model, outputs), num_tokens, before.redactions)
+        return StepAnswers(await self._value_of(call, model, outputs), num_tokens, before.redactions)
 
     async def _prepare(self, call: StepCall, model: ModelDescription, given: GraphValue) -> "_Prepared":
         """What the steps before the model make of each text. One that becomes a message gets its template later."""
@@ -92,7 +92,7 @@ class ModelSteps:
         is_multi_label = model.postprocessing_gives is None and model.is_multi_label
         return GraphValue("label", labels=answers.labels, is_multi_label=is_multi_label)
 
-    async def _generate_all(self, call: StepCall, model: ModelDescription, given: GraphValue) -> StepOutput:
+    async def _generate_all(self, call: StepCall, model: ModelDescription, given: GraphValue) -> StepAnswers:
         before = await self._prepare(call, model, given)
         texts = [text for text in before.inputs if isinstance(text, str)]
         tokenizer = await self._models.tokenizer(model)
@@ -101,11 +101,11 @@ class ModelSteps:
             tasks = [group.create_task(self._generate(call, model, tokenizer, text, limit)) for text in texts]
         answers = [task.result() for task in tasks]
         value = GraphValue("text", texts=[answer.text for answer in answers])
-        return StepOutput(value, sum(answer.num_prompt_tokens for answer in answers), before.redactions)
+        return StepAnswers(value, sum(answer.num_prompt_tokens for answer in answers), before.redactions)
 
     async def _generate(
         self, call: StepCall, model: ModelDescription, tokenizer: Tokenizer, text: str, limit: asyncio.Semaphore
-    ) -> "_Answer":
+    ) -> "_Generated":
         async with limit:
             if call.step.is_chat:
                 text = await self._render(call, tokenizer, text)
@@ -120,7 +120,7 @@ class ModelSteps:
             )
             request = GenerateRequest(call.call.request_id, prompt, params, queue_timeout_s=call.call.queue_timeout_s)
             token_ids = await self._token_ids(model, request)
-            return _Answer(await self._pool.run(tokenizer.decode, token_ids), len(prompt))
+            return _Generated(await self._pool.run(tokenizer.decode, token_ids), len(prompt))
 
     async def _token_ids(self, model: ModelDescription, request: GenerateRequest) -> list[int]:
         """The tokens of a request's one choice, without the one that ended it."""
@@ -142,7 +142,7 @@ class ModelSteps:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
+class _Generated:
     text: str
     num_prompt_tokens: int
 

@@ -67,7 +67,7 @@ class GraphRunner:
     async def _run_steps(self, run: _Request) -> GraphResult:
         try:
             async with asyncio.TaskGroup() as group:
-                for step in self._steps:  # each behind those that it waits for
+                for step in self._steps:  # each after those that it waits for
                     run.steps[step.name] = group.create_task(self._run_step(step, run))
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
@@ -139,7 +139,7 @@ def _chosen(step: GraphStepConfig, decider: GraphValue) -> str:
 
 
 def _run_chain(chain: Chain, values: Values) -> tuple[Values, list[list[Redaction]]]:
-    """The values behind a chain, and what it has taken out of each."""
+    """The values after a chain, and what it has taken out of each."""
     made, redactions = [], []
     for value in values:
         given = ChainValue(texts=value.texts) if value.is_list else ChainValue(text=value.texts[0])

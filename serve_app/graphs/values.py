@@ -12,7 +12,7 @@ def num_entries(value: GraphValue) -> int:
 
 
 def join(values: Sequence[GraphValue]) -> GraphValue:
-    """The entries of several values of one kind, one behind the other."""
+    """The entries of several values of one kind, one after the other."""
     assert len({value.kind for value in values}) == 1, "check_graph lets one kind through"
     return replace(
         values[0],

@@ -1,4 +1,4 @@
-"""The steps behind a model: from the numbers of one entry to labels with their scores."""
+"""The steps after a model: from the numbers of one entry to labels with their scores."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ class LabelNames:
     def __init__(self, known: Sequence[str], names: list[str] | None = None) -> None:
         if names is not None:
             if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-                raise ConfigError("names is no list of labels; give one for each output")
+                raise ConfigError("names is not a list of labels; give one for each output")
             if len(set(names)) < len(names):
                 raise ConfigError("names holds a label twice; give each output its own")
             if known and len(names) != len(known):
@@ -64,7 +64,7 @@ class TopK:
 
     def __init__(self, k: int) -> None:
         if type(k) is not int or k < 1:
-            raise ConfigError(f"k={k!r} is no number of labels; use a whole number above 0")
+            raise ConfigError(f"k={k!r} is not a number of labels; use an integer above 0")
         self._k = k
 
     def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
@@ -80,7 +80,7 @@ class Threshold:
 
     def __init__(self, min_score: float) -> None:
         if type(min_score) not in (int, float):
-            raise ConfigError(f"min_score={min_score!r} is no number; use one such as 0.5")
+            raise ConfigError(f"min_score={min_score!r} is not a number; use one such as 0.5")
         self._min_score = min_score
 
     def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:

@@ -11,13 +11,13 @@ from serve_app.errors import ConfigError, UnprocessableError
 from serve_app.preprocessing.answer_steps import LabelNames, Sigmoid, Softmax, Threshold, TopK
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.text_steps import (
+    ChainStep,
     ChatTemplate,
     CollapseWhitespace,
     Lowercase,
     NormalizeUnicode,
     RedactPii,
     SplitSentences,
-    Step,
     StripHtml,
     Tokenize,
     Truncate,
@@ -29,7 +29,7 @@ from serve_app.types.chains import ChainOutcome, ChainValue, Redaction, StepTrac
 MAX_CHARS = 16_000_000  # of what a step makes
 MAX_TEXTS = 100_000
 
-_STEPS: dict[str, Callable[..., Step]] = {
+_STEPS: dict[str, Callable[..., ChainStep]] = {
     "normalize_unicode": NormalizeUnicode,
     "lowercase": Lowercase,
     "strip_html": StripHtml,
@@ -50,7 +50,7 @@ _ENCODED_KINDS = ("text", "token_ids")
 
 @dataclass(frozen=True, slots=True)
 class ChainModel:
-    """The model that steps stand before or behind."""
+    """The model that steps stand before or after."""
 
     directory: Path
     labels: Sequence[str] = ()  # by output index; empty: its files name none
@@ -60,12 +60,12 @@ class ChainModel:
 class Chain:
     """Steps that fit together."""
 
-    def __init__(self, names: Sequence[str], steps: Sequence[Step]) -> None:
+    def __init__(self, names: Sequence[str], steps: Sequence[ChainStep]) -> None:
         self._names = names
         self._steps = steps
 
     def run(self, value: ChainValue, *, has_trace: bool) -> ChainOutcome:
-        """The value behind the last step. Raises UnprocessableError when a step makes too much of it."""
+        """The value after the last step. Raises UnprocessableError when a step makes too much of it."""
         redactions: list[Redaction] = []
         trace: list[StepTrace] = []
         for name, step in zip(self._names, self._steps, strict=True):
@@ -79,7 +79,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class ModelChains:
-    """The steps before and behind one model; either may be none."""
+    """The steps before and after one model; either may be none."""
 
     before: Chain
     after: Chain
@@ -99,7 +99,7 @@ def make_chain(steps: Sequence[StepConfig], model: ChainModel | None = None, *, 
 
 
 def check_chains(config: ModelConfig, model: ChainModel) -> list[str]:
-    """Every reason why a model's steps cannot stand before or behind it. Users' classes are not run for it."""
+    """Every reason why a model's steps cannot stand before or after it. Users' classes are not run for it."""
     before = follow_chain(config.preprocessing, model)
     last = _LAST_KINDS.get(config.task, _ENCODED_KINDS)
     wanted = "text" if config.is_generative else " or ".join(last)
@@ -129,7 +129,7 @@ def follow_chain(
     giver: str = "the request",
     label: str = "preprocessing",
 ) -> ChainEnd:
-    """The kind behind the last step, and every step that does not fit. Without a model there is no tokenizer."""
+    """The kind after the last step, and every step that does not fit. Without a model there is no tokenizer."""
     problems: list[str] = []
     kind = first
     redacting = ""
@@ -165,7 +165,7 @@ def _end_problems(end: ChainEnd, last: Sequence[str], wanted: str) -> list[str]:
     return [f"{end.giver} gives {end.kind}, but {wanted}; end with another step"]
 
 
-def _make(config: StepConfig, model: ChainModel | None, *, is_after: bool = False) -> Step:
+def _make(config: StepConfig, model: ChainModel | None, *, is_after: bool = False) -> ChainStep:
     arguments: dict[str, object] = dict(config.arguments)
     if ":" in config.name:
         return UserAnswerStep(config.name, arguments) if is_after else UserTextStep(config.name, arguments)
@@ -176,12 +176,12 @@ def _make(config: StepConfig, model: ChainModel | None, *, is_after: bool = Fals
         names = [*_STEPS, *_OF_A_MODEL]
         closest = difflib.get_close_matches(config.name, names, n=1)
         way_out = f"did you mean {closest[0]}?" if closest else f"use {', '.join(names)}, or package.module:Class"
-        raise ConfigError(f"is no step; {way_out}")
+        raise ConfigError(f"is not a step; {way_out}")
     _check_arguments(make, arguments)
     return make(**arguments)
 
 
-def _make_of_model(name: str, arguments: dict[str, object], model: ChainModel | None) -> Step:
+def _make_of_model(name: str, arguments: dict[str, object], model: ChainModel | None) -> ChainStep:
     if model is None:
         raise ConfigError("is for the steps of a model itself; remove it here")
     if name == "label_names":
@@ -193,7 +193,7 @@ def _make_of_model(name: str, arguments: dict[str, object], model: ChainModel | 
     return Tokenize(tokenizer) if name == "tokenize" else ChatTemplate(tokenizer, model.renderer)
 
 
-def _check_arguments(make: Callable[..., Step], arguments: dict[str, object], *hidden: str) -> None:
+def _check_arguments(make: Callable[..., ChainStep], arguments: dict[str, object], *hidden: str) -> None:
     parameters = {
         name: parameter
         for name, parameter in inspect.signature(make).parameters.items()

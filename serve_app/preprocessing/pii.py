@@ -119,7 +119,7 @@ def _has_luhn(candidate: str) -> bool:
 
 
 def _is_iban(candidate: str) -> bool:
-    """ISO 13616: the country's length, and 1 modulo 97 with the first four characters moved behind."""
+    """ISO 13616: the country's length, and 1 modulo 97 with the first four characters moved to the end."""
     compact = candidate.replace(" ", "")
     if _IBAN_LENGTHS.get(compact[:2]) != str(len(compact)):
         return False

@@ -25,7 +25,7 @@ _TAG = re.compile(r"<(/?)(!?[A-Za-z][A-Za-z0-9]{0,30})(?:[^<>\"']|\"[^\"<]*\"|'[
 _CLOSING_TAGS = {name: re.compile(f"</{name}", re.IGNORECASE) for name in ("script", "style", "template", "noscript")}
 
 
-class Step(Protocol):
+class ChainStep(Protocol):
     """From a value of the kind `takes` to one of the kind `gives`. A text step is run on each of several texts."""
 
     takes: str
@@ -109,7 +109,7 @@ class Truncate:
             raise ConfigError("give either max_chars or max_tokens")
         limit = max_chars if max_chars is not None else max_tokens
         if type(limit) is not int or limit < 1:
-            raise ConfigError(f"{limit!r} is no length; use a whole number above 0")
+            raise ConfigError(f"{limit!r} is not a length; use an integer above 0")
         self._limit = limit
         self.takes = self.gives = "text" if max_chars is not None else "token_ids"
 
@@ -129,7 +129,7 @@ class SplitSentences:
     takes, gives = "text", "texts"
 
     def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
-        """Cut behind sentence ends and blank lines."""
+        """Cut after sentence ends and blank lines."""
         assert value.text is not None
         sentences, start = [], 0
         for match in _SENTENCE_END.finditer(value.text):

@@ -27,7 +27,7 @@ class TokenTable:
         return found
 
     def text_of(self, token_id: int) -> str:
-        """The token as a text; what is no whole character shows as U+FFFD."""
+        """The token as a text; what is not a whole character shows as U+FFFD."""
         return self.bytes_of(token_id).decode("utf-8", errors="replace")
 
     def _spell(self, token_id: int) -> bytes:

@@ -37,7 +37,7 @@ class Redaction:
 
 @dataclass(frozen=True, slots=True)
 class ChainRequest:
-    """Values to be run through the steps before a model, or through those behind it."""
+    """Values to be run through the steps before a model, or through those after it."""
 
     request_id: str
     model: str

@@ -52,7 +52,7 @@ def test_shards_hold_and_touch_little_more_than_their_own_tensors(
     model_bytes = sum(file.stat().st_size for file in files)
     assert len(files) >= 3
     assert model_bytes >= MODEL_BYTES
-    pool = PlainProcesses(split.num_shards)  # new ones: a heap that held a model before is no measure
+    pool = PlainProcesses(split.num_shards)  # new ones: a heap that held a model before is not a measure
     try:
         load_group(pool, make_checkpoint("llama", tmp_path), split)  # next to nothing, but all modules are imported
         pids = [process.pid for process in pool.processes]

@@ -34,7 +34,7 @@ class InferBody(msgspec.Struct, kw_only=True):
 
 
 class ShownTensor(msgspec.Struct, omit_defaults=True):
-    """One output: its elements in C order, or how many bytes of it stand behind the JSON."""
+    """One output: its elements in C order, or how many bytes of it follow the JSON."""
 
     name: str
     datatype: str

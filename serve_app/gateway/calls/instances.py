@@ -22,7 +22,7 @@ async def predict_instances(
 ) -> list[object]:
     """One prediction for each instance; parameters are keys of the model's own route. Raises RequestError."""
     if not isinstance(instances, list) or not 0 < len(instances) <= MAX_ENTRIES:
-        raise RequestError(f"instances is no list of 1 to {MAX_ENTRIES} entries", field="instances")
+        raise RequestError(f"instances is not a list of 1 to {MAX_ENTRIES} entries", field="instances")
     given = {**parameters, "model": model.name}
     if model.task == "generate":
         return await _continue(plane, {**given, "prompt": _texts(instances)})
@@ -49,7 +49,7 @@ def _texts(instances: Sequence[object]) -> list[str]:
             given = instance[keys[0]] if len(keys) == 1 and len(instance) == 1 else None
         if not isinstance(given, str):
             raise RequestError(
-                f'instances[{index}] is no text; send a string, or {{"text": ...}}', field=f"instances[{index}]"
+                f'instances[{index}] is not a text; send a string, or {{"text": ...}}', field=f"instances[{index}]"
             )
         texts.append(given)
     return texts
@@ -74,7 +74,7 @@ async def _run_rows(
     else:
         for index, instance in enumerate(instances):
             if not isinstance(instance, dict) or instance.keys() != set(names):
-                message = f"instances[{index}] is no object with {sorted(names)}"
+                message = f"instances[{index}] is not an object with {sorted(names)}"
                 raise RequestError(message, field=f"instances[{index}]")
         inputs = {name: _values(instances, name) for name in names}
     answer = await plane.calls.predict(convert_body({**given, "inputs": inputs}, PredictBody))

@@ -94,7 +94,7 @@ class OpenInference:
         for name in call.outputs:
             if name not in known:
                 raise RequestError(
-                    f"outputs: {name[:64]!r} is no output of the model; it gives {known}", field="outputs"
+                    f"outputs: {name[:64]!r} is not an output of the model; it gives {known}", field="outputs"
                 )
         return port
 

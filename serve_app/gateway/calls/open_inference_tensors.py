@@ -74,7 +74,7 @@ def checked_shape(name: str, datatype: str, shape: Sequence[int]) -> tuple[int, 
         known = ", ".join([*DTYPE_OF, BYTES])
         raise RequestError(f"{where} has datatype {datatype[:16]!r}, which is not known; use {known}", field=where)
     if len(shape) > MAX_RANK or any(type(size) is not int or not 0 <= size < 2**63 for size in shape):
-        raise RequestError(f"{where}.shape is no list of at most {MAX_RANK} sizes from 0 up", field=where)
+        raise RequestError(f"{where}.shape is not a list of at most {MAX_RANK} sizes from 0 up", field=where)
     return tuple(shape)
 
 

@@ -74,10 +74,10 @@ def _read(field: str, value: object, spec: TensorSpec) -> TensorData:
 
 def _given_shape(field: str, shape: object) -> tuple[int, ...]:
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
-        raise RequestError(f"{field}.shape is no list of at most {MAX_RANK} sizes", field=f"{field}.shape")
+        raise RequestError(f"{field}.shape is not a list of at most {MAX_RANK} sizes", field=f"{field}.shape")
     for index, size in enumerate(shape):
         if type(size) is not int or size < 0:
-            message = f"{field}.shape[{index}] is no size; send whole numbers from 0 up"
+            message = f"{field}.shape[{index}] is not a size; send integers from 0 up"
             raise RequestError(message, field=f"{field}.shape")
     return tuple(shape)
 
@@ -122,7 +122,7 @@ def flatten(field: str, data: object, shape: tuple[int, ...]) -> list[Any]:
 def tensor_of(field: str, values: list[Any], shape: tuple[int, ...], dtype: str) -> TensorData:
     """The tensor of elements from JSON. Raises RequestError for one that the dtype cannot hold."""
     for index in _misfits(values, dtype):
-        raise RequestError(f"{field}: element {index} is no {dtype}, or outside its range", field=field)
+        raise RequestError(f"{field}: element {index} is not {dtype}, or outside its range", field=field)
     numpy_dtype = np.dtype(np.float32) if dtype == "bfloat16" else NUMPY_DTYPES[dtype]
     with np.errstate(over="ignore"):
         array = np.asarray(values).astype(numpy_dtype).reshape(shape)

@@ -29,7 +29,7 @@ from serve_app.types.models import ModelDescription
 
 def compatible_routes(plane: DataPlane, shell: RequestShell) -> list[Route]:
     """The paths of the known tools."""
-    endpoints = _Endpoints(plane, shell)
+    endpoints = _CompatibleEndpoints(plane, shell)
     return [
         Route("/ping", endpoints.ping),
         Route("/models", endpoints.models),
@@ -38,7 +38,7 @@ def compatible_routes(plane: DataPlane, shell: RequestShell) -> list[Route]:
     ]
 
 
-class _Endpoints:
+class _CompatibleEndpoints:
     def __init__(self, plane: DataPlane, shell: RequestShell) -> None:
         self._plane = plane
         self._shell = shell

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP: JSON, and the extension that sends tensors as bytes behind it.
+"""The Open Inference Protocol over HTTP: JSON, and the extension that sends tensors as bytes after it.
 
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
@@ -57,7 +57,7 @@ class _Binary:
 
 def open_inference_routes(service: OpenInference, shell: RequestShell) -> list[Route]:
     """The protocol's paths."""
-    endpoints = _Endpoints(service, shell)
+    endpoints = _ProtocolEndpoints(service, shell)
     model = "/v2/models/{name:path}"
     version = f"{model}/versions/{{version}}"
     return [
@@ -70,7 +70,7 @@ def open_inference_routes(service: OpenInference, shell: RequestShell) -> list[R
     ]
 
 
-class _Endpoints:
+class _ProtocolEndpoints:
     def __init__(self, service: OpenInference, shell: RequestShell) -> None:
         self._service = service
         self._shell = shell
@@ -143,12 +143,12 @@ def _inflated(content: bytes, request: Request, max_bytes: int) -> bytes:
 
 
 def _split(content: bytes, json_length: str | None) -> tuple[bytes, bytes]:
-    """The JSON and the bytes behind it."""
+    """The JSON and the bytes after it."""
     if json_length is None:
         return content, b""
     if not (json_length.isascii() and json_length.isdecimal()) or int(json_length[:20]) > len(content):
         raise RequestError(
-            f"the header {JSON_LENGTH} is no length within the body of {len(content)} bytes", field=JSON_LENGTH
+            f"the header {JSON_LENGTH} is not a length within the body of {len(content)} bytes", field=JSON_LENGTH
         )
     return content[: int(json_length)], content[int(json_length) :]
 
@@ -175,13 +175,13 @@ def _call_of(body: InferBody, binary: bytes, name: str, version: str) -> tuple[I
             inputs.append(_tensor_of_json(tensor))
             continue
         if type(size) is not int or not 0 <= size <= len(binary) - position:
-            message = f"{where}: binary_data_size is no size within the {len(binary)} bytes behind the JSON"
+            message = f"{where}: binary_data_size is not a size within the {len(binary)} bytes after the JSON"
             raise RequestError(message, field=where)
         raw = binary[position : position + size]
         inputs.append(NamedTensor.of_raw(tensor.name, tensor.datatype, tensor.shape, raw))
         position += size
     if position != len(binary):
-        raise RequestError(f"{len(binary) - position} bytes behind the JSON belong to no input", field="inputs")
+        raise RequestError(f"{len(binary) - position} bytes after the JSON belong to no input", field="inputs")
     names = [output.name for output in body.outputs]
     return InferCall(name, version, body.id, inputs, names, parameters), _Binary(is_default, wants)
 
@@ -190,14 +190,14 @@ def _tensor_of_json(tensor: TensorBody) -> NamedTensor:
     where = f"inputs.{tensor.name[:64]}"
     shape = checked_shape(tensor.name, tensor.datatype, tensor.shape)
     if not isinstance(tensor.data, list):
-        raise RequestError(f"{where}.data is no list of elements", field=where)
+        raise RequestError(f"{where}.data is not a list of elements", field=where)
     elements = flatten(where, tensor.data, shape)
     if tensor.datatype != BYTES:
         data = tensor_of(where, elements, shape, DTYPE_OF[tensor.datatype])
         return NamedTensor(tensor.name, tensor.datatype, shape, data=data.data)
     for index, element in enumerate(elements):
         if not isinstance(element, str):
-            raise RequestError(f"{where}: element {index} is no text", field=where)
+            raise RequestError(f"{where}: element {index} is not a text", field=where)
     return NamedTensor(tensor.name, BYTES, shape, texts=tuple(element.encode() for element in elements))
 
 

@@ -194,7 +194,7 @@ def _protocol_operations() -> list[Operation]:
             Operation("GET", path, tag, "What a model takes and gives", {_JSON: ShownModel}),
             Operation("GET", f"{path}/ready", tag, "Whether a copy of a model can answer",
                       {_JSON: ServerReady}, other_answers={503: ServerReady}),
-            Operation("POST", f"{path}/infer", tag, "Run a model on named tensors, as JSON or with bytes behind it",
+            Operation("POST", f"{path}/infer", tag, "Run a model on named tensors, as JSON or with bytes after it",
                       {_JSON: ShownAnswer, _BYTES: _STRING}, {_JSON: InferBody, _BYTES: _STRING}),
         ]  # fmt: skip
     return found

@@ -171,7 +171,7 @@ def test_private_addresses_are_not_even_connected_to(tmp_path: Path, address: st
         ("https:///x", "names no host"),
         ("https://user:secret@example.org/x", "user name"),
         ("https://example.org/a b", "encode it"),
-        ("https://example.org:99999/x", "is no URL"),
+        ("https://example.org:99999/x", "is not a URL"),
     ],
 )
 def test_a_url_that_cannot_be_meant_is_named(url: str, says: str) -> None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from serve_app.config.graph import GraphConfig
 from serve_app.config.model import ModelConfig
 from serve_app.graphs.check import (
-    ModelPort,
+    ModelKinds,
     check_graph,
     port_of_config,
     port_of_description,
@@ -90,12 +90,12 @@ def test_settings_survive_the_way_to_a_replica() -> None:
         (
             [model("vectors"), model("b", input="vektors")],
             {},
-            "step b: input='vektors' is no step; did you mean vectors",
+            "step b: input='vektors' is not a step; did you mean vectors",
         ),
-        ([model("a", input="texts")], {}, "step a: input='texts' is no step; did you mean text?"),
+        ([model("a", input="texts")], {}, "step a: input='texts' is not a step; did you mean text?"),
         ([model("a"), model("b")], {}, "step a: nothing uses it; name it in output, or remove it"),
         ([model("a"), model("a")], {}, "steps: name='a' is given more than once"),
-        ([model("a")], {"output": "aa"}, "output: 'aa' is no step; did you mean a?"),
+        ([model("a")], {"output": "aa"}, "output: 'aa' is not a step; did you mean a?"),
         ([model("a")], {"output": {"": "a"}}, "output: '' cannot be a result's name"),
         ([model("a")], {"output": 3}, "output is a step's name, a list of them, or `name: step` lines"),
         ([model("a")], {"output": []}, "output is a step's name, a list of them"),
@@ -109,7 +109,7 @@ def test_settings_survive_the_way_to_a_replica() -> None:
             {},
             "step a: choose needs two models or more",
         ),
-        ([LANGUAGE, {**ANSWER, "choose": "text"}], {}, "step answer: choose='text' is no step; use one of language"),
+        ([LANGUAGE, {**ANSWER, "choose": "text"}], {}, "step answer: choose='text' is not a step; use one of language"),
         ([chain("a", "lowercase", max_tokens=3)], {}, "step a: max_tokens has no effect on a chain; remove it"),
         ([model("text")], {}, "name='text' cannot be a step's name"),
         ([model("a b")], {}, "name='a b' cannot be a step's name"),
@@ -161,7 +161,7 @@ def test_steps_that_fit_together_give_a_kind(steps: list[dict[str, Any]], more: 
         ),
         (
             [LANGUAGE, {**ANSWER, "cases": {"ed": "chat-de"}}],
-            f"step answer: choose: cases.ed is no label of step language; use {LABELS}",
+            f"step answer: choose: cases.ed is not a label of step language; use {LABELS}",
         ),
         (
             [LANGUAGE, {"name": "answer", "choose": "language", "cases": {"de": "chat-de", "en": "chat-en"}}],
@@ -170,7 +170,7 @@ def test_steps_that_fit_together_give_a_kind(steps: list[dict[str, Any]], more: 
         ([model("a", "pairs")], "step a: pairs scores pairs of texts, and a step has one text; use embed"),
         ([model("a", "mute")], "step a: mute takes text, but has no tokenizer.json; add it"),
         ([model("a", max_tokens=3)], "step a: max_tokens has no effect on task=embed; remove it"),
-        ([chain("a", "lowercas")], "step a: chain[0]=lowercas: is no step; did you mean lowercase?"),
+        ([chain("a", "lowercas")], "step a: chain[0]=lowercas: is not a step; did you mean lowercase?"),
         ([chain("a", "tokenize")], "step a: chain[0]=tokenize: is for the steps of a model itself; remove it here"),
         ([chain("a", {"truncate": {"max_tokens": 3}})], "step a: chain[0]=truncate takes token_ids, but the request"),
         (
@@ -190,7 +190,7 @@ def test_every_edge_that_does_not_fit_is_named() -> None:
 
 def test_a_module_that_declares_its_inputs_itself_is_checked_when_it_is_loaded() -> None:
     config = ModelConfig(name="m", source="x", task="classify", architecture="a:B")
-    assert port_of_config(config) == ModelPort("m", "classify", None, "label")
+    assert port_of_config(config) == ModelKinds("m", "classify", None, "label")
     steps = graph(model("v"), model("m", "m", input="v"))
     assert check_graph(steps, {**PORTS, "m": port_of_config(config)}) == []
 

@@ -81,7 +81,10 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
         ("task: speak", "args.task: 'speak' is not known; use 'generate', 'embed', 'classify', 'score' or 'predict'"),
         ("task: predict", "args: task=predict needs architecture: package.module:Class; or choose generate, embed"),
         ("architecture: 'a:B'", "args: task=generate cannot run architecture=a:B; set task to predict"),
-        ("architecture: a.b", "args.architecture: architecture='a.b' is no import path; write it as package.module"),
+        (
+            "architecture: a.b",
+            "args.architecture: architecture='a.b' is not an import path; write it as package.module",
+        ),
         ("arguments: {width: 3}", "args: arguments has no effect without architecture; remove it, or name"),
         ("pooling: mean", "args: pooling has no effect on task=generate; remove it"),
         ("task: embed, pooling: max", "args.pooling: 'max' is not known; use 'mean', 'cls' or 'last'"),

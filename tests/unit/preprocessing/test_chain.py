@@ -88,7 +88,7 @@ def test_tokenize_gives_the_models_own_tokens(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["lowercas"], "preprocessing[0]=lowercas: is no step; did you mean lowercase?"),
+        (["lowercas"], "preprocessing[0]=lowercas: is not a step; did you mean lowercase?"),
         (["xyz"], "use normalize_unicode, lowercase"),
         (
             ["tokenize", "lowercase"],
@@ -98,8 +98,8 @@ def test_tokenize_gives_the_models_own_tokens(directory: Path) -> None:
         (["split_sentences", "tokenize"], "preprocessing[1]=tokenize takes text, but preprocessing[0]"),
         ([{"truncate": {"max_tokens": 3}}], "preprocessing[0]=truncate takes token_ids, but the request gives text"),
         ([{"truncate": {}}], "give either max_chars or max_tokens"),
-        ([{"truncate": {"max_chars": 0}}], "0 is no length"),
-        ([{"truncate": {"max_chars": "3"}}], "'3' is no length"),
+        ([{"truncate": {"max_chars": 0}}], "0 is not a length"),
+        ([{"truncate": {"max_chars": "3"}}], "'3' is not a length"),
         ([{"lowercase": {"locale": "de"}}], "argument locale is not known; it takes none"),
         ([{"normalize_unicode": {"form": "X"}}], "form='X' is not known"),
         ([{"redact_pii": {"kinds": ["names"]}}], "kinds='names' is not known; use email"),
@@ -220,8 +220,8 @@ def test_an_answer_that_json_cannot_hold_is_told_by_its_kind(directory: Path) ->
         (["label_names", "softmax"], "postprocessing[1]=softmax takes numbers, but postprocessing[0]=label_names"),
         ([{"top_k": {"k": 1}}], "postprocessing[0]=top_k takes labels, but the model gives numbers"),
         (["label_names", "top_k"], "argument k is missing; write it as `step: {k: ...}`"),
-        (["label_names", {"top_k": {"k": 0}}], "k=0 is no number of labels"),
-        (["label_names", {"threshold": {"min_score": "0.5"}}], "min_score='0.5' is no number"),
+        (["label_names", {"top_k": {"k": 0}}], "k=0 is not a number of labels"),
+        (["label_names", {"threshold": {"min_score": "0.5"}}], "min_score='0.5' is not a number"),
         ([{"label_names": {"names": ["x"]}}], "names has 1 labels, and the model 3"),
         ([{"label_names": {"names": ["x", "x", "y"]}}], "names holds a label twice"),
         ([{"label_names": {"known": ["x"]}}], "argument known is not known; it takes names"),

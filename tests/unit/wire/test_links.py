@@ -354,7 +354,7 @@ def test_a_sender_says_so_when_a_gateway_takes_no_more(links: Senders) -> None:
     while links.send(gone, batch_of("replica#1", [])):
         num_taken += 1
         assert num_taken <= 100_000
-    assert num_taken > 1000  # a pause of the receiver is no reason to give up
+    assert num_taken > 1000  # a pause of the receiver is not a reason to give up
     assert time.monotonic() - started < 20
 
 

@@ -1,4 +1,4 @@
-"""Models with steps before and behind them, over HTTP: what clients get, and what is restored when they ask."""
+"""Models with steps before and after them, over HTTP: what clients get, and what is restored when they ask."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
