@@ -11,6 +11,7 @@ TESTS = Path(__file__).parent
 OWN_CLUSTERS = {"test_batch_models", "test_many_small_models", "test_ray_training", "test_throughput_profile"}
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One process runs all tests of a cluster, so that it starts once; clusters come first: they take longest."""
     for item in items:

@@ -1,13 +1,21 @@
 """Shards of a model copy in threads of this process: a ShardGroup whose every epoch a test can end as it likes."""
 
 import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
+import zmq
 
 from serve_app.deployments.copy_work import CopyWork
 from serve_app.errors import ShardLostError
-from serve_app.types.shards import EngineLimits, ShardReport
-from serve_app.wire.links import LOOPBACK, ControlAddress
-from tests.fakes_engine import CacheOracle, FakeModel, FakeShard
+from serve_app.preprocessing.arrays import to_array, to_tensor_data
+from serve_app.types.shards import BatchModelReport, EngineLimits, ShardReport
+from serve_app.types.steps import BatchStep, BatchStepOutput
+from serve_app.wire.links import LOOPBACK, ControlAddress, ControlClient
+from tests.fakes_engine import BEAT_S, CacheOracle, FakeModel, FakeShard, SilentLoop
 
 
 class FakeGroup:
@@ -53,6 +61,57 @@ class FakeGroup:
         """A shard's process has ended."""
         if not self._lost.done():
             self._lost.set_exception(ShardLostError("a shard's process has ended"))
+
+
+class EchoGroup(FakeGroup):
+    """One shard of a batch model that gives each entry's number of tokens, and 1 for the second class."""
+
+    def __init__(self, work: CopyWork, report: BatchModelReport) -> None:
+        super().__init__(work, FakeModel(), 0, None)
+        self.reports = [ShardReport(0, 0, 0.0, [report])]
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.num_steps = 0
+        self._client: ControlClient | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    async def run(self, address: ControlAddress) -> None:
+        """Run steps in a thread until `die`."""
+        self._client = ControlClient(address, 0)
+        self._thread.start()
+        await self._lost
+
+    def kill(self) -> None:
+        """End the thread."""
+        self.is_killed = True
+        self.may_answer.set()
+        if self._client is not None:
+            threading.Thread(target=self._client.interrupt, daemon=True).start()
+            self._thread.join(timeout=10)
+
+    def run_step(self, step: BatchStep) -> BatchStepOutput:
+        """The sizes of a step's entries."""
+        self.num_steps += 1
+        self.may_answer.wait()
+        sizes = to_array(step.inputs["lengths"]).astype(np.float32)
+        logits = np.stack([sizes, np.ones_like(sizes)], axis=1)
+        return BatchStepOutput(step.step_id, {"logits": to_tensor_data(logits)})
+
+    def _run(self) -> None:
+        assert self._client is not None
+        with contextlib.suppress(zmq.ContextTerminated):
+            SilentLoop(self._client, BEAT_S).run(BatchStep, StepFunction(self.run_step))
+
+
+@dataclass(frozen=True)
+class StepFunction:
+    """A StepRunner of a function."""
+
+    function: Callable[[BatchStep], BatchStepOutput]
+
+    def run(self, step: BatchStep) -> BatchStepOutput:
+        """Call it."""
+        return self.function(step)
 
 
 @dataclass

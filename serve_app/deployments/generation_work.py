@@ -100,7 +100,8 @@ class GenerationWork:
     def take(self, outputs: list[SequenceOutput]) -> None:
         """New tokens."""
         if self._warm_up is not None:
-            reason = outputs[0].chunk.finish_reason if outputs else None
+            more = outputs[0].more if outputs else None
+            reason = None if more is None else more.finish_reason
             if reason is not None and not self._warm_up.done():
                 self._warm_up.set_result(reason)
             return

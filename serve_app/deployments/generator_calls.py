@@ -92,8 +92,12 @@ class GeneratorCalls:
             key = call.reply_to.server_key
             if key not in batches:
                 batches[key] = (call.reply_to, TokenBatch.empty(self._sender))
-            batches[key][1].add(call.stream, output.chunk)
-            if output.chunk.finish_reason is not None:
+            batch, more = batches[key][1], output.more
+            if more is None:
+                batch.add_token(call.stream, output.sequence.choice, output.first_index, output.token_id)
+                continue
+            batch.add(call.stream, more)
+            if more.finish_reason is not None:
                 call.num_unfinished -= 1
                 if call.num_unfinished == 0:
                     ended.append(call)

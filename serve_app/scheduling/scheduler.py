@@ -24,10 +24,17 @@ _MAX_LOGPROB_TOKENS = 256  # of a prompt in one step: each needs its logits, a r
 
 @dataclass(slots=True)
 class SequenceOutput:
-    """New tokens of one sequence after a step."""
+    """What a step has brought to one sequence: one plain token, or a chunk that carries more."""
 
     sequence: Sequence
-    chunk: OutputChunk
+    first_index: int
+    token_id: int = -1
+    more: OutputChunk | None = None  # None: nothing but the token
+
+    @property
+    def chunk(self) -> OutputChunk:
+        """The same as one chunk."""
+        return self.more or OutputChunk(self.sequence.choice, self.first_index, [self.token_id])
 
 
 class Scheduler:
@@ -146,9 +153,9 @@ class Scheduler:
                 continue  # aborted while the step ran
             if drawn is not None:
                 sequence.is_draw_in_flight = False
-            chunk = self._take(sequence, output, index, drawn)
-            if chunk is not None:
-                news.append(SequenceOutput(sequence, chunk))
+            taken = self._take(sequence, output, index, drawn)
+            if taken is not None:
+                news.append(taken)
         return news
 
     def check(self) -> None:
@@ -230,22 +237,26 @@ class Scheduler:
         self._blocks.grow(sequence.block_table, sequence.num_scheduled + num_tokens)
         step.put(sequence, num_tokens)
 
-    def _take(self, sequence: Sequence, output: StepOutput, index: int, drawn: int | None) -> OutputChunk | None:
+    def _take(self, sequence: Sequence, output: StepOutput, index: int, drawn: int | None) -> SequenceOutput | None:
         """Append the drawn token, if any, and end the sequence when it is its last."""
         prompt_logprobs = output.prompt_logprobs.get(index)
         first_index = sequence.num_outputs
         if drawn is None:
             if prompt_logprobs is None:
                 return None
-            return OutputChunk(sequence.choice, first_index, [], prompt_logprobs=prompt_logprobs)
+            chunk = OutputChunk(sequence.choice, first_index, [], prompt_logprobs=prompt_logprobs)
+            return SequenceOutput(sequence, first_index, more=chunk)
         token_id = output.token_ids[drawn]
         if token_id < 0:
             self._finish(sequence, "error")
-            return OutputChunk(sequence.choice, first_index, [], finish_reason="error")
+            chunk = OutputChunk(sequence.choice, first_index, [], finish_reason="error")
+            return SequenceOutput(sequence, first_index, more=chunk)
         sequence.token_ids.append(token_id)
         stop_token_id = self._end_if_due(sequence, token_id)
         logprobs = None if output.logprobs is None else output.logprobs[drawn]
-        return OutputChunk(
+        if logprobs is None and prompt_logprobs is None and sequence.finish_reason is None:
+            return SequenceOutput(sequence, first_index, token_id)
+        chunk = OutputChunk(
             choice=sequence.choice,
             first_index=first_index,
             token_ids=[token_id],
@@ -254,6 +265,7 @@ class Scheduler:
             finish_reason=sequence.finish_reason,
             stop_token_id=stop_token_id,
         )
+        return SequenceOutput(sequence, first_index, token_id, chunk)
 
     def _end_if_due(self, sequence: Sequence, token_id: int) -> int | None:
         """End the sequence after its last token; gives the token that stopped it, if one did."""

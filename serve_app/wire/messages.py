@@ -92,12 +92,16 @@ class TokenBatch(Message, frozen=True, array_like=True, tag="tokens"):
         """Append a chunk of a stream."""
         is_plain = chunk.finish_reason is None and chunk.logprobs is None and chunk.prompt_logprobs is None
         if is_plain and len(chunk.token_ids) == 1 and not any(other.stream == stream for other in self.others):
-            self.streams.append(stream)
-            self.choices.append(chunk.choice)
-            self.first_indexes.append(chunk.first_index)
-            self.token_ids.append(chunk.token_ids[0])
+            self.add_token(stream, chunk.choice, chunk.first_index, chunk.token_ids[0])
         else:
             self.others.append(StreamChunk(stream, chunk))
+
+    def add_token(self, stream: int, choice: int, index: int, token_id: int) -> None:
+        """Append a token that carries nothing else, of a choice that has nothing in this batch yet."""
+        self.streams.append(stream)
+        self.choices.append(choice)
+        self.first_indexes.append(index)
+        self.token_ids.append(token_id)
 
 
 class StateMessage(Message, frozen=True, array_like=True, tag="state"):

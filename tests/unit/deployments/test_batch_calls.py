@@ -1,0 +1,138 @@
+"""A replica of a one-step model without Serve or Ray: what dies with its shards is run again, and nobody notices."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from serve_app.backend.serve_backend import ServeBackend
+from serve_app.config.environment import read_environment
+from serve_app.config.model import ModelConfig
+from serve_app.deployments.batch_calls import BatchCalls
+from serve_app.deployments.copy_work import CopyWork
+from serve_app.deployments.model_replica import ModelReplica
+from serve_app.deployments.replica_links import ReplicaIdentity
+from serve_app.errors import ConfigError, QueueFullError
+from serve_app.planning.served_model import plan_batch_model
+from serve_app.preprocessing.arrays import integer_tensor, to_array
+from serve_app.types.models import ModelDescription
+from serve_app.types.shards import BatchModelReport
+from serve_app.types.tensors import InferRequest, Item, TensorSpec
+from serve_app.wire.links import LOOPBACK, Senders
+from tests.fakes_group import EchoGroup
+from tests.fakes_serve import FakeControl, running_backend, states, until
+
+ROOT = Path(__file__).parents[3]
+TICKETS = ROOT / "examples" / "text_classifier" / "model"
+REPORT = BatchModelReport(
+    "tickets",
+    0,
+    0,
+    3,
+    {"input_ids": TensorSpec("int64", ("tokens",)), "lengths": TensorSpec("int64", ("batch",))},
+    {"logits": TensorSpec("float32", ("batch", 2))},
+)
+
+
+class Tickets:
+    """One replica of the shipped classifier, on shards that only count tokens."""
+
+    def __init__(self) -> None:
+        config = ModelConfig.model_validate(
+            {
+                "name": "tickets",
+                "source": str(TICKETS),
+                "task": "classify",
+                "architecture": "serve_app.models.text_classifier:TextClassifier",
+                "engine": {"max_queued": 4, "max_num_seqs": 2},
+            }
+        )
+        self.groups: list[EchoGroup] = []
+        self.calls = BatchCalls([plan_batch_model(config, ROOT, read_environment({}))])
+        identity = ReplicaIdentity("a", "tickets", "Router", LOOPBACK)
+        self.replica = ModelReplica(
+            identity, self.calls.work, self.calls, self.make_group, Senders(LOOPBACK), retry_s=0.001
+        )
+        self.links = self.replica.links
+
+    def make_group(self, work: CopyWork) -> EchoGroup:
+        self.groups.append(EchoGroup(work, REPORT))
+        return self.groups[-1]
+
+    def describe(self) -> list[ModelDescription]:
+        return self.replica.describe()
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[Tickets, ServeBackend]]:
+    tickets = Tickets()
+    await tickets.replica.start()
+    control = FakeControl()
+    control.add("tickets", "Router", tickets)
+    async with running_backend(control) as backend:
+        await until(lambda: states(backend).get("tickets") == ["ready"])
+        yield tickets, backend
+    tickets.replica.close_now()
+    await asyncio.sleep(0)
+
+
+def entry(num_tokens: int) -> Item:
+    return {"input_ids": integer_tensor([1] * num_tokens), "lengths": integer_tensor([num_tokens])}
+
+
+async def sizes(backend: ServeBackend, *num_tokens: int, queue_timeout_s: float | None = None) -> list[float]:
+    request = InferRequest("r", "tickets", [entry(number) for number in num_tokens], queue_timeout_s)
+    async with asyncio.timeout(10):
+        result = await backend.infer(request)
+    return [float(to_array(output["logits"])[0, 0]) for output in result.outputs]
+
+
+async def test_entries_are_answered_in_their_order(served: tuple[Tickets, ServeBackend]) -> None:
+    _tickets, backend = served
+    assert await sizes(backend, 3, 1, 7) == [3, 1, 7]
+    (model,) = backend.models()
+    assert (model.name, model.task, model.labels[0]) == ("tickets", "classify", "billing")
+
+
+async def test_what_dies_with_its_shards_is_run_again(served: tuple[Tickets, ServeBackend]) -> None:
+    tickets, backend = served
+    tickets.groups[0].may_answer.clear()
+    running = asyncio.create_task(sizes(backend, 5))
+    await until(lambda: tickets.groups[0].num_steps == 1)
+    tickets.groups[0].die()
+    assert await running == [5]
+    assert tickets.replica.copy.epoch == 2
+    assert tickets.groups[1].num_steps == 1
+
+
+async def test_a_request_that_is_given_up_leaves_the_queue(served: tuple[Tickets, ServeBackend]) -> None:
+    tickets, backend = served
+    tickets.groups[0].may_answer.clear()
+    running = asyncio.create_task(sizes(backend, 5))
+    await until(lambda: tickets.groups[0].num_steps == 1)
+    waiting = asyncio.create_task(sizes(backend, 6))
+    await until(lambda: len(tickets.calls._waiting) == 2)
+    waiting.cancel()
+    await until(lambda: len(tickets.calls._waiting) == 1)
+    tickets.groups[0].may_answer.set()
+    assert await running == [5]
+    assert await sizes(backend, 7) == [7]
+    assert tickets.groups[0].num_steps == 2  # the one that was given up has not run
+
+
+async def test_a_request_that_waits_too_long_for_its_turn_is_refused(served: tuple[Tickets, ServeBackend]) -> None:
+    tickets, backend = served
+    tickets.groups[0].may_answer.clear()
+    running = asyncio.create_task(sizes(backend, 5))
+    await until(lambda: tickets.groups[0].num_steps == 1)
+    with pytest.raises(QueueFullError, match=r"queue_timeout_s=0\.1"):
+        await sizes(backend, 6, queue_timeout_s=0.1)
+    tickets.groups[0].may_answer.set()
+    assert await running == [5]
+
+
+async def test_a_model_of_another_application_is_refused(served: tuple[Tickets, ServeBackend]) -> None:
+    tickets, _backend = served
+    with pytest.raises(ConfigError, match="is not served by this application"):
+        tickets.calls.work.submit(InferRequest("r", "other", [entry(1)]))
