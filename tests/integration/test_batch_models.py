@@ -23,6 +23,7 @@ from tests.encoder_checkpoints import make_encoder, reference_outputs
 from tests.integration.serve_cluster import GATEWAY, ServeCluster
 from tests.unit.models.test_torch_model import save
 
+pytestmark = pytest.mark.slow  # everything/ has one of each in the fast set
 TEXTS = ["I was charged twice.", "Where is my parcel? It should have been here on Monday.", "x"]
 CLASSIFIER = "serve_app.models.text_classifier:TextClassifier"
 NUM_SMALL = 3

@@ -27,6 +27,7 @@ def restored(cluster: ServeCluster) -> Iterator[ServeCluster]:
     cluster.wait_until(lambda: set(cluster.health()[1]["models"]) == {"demo"}, 120, "going back")
 
 
+@pytest.mark.slow
 def test_a_second_model_comes_without_touching_the_first(restored: ServeCluster) -> None:
     cluster = restored
     pids = cluster.pids("ray::Shard")
@@ -62,6 +63,7 @@ def test_quantized_twins_are_served_and_a_model_that_fails_its_gate_is_not(
     assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
 
 
+@pytest.mark.slow
 def test_autoscaling_adds_a_copy_under_load_and_takes_it_away(restored: ServeCluster) -> None:
     cluster = restored
     scaling = {
@@ -84,6 +86,7 @@ def test_autoscaling_adds_a_copy_under_load_and_takes_it_away(restored: ServeClu
     assert cluster.complete("scaled", DATE).json()["choices"][0]["text"].strip() == ANSWER
 
 
+@pytest.mark.slow
 def test_a_full_queue_refuses_with_a_time_to_come_again(restored: ServeCluster) -> None:
     cluster = restored
     cluster.deploy([*cluster.applications, model_application("small", engine={"max_num_seqs": 1, "max_queued": 2})])
@@ -98,6 +101,7 @@ def test_a_full_queue_refuses_with_a_time_to_come_again(restored: ServeCluster) 
             assert "max_queued=2" in answer.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_taken_away_lets_its_streams_end(restored: ServeCluster) -> None:
     cluster = restored
     split = {"pipeline": 2, "tensor": 1}
