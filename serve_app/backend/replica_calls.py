@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from serve_app.backend.token_stream import TokenStream
-from serve_app.errors import InternalError, QueueFullError, RayshardError, UnavailableError, error_of_kind
+from serve_app.errors import QueueFullError, UnavailableError, error_of_kind
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState
 from serve_app.wire.links import Senders
@@ -196,8 +196,3 @@ class ReplicaCalls:
         for call in self._open.of(replica):
             if not call.reply.done():
                 call.reply.set_exception(_ReplicaLostError())
-
-
-def unexpected_reply(reply: object) -> RayshardError:
-    """For a reply of another kind than the call's: a fault of ours."""
-    return InternalError(f"a {type(reply).__name__} came where another reply was due")

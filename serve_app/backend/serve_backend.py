@@ -5,11 +5,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 from serve_app.backend.applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME, Application, Applications
 from serve_app.backend.control import Control
 from serve_app.backend.protocol import HealthReport, TakeChunk
-from serve_app.backend.replica_calls import OpenCalls, ReplicaCalls, unexpected_reply
+from serve_app.backend.replica_calls import MakeCall, OpenCalls, ReplicaCalls
 from serve_app.backend.token_stream import TokenStream
 from serve_app.errors import InternalError, ModelNotFoundError, UnavailableError
 from serve_app.types.chains import ChainRequest, ChainResult
@@ -36,6 +37,7 @@ from serve_app.wire.messages import (
 )
 
 logger = logging.getLogger(__name__)
+ReplyT = TypeVar("ReplyT")
 
 _SWEEP_INTERVAL_S = 0.5
 _NODES_INTERVAL_S = 10.0
@@ -103,16 +105,11 @@ class ServeBackend:
 
     async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
         """See ModelBackend."""
-
-        def make(number: int, reply_to: LinkAddress) -> Call:
-            return GenerateMessage(PROTOCOL_VERSION, 0, number, reply_to, request)
-
         stream = TokenStream(request.num_choices, take)
-        reply = await self._calls(model, ROUTER_NAME).call(make, request.queue_timeout_s, stream)
-        if isinstance(reply, GenerateReply):
-            stream.check_end(reply.completion)
-        elif reply is not None:
-            raise unexpected_reply(reply)
+        calls = self._calls(model, ROUTER_NAME)
+        reply = await calls.call(_maker(GenerateMessage, request), request.queue_timeout_s, stream)
+        if reply is not None:  # otherwise the stream has all that is wanted
+            stream.check_end(_expected(GenerateReply, reply).completion)
 
     async def infer(self, request: InferRequest) -> InferResult:
         """See ModelBackend. Many entries are run in pieces on all copies."""
@@ -138,34 +135,16 @@ class ServeBackend:
 
     async def run_chain(self, request: ChainRequest) -> ChainResult:
         """See ModelBackend."""
-
-        def make(number: int, reply_to: LinkAddress) -> Call:
-            return ChainMessage(PROTOCOL_VERSION, 0, number, reply_to, request)
-
-        reply = await self._calls(request.model, PREPROCESSOR_NAME).call(make, _CHAIN_WAIT_S)
-        if not isinstance(reply, ChainReply):
-            raise unexpected_reply(reply)
-        return reply.result
+        calls = self._calls(request.model, PREPROCESSOR_NAME)
+        return _expected(ChainReply, await calls.call(_maker(ChainMessage, request), _CHAIN_WAIT_S)).result
 
     async def run_graph(self, request: GraphRequest) -> GraphResult:
         """See ModelBackend."""
-
-        def make(number: int, reply_to: LinkAddress) -> Call:
-            return GraphMessage(PROTOCOL_VERSION, 0, number, reply_to, request)
-
-        reply = await self._calls(request.graph, GRAPH_NAME).call(make, request.queue_timeout_s)
-        if not isinstance(reply, GraphReply):
-            raise unexpected_reply(reply)
-        return reply.result
+        calls = self._calls(request.graph, GRAPH_NAME)
+        return _expected(GraphReply, await calls.call(_maker(GraphMessage, request), request.queue_timeout_s)).result
 
     async def _infer_once(self, calls: ReplicaCalls, request: InferRequest) -> InferResult:
-        def make(number: int, reply_to: LinkAddress) -> Call:
-            return InferMessage(PROTOCOL_VERSION, 0, number, reply_to, request)
-
-        reply = await calls.call(make, request.queue_timeout_s)
-        if not isinstance(reply, InferReply):
-            raise unexpected_reply(reply)
-        return reply.result
+        return _expected(InferReply, await calls.call(_maker(InferMessage, request), request.queue_timeout_s)).result
 
     def _calls(self, model: str, deployment: str) -> ReplicaCalls:
         application = self._applications.by_model.get(model)
@@ -232,3 +211,15 @@ class ServeBackend:
     async def _listen_to_other_nodes(self) -> None:
         if await self._control.num_nodes() > 1:
             self._receiver.listen_wide()
+
+
+def _maker(message: Callable[..., Call], request: object) -> MakeCall:
+    """Makes the call's message once its number is known."""
+    return lambda number, reply_to: message(PROTOCOL_VERSION, 0, number, reply_to, request)
+
+
+def _expected(kind: type[ReplyT], reply: object) -> ReplyT:
+    """The reply, which is of the call's kind; InternalError otherwise."""
+    if not isinstance(reply, kind):
+        raise InternalError(f"a {type(reply).__name__} came where a {kind.__name__} was due")
+    return reply

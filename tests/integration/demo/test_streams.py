@@ -11,8 +11,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.integration.demo.streams import DATE, LONG, body_of, start_streams, wait_for_ends
 from tests.integration.serve_cluster import ServeCluster
-from tests.integration.streams import DATE, LONG, body_of, start_streams, wait_for_ends
 
 ANSWER = "2038-01-08"
 

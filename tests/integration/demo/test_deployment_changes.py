@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from serve_app.cli.main import main
+from tests.integration.demo.streams import start_streams, wait_for_ends
 from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster, model_application
-from tests.integration.streams import start_streams, wait_for_ends
 
 DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
 
