@@ -6,7 +6,7 @@ FIND_PYTHON = for p in python3.11 python3.12 python3.13; do $$p -m ensurepip --v
 PYTHON ?= $(shell $(FIND_PYTHON))
 STAMP = .venv/.installed
 PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
-PYTEST = .venv/bin/python -m pytest -n $(JOBS) --dist loadgroup
+PYTEST = .venv/bin/python -m pytest -n $(JOBS) --dist loadscope
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
