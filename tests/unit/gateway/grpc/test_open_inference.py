@@ -140,7 +140,7 @@ def hostile() -> list[tuple[Any, str, str]]:
         (call("of_FP32", raw_input_contents=[b"1234567"]), invalid, "has 7 bytes"),
         (call("of_FP32", raw_input_contents=[b"12345678"] * 2), invalid, "has 2 entries for 1 inputs"),
         (call("of_FP32", shape=(2**40, 2**20), raw_input_contents=[b"1234"]), invalid, "has 4 bytes, its shape"),
-        (call("of_FP32", shape=(-1, 2), raw_input_contents=[b""]), invalid, "no list of at most 8 sizes"),
+        (call("of_FP32", shape=(-1, 2), raw_input_contents=[b""]), invalid, "not a list of at most 8 sizes"),
         (call("of_FP32", shape=(0, 2), raw_input_contents=[b""]), invalid, "is empty"),
         (call("of_FP32", name="y", raw_input_contents=[b"12345678"]), invalid, "inputs.y is unknown"),
         (call("of_FP32", datatype="FP4"), invalid, "'FP4', which is not known"),
@@ -178,7 +178,7 @@ async def test_a_busy_model_says_when_to_try_again(stub: Any, backend: ScriptedB
 async def test_a_time_limit_that_is_none_is_refused(stub: Any, given: str) -> None:
     error = await refused(stub, prompt(), metadata=[("x-request-timeout-ms", given)])
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "no number of milliseconds" in str(error.details())
+    assert "not a number of milliseconds" in str(error.details())
 
 
 async def test_a_time_limit_ends_the_call_and_its_sequence(stub: Any, backend: ScriptedBackend) -> None:
