@@ -146,11 +146,6 @@ class ModelCopy:
             time.monotonic() - started,
         )
         self._on_ready()
-        self._on_ready()
-        self._on_ready()
-        self._on_ready()
-        self._on_ready()
-        self._on_ready()
 
     async def _start_loop(self, group: ShardGroup, limits: EngineLimits | None) -> None:
         """Connect the shards and run something small through them, so that the first client finds all warm."""
