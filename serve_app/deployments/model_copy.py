@@ -188,7 +188,7 @@ class ModelCopy:
                 return error
             if error is not None:
                 return ShardLostError(f"a shard was lost: {type(error).__name__}: {_first_line(error)}")
-        return ShardLostError("a shard ended its run unasked")
+        return ShardLostError("a shard ended its run without being asked to")
 
     def _lose(self, error: RayshardError) -> None:
         """Take the group out of service; what ran on it ends with the error."""

@@ -61,6 +61,7 @@ class BatchRouter(ServeReplica):
         models = config.shared_models if isinstance(config, ModelSetConfig) else [config]
         plans = [await asyncio.to_thread(plan_batch_model, model, Path.cwd(), environment) for model in models]
         for plan in plans:
+            plan.refuse_problems()
             logger.info("model starting settings=%s\n%s", plan.config.model_dump_json(), plan.text)
         identity = own_identity("Router")
         calls = BatchCalls(plans)

@@ -40,6 +40,13 @@ class BatchModelPlan:
     spec: EncoderSpec | ModuleSpec
     shards: list[ShardSpec]
     text: str  # for people: what goes where
+    problems: list[str]  # what its quality gate says; empty: it can be served
+
+    def refuse_problems(self) -> "BatchModelPlan":
+        """The plan itself. Raises ConfigError that names every problem."""
+        if self.problems:
+            raise ConfigError("\n".join(self.problems))
+        return self
 
     def settings(self, shard: ShardSpec) -> BatchModelSettings:
         """What one shard needs to make its part of it."""
@@ -106,27 +113,25 @@ class BatchModelPlan:
 
 
 def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environment) -> BatchModelPlan:
-    """The model of `config`, split as it says. Raises ConfigError."""
+    """The model of `config`, split as it says. Raises ConfigError when it cannot be."""
     source = pin_source(config.source, config.revision, base_dir, environment, config.remote_weights)
     directory = Path(source.directory)
-    problems = [] if config.quality is None else check_quality(directory, config.quality)
+    gate = [] if config.quality is None else check_quality(directory, config.quality)
     if config.architecture is not None:
         module = read_module_spec(config, directory)
         if module.quantization and config.quantization is not None:
             raise ConfigError(
                 f"quantization: source={config.source} is quantized already; remove it, or give the unquantized model"
             )
-        if problems:
-            raise ConfigError("\n".join(problems))
-        return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module))
+        return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module), gate)
     choices = EncoderChoices(config.task, config.max_model_len, config.pooling, config.normalize, config.is_multi_label)
     encoder = read_encoder_spec(choices, directory)
-    problems += check_encoder(encoder, config.parallel.tensor, config.max_model_len)
+    problems = check_encoder(encoder, config.parallel.tensor, config.max_model_len)
     problems += quantization_problems(encoder.spec, config) + dtype_problems(encoder.spec, config)
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join([*problems, *gate]))
     plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)
-    return BatchModelPlan(config, source, encoder, plan.shards, _encoder_text(config, encoder, plan.shards))
+    return BatchModelPlan(config, source, encoder, plan.shards, _encoder_text(config, encoder, plan.shards), gate)
 
 
 def tensor_specs(config: ModelConfig, which: str) -> dict[str, TensorSpec] | None:

@@ -47,7 +47,7 @@ class ControlAddress:
 
 
 class ControlServer:
-    """The Router's end of the control link, for one life (epoch) of the shard group."""
+    """The Router's end of the control link, for one epoch of the shard group."""
 
     def __init__(self, host: str, epoch: int, num_shards: int) -> None:
         self._epoch = epoch

@@ -16,7 +16,7 @@ PROTOCOL_VERSION: Final = 4
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Head of every message: who speaks which protocol, for which life of the shard group."""
+    """Head of every message: the protocol version, and the epoch of the shard group (0 where there is none)."""
 
     version: int
     epoch: int

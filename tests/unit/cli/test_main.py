@@ -136,3 +136,29 @@ def test_validating_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
     finished = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=False)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("ok ")
+
+
+def test_the_gate_and_the_steps_of_a_module_are_told_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).resolve().parents[3]
+    path = tmp_path / "serve_config.yaml"
+    path.write_text(
+        f"""applications:
+- {{name: gateway, route_prefix: /, import_path: 'serve_app.app:build_gateway', args: {{}}}}
+- name: tickets
+  route_prefix: null
+  import_path: serve_app.app:build_model
+  args:
+    name: tickets
+    source: {root / "examples" / "text_classifier" / "model"}
+    task: classify
+    architecture: serve_app.models.text_classifier:TextClassifier
+    preprocessing: [lowercas]
+    quality: {{max_kl: 0.1}}
+"""
+    )
+    assert main(["validate", str(path)]) == 1
+    told = capsys.readouterr().err
+    assert "compress_report.json is not in" in told
+    assert "lowercas: is not a step" in told
