@@ -26,7 +26,7 @@ from serve_app.planning.planner import kv_shape_on, plan_shards
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
-from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings, ShardSpec
+from serve_app.types.shards import BatchShardSettings, EngineLimits, ShardReport, ShardSettings, ShardSpec
 from serve_app.types.steps import StepInput
 
 WHOLE = ShardSpec(stage=0, num_stages=1, rank=0, num_ranks=1, first_layer=0, end_layer=4)
@@ -68,29 +68,31 @@ def greedy(
     return GenerateRequest(request_id, prompt, params)
 
 
+def shard_settings(
+    directory: Path, split: Split, *, dtype: str = "float32", block_size: int = 16
+) -> list[ShardSettings | BatchShardSettings]:
+    """Settings of every shard of a checkpoint, split as the planner says."""
+    return [
+        ShardSettings(
+            shard=shard,
+            source_dir=str(directory),
+            dtype=dtype,
+            device="cpu",
+            num_threads=1,
+            block_size=block_size,
+            kv_cache_bytes=1 << 20,
+            gpu_memory_utilization=0.9,
+            max_num_batched_tokens=64,
+        )
+        for shard in plan_shards(read_model_spec(directory), split.pipeline, split.tensor).shards
+    ]
+
+
 def load_group(
-    pool: PlainProcesses,
-    directory: Path,
-    split: Split,
-    *,
-    dtype: str = "float32",
-    block_size: int = 16,
-    collective_s: float = 60.0,
+    pool: PlainProcesses, directory: Path, split: Split, *, dtype: str = "float32", block_size: int = 16
 ) -> list[ShardReport]:
-    """Load a checkpoint into the pool's first processes, split as the planner says."""
-    shards = plan_shards(read_model_spec(directory), split.pipeline, split.tensor).shards
-    settings = ShardSettings(
-        shard=shards[0],
-        source_dir=str(directory),
-        dtype=dtype,
-        device="cpu",
-        num_threads=1,
-        block_size=block_size,
-        kv_cache_bytes=1 << 20,
-        gpu_memory_utilization=0.9,
-        max_num_batched_tokens=64,
-    )
-    return pool.load(settings, shards, collective_s=collective_s)
+    """Load a checkpoint into the pool's first processes."""
+    return pool.load_each(shard_settings(directory, split, dtype=dtype, block_size=block_size), 60.0, 60.0)
 
 
 class DrivenCopy:

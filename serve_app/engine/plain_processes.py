@@ -30,7 +30,7 @@ class PlainProcesses:
 
     def __init__(self, num_processes: int, timeout_s: float = 120.0) -> None:
         self._timeout_s = timeout_s
-        self._pipes: list[Connection] = []
+        self.pipes: list[Connection] = []
         self.processes: list[BaseProcess] = []
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
@@ -39,7 +39,7 @@ class PlainProcesses:
             process = context.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
-            self._pipes.append(ours)
+            self.pipes.append(ours)
             self.processes.append(process)
 
     def load(
@@ -56,7 +56,7 @@ class PlainProcesses:
         self, settings: list[ShardSettings | BatchShardSettings], rendezvous_s: float, collective_s: float
     ) -> list[ShardReport]:
         """As `load`, with the settings of every shard."""
-        pipes = self._pipes[: len(settings)]
+        pipes = self.pipes[: len(settings)]
         for pipe, one in zip(pipes, settings, strict=True):
             self._send(pipe, "create", one, HOST)
         self._results(pipes, "create")
@@ -68,22 +68,22 @@ class PlainProcesses:
 
     def allocate(self, num_shards: int, limits: EngineLimits) -> None:
         """Make the group's KV caches."""
-        self._call(self._pipes[:num_shards], "allocate", limits)
+        self._call(self.pipes[:num_shards], "allocate", limits)
 
     def run(self, num_shards: int, address: ControlAddress) -> None:
         """Let the group run; `wait` for its end."""
-        for pipe in self._pipes[:num_shards]:
+        for pipe in self.pipes[:num_shards]:
             self._send(pipe, "run", address)
 
     def wait(self, num_shards: int) -> None:
         """Wait until the group's run has been stopped; raises UnavailableError when a shard failed."""
-        self._results(self._pipes[:num_shards], "run")
+        self._results(self.pipes[:num_shards], "run")
 
     def kill(self) -> None:
         """End all processes at once."""
         for process in self.processes:
             process.kill()
-        for process, pipe in zip(self.processes, self._pipes, strict=True):
+        for process, pipe in zip(self.processes, self.pipes, strict=True):
             process.join()
             pipe.close()
 
@@ -153,17 +153,20 @@ class ProcessShardGroup:
 
     async def run(self, address: ControlAddress) -> None:
         """Let all shards run; returns when all have been stopped, raises ShardLostError as soon as one is lost."""
-        loop = asyncio.get_running_loop()
-        lost: asyncio.Future[None] = loop.create_future()
         assert self._pool is not None
-        for process in self._pool.processes:
-            loop.add_reader(process.sentinel, _set_lost, lost)
-        self._pool.run(len(self._settings), address)
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Queue[Connection] = asyncio.Queue()
+        pipes = self._pool.pipes
+        self._pool.run(len(pipes), address)
+        for pipe in pipes:
+            loop.add_reader(pipe.fileno(), _note_end, loop, pipe, ended)
         try:
-            await lost
+            for _ in pipes:
+                _raise_failure(await ended.get())
         finally:
-            for process in self._pool.processes:
-                loop.remove_reader(process.sentinel)
+            for pipe in pipes:
+                if not pipe.closed:
+                    loop.remove_reader(pipe.fileno())
 
     def kill(self) -> None:
         """End all shards at once."""
@@ -177,9 +180,20 @@ class ProcessShardGroup:
         return self._pool.load_each(self._settings, *self._waits_s)
 
 
-def _set_lost(lost: "asyncio.Future[None]") -> None:
-    if not lost.done():
-        lost.set_exception(ShardLostError("a shard's process has ended"))
+def _note_end(loop: asyncio.AbstractEventLoop, pipe: Connection, ended: "asyncio.Queue[Connection]") -> None:
+    """A shard has told how its run ended, or its process is gone and its pipe with it."""
+    loop.remove_reader(pipe.fileno())
+    ended.put_nowait(pipe)
+
+
+def _raise_failure(pipe: Connection) -> None:
+    """Raises ShardLostError unless the run of the pipe's shard was stopped in good order."""
+    try:
+        error, _result = pipe.recv()
+    except (EOFError, OSError) as lost:
+        raise ShardLostError("a shard's process has ended") from lost
+    if error is not None:
+        raise ShardLostError(f"a shard failed: {error}")
 
 
 def _settings_of(settings: ShardSettings | BatchShardSettings, shard: ShardSpec) -> ShardSettings | BatchShardSettings:

@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 
 import pytest
 
-from serve_app.engine.plain_processes import PlainProcesses
+from serve_app.engine.plain_processes import PlainProcesses, ProcessShardGroup
 from serve_app.errors import ShardLostError, UnavailableError
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.shards import EngineLimits
+from serve_app.types.steps import StepInput
+from serve_app.wire.links import ControlServer
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
-from tests.plain_driver import Split, driven_copy, greedy, load_group
+from tests.plain_driver import Split, driven_copy, greedy, load_group, shard_settings
 
 Pool = TypeVar("Pool", bound=PlainProcesses)
 
@@ -104,6 +106,29 @@ async def test_a_shard_lost_under_running_streams_is_noticed_within_5_s_and_repl
         (outcome,) = await driven.generate([greedy("after", [7] * 8, 20)])
         assert len(outcome.token_ids) == 20
         assert not any(process.is_alive() for process in lost)
+
+
+async def test_a_group_that_is_stopped_returns_and_one_whose_shard_fails_says_why(checkpoint: Path) -> None:
+    settings = shard_settings(checkpoint, Split(2, 1), block_size=LIMITS.block_size)
+    for is_broken in (False, True):
+        group = ProcessShardGroup(settings)
+        await group.start()
+        await group.allocate(LIMITS)
+        control = ControlServer(group.host, 1, len(settings))
+        running = asyncio.create_task(group.run(control.address))
+        try:
+            for _ in settings:
+                await asyncio.wait_for(control.receive(), 30)  # greetings
+            if is_broken:
+                control.send_step(StepInput(7, [], [], [], [], [], [], []))  # seven steps before it are missing
+                with pytest.raises(ShardLostError, match="a shard failed: InternalError: step 7 came"):
+                    await asyncio.wait_for(running, 30)
+            else:
+                control.send_stop()
+                await asyncio.wait_for(running, 30)
+        finally:
+            group.kill()
+            control.close()
 
 
 async def test_random_arrivals_and_aborts_under_preemption_end_with_all_blocks_free(checkpoint: Path) -> None:
