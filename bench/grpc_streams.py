@@ -24,7 +24,7 @@ from serve_app.protos import rayshard_pb2_grpc as services
 
 MODEL_NAME = "bench"
 PROFILES = {"plain": {}, "throughput": THROUGHPUT_PROFILE}
-_SERVICES = ["serve_app.protos.rayshard_pb2_grpc.add_RayshardServicer_to_server"]
+_SERVICES = ["serve_app.gateway.grpc.servicers.add_rayshard"]
 _IDLE_S = 5.0
 _SETTLE_S = 3.0
 

@@ -31,6 +31,12 @@ _MAX_REASON_LINES = 12  # the log has the rest
 _STARTED = re.compile(r"Started a local Ray instance\.(?:.* (?P<dashboard>http://\S+))?")
 _ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_DEFAULT_VARIABLES = {
+    "MALLOC_ARENA_MAX": "2",  # with one for each of 40 threads, a storm of calls leaves the Gateway 400 MB larger
+    "PYTHONUNBUFFERED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own is 15, the lowest share of a busy machine
+}
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -80,8 +86,7 @@ def child_environment(variables: Mapping[str, str] | None = None) -> dict[str, s
             f"RAY_ADDRESS={given['RAY_ADDRESS']} names a cluster, and `rayshard serve` starts Ray on this machine; "
             "unset it, or run `serve deploy FILE` to use the cluster"
         )
-    defaults = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONUNBUFFERED": "1"}
-    return {**defaults, **given, "RAY_ADDRESS": "local"}
+    return {**_DEFAULT_VARIABLES, **given, "RAY_ADDRESS": "local"}
 
 
 def ready_text(serve_file: ServeFile, plan_text: str, log_path: Path) -> str:

@@ -50,9 +50,9 @@ LINEAR: dict[str, Any] = {  # a module of the tests
     },
 }
 SERVICES = [
-    "serve_app.protos.open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
-    "serve_app.protos.rayshard_pb2_grpc.add_RayshardServicer_to_server",
-    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+    "serve_app.gateway.grpc.servicers.add_open_inference",
+    "serve_app.gateway.grpc.servicers.add_rayshard",
+    "serve_app.gateway.grpc.servicers.add_health",
 ]
 
 
