@@ -51,6 +51,7 @@ class ChainService:
         """Let the calls at hand end."""
         await self.links.drain()
         self.links.close()
+        self._host.close()
 
     async def _answer(self, call: Call) -> Reply:
         if not isinstance(call, ChainMessage):

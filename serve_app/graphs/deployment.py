@@ -51,7 +51,7 @@ class GraphService:
         self._backend = backend
         self._created_s = int(time.time())
         self._unfit = ""  # why the models that are served now do not fit
-        renderer = ChatTemplateRenderer() if any(step.is_chat for step in config.steps) else None
+        self._renderer = renderer = ChatTemplateRenderer() if any(step.is_chat for step in config.steps) else None
         self._runner = GraphRunner(config, ModelSteps(TextModels(backend, pool), pool, renderer), pool)
         self._looking: asyncio.Task[None] | None = None
         state = CopyState(identity.replica_id, "ready", "", 0, 0, 0, 0)
@@ -107,6 +107,8 @@ class GraphService:
             self._looking.cancel()
         self.links.close()
         self._backend.close()
+        if self._renderer is not None:
+            self._renderer.close()
 
     async def _answer(self, call: Call) -> Reply:
         if not isinstance(call, GraphMessage):

@@ -33,15 +33,22 @@ class ChainHost:
         self._renderer = ChatTemplateRenderer(num_workers=_NUM_THREADS) if has_templates else None
         self._chains: dict[tuple[str, bool], Chain] = {}
         self._slow: set[tuple[str, bool]] = set()  # never run on the event loop
-        for spec in specs:
-            name = spec.config.name
-            chains = build_chains(spec.config, ChainModel(spec.directory, spec.labels, self._renderer))
-            self._chains |= {(name, False): chains.before, (name, True): chains.after}
-            steps = {False: spec.config.preprocessing, True: spec.config.postprocessing}
-            for is_after, given in steps.items():
-                if any(":" in step.name or step.name == "chat_template" for step in given):
-                    self._slow.add((name, is_after))
         self._pool = TextPool(_NUM_THREADS, max_waiting=_MAX_WAITING, name="preprocessing")
+        try:
+            for spec in specs:
+                self._add(spec)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add(self, spec: ChainSpec) -> None:
+        name = spec.config.name
+        chains = build_chains(spec.config, ChainModel(spec.directory, spec.labels, self._renderer))
+        self._chains |= {(name, False): chains.before, (name, True): chains.after}
+        steps = {False: spec.config.preprocessing, True: spec.config.postprocessing}
+        for is_after, given in steps.items():
+            if any(":" in step.name or step.name == "chat_template" for step in given):
+                self._slow.add((name, is_after))
 
     async def run(self, request: ChainRequest) -> ChainResult:
         """What the chain makes of each value. Raises a RayshardError."""

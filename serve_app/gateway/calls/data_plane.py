@@ -22,6 +22,7 @@ class DataPlane:
     def __init__(self, backend: ModelBackend, config: GatewayConfig) -> None:
         self.backend = backend
         self.config = config
+        self.keys = None if config.api_keys_file is None else ApiKeys(Path(config.api_keys_file))  # it may refuse
         self.pool = TextPool(config.tokenizer_threads)
         self._renderer = ChatTemplateRenderer(
             timeout_s=config.chat_template_timeout_s, max_output_bytes=config.chat_template_max_bytes
@@ -30,7 +31,6 @@ class DataPlane:
         self.models = ServedModels(text_models)
         self.reader = RequestReader(PromptSteps(backend), self.pool, self._renderer, config.queue_timeout_s)
         service = InferenceService(text_models, config.queue_timeout_s)
-        self.keys = None if config.api_keys_file is None else ApiKeys(Path(config.api_keys_file))
         self.calls = ModelCalls(service, self.models, GraphCalls(backend, config.queue_timeout_s))
 
     def close(self) -> None:

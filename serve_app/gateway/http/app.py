@@ -30,8 +30,10 @@ def build_http_app(plane: DataPlane) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        yield
-        plane.close()
+        try:
+            yield
+        finally:
+            plane.close()
 
     app = Starlette(
         routes=[

@@ -38,4 +38,3 @@ async def test_values_go_through_the_steps_of_the_model_that_is_named(tmp_path: 
     with pytest.raises(InternalError, match="a task of the replica's links has ended"):
         service.check()
     replica.links.close()
-    host.close()

@@ -1,5 +1,6 @@
 """Steps alone and in a row: what they make, and which rows are refused before anything runs."""
 
+import gc
 import json
 import math
 import time
@@ -285,3 +286,11 @@ async def test_a_prompt_becomes_a_message_and_a_conversation_stays(directory: Pa
         host.close()
     values = [one.value for one in made.values]
     assert values == [ChainValue(text="<s>[user]hi<|end|>[assistant]"), ChainValue(texts=["hi", "you"])]
+
+
+async def test_a_host_that_cannot_be_made_leaves_no_process(directory: Path, tmp_path: Path) -> None:
+    bare = save_model_dir(tmp_path, chat_template=None)
+    config = before("chat_template", task="generate")
+    with pytest.raises(ConfigError, match="no chat template"):
+        ChainHost([ChainSpec(config, directory), ChainSpec(config, bare)])
+    gc.collect()  # a worker that nobody has ended warns here, which is an error
