@@ -4,12 +4,16 @@ RayshardError
 ├── ConfigError            a setting that cannot work (raised before anything is started)
 ├── RequestError           400  the request itself is wrong; names the field
 │   ├── ModelNotFoundError 404
+│   ├── SlowRequestError   408
 │   ├── RequestTooLargeError 413
+│   ├── UnsupportedMediaTypeError 415
 │   ├── HeadersTooLargeError 431
 │   └── UnprocessableError 422  well-formed JSON whose values cannot be served
 ├── UnauthenticatedError   401  no API key, or one that is not known
+├── ForbiddenError         403  a page of another site, or a host that this server does not go by
 ├── QueueFullError         429  too much is waiting; try again after retry_after_s
 │   └── RateLimitedError   429  the API key has used what it may
+│       └── TooManyTokensError 429  more than the API key may ever use in a minute
 ├── UnavailableError       503  no model copy can take it now
 │   └── ShardLostError     503  a shard died while the request ran
 ├── TimeoutExceededError   504
@@ -85,11 +89,25 @@ class ModelNotFoundError(RequestError):
     kind = "not_found_error"
 
 
+class SlowRequestError(RequestError):
+    """The body did not come within its time."""
+
+    http_status = 408
+    kind = "request_timeout"
+
+
 class RequestTooLargeError(RequestError):
     """The body is larger than the server takes."""
 
     http_status = 413
     kind = "request_too_large"
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """The body's content type is not one that the path takes."""
+
+    http_status = 415
+    kind = "unsupported_media_type"
 
 
 class HeadersTooLargeError(RequestError):
@@ -116,6 +134,20 @@ class QueueFullError(RayshardError):
 
 class RateLimitedError(QueueFullError):
     """An API key has used what it may."""
+
+
+class TooManyTokensError(RateLimitedError):
+    """One request asks for more tokens than its API key may use in a minute: waiting does not help."""
+
+    is_retryable = False
+
+
+class ForbiddenError(RayshardError):
+    """The request comes from a page of another site, or names a host that this server does not go by."""
+
+    http_status = 403
+    grpc_code = "PERMISSION_DENIED"
+    kind = "permission_error"
 
 
 class UnauthenticatedError(RayshardError):

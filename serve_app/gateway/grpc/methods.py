@@ -12,7 +12,7 @@ from serve_app.errors import RayshardError
 from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
-from serve_app.gateway.failures import as_rayshard_error
+from serve_app.gateway.failures import as_rayshard_error, told_message
 from serve_app.gateway.grpc.open_inference import infer, model_metadata, server_metadata, stream_infer
 from serve_app.gateway.grpc.rayshard import chat, classify, embed, generate, predict
 from serve_app.gateway.time_limits import time_limit_of, within
@@ -217,7 +217,7 @@ def fail_stream(context: CallContext, failure: RayshardError | None) -> None:
 def set_status(context: CallContext, error: RayshardError) -> None:
     """The call's status, with the message that HTTP would give."""
     context.set_code(getattr(grpc.StatusCode, error.grpc_code))
-    context.set_details(error.message)
+    context.set_details(told_message(error))
     if error.is_retryable:
         delay_ms = int(1000 * (error.retry_after_s or 1.0))
         context.set_trailing_metadata([("grpc-retry-pushback-ms", str(delay_ms))])

@@ -24,7 +24,7 @@ from serve_app.gateway.calls.open_inference_tensors import (
     checked_shape,
     element_bytes,
 )
-from serve_app.gateway.failures import as_rayshard_error
+from serve_app.gateway.failures import as_rayshard_error, told_message
 from serve_app.gateway.grpc.limits import check_size
 from serve_app.preprocessing.arrays import NUMPY_DTYPES
 from serve_app.protos import open_inference_pb2 as pb
@@ -116,7 +116,7 @@ async def _run_call(
             await answers.put(pb.ModelStreamInferResponse(infer_response=final))
     except Exception as error:  # here it meets the client
         failed = pb.ModelInferResponse(model_name=request.model_name, id=request.id)
-        message = as_rayshard_error(error).message
+        message = told_message(as_rayshard_error(error))
         await answers.put(pb.ModelStreamInferResponse(error_message=message, infer_response=failed))
 
 

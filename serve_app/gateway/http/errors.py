@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.errors import ContextLengthError, ModelNotFoundError, RayshardError
-from serve_app.gateway.failures import hidden_error
+from serve_app.gateway.failures import hidden_error, told_message
 
 
 def error_body(error: RayshardError) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`."""
-    return msgspec.json.encode(ErrorBody(ErrorDetail(error.message, error.kind, error.field, _code(error))))
+    return msgspec.json.encode(ErrorBody(ErrorDetail(told_message(error), error.kind, error.field, _code(error))))
 
 
 async def on_rayshard_error(_request: Request, error: Exception) -> Response:
@@ -26,7 +26,7 @@ async def on_rayshard_error(_request: Request, error: Exception) -> Response:
 async def on_protocol_error(_request: Request, error: Exception) -> Response:
     """An error of ours in the shape of the Open Inference Protocol: `{"error": message}`."""
     assert isinstance(error, RayshardError)
-    return _json_response(msgspec.json.encode(ProtocolError(error.message)), error.http_status, _headers(error))
+    return _json_response(msgspec.json.encode(ProtocolError(told_message(error))), error.http_status, _headers(error))
 
 
 def _headers(error: RayshardError) -> dict[str, str]:
@@ -35,6 +35,10 @@ def _headers(error: RayshardError) -> dict[str, str]:
         headers["www-authenticate"] = "Bearer"
     if error.is_retryable:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1.0)))
+    elif error.http_status == HTTPStatus.TOO_MANY_REQUESTS:
+        headers["x-should-retry"] = "false"  # to OpenAI's clients, which try every 429 again
+    if error.http_status == HTTPStatus.REQUEST_TIMEOUT:
+        headers["connection"] = "close"  # what is still to come of the body is not waited for
     return headers
 
 
