@@ -10,6 +10,7 @@ RayshardError
 │   ├── HeadersTooLargeError 431
 │   └── UnprocessableError 422  well-formed JSON whose values cannot be served
 ├── UnauthenticatedError   401  no API key, or one that is not known
+│   └── AmbiguousKeyError  400  more than one API key
 ├── ForbiddenError         403  a page of another site, or a host that this server does not go by
 ├── QueueFullError         429  too much is waiting; try again after retry_after_s
 │   └── RateLimitedError   429  the API key has used what it may
@@ -156,6 +157,12 @@ class UnauthenticatedError(RayshardError):
     http_status = 401
     grpc_code = "UNAUTHENTICATED"
     kind = "authentication_error"
+
+
+class AmbiguousKeyError(UnauthenticatedError):
+    """The request has more than one API key."""
+
+    http_status = 400
 
 
 class UnavailableError(RayshardError):

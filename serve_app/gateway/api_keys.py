@@ -3,11 +3,17 @@
 import hmac
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from serve_app.errors import ConfigError, RateLimitedError, UnauthenticatedError
+from serve_app.errors import (
+    AmbiguousKeyError,
+    ConfigError,
+    RateLimitedError,
+    TooManyTokensError,
+    UnauthenticatedError,
+)
 from serve_app.gateway.caller import CALLER
 from serve_app.gateway.key_file import KeyEntry, digest_of, key_id_of, read_key_file
 
@@ -31,9 +37,36 @@ class KeyHolder:
         """Whether the key is for this model."""
         return self.entry.models is None or model in self.entry.models
 
-    def charge(self, num_tokens: int) -> None:
-        """Count tokens; what is too much is owed."""
-        self._tokens.take(num_tokens)
+    @property
+    def tokens_per_minute(self) -> int | None:
+        """See Caller."""
+        return self.entry.tokens_per_minute
+
+    def reserve(self, num_input_tokens: int, num_output_tokens: int) -> int:
+        """See Caller."""
+        limit, wanted = self.entry.tokens_per_minute, num_input_tokens + num_output_tokens
+        if limit is not None and wanted > limit:
+            room = limit - num_input_tokens
+            advice = (
+                f"ask for at most {room} (max_tokens, times n)" if num_output_tokens and room > 0 else "send less text"
+            )
+            raise TooManyTokensError(
+                f"this request may use {wanted} tokens ({num_input_tokens} of them sent), and key {self.name} may use "
+                f"{limit} in a minute; {advice}"
+            )
+        wait_s = self._tokens.seconds_until(wanted)
+        if wait_s > 0:
+            message = (
+                f"this request may use {wanted} tokens, more than key {self.name} has left of this minute; "
+                f"try again in {wait_s:.0f} s, or ask for fewer"
+            )
+            raise RateLimitedError(message, retry_after_s=wait_s)
+        self._tokens.take(wanted)
+        return wanted
+
+    def settle(self, num_reserved: int, num_used: int) -> None:
+        """See Caller."""
+        self._tokens.take(num_used - num_reserved)
 
     def enter(self) -> None:
         """Count a request that begins. Raises RateLimitedError."""
@@ -42,7 +75,7 @@ class KeyHolder:
             message = f"key {self.name} has {limit} requests running, as many as it may; try again later"
             raise RateLimitedError(message, retry_after_s=1.0)
         for what, allowance in (("tokens", self._tokens), ("requests", self._requests)):
-            wait_s = allowance.seconds_until_some()
+            wait_s = allowance.seconds_until(1)
             if wait_s > 0:
                 message = f"key {self.name} has used its {what} of this minute; try again in {wait_s:.0f} s"
                 raise RateLimitedError(message, retry_after_s=wait_s)
@@ -67,12 +100,12 @@ class ApiKeys:
         self._holders = {key_id: KeyHolder(entry, clock) for key_id, entry in read_key_file(path).items()}
 
     @contextmanager
-    def used(self, authorization: str | None) -> Iterator[KeyHolder]:
-        """The holder of the key in an `authorization` header, while a request of theirs runs.
+    def used(self, authorizations: Sequence[str]) -> Iterator[KeyHolder]:
+        """The holder of the key in a request's `authorization` headers, while the request runs.
 
         Raises UnauthenticatedError, RateLimitedError.
         """
-        holder = self._holder_of(authorization)
+        holder = self.holder(authorizations)
         holder.enter()
         CALLER.set(holder)  # of this request's task alone
         try:
@@ -80,9 +113,12 @@ class ApiKeys:
         finally:
             holder.num_running -= 1
 
-    def _holder_of(self, authorization: str | None) -> KeyHolder:
+    def holder(self, authorizations: Sequence[str]) -> KeyHolder:
+        """The holder of the one key in a request's `authorization` headers. Raises UnauthenticatedError."""
         self._look()
-        kind, _, key = (authorization or "").strip().partition(" ")
+        if len(authorizations) > 1:
+            raise AmbiguousKeyError(f"{len(authorizations)} `authorization` headers were sent; send one")
+        kind, _, key = next(iter(authorizations), "").strip().partition(" ")
         if kind.lower() != "bearer" or not key.strip():
             raise UnauthenticatedError("no API key; send the header `Authorization: Bearer KEY`")
         key = key.strip()
@@ -131,17 +167,17 @@ class _Allowance:
         self._left = (per_minute or 0) - missing
 
     def take(self, amount: int) -> None:
-        """Use some."""
+        """Use some; below 0, give some back."""
         self._refill()
         if self._per_minute is not None:
-            self._left -= amount
+            self._left = min(float(self._per_minute), self._left - amount)
 
-    def seconds_until_some(self) -> float:
-        """How long until there is one again; 0: there is."""
+    def seconds_until(self, amount: int) -> float:
+        """How long until there is so much again; 0: there is."""
         self._refill()
-        if self._per_minute is None or self._left >= 1:
+        if self._per_minute is None or self._left >= amount:
             return 0.0
-        return (1 - self._left) * _MINUTE_S / self._per_minute
+        return (amount - self._left) * _MINUTE_S / self._per_minute
 
     def _refill(self) -> None:
         now = self._clock()

@@ -1,6 +1,9 @@
 """Who a request is from, for whatever runs on its behalf."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Protocol
 
 from serve_app.types.models import ModelDescription
@@ -15,9 +18,28 @@ class Caller(Protocol):
         """Whether a model is there for this caller."""
         ...
 
-    def charge(self, num_tokens: int) -> None:
-        """Count tokens that went in or came out."""
+    @property
+    def tokens_per_minute(self) -> int | None:
+        """As many as this caller may use; None: any number."""
         ...
+
+    def reserve(self, num_input_tokens: int, num_output_tokens: int) -> int:
+        """Take the most tokens that a request may use before it runs; gives how many were taken.
+
+        Raises RateLimitedError when so many are not left, TooManyTokensError when there never are.
+        """
+        ...
+
+    def settle(self, num_reserved: int, num_used: int) -> None:
+        """Give back what was reserved and not used; what was used beyond it is owed."""
+        ...
+
+
+@dataclass(slots=True)
+class TokenUse:
+    """What a request has really used."""
+
+    num_tokens: int = 0
 
 
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)  # None: everything is open
@@ -35,8 +57,32 @@ def may_see(model: str) -> bool:
     return caller is None or caller.may_use(model)
 
 
-def charge(num_tokens: int) -> None:
-    """Count tokens of the caller's."""
+@contextmanager
+def reserved(num_input_tokens: int, num_output_tokens: int = 0) -> Iterator[TokenUse]:
+    """While a request of the caller's runs that may use so many tokens; what it has used is to be said in the end.
+
+    Raises RateLimitedError.
+    """
+    caller, use = CALLER.get(), TokenUse()
+    if caller is None:
+        yield use
+        return
+    num_reserved = caller.reserve(num_input_tokens, num_output_tokens)
+    try:
+        yield use
+    finally:
+        caller.settle(num_reserved, use.num_tokens)
+
+
+def estimated(num_tokens: int) -> int:
+    """What to reserve for a request whose tokens are only guessed: no more than the caller may use in a minute."""
     caller = CALLER.get()
-    if caller is not None:
-        caller.charge(num_tokens)
+    limit = None if caller is None else caller.tokens_per_minute
+    return num_tokens if limit is None else min(num_tokens, limit)
+
+
+def output_allowance(num_prompt_tokens: int, num_choices: int) -> int | None:
+    """Tokens that each choice may have where a request does not say how many; None: as many as the model can give."""
+    caller = CALLER.get()
+    limit = None if caller is None else caller.tokens_per_minute
+    return None if limit is None else max(1, (limit - num_prompt_tokens) // num_choices)

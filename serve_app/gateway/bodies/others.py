@@ -8,12 +8,12 @@ from msgspec import Meta
 from serve_app.types.models import CopyState
 
 
-class HealthBody(msgspec.Struct, frozen=True):
-    """`GET /health`."""
+class HealthBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`GET /health`; the status alone without a key where keys are needed."""
 
     status: str
-    detail: str
-    models: dict[str, list[CopyState]]
+    detail: str | None = None
+    models: dict[str, list[CopyState]] | None = None
 
 
 class Ping(msgspec.Struct, frozen=True):

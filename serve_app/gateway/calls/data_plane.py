@@ -12,6 +12,7 @@ from serve_app.gateway.calls.model_calls import ModelCalls
 from serve_app.gateway.calls.models import ServedModels
 from serve_app.gateway.calls.prompt_steps import PromptSteps
 from serve_app.gateway.calls.reader import RequestReader
+from serve_app.gateway.open_streams import OpenStreams
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.text_pool import TextPool
 
@@ -31,6 +32,8 @@ class DataPlane:
         self.models = ServedModels(text_models)
         self.reader = RequestReader(PromptSteps(backend), self.pool, self._renderer, config.queue_timeout_s)
         service = InferenceService(text_models, config.queue_timeout_s)
+        self.watches = OpenStreams()
+        self.infer_streams = OpenStreams(max_of_caller=256, max_in_all=2048)
         self.calls = ModelCalls(service, self.models, GraphCalls(backend, config.queue_timeout_s))
 
     def close(self) -> None:

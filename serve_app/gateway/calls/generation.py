@@ -9,7 +9,7 @@ import msgspec
 
 from serve_app.backend.protocol import ModelBackend
 from serve_app.errors import InternalError
-from serve_app.gateway.caller import charge
+from serve_app.gateway.caller import reserved
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.time_limits import within
 from serve_app.preprocessing.pii import Restorer
@@ -133,7 +133,10 @@ class PromptRun:
 async def run_call(
     call: GenerationCall, runs: Sequence[PromptRun], backend: ModelBackend, emit: Callable[[int, ChoiceDelta], None]
 ) -> None:
-    """Run all prompts of a request; `emit` gets the prompt's index. The first failure ends them all."""
+    """Run all prompts of a request; `emit` gets the prompt's index. The first failure ends them all.
+
+    Raises RateLimitedError before anything runs when the caller has not as many tokens left as it may come to.
+    """
     name = call.model.description.name
     turn = asyncio.Semaphore(MAX_CONCURRENT_PROMPTS)
 
@@ -141,13 +144,16 @@ async def run_call(
         async with turn:
             await run.run(backend, name, partial(emit, index))
 
-    try:
-        if len(runs) == 1:
-            await runs[0].run(backend, name, partial(emit, 0))
-        else:
-            await _all_or_first_error([run_one(index, run) for index, run in enumerate(runs)])
-    finally:
-        charge(sum(len(run.request.prompt_token_ids) + run.num_output_tokens for run in runs))
+    num_prompt_tokens = sum(len(run.request.prompt_token_ids) for run in runs)
+    most_output_tokens = sum(run.request.params.max_tokens * run.request.num_choices for run in runs)
+    with reserved(num_prompt_tokens, most_output_tokens) as use:
+        try:
+            if len(runs) == 1:
+                await runs[0].run(backend, name, partial(emit, 0))
+            else:
+                await _all_or_first_error([run_one(index, run) for index, run in enumerate(runs)])
+        finally:
+            use.num_tokens = num_prompt_tokens + sum(run.num_output_tokens for run in runs)
 
 
 async def stream_call(

@@ -21,7 +21,7 @@ from serve_app.gateway.bodies.inference import (
     TensorPrediction,
     TokenUsage,
 )
-from serve_app.gateway.caller import charge
+from serve_app.gateway.caller import estimated, reserved
 from serve_app.gateway.calls.answers import classifications, embeddings, prediction
 from serve_app.gateway.calls.inference import MAX_ENTRIES
 from serve_app.gateway.calls.tensor_inputs import write_output
@@ -29,6 +29,8 @@ from serve_app.preprocessing.arrays import to_array
 from serve_app.types.graphs import GraphRequest, GraphResult, GraphRun, GraphValue
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import Item
+
+_CHARS_PER_TOKEN = 4  # about: the models inside a graph have tokenizers of their own
 
 
 class GraphCalls:
@@ -70,8 +72,9 @@ class GraphCalls:
         self, graph: ModelDescription, texts: list[str], *, restores_redactions: bool = False
     ) -> GraphResult:
         request = GraphRequest(secrets.token_hex(8), graph.name, texts, self._queue_timeout_s, restores_redactions)
-        result = await self._backend.run_graph(request)
-        charge(result.num_tokens)
+        with reserved(estimated(sum(len(text) for text in texts) // _CHARS_PER_TOKEN + 1)) as use:
+            result = await self._backend.run_graph(request)
+            use.num_tokens = result.num_tokens
         return result
 
 

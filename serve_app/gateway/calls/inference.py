@@ -9,7 +9,7 @@ import numpy as np
 
 from serve_app.backend.text_models import Call, TextEntry, TextModels, Vectors, input_of, output_rows
 from serve_app.errors import RequestError
-from serve_app.gateway.caller import charge
+from serve_app.gateway.caller import reserved
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.preprocessing.arrays import sigmoid
 from serve_app.preprocessing.model_entries import text_item
@@ -84,9 +84,10 @@ class InferenceService:
         for entry, encoding in zip(entries, encodings, strict=True):
             _check(entry, encoding, description)
         items = [text_item(encoding, description) for encoding in encodings]
-        outputs = await self._models.run_items(call, description, items)
         num_tokens = sum(len(encoding.token_ids) for encoding in encodings)
-        charge(num_tokens)
+        with reserved(num_tokens) as use:
+            outputs = await self._models.run_items(call, description, items)
+            use.num_tokens = num_tokens
         return outputs, num_tokens
 
     async def _preprocess(self, call: Call, model: ModelDescription, entries: list[TextEntry]) -> list[TextEntry]:

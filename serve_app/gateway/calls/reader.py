@@ -11,6 +11,7 @@ from serve_app.gateway.bodies.openai import (
     SamplingBody,
     TokenizeBody,
 )
+from serve_app.gateway.caller import output_allowance
 from serve_app.gateway.calls.generation import GenerationCall, OutputOptions
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.calls.params import OutputLimit, check_token_ids, fit_output, sampling_params
@@ -79,10 +80,11 @@ class RequestReader:
         text = await self.chat_text(body, model)
         token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
         token_ids = _cut(token_ids, body)
+        allowance = output_allowance(len(token_ids), options.num_choices)
         if body.max_tokens is None:
-            limit = OutputLimit(body.max_completion_tokens, None, "max_completion_tokens", "messages")
+            limit = OutputLimit(body.max_completion_tokens, allowance, "max_completion_tokens", "messages")
         else:
-            limit = OutputLimit(body.max_tokens, None, "max_tokens", "messages")
+            limit = OutputLimit(body.max_tokens, allowance, "max_tokens", "messages")
         request = self._request(body, model, token_ids, options, limit)
         return GenerationCall(model, [request], [], options, [redactions] if options.restores_redactions else [])
 

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2
 
-from serve_app.errors import RayshardError
+from serve_app.errors import ModelNotFoundError, RayshardError, UnavailableError
 from serve_app.gateway.api_keys import ApiKeys
+from serve_app.gateway.caller import CALLER
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
 from serve_app.gateway.failures import as_rayshard_error, told_message
@@ -20,7 +21,7 @@ from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import rayshard_pb2 as rayshard_pb
 
 ResultT = TypeVar("ResultT")
-_SERVICES = ("inference.GRPCInferenceService", "rayshard.v1.Rayshard")
+_SERVICES = ("", "inference.GRPCInferenceService", "rayshard.v1.Rayshard")  # healthy when everything is
 _WATCH_S = 0.5
 
 
@@ -28,6 +29,8 @@ class CallContext(Protocol):
     """What is used of Serve's gRPC context."""
 
     def invocation_metadata(self) -> list[tuple[str, str]]: ...
+
+    def peer(self) -> str: ...
 
     def set_code(self, code: grpc.StatusCode) -> None: ...
 
@@ -90,21 +93,19 @@ class GrpcMethods:
     async def ModelStreamInfer(
         self, request_stream: AsyncIterator[pb.ModelInferRequest], grpc_context: CallContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """The answers of any number of calls, as they come. An API key's use lasts as long as the stream."""
-        use = ExitStack()
-        refusal = None
+        """The answers of any number of calls, as they come. Each call uses the API key as if it had come alone."""
+        failure = None
         try:
-            use.enter_context(self._used_key(grpc_context))
-        except RayshardError as error:
-            refusal = error
-        fail_stream(grpc_context, refusal)
-        with use:
-            answers = stream_infer(self._open_inference, request_stream)
-            try:
-                async for answer in answers:
-                    yield answer
-            finally:
-                await answers.aclose()  # type: ignore[attr-defined]  # it is a generator
+            with self._plane.infer_streams.held(self._caller_of(grpc_context)):
+                answers = stream_infer(self._open_inference, request_stream, lambda: self._used_key(grpc_context))
+                try:
+                    async for answer in answers:
+                        yield answer
+                finally:
+                    await answers.aclose()  # type: ignore[attr-defined]  # it is a generator
+        except Exception as error:  # here it meets the client
+            failure = as_rayshard_error(error)
+        fail_stream(grpc_context, failure)
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, grpc_context: CallContext
@@ -112,33 +113,59 @@ class GrpcMethods:
         """Health as load balancers ask for it (grpc.health.v1): of everything, or of one model by its name."""
 
         async def look() -> health_pb2.HealthCheckResponse:
-            return health_pb2.HealthCheckResponse(status=self._health(request.service))
+            return self._health(request.service)
 
-        if request.service in ("", *_SERVICES):
+        if request.service in _SERVICES:
             return await look()
         return await self._answered(look, health_pb2.HealthCheckResponse(), grpc_context)
+
+    async def List(
+        self, _request: health_pb2.HealthListRequest, grpc_context: CallContext
+    ) -> health_pb2.HealthListResponse:
+        """Health of everything, and of each model that the caller's key may see; without a key of no model."""
+
+        async def look() -> health_pb2.HealthListResponse:
+            names = [model.name for model in self._plane.models.all()]
+            return health_pb2.HealthListResponse(statuses={name: self._health(name) for name in (*_SERVICES, *names)})
+
+        if self._keys is not None and not authorizations_of(grpc_context):
+            return health_pb2.HealthListResponse(statuses={name: self._health(name) for name in _SERVICES})
+        return await self._answered(look, health_pb2.HealthListResponse(), grpc_context)
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, grpc_context: CallContext
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        """Health now, and whenever it changes."""
-        told, failure = None, None
+        """Health now, and whenever it changes; of a name that is not served, until it is."""
+        failure, told = None, None
+        is_open = request.service in _SERVICES and not authorizations_of(grpc_context)
         try:
-            while True:
-                status = self._health(request.service)
-                if status != told:
-                    told = status
-                    yield health_pb2.HealthCheckResponse(status=status)
-                await asyncio.sleep(_WATCH_S)
-        except RayshardError as error:
-            failure = error
+            with self._plane.watches.held(_peer_of(grpc_context) if is_open else self._caller_of(grpc_context)):
+                while True:
+                    if not is_open:
+                        self._caller_of(grpc_context)  # its key may have been taken away
+                    health = self._watched_health(request.service)
+                    if health != told:
+                        told = health
+                        yield health
+                    await asyncio.sleep(_WATCH_S)
+        except asyncio.CancelledError:
+            return  # the client has left; raised on, Serve would log it with a traceback
+        except Exception as error:  # here it meets the client
+            failure = as_rayshard_error(error)
         fail_stream(grpc_context, failure)
 
-    def _health(self, service: str) -> int:
-        is_whole = service in ("", *_SERVICES)
+    def _watched_health(self, service: str) -> health_pb2.HealthCheckResponse:
+        try:
+            return self._health(service)
+        except (ModelNotFoundError, UnavailableError):
+            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+
+    def _health(self, service: str) -> health_pb2.HealthCheckResponse:
+        """Raises ModelNotFoundError, and UnavailableError while models are still looked for."""
+        is_whole = service in _SERVICES
         is_ready = self._open_inference.is_ready() if is_whole else self._open_inference.is_model_ready(service, "")
         status = health_pb2.HealthCheckResponse
-        return int(status.SERVING if is_ready else status.NOT_SERVING)
+        return status(status=status.SERVING if is_ready else status.NOT_SERVING)
 
     async def Generate(
         self, request: rayshard_pb.GenerateRequest, grpc_context: CallContext
@@ -194,7 +221,18 @@ class GrpcMethods:
         """The API key of a call, while it runs. Raises UnauthenticatedError, RateLimitedError."""
         if self._keys is None:
             return nullcontext()
-        return self._keys.used(dict(context.invocation_metadata()).get("authorization"))
+        return self._keys.used(authorizations_of(context))
+
+    def _caller_of(self, context: CallContext) -> str:
+        """Who a stream is from: by its key, for which this task then acts, or by its host.
+
+        Raises UnauthenticatedError.
+        """
+        if self._keys is None:
+            return _peer_of(context)
+        holder = self._keys.holder(authorizations_of(context))
+        CALLER.set(holder)
+        return f"key {holder.name}"
 
     async def _answered(self, work: Callable[[], Awaitable[ResultT]], empty: ResultT, context: CallContext) -> ResultT:
         """What the work comes to, in time. A failure becomes the call's status; raised, Serve would log it."""
@@ -205,6 +243,15 @@ class GrpcMethods:
         except Exception as error:  # here it meets the client
             set_status(context, as_rayshard_error(error))
         return empty
+
+
+def authorizations_of(context: CallContext) -> list[str]:
+    """All that a call has sent as `authorization`."""
+    return [value for name, value in context.invocation_metadata() if name == "authorization"]
+
+
+def _peer_of(context: CallContext) -> str:
+    return context.peer().rpartition(":")[0]  # without the port, which is another for each connection
 
 
 def fail_stream(context: CallContext, failure: RayshardError | None) -> None:

@@ -1,7 +1,8 @@
 """The Open Inference Protocol over gRPC: its messages to calls and back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ from serve_app.gateway.failures import as_rayshard_error, told_message
 from serve_app.gateway.grpc.limits import check_size
 from serve_app.preprocessing.arrays import NUMPY_DTYPES
 from serve_app.protos import open_inference_pb2 as pb
+
+UseKey = Callable[[], AbstractContextManager[object]]
 
 _MAX_CALLS = 64  # of one stream at once
 _MAX_WAITING = 1024  # answers of a stream that the client has not read
@@ -69,11 +72,14 @@ async def infer(service: OpenInference, request: pb.ModelInferRequest) -> pb.Mod
 
 
 async def stream_infer(
-    service: OpenInference, requests: AsyncIterator[pb.ModelInferRequest]
+    service: OpenInference, requests: AsyncIterator[pb.ModelInferRequest], use_key: UseKey
 ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-    """The answers of all calls of a stream as they come; what is wrong with a call ends that call alone."""
+    """The answers of all calls of a stream as they come; what is wrong with a call ends that call alone.
+
+    Each call runs inside a `use_key()` of its own.
+    """
     answers: asyncio.Queue[pb.ModelStreamInferResponse | None] = asyncio.Queue(_MAX_WAITING)
-    running = asyncio.create_task(_run_calls(service, requests, answers))
+    running = asyncio.create_task(_run_calls(service, requests, answers, use_key))
     try:
         while (answer := await answers.get()) is not None:
             yield answer
@@ -87,13 +93,14 @@ async def _run_calls(
     service: OpenInference,
     requests: AsyncIterator[pb.ModelInferRequest],
     answers: "asyncio.Queue[pb.ModelStreamInferResponse | None]",
+    use_key: UseKey,
 ) -> None:
     turn = asyncio.Semaphore(_MAX_CALLS)
     try:
         async with asyncio.TaskGroup() as group:
             async for request in requests:
                 await turn.acquire()
-                call = group.create_task(_run_call(service, request, answers))
+                call = group.create_task(_run_call(service, request, answers, use_key))
                 call.add_done_callback(lambda _call: turn.release())
     finally:
         await answers.put(None)
@@ -103,13 +110,15 @@ async def _run_call(
     service: OpenInference,
     request: pb.ModelInferRequest,
     answers: "asyncio.Queue[pb.ModelStreamInferResponse | None]",
+    use_key: UseKey,
 ) -> None:
     try:
         check_size(request, service.max_request_bytes)
         wants_final = request.parameters[_WANTS_FINAL].bool_param if _WANTS_FINAL in request.parameters else False
         request.parameters.pop(_WANTS_FINAL, None)
-        async for answer in service.stream(_call_of(request)):
-            await answers.put(pb.ModelStreamInferResponse(infer_response=_response(answer)))
+        with use_key():
+            async for answer in service.stream(_call_of(request)):
+                await answers.put(pb.ModelStreamInferResponse(infer_response=_response(answer)))
         if wants_final:
             final = pb.ModelInferResponse(model_name=request.model_name, model_version=VERSION, id=request.id)
             final.parameters[_FINAL].bool_param = True

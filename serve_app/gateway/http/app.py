@@ -14,6 +14,7 @@ from serve_app.gateway.calls.open_inference import OpenInference
 from serve_app.gateway.http.compatible_routes import compatible_routes
 from serve_app.gateway.http.docs_routes import docs_routes
 from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, on_unexpected_error
+from serve_app.gateway.http.health import health_endpoint
 from serve_app.gateway.http.inference_routes import inference_endpoints
 from serve_app.gateway.http.middleware import HeaderLimitMiddleware, KeyMiddleware, RequestIdMiddleware
 from serve_app.gateway.http.open_inference_routes import open_inference_routes
@@ -37,7 +38,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
 
     app = Starlette(
         routes=[
-            Route("/health", endpoints.health),
+            Route("/health", health_endpoint(plane)),
             *compatible_routes(plane, shell),
             Route("/v1/models", endpoints.list_models),
             Route("/v1/models/{name:path}", endpoints.get_model),

@@ -77,7 +77,7 @@ class KeyMiddleware:
             return
         use = ExitStack()
         try:
-            use.enter_context(self._keys.used(Headers(scope=scope).get("authorization")))
+            use.enter_context(self._keys.used(Headers(scope=scope).getlist("authorization")))
         except RayshardError as error:
             show = on_protocol_error if scope["path"].startswith("/v2") else on_rayshard_error
             response = await show(Request(scope), error)

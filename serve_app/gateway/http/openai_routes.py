@@ -1,4 +1,4 @@
-"""HTTP endpoints of OpenAI's API, and of what stands beside it: models, health, tokens."""
+"""HTTP endpoints of OpenAI's API, and of what stands beside it: models, tokens."""
 
 import time
 
@@ -8,7 +8,7 @@ from starlette.responses import Response
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.convert import parse_body
 from serve_app.gateway.bodies.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
-from serve_app.gateway.bodies.others import DetokenizedText, HealthBody, TokenizedText
+from serve_app.gateway.bodies.others import DetokenizedText, TokenizedText
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.calls.params import check_token_ids
@@ -30,13 +30,6 @@ class OpenAIEndpoints:
         self._pool = plane.pool
         self._models = plane.models
         self._reader = plane.reader
-
-    async def health(self, _request: Request) -> Response:
-        """200 only when every model can answer."""
-        report = self._backend.health()
-        state = "ok" if report.is_healthy else "unavailable"
-        content = HealthBody(state, report.detail, report.models)
-        return json_answer(content, status=200 if report.is_healthy else 503)
 
     async def list_models(self, _request: Request) -> Response:
         """All models."""

@@ -15,7 +15,7 @@ import pytest
 
 from serve_app.cli.main import main
 from serve_app.config.gateway import GatewayConfig
-from serve_app.errors import ConfigError, RateLimitedError, UnauthenticatedError
+from serve_app.errors import ConfigError, RateLimitedError, TooManyTokensError, UnauthenticatedError
 from serve_app.gateway.api_keys import ApiKeys, KeyHolder
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
@@ -128,7 +128,7 @@ def holder(path: Path, options: str, clock: Clock) -> tuple[ApiKeys, dict[str, s
 
 
 def enter(keys: ApiKeys, headers: dict[str, str]) -> KeyHolder:
-    with keys.used(headers["authorization"]) as used:
+    with keys.used([headers["authorization"]]) as used:
         return used
 
 
@@ -146,14 +146,53 @@ def test_requests_of_a_minute_are_refilled_evenly(tmp_path: Path) -> None:
         enter(keys, headers)
 
 
-def test_tokens_are_owed_when_they_were_not_known_before(tmp_path: Path) -> None:
+def test_tokens_are_reserved_before_and_settled_after(tmp_path: Path) -> None:
     clock = Clock()
     keys, headers = holder(tmp_path / "keys", "tokens_per_minute=60", clock)
-    enter(keys, headers).charge(100)
-    with pytest.raises(RateLimitedError, match="tokens") as caught:
+    used = enter(keys, headers)
+    first = used.reserve(10, 40)
+    with pytest.raises(RateLimitedError, match="may use 20 tokens, more than key web has left") as caught:
+        used.reserve(10, 10)
+    assert caught.value.retry_after_s == pytest.approx(10)
+    used.settle(first, 15)
+    second = used.reserve(10, 35)
+    used.settle(second, 145)  # not known before: owed
+    with pytest.raises(RateLimitedError, match="has used its tokens of this minute") as caught:
         enter(keys, headers)
-    assert caught.value.retry_after_s == pytest.approx(41)
-    clock.now_s += 41
+    assert caught.value.retry_after_s == pytest.approx(101)
+    clock.now_s += 101
+    enter(keys, headers)
+
+
+def test_what_is_given_back_makes_no_more_than_a_minute_s(tmp_path: Path) -> None:
+    clock = Clock()
+    keys, headers = holder(tmp_path / "keys", "tokens_per_minute=60", clock)
+    used = enter(keys, headers)
+    taken = used.reserve(0, 60)
+    clock.now_s += 60
+    used.settle(taken, 0)
+    used.reserve(0, 60)
+    with pytest.raises(RateLimitedError):
+        used.reserve(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("num_input", "num_output", "advice"),
+    [(3, 300, r"ask for at most 47 \(max_tokens, times n\)"), (60, 1, "send less text"), (51, 0, "send less text")],
+)
+def test_more_than_a_minute_s_tokens_are_refused_for_good(
+    tmp_path: Path, num_input: int, num_output: int, advice: str
+) -> None:
+    keys, headers = holder(tmp_path / "keys", "tokens_per_minute=50", Clock())
+    with pytest.raises(TooManyTokensError, match=f"key web may use 50 in a minute; {advice}"):
+        enter(keys, headers).reserve(num_input, num_output)
+
+
+@pytest.mark.parametrize("options", ["", "requests_per_minute=9"])
+def test_without_a_limit_any_number_of_tokens_is_reserved(tmp_path: Path, options: str) -> None:
+    keys, headers = holder(tmp_path / "keys", options, Clock())
+    used = enter(keys, headers)
+    used.settle(used.reserve(10**9, 10**9), 10**9)
     enter(keys, headers)
 
 
@@ -161,7 +200,7 @@ def test_a_changed_file_is_read_again_and_what_was_used_stays_used(tmp_path: Pat
     clock = Clock()
     path = tmp_path / "keys"
     keys, headers = holder(path, "requests_per_minute=2 concurrency=1", clock)
-    with keys.used(headers["authorization"]):
+    with keys.used([headers["authorization"]]):
         change(path, path.read_text().replace("concurrency=1", "concurrency=2"), clock)
         enter(keys, headers)  # beside the first
         with pytest.raises(RateLimitedError, match="requests of this minute"):
@@ -198,7 +237,7 @@ class Guarded:
 async def guarded(tmp_path: Path) -> AsyncIterator[Guarded]:
     path = tmp_path / "keys"
     options = ["name=all", "name=other models=other", "name=slow requests_per_minute=1", "name=one concurrency=1"]
-    keys = write(path, *options, "name=few tokens_per_minute=9")
+    keys = write(path, *options, "name=few tokens_per_minute=9", "name=some tokens_per_minute=60")
     backend = ScriptedBackend(save_model_dir(tmp_path / "model"))
     plane = DataPlane(backend, GatewayConfig(api_keys_file=str(path)))
     async with serving(build_http_app(plane)) as url, httpx.AsyncClient(base_url=url) as client:
@@ -277,10 +316,68 @@ async def test_a_stream_counts_until_it_has_ended(guarded: Guarded) -> None:
 
 async def test_tokens_of_an_answer_are_counted(guarded: Guarded) -> None:
     headers = bearer(guarded.keys[4])
-    body = {"model": "tiny", "prompt": "zz", "max_tokens": 7}  # 10 tokens with BOS, one more than there are
+    body = {"model": "tiny", "prompt": "zz", "max_tokens": 6}  # 9 tokens with BOS, as many as there are
     assert (await guarded.client.post(COMPLETIONS, json=body, headers=headers)).status_code == 200
     refused = await guarded.client.post(COMPLETIONS, json=body, headers=headers)
     assert "has used its tokens of this minute" in refused.text
+    assert "retry-after" in refused.headers
+
+
+async def test_calls_that_would_come_to_more_tokens_are_refused_before_they_run(guarded: Guarded) -> None:
+    headers = bearer(guarded.keys[4])
+    body = {"model": "tiny", "prompt": "zz", "max_tokens": 300, "stream": True}
+    calls = [guarded.client.post(COMPLETIONS, json=body, headers=headers) for _ in range(10)]
+    answers = await asyncio.gather(*calls)
+    assert {answer.status_code for answer in answers} == {429}
+    assert "ask for at most 6" in answers[0].json()["error"]["message"]
+    assert (answers[0].headers["x-should-retry"], "retry-after" in answers[0].headers) == ("false", False)
+    assert not guarded.backend.requests
+
+
+async def test_calls_at_once_share_what_is_left(guarded: Guarded) -> None:
+    guarded.backend.step_s = 0.05
+    headers = bearer(guarded.keys[4])
+    body = {"model": "tiny", "prompt": "zz", "max_tokens": 4}
+    calls = [guarded.client.post(COMPLETIONS, json=body, headers=headers) for _ in range(4)]
+    assert sorted(answer.status_code for answer in await asyncio.gather(*calls)) == [200, 429, 429, 429]
+
+
+async def test_an_answer_of_no_stated_length_is_as_long_as_the_key_allows(guarded: Guarded) -> None:
+    headers = bearer(guarded.keys[5])
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "ignore_eos": True}
+    answer = await guarded.client.post("/v1/chat/completions", json=body, headers=headers)
+    assert answer.json()["usage"]["total_tokens"] == 60
+    assert answer.json()["choices"][0]["finish_reason"] == "length"
+
+
+# Health
+
+
+async def test_health_without_a_key_says_up_or_down(guarded: Guarded) -> None:
+    assert (await guarded.client.get("/health")).json() == {"status": "ok"}
+    guarded.backend.is_healthy = False
+    answer = await guarded.client.get("/health")
+    assert (answer.status_code, answer.json()) == (503, {"status": "unavailable"})
+
+
+async def test_health_with_a_key_shows_its_models(guarded: Guarded) -> None:
+    whole = (await guarded.client.get("/health", headers=bearer(guarded.keys[0]))).json()
+    assert list(whole["models"]) == ["tiny"]
+    assert (await guarded.client.get("/health", headers=bearer(guarded.keys[1]))).json() == {
+        "status": "ok",
+        "detail": "",
+        "models": {},
+    }
+    assert (await guarded.client.get("/health", headers=bearer("nonsense"))).status_code == 401
+    for _ in range(3):  # a probe uses up nothing
+        assert (await guarded.client.get("/health", headers=bearer(guarded.keys[2]))).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/health"])
+async def test_two_keys_are_refused(guarded: Guarded, path: str) -> None:
+    headers = [("authorization", f"Bearer {key}") for key in guarded.keys[:2]]
+    answer = await guarded.client.get(path, headers=headers)
+    assert (answer.status_code, "send one" in answer.text) == (400, True)
 
 
 # gRPC
