@@ -16,6 +16,14 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
     """The object in `body`: at most MAX_DEPTH deep, finite numbers, whole characters. Raises RequestError."""
+    content = parse_json_value(body)
+    if not isinstance(content, dict):
+        raise RequestError("body is not a JSON object; send {...}", field="body")
+    return content
+
+
+def parse_json_value(body: bytes) -> Any:
+    """The one value of any kind in `body`, under the same rules. Raises RequestError."""
     if not body.strip():
         raise RequestError("body is empty; send a JSON object", field="body")
     try:
@@ -23,10 +31,7 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise RequestError(f"body is not UTF-8 at byte {error.start}; send UTF-8", field="body") from error
     _check_depth(text)
-    content = _parse(text)
-    if not isinstance(content, dict):
-        raise RequestError("body is not a JSON object; send {...}", field="body")
-    return content
+    return _parse(text)
 
 
 def _parse(text: str) -> Any:

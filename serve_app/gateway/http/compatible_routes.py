@@ -13,7 +13,7 @@ from starlette.routing import Route
 from serve_app.errors import RequestError, UnprocessableError
 from serve_app.gateway.bodies.convert import parse_body
 from serve_app.gateway.bodies.inference import Prediction
-from serve_app.gateway.bodies.json_body import parse_json_object
+from serve_app.gateway.bodies.json_body import parse_json_value
 from serve_app.gateway.bodies.others import (
     ModelName,
     ModelNames,
@@ -80,13 +80,11 @@ def _torchserve_instances(content: bytes, request: Request) -> tuple[object, boo
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         raise UnprocessableError("multipart/form-data is not read; send the text itself, or JSON", field="body")
-    text = _text(content)
     if kind != "application/json":
-        return [text], False
-    if text.lstrip().startswith("{"):
-        value = parse_json_object(content)
+        return [_text(content)], False
+    value = parse_json_value(content)
+    if isinstance(value, dict):
         return (value["instances"], True) if value.keys() == {"instances"} else ([value], False)
-    value = parse_json_object(b'{"instances": ' + content + b"}")["instances"]
     return (value, True) if isinstance(value, list) else ([value], False)
 
 

@@ -154,6 +154,10 @@ async def test_one_answer_serves_openai_kserve_and_tf_serving(client: httpx.Asyn
         ("/v1/models/tiny:predict", {"json": {"instances": ["a"], "parameters": {"speed": 2}}}, "speed"),
         ("/predictions/vectors", {"content": b"\xff"}, "body"),
         ("/predictions/vectors", {"content": b"[1", "headers": {"content-type": "application/json"}}, "body"),
+        *(
+            ("/predictions/vectors", {"content": content, "headers": {"content-type": "application/json"}}, "body")
+            for content in (b'["a"], "x": 1', b'"a"}, {"b": "c"', b'"a" "b"', b"1]", b" ")
+        ),
         ("/predictions/vectors", {"files": {"data": b"text"}}, "body"),
     ],
 )
