@@ -1,11 +1,13 @@
 """Serve as a backend asks it: what runs, registration with all replicas, and calls that its autoscaling counts."""
 
 import asyncio
+import logging
 from dataclasses import replace
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.util import get_node_ip_address
 
@@ -15,6 +17,8 @@ from serve_app.config.environment import read_environment
 from serve_app.errors import UnavailableError
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import ModelDescription
+
+logger = logging.getLogger(__name__)
 
 
 class ServeControl:
@@ -35,6 +39,15 @@ class ServeControl:
             name: RunningApplication(app.status.value, app.message, tuple(app.deployments))
             for name, app in status.applications.items()
         }
+
+    async def http_host(self) -> str | None:
+        """The address that Serve's HTTP proxies listen on; None when Serve does not say."""
+        try:
+            client = await asyncio.to_thread(_get_global_client)
+        except (RayError, RayServeException) as error:
+            logger.warning("Serve does not say where it listens: %s", type(error).__name__)
+            return None
+        return None if client is None else str(client.http_config.host)
 
     async def num_nodes(self) -> int:
         """See Control."""

@@ -13,6 +13,7 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
 from serve_app.gateway.grpc.methods import GrpcMethods
 from serve_app.gateway.http.app import build_http_app
+from serve_app.gateway.http.browser_guard import hosts_when_bound_to
 from serve_app.observability import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -26,11 +27,16 @@ class Gateway(GrpcMethods):
     async def __init__(self, config: GatewayConfig) -> None:  # type: ignore[misc]  # Serve awaits it
         configure_logging()
         logger.info("gateway starting settings=%s", config.model_dump_json())
-        self._backend = ServeBackend(ServeControl(), place_here)
+        control = ServeControl()
+        self._backend = ServeBackend(control, place_here)
         with contextlib.suppress(TimeoutError):  # ready when the models that run are known
             async with asyncio.timeout(_FIRST_LOOK_S):
                 await self._backend.find_running_models()
         self._backend.start()
+        if config.allowed_hosts is None:
+            hosts = hosts_when_bound_to(await control.http_host())
+            config = config.model_copy(update={"allowed_hosts": hosts})
+            logger.info("requests may name hosts=%s", hosts or "any")
         self._plane = DataPlane(self._backend, config)
         self._open_inference = OpenInference(self._plane)
         self._time_limit_s = config.request_timeout_s

@@ -11,6 +11,7 @@ from starlette.routing import Route
 from serve_app.errors import RayshardError
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
+from serve_app.gateway.http.browser_guard import BrowserGuardMiddleware
 from serve_app.gateway.http.compatible_routes import compatible_routes
 from serve_app.gateway.http.docs_routes import docs_routes
 from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, on_unexpected_error
@@ -27,6 +28,8 @@ def build_http_app(plane: DataPlane) -> Starlette:
     endpoints = OpenAIEndpoints(plane)
     shell = RequestShell(plane.config)
     keys = [] if plane.keys is None else [Middleware(KeyMiddleware, plane.keys)]
+    config = plane.config
+    guard = Middleware(BrowserGuardMiddleware, config.allowed_hosts, config.cors_allowed_origins)
     inference = inference_endpoints(plane.calls, shell)
 
     @asynccontextmanager
@@ -55,7 +58,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
             HTTPException: on_http_exception,
             Exception: on_unexpected_error,
         },
-        middleware=[Middleware(RequestIdMiddleware), Middleware(HeaderLimitMiddleware), *keys],
+        middleware=[Middleware(RequestIdMiddleware), Middleware(HeaderLimitMiddleware), guard, *keys],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

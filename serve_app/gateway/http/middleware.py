@@ -57,8 +57,7 @@ class HeaderLimitMiddleware:
         """Runs the request, or answers 431."""
         if scope["type"] == "http" and _header_bytes(scope) > MAX_HEADER_BYTES:
             error = HeadersTooLargeError(f"the headers are larger than {MAX_HEADER_BYTES} bytes; send less")
-            response = await on_rayshard_error(Request(scope), error)
-            await response(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -79,12 +78,17 @@ class KeyMiddleware:
         try:
             use.enter_context(self._keys.used(Headers(scope=scope).getlist("authorization")))
         except RayshardError as error:
-            show = on_protocol_error if scope["path"].startswith("/v2") else on_rayshard_error
-            response = await show(Request(scope), error)
-            await response(scope, receive, send)
+            await refuse(error, scope, receive, send)
             return
         with use:
             await self._app(scope, receive, send)
+
+
+async def refuse(error: RayshardError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request with an error before it reaches its route, in the shape of its protocol."""
+    show = on_protocol_error if scope["path"].startswith("/v2") else on_rayshard_error
+    response = await show(Request(scope), error)
+    await response(scope, receive, send)
 
 
 def _header_bytes(scope: Scope) -> int:

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serve_app.config.gateway import GatewayConfig
-from serve_app.errors import RequestAbortedError, RequestError, RequestTooLargeError
+from serve_app.errors import RequestAbortedError, RequestError, RequestTooLargeError, SlowRequestError
 from serve_app.gateway.http.sse import wait_for_disconnect
 from serve_app.gateway.time_limits import time_limit_of, within
 
@@ -22,18 +22,23 @@ class RequestShell:
     def __init__(self, config: GatewayConfig) -> None:
         self.max_bytes = config.max_request_bytes
         self._limit_s = config.request_timeout_s
+        self._body_limit_s = config.body_timeout_s
 
     async def read(self, request: Request) -> bytes:
-        """The body, refused as soon as it is known to be too large."""
+        """The body, refused as soon as it is known to be too large, or when it does not arrive in its time."""
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced[:20]) > self.max_bytes:
             raise self._too_large()
         content = bytearray()
         try:
-            async for piece in request.stream():
-                content += piece
-                if len(content) > self.max_bytes:
-                    raise self._too_large()
+            async with asyncio.timeout(self._body_limit_s):
+                async for piece in request.stream():
+                    content += piece
+                    if len(content) > self.max_bytes:
+                        raise self._too_large()
+        except TimeoutError as error:
+            message = f"the body did not arrive within body_timeout_s={self._body_limit_s:g}; send it in that time"
+            raise SlowRequestError(message, field="body") from error
         except ClientDisconnect as error:
             raise RequestAbortedError("the client left while sending") from error
         return bytes(content)
