@@ -29,6 +29,23 @@ _PROGRESS_S = 5.0
 _MAX_REDIRECTS = 5
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MAX_HEADER_BYTES = 100 * 10**6  # as safetensors itself has it
+_LAST_32_BITS = [  # IPv6 networks whose last 32 bits are an IPv4 address
+    ipaddress.IPv6Network(network)
+    for network in (
+        "::/96",  # compatible (RFC 4291, 2.5.5.1)
+        "::ffff:0:0/96",  # mapped (RFC 4291, 2.5.5.2)
+        "::ffff:0:0:0/96",  # translated (RFC 2765, 2.1)
+        "64:ff9b::/96",  # NAT64 (RFC 6052, 2.1)
+    )
+]
+_NOT_ROUTED = [
+    ipaddress.IPv6Network(network)
+    for network in (
+        "64:ff9b:1::/48",  # NAT64 of a site's own (RFC 8215)
+        "3fff::/20",  # documentation (RFC 9637)
+        "5f00::/16",  # segment routing (RFC 9602)
+    )
+]
 _SPARE_BYTES = 64 * 2**20  # left free on the disk
 
 
@@ -166,8 +183,22 @@ def _public_address(host: str, port: int, private_hosts: tuple[str, ...]) -> str
 
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.split("%")[0])
-    inner = getattr(ip, "ipv4_mapped", None) or getattr(ip, "sixtofour", None)
-    return ip.is_global and not ip.is_multicast and (inner is None or inner.is_global)
+    inner = None if isinstance(ip, ipaddress.IPv4Address) else _inner_address(ip)
+    return ip.is_global and not _is_for_sites(ip) and (inner is None or (inner.is_global and not inner.is_multicast))
+
+
+def _is_for_sites(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """What `is_global` lets through all the same: multicast, and IPv6 that no packet of the internet goes to."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_multicast
+    return ip.is_multicast or ip.is_site_local or any(ip in network for network in _NOT_ROUTED)
+
+
+def _inner_address(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that a packet to an IPv6 one ends at: where it is mapped, tunnelled or translated."""
+    if any(ip in network for network in _LAST_32_BITS):
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.sixtofour or (ip.teredo[1] if ip.teredo is not None else None)
 
 
 def _check_headers(parts: SplitResult, answer: http.client.HTTPResponse, path: Path) -> None:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save
 
 from serve_app.checkpoints.source import local_directory, pin_source
-from serve_app.checkpoints.weights_download import directory_with_weights, fetch_weights
+from serve_app.checkpoints.weights_download import _is_public, directory_with_weights, fetch_weights
 from serve_app.config.environment import read_environment
 from serve_app.config.model import ModelConfig
 from serve_app.config.weights import weights_url_problem
@@ -154,12 +154,28 @@ def test_what_is_not_the_file_is_refused_and_nothing_is_kept(
     assert fetch_weights(server.weights(), tmp_path).read_bytes() == FILE
 
 
-@pytest.mark.parametrize(
-    "address", ["10.0.0.1", "169.254.169.254", "[::1]", "[fe80::1]", "[::ffff:10.0.0.1]", "0.0.0.0"]
-)
+PRIVATE = [
+    *("10.0.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"),
+    *("::1", "::", "fe80::1", "fc00::1", "fec0::1", "feff::1", "ff02::1", "2001:db8::1", "64:ff9b:1::1"),
+    *("::ffff:10.0.0.1", "::10.0.0.1", "::127.0.0.1", "::ffff:0:10.0.0.1"),  # mapped, compatible, translated
+    *("64:ff9b::127.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b::a9fe:a9fe", "64:ff9b::224.0.0.1"),  # NAT64
+    *("2002:7f00:1::1", "2002:a9fe:a9fe::", "2002:e000:1::"),  # 6to4
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2",  # Teredo
+]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
 def test_private_addresses_are_not_even_connected_to(tmp_path: Path, address: str) -> None:
+    host = f"[{address}]" if ":" in address else address
     with pytest.raises(ConfigError, match="is the private address"):
-        fetch_weights(RemoteWeights(f"https://{address}/x", SHA256), tmp_path)
+        fetch_weights(RemoteWeights(f"https://{host}/x", SHA256), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "address", ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1"]
+)
+def test_public_addresses_are_public_whatever_carries_them(address: str) -> None:
+    assert _is_public(address)
 
 
 @pytest.mark.parametrize(
