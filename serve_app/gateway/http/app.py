@@ -17,7 +17,7 @@ from serve_app.gateway.http.docs_routes import docs_routes
 from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.http.health import health_endpoint
 from serve_app.gateway.http.inference_routes import inference_endpoints
-from serve_app.gateway.http.middleware import HeaderLimitMiddleware, KeyMiddleware, RequestIdMiddleware
+from serve_app.gateway.http.middleware import HeaderLimitMiddleware, KeyMiddleware
 from serve_app.gateway.http.open_inference_routes import open_inference_routes
 from serve_app.gateway.http.openai_routes import OpenAIEndpoints
 from serve_app.gateway.http.shell import RequestShell
@@ -58,7 +58,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
             HTTPException: on_http_exception,
             Exception: on_unexpected_error,
         },
-        middleware=[Middleware(RequestIdMiddleware), Middleware(HeaderLimitMiddleware), guard, *keys],
+        middleware=[Middleware(HeaderLimitMiddleware), guard, *keys],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

@@ -1,12 +1,14 @@
-"""What stands around every HTTP request: its id, the limit of its headers, its API key."""
+"""What stands around every HTTP request: the limit of its headers, its API key.
 
-import re
+An answer's `x-request-id` is written by Serve's proxy.
+"""
+
 import secrets
 from contextlib import ExitStack
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import HeadersTooLargeError, RayshardError
 from serve_app.gateway.api_keys import ApiKeys
@@ -17,34 +19,10 @@ OPEN_PATHS = frozenset(
     {"/health", "/ping", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
 )  # for probes, and what names no model
 
-_ALLOWED_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
 
 def new_id(prefix: str = "") -> str:
     """A fresh id."""
     return prefix + secrets.token_hex(16)
-
-
-class RequestIdMiddleware:
-    """An `x-request-id` on every response: gives back the client's id when it is a harmless one, else makes one up."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Adds the header to the response's start."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _ALLOWED_ID.fullmatch(given) else new_id()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
 
 
 class HeaderLimitMiddleware:
