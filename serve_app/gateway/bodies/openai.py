@@ -1,4 +1,8 @@
-"""Bodies of OpenAI's endpoints, with vLLM's extensions: types and ranges. An unknown key is an error."""
+"""Bodies of OpenAI's endpoints, with vLLM's extensions: types and ranges.
+
+An unknown key is an error, but inside messages: there gateways and agents leave hints for others, and what they have
+received.
+"""
 
 from typing import Annotated, Literal
 
@@ -32,10 +36,10 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    max_tokens: PositiveInt | None = None
+    max_tokens: NaturalInt | None = None  # 0: the prompt is only read, for its logprobs
     min_tokens: NaturalInt | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None  # 0: the most probable token only
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
@@ -58,52 +62,75 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, object] | None = None
+    prediction: dict[str, object] | None = None  # a guess at the answer, which only makes it faster elsewhere
+    service_tier: str | None = None
+    store: bool | None = None  # whether OpenAI keeps a copy
+    cache_salt: str | None = None
+    request_id: str | None = None
+    include_reasoning: bool | None = None  # an answer has none beside its content
 
 
 class CompletionBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: str | list[str | int | list[int]] | None  # None: as an empty text
     echo: bool | None = None
     logprobs: NumLogprobs | None = None
 
 
-PartType = Literal["text"]
+PartType = Literal["text", "refusal"]
 EncodingFormat = Literal["float", "base64"]
-Role = Literal["system", "developer", "user", "assistant", "tool"]
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 
-class TextPart(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One part of a message's content."""
+class TextPart(msgspec.Struct, kw_only=True):
+    """One part of a message's content, with its text under the name of its type."""
 
     type: PartType
-    text: str
+    text: str | None = None
+    refusal: str | None = None
 
 
-class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """One message. The last five come back from clients that send on what they received."""
+class FunctionCall(msgspec.Struct, kw_only=True):
+    """The function that a model has called, and with what: JSON as a text, or the object itself."""
+
+    name: str
+    arguments: str | dict[str, object] | None = None
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    """One call of an assistant's message."""
+
+    function: FunctionCall
+    id: str | None = None
+    type: str | None = None
+
+
+class ChatMessage(msgspec.Struct, kw_only=True):
+    """One message. Keys that are not listed are taken without effect."""
 
     role: Role
-    content: str | list[TextPart]
+    content: str | list[TextPart] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: Annotated[list[None], Meta(max_length=0)] | None = None
-    function_call: None = None
-    refusal: None = None
+    tool_calls: list[ToolCall] | None = None
+    function_call: FunctionCall | None = None  # as tool_calls, of clients from before them
+    refusal: str | None = None  # in place of content
     audio: None = None
-    annotations: Annotated[list[None], Meta(max_length=0)] | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     """`POST /v1/chat/completions`."""
 
     messages: list[ChatMessage]
-    max_completion_tokens: PositiveInt | None = None
+    max_completion_tokens: NaturalInt | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, object] | None = None
+    reasoning_effort: str | None = None  # for chat templates that know it
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

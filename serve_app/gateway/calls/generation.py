@@ -35,6 +35,7 @@ class OutputOptions:
     num_prompt_logprobs: int | None = None  # asked for by name, not by echo
     has_token_ids: bool = False
     has_echo: bool = False
+    is_prompt_only: bool = False  # nothing is wanted of the answer
     restores_redactions: bool = False
 
 
@@ -203,6 +204,7 @@ class _Choice:
         "_detokenizer",
         "_includes_stop",
         "_index",
+        "_is_hidden",
         "_logprobs",
         "_matcher",
         "_params",
@@ -228,11 +230,15 @@ class _Choice:
         self._matcher = options.stops.matcher()
         self._restorer = restorer
         self._includes_stop = options.stops.include_in_output
+        self._is_hidden = options.is_prompt_only
         self._token_ids: list[int] = []  # not yet emitted: their text is not certain yet
         self._logprobs: list[TokenLogprobs] = []
 
     def feed(self, chunk: OutputChunk) -> ChoiceDelta | None:
         """What can be shown now; None while nothing can."""
+        if self._is_hidden:
+            self.has_ended = True
+            return ChoiceDelta(self._index, "", [], None if self._params.num_logprobs is None else [], "length", None)
         text, num_used = self._decode(chunk)
         self._token_ids += chunk.token_ids[:num_used]
         if chunk.logprobs is not None:

@@ -89,7 +89,10 @@ def _logit_bias(body: SamplingBody, model: ServedModel) -> dict[int, float]:
         if not (key.isascii() and key.isdecimal() and len(key) <= 10):
             raise RequestError(f"logit_bias: key {key[:32]!r} is not a token id", field="logit_bias")
         bias[int(key)] = value
-    check_token_ids(list(bias), model, "logit_bias")
+    vocab_size = model.description.vocab_size
+    wrong = [token_id for token_id in bias if token_id >= vocab_size]
+    if wrong:
+        raise RequestError(f"logit_bias: token ids {wrong[:64]} are not in 0..{vocab_size - 1}", field="logit_bias")
     return bias
 
 

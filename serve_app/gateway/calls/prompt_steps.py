@@ -1,9 +1,11 @@
 """The steps before a model that generates: run over prompts, and over the messages of a conversation."""
 
 import secrets
+from itertools import islice
 
 from serve_app.backend.protocol import ModelBackend
 from serve_app.gateway.bodies.openai import ChatMessage
+from serve_app.gateway.calls.chat_messages import change_texts, texts_of
 from serve_app.types.chains import ChainOutcome, ChainRequest, ChainValue, Redaction
 from serve_app.types.models import ModelDescription
 
@@ -27,22 +29,20 @@ class PromptSteps:
         return redactions
 
     async def change_messages(self, messages: list[ChatMessage], model: ModelDescription) -> list[Redaction]:
-        """The contents of all messages, together: a placeholder means the same in each. What was taken out."""
+        """The texts of all messages and of their calls, together: a placeholder means the same in each.
+
+        What was taken out.
+        """
         if not model.has_preprocessing or not messages:
             return []
-        (made,) = await self._run([ChainValue(texts=[content_of(message) for message in messages])], model)
+        given = [texts_of(message) for message in messages]
+        (made,) = await self._run([ChainValue(texts=[text for texts in given for text in texts])], model)
         assert made.value.texts is not None, "check_chains refuses other ends"
-        for message, text in zip(messages, made.value.texts, strict=True):
-            message.content = text
+        changed = iter(made.value.texts)
+        for message, texts in zip(messages, given, strict=True):
+            change_texts(message, list(islice(changed, len(texts))))
         return made.redactions
 
     async def _run(self, values: list[ChainValue], model: ModelDescription) -> list[ChainOutcome]:
         request = ChainRequest(secrets.token_hex(8), model.name, values)
         return (await self._backend.run_chain(request)).values
-
-
-def content_of(message: ChatMessage) -> str:
-    """A message's text, its parts in lines."""
-    if isinstance(message.content, str):
-        return message.content
-    return "\n".join(part.text for part in message.content)

@@ -6,16 +6,16 @@ from typing import Any
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.openai import (
     ChatBody,
-    ChatMessage,
     CompletionBody,
     SamplingBody,
     TokenizeBody,
 )
 from serve_app.gateway.caller import output_allowance
+from serve_app.gateway.calls.chat_messages import check_messages, template_message
 from serve_app.gateway.calls.generation import GenerationCall, OutputOptions
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.calls.params import OutputLimit, check_token_ids, fit_output, sampling_params
-from serve_app.gateway.calls.prompt_steps import PromptSteps, content_of
+from serve_app.gateway.calls.prompt_steps import PromptSteps
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.pii import restore
 from serve_app.preprocessing.stop_strings import StopStrings
@@ -43,7 +43,9 @@ class RequestReader:
 
     async def completion(self, body: CompletionBody, model: ServedModel) -> GenerationCall:
         """One GenerateRequest for each prompt. Raises RequestError."""
-        options = _output_options(body, model, num_logprobs=body.logprobs, has_echo=bool(body.echo))
+        options = _output_options(
+            body, model, num_logprobs=body.logprobs, has_echo=bool(body.echo), is_prompt_only=body.max_tokens == 0
+        )
         prompts = _split_prompts(body)
         if len(prompts) * options.num_choices > MAX_SEQUENCES:
             raise RequestError(
@@ -75,7 +77,10 @@ class RequestReader:
                 f"max_tokens={body.max_tokens} and max_completion_tokens={body.max_completion_tokens} differ; send one",
                 field="max_tokens",
             )
-        options = _output_options(body, model, num_logprobs=(body.top_logprobs or 0) if body.logprobs else None)
+        check_messages(body.messages)
+        is_prompt_only = 0 in (body.max_tokens, body.max_completion_tokens)
+        num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        options = _output_options(body, model, num_logprobs=num_logprobs, is_prompt_only=is_prompt_only)
         redactions = await self._steps.change_messages(body.messages, model.description)
         text = await self.chat_text(body, model)
         token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
@@ -95,8 +100,7 @@ class RequestReader:
             raise RequestError(
                 f"model={model.description.name} has no chat template; use /v1/completions", field="model"
             )
-        if not body.messages:
-            raise RequestError("messages is empty; send at least one", field="messages")
+        check_messages(body.messages or [])
         is_continued = bool(body.continue_final_message)
         if is_continued and body.add_generation_prompt is not False:
             raise RequestError(
@@ -104,7 +108,7 @@ class RequestReader:
             )
         return await self._renderer.render(
             template,
-            [_message(message, has_developer="developer" in template) for message in body.messages],
+            [template_message(message, template) for message in body.messages or []],
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=is_continued,
             variables=_template_variables(body, model.tokenizer),
@@ -141,13 +145,16 @@ class RequestReader:
         limit: OutputLimit,
     ) -> GenerateRequest:
         if not token_ids:
-            raise RequestError(f"{limit.prompt_field} is empty; send some text", field=limit.prompt_field)
+            message = (
+                f"{limit.prompt_field} is empty, and this model's tokenizer writes nothing before it; send some text"
+            )
+            raise RequestError(message, field=limit.prompt_field)
         has_echoed_logprobs = options.has_echo and options.num_logprobs is not None
         asked_logprobs = (options.num_logprobs if has_echoed_logprobs else None, options.num_prompt_logprobs)
         params = sampling_params(
             body,
             model,
-            max_tokens=fit_output(len(token_ids), model, limit),
+            max_tokens=max(1, fit_output(len(token_ids), model, limit)),  # a model reads no prompt without an answer
             num_logprobs=options.num_logprobs,
             num_prompt_logprobs=max((number for number in asked_logprobs if number is not None), default=None),
         )
@@ -161,7 +168,12 @@ class RequestReader:
 
 
 def _output_options(
-    body: SamplingBody, model: ServedModel, *, num_logprobs: int | None, has_echo: bool = False
+    body: SamplingBody,
+    model: ServedModel,
+    *,
+    num_logprobs: int | None,
+    has_echo: bool = False,
+    is_prompt_only: bool = False,
 ) -> OutputOptions:
     is_stream = bool(body.stream)
     if body.stream_options is not None and not is_stream:
@@ -183,6 +195,7 @@ def _output_options(
         num_prompt_logprobs=body.prompt_logprobs,
         has_token_ids=bool(body.return_token_ids),
         has_echo=has_echo,
+        is_prompt_only=is_prompt_only,
         restores_redactions=bool(body.restore_redactions),
     )
 
@@ -201,13 +214,13 @@ def _check_restoring(body: SamplingBody, model: ServedModel, num_logprobs: int |
 
 def _split_prompts(body: CompletionBody) -> list[str | list[int]]:
     """A text, texts, token ids or lists of them: one entry for each prompt."""
-    if isinstance(body.prompt, str):
-        prompts: list[Any] = [body.prompt]
+    if body.prompt is None or isinstance(body.prompt, str):
+        prompts: list[Any] = [body.prompt or ""]
     elif body.prompt and all(isinstance(item, int) for item in body.prompt):
         prompts = [body.prompt]
     else:
         prompts = body.prompt
-    if not prompts or not all(prompts):
+    if not prompts or [] in prompts:
         raise RequestError("prompt is empty; send a text or token ids", field="prompt")
     if len({type(prompt) for prompt in prompts}) > 1 or isinstance(prompts[0], int):
         raise RequestError("prompt mixes texts, token ids and lists; send items of one kind", field="prompt")
@@ -224,20 +237,11 @@ def _cut(token_ids: list[int], body: SamplingBody) -> list[int]:
     return token_ids if limit is None else token_ids[-limit:]
 
 
-def _message(message: ChatMessage, *, has_developer: bool) -> dict[str, Any]:
-    """What templates expect: text content, and `system` for those that know no `developer`."""
-    role = "system" if message.role == "developer" and not has_developer else message.role
-    shown: dict[str, Any] = {"role": role, "content": content_of(message)}
-    if message.name is not None:
-        shown["name"] = message.name
-    if message.tool_call_id is not None:
-        shown["tool_call_id"] = message.tool_call_id
-    return shown
-
-
 def _template_variables(body: ChatBody | TokenizeBody, tokenizer: Tokenizer) -> dict[str, Any]:
     extra = body.chat_template_kwargs or {}
     for name in _RESERVED_VARIABLES:
         if name in extra:
             raise RequestError(f"chat_template_kwargs.{name} is set by the server", field="chat_template_kwargs")
+    if isinstance(body, ChatBody) and body.reasoning_effort is not None:
+        extra = {"reasoning_effort": body.reasoning_effort, **extra}
     return {"tools": None, "documents": None, **tokenizer.special_tokens, **extra}

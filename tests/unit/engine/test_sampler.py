@@ -288,6 +288,7 @@ def test_equal_logits_rank_by_id() -> None:
         replace(RANDOM, temperature=1e-3),
         replace(RANDOM, temperature=1e-5, top_k=50),
         replace(RANDOM, top_p=1e-9),
+        replace(RANDOM, top_p=0.0),
         replace(RANDOM, top_k=1),
         replace(RANDOM, min_p=1.0),
     ],

@@ -1,0 +1,226 @@
+"""Values inside OpenAI's own schema, and what gateways and agents add to messages."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from serve_app.config.gateway import GatewayConfig
+from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.http.app import build_http_app
+from tests.fakes import CHAT_TEMPLATE, ScriptedBackend, save_model_dir, say
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+TOOLS_TEMPLATE = """{% for message in messages %}<{{ message.role }}>
+{%- if message.tool_calls %}{% for call in message.tool_calls %}
+{{- call.type }}:{{ call.function.name }}({% for key, value in call.function.arguments|items %}{{ key }}={{ value }};
+{%- endfor %}){% endfor %}{% endif %}
+{%- if message.content is none %}none{% else %}{{ message.content }}{% endif %}
+{%- if message.tool_call_id %}#{{ message.tool_call_id }}{% endif %}
+{%- if message.name %}@{{ message.name }}{% endif %}
+{%- endfor %}{% if reasoning_effort is defined %}effort={{ reasoning_effort }}{% endif %}"""
+USER: dict[str, Any] = {"role": "user", "content": "hi"}
+
+
+@asynccontextmanager
+async def calling(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
+    app = build_http_app(DataPlane(backend, GatewayConfig()))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway") as client,
+    ):
+        yield client
+
+
+async def ask(backend: ScriptedBackend, path: str, **keys: Any) -> dict[str, Any]:
+    base = {"prompt": "hello"} if path == COMPLETIONS else {"messages": [USER]}
+    async with calling(backend) as client:
+        response = await client.post(path, json={**base, **keys})
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+async def rendered(directory: Path, messages: list[dict[str, Any]], template: str = CHAT_TEMPLATE, **keys: Any) -> str:
+    """The prompt that the messages become."""
+    backend = ScriptedBackend(save_model_dir(directory, chat_template=template))
+    await ask(backend, CHAT, messages=messages, max_tokens=1, **keys)
+    return backend.text(backend.requests[0].prompt_token_ids)
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> ScriptedBackend:
+    return ScriptedBackend(save_model_dir(tmp_path))
+
+
+async def test_top_p_may_be_zero(backend: ScriptedBackend) -> None:
+    await ask(backend, COMPLETIONS, top_p=0)
+    assert backend.requests[0].params.top_p == 0
+
+
+async def test_max_tokens_zero_scores_the_prompt_and_gives_nothing_more(backend: ScriptedBackend) -> None:
+    answer = await ask(backend, COMPLETIONS, max_tokens=0, echo=True, logprobs=1, return_token_ids=True)
+    (choice,) = answer["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["token_ids"]) == ("hello", "length", [])
+    assert len(choice["logprobs"]["tokens"]) == answer["usage"]["prompt_tokens"]
+    assert choice["logprobs"]["token_logprobs"][0] is None
+    assert (answer["usage"]["completion_tokens"], answer["usage"]["total_tokens"]) == (0, 5)
+
+
+@pytest.mark.parametrize("keys", [{"max_tokens": 0}, {"max_completion_tokens": 0}, {"max_tokens": 0, "n": 2}])
+async def test_max_tokens_zero_in_chat_gives_an_empty_answer(backend: ScriptedBackend, keys: dict[str, Any]) -> None:
+    answer = await ask(backend, CHAT, **keys)
+    assert {choice["message"]["content"] for choice in answer["choices"]} == {""}
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+async def test_a_stream_of_no_tokens_ends(backend: ScriptedBackend) -> None:
+    async with calling(backend) as client:
+        body = {"prompt": "hello", "max_tokens": 0, "echo": True, "logprobs": 0, "stream": True}
+        lines = (await client.post(COMPLETIONS, json=body)).text.split("\n\n")
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    assert [event["choices"][0]["text"] for event in events] == ["hello"]
+    assert lines[-2] == "data: [DONE]"
+
+
+@pytest.mark.parametrize("prompt", ["", None, [""]])
+async def test_an_empty_prompt_is_bos_alone(backend: ScriptedBackend, prompt: Any) -> None:
+    await ask(backend, COMPLETIONS, prompt=prompt)
+    assert len(backend.requests[0].prompt_token_ids) == 1
+
+
+HARMLESS = {
+    "store": True,
+    "service_tier": "flex",
+    "prompt_cache_options": {"mode": "implicit"},
+    "prediction": {"type": "content", "content": "x"},
+    "cache_salt": "x",
+    "request_id": "x",
+    "include_reasoning": False,
+}
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+async def test_keys_that_cannot_change_the_answer_are_taken(backend: ScriptedBackend, path: str) -> None:
+    await ask(backend, path, **HARMLESS)
+
+
+async def test_reasoning_effort_is_for_templates_that_know_it(tmp_path: Path) -> None:
+    told = await rendered(tmp_path / "a", [USER], TOOLS_TEMPLATE, reasoning_effort="low")
+    own = {"chat_template_kwargs": {"reasoning_effort": "high"}}
+    assert told.endswith("effort=low")
+    assert (await rendered(tmp_path / "b", [USER], TOOLS_TEMPLATE, **own)).endswith("effort=high")
+    assert await rendered(tmp_path / "c", [USER], reasoning_effort="low") == await rendered(tmp_path / "d", [USER])
+
+
+PLAIN: list[dict[str, Any]] = [{"role": "system", "content": "s"}, USER, {"role": "assistant", "content": "b"}, USER]
+MARKED: list[dict[str, Any]] = [
+    {"role": "system", "content": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}]},
+    {**USER, "cache_control": {"type": "ephemeral"}, "id": "m1"},
+    {
+        "role": "assistant",
+        "content": [{"type": "text", "text": "b", "prompt_cache_breakpoint": {"mode": "explicit"}, "annotations": []}],
+        "reasoning_content": "because",
+        "reasoning": None,
+        "provider_specific_fields": {"x": 1},
+        "annotations": [{"type": "url_citation"}],
+        "function_call": None,
+        "tool_calls": None,
+        "refusal": None,
+        "audio": None,
+    },
+    USER,
+]
+
+
+async def test_hints_and_echoes_inside_messages_have_no_effect(tmp_path: Path) -> None:
+    assert await rendered(tmp_path / "a", MARKED) == await rendered(tmp_path / "b", PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": None}, ""),
+        ({}, ""),
+        ({"content": []}, ""),
+        ({"refusal": "no"}, "no"),
+        ({"content": None, "refusal": "no"}, "no"),
+        ({"content": [{"type": "refusal", "refusal": "no"}]}, "no"),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "no"}]}, "a\nno"),
+    ],
+)
+async def test_an_assistants_message_may_have_no_content(tmp_path: Path, message: dict[str, Any], text: str) -> None:
+    shown = await rendered(tmp_path, [USER, {"role": "assistant", **message}, USER], TOOLS_TEMPLATE)
+    assert shown == f"<user>hi<assistant>{text or ''}<user>hi"
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "user"}, "messages[1].content"),
+        ({"role": "tool", "tool_call_id": "c"}, "messages[1].content"),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages[1].content[0].text"),
+        ({"role": "user", "content": [{"type": "refusal", "text": "x"}]}, "messages[1].content[0].refusal"),
+        ({"role": "user", "content": [{"type": "input_audio"}]}, "messages[1].content[0].type"),
+        ({"role": "assistant", "audio": {"id": "x"}}, "messages[1].audio"),
+        ({"role": "assistant", "tool_calls": [{"type": "custom"}]}, "messages[1].tool_calls[0].function"),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, "/v1/tokenize"])
+async def test_what_cannot_be_shown_to_the_model_is_refused_by_its_place(
+    backend: ScriptedBackend, message: dict[str, Any], field: str, path: str
+) -> None:
+    async with calling(backend) as client:
+        response = await client.post(path, json={"messages": [USER, message]})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+    assert field in response.json()["error"]["message"]
+    assert backend.requests == []
+
+
+def call(arguments: Any) -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [('{"a": 2, "b": "x"}', "a=2;b=x;"), ({"a": 2}, "a=2;"), ("{}", ""), ("", ""), (None, "")],
+)
+async def test_a_history_of_tool_calls_is_rendered(tmp_path: Path, arguments: Any, shown: str) -> None:
+    assistant: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call(arguments)]}
+    messages = [USER, assistant, {"role": "tool", "tool_call_id": "c1", "content": "4"}]
+    expected = f"<user>hi<assistant>function:add({shown})none<tool>4#c1"
+    assert await rendered(tmp_path, messages, TOOLS_TEMPLATE) == expected
+
+
+async def test_the_calls_of_old_clients_are_rendered_as_tools(tmp_path: Path) -> None:
+    assistant: dict[str, Any] = {
+        "role": "assistant",
+        "content": "so:",
+        "function_call": {"name": "add", "arguments": '{"a": 2}'},
+    }
+    messages = [USER, assistant, {"role": "function", "name": "add", "content": "4"}]
+    expected = "<user>hi<assistant>function:add(a=2;)so:<tool>4@add"
+    assert await rendered(tmp_path, messages, TOOLS_TEMPLATE) == expected
+
+
+async def test_arguments_that_are_no_json_stay_the_text_that_the_model_wrote(tmp_path: Path) -> None:
+    template = "{% for message in messages %}{% for call in message.tool_calls or [] %}{{ call.function.arguments }}|{{ message.content }}{% endfor %}{% endfor %}"  # noqa: E501
+    assistant: dict[str, Any] = {"role": "assistant", "tool_calls": [call('{"a": ')]}
+    assert await rendered(tmp_path, [USER, assistant, USER], template) == '{"a": |'
+
+
+async def test_all_wrong_keys_of_a_logit_bias_are_named(backend: ScriptedBackend) -> None:
+    async with calling(backend) as client:
+        body = {"prompt": "a", "logit_bias": {"5": 1, "900": 1, "901": 1}}
+        message = (await client.post(COMPLETIONS, json=body)).json()["error"]["message"]
+    assert "900, 901" in message
+
+
+async def test_an_answer_of_one_token_still_ends_by_length(backend: ScriptedBackend) -> None:
+    backend.script = say(5, 6, 7)
+    answer = await ask(backend, COMPLETIONS, max_tokens=1, return_token_ids=True)
+    assert (answer["choices"][0]["token_ids"], answer["choices"][0]["finish_reason"]) == ([5], "length")
