@@ -7,6 +7,7 @@ RayshardError
 │   ├── SlowRequestError   408
 │   ├── RequestTooLargeError 413
 │   ├── UnsupportedMediaTypeError 415
+│   ├── UnsupportedEncodingError 415
 │   ├── HeadersTooLargeError 431
 │   └── UnprocessableError 422  well-formed JSON whose values cannot be served
 ├── UnauthenticatedError   401  no API key, or one that is not known
@@ -109,6 +110,12 @@ class UnsupportedMediaTypeError(RequestError):
 
     http_status = 415
     kind = "unsupported_media_type"
+
+
+class UnsupportedEncodingError(RequestError):
+    """The body is compressed in a way that the server does not undo."""
+
+    http_status = 415
 
 
 class HeadersTooLargeError(RequestError):

@@ -8,8 +8,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.errors import ContextLengthError, ModelNotFoundError, RayshardError
+from serve_app.errors import ContextLengthError, ModelNotFoundError, RayshardError, UnsupportedEncodingError
 from serve_app.gateway.failures import hidden_error, told_message
+from serve_app.gateway.http.content_encoding import ENCODINGS
 
 
 def error_body(error: RayshardError) -> bytes:
@@ -33,6 +34,8 @@ def _headers(error: RayshardError) -> dict[str, str]:
     headers = {}
     if error.http_status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
+    if isinstance(error, UnsupportedEncodingError):
+        headers["accept-encoding"] = ", ".join(ENCODINGS)
     if error.is_retryable:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1.0)))
     elif error.http_status == HTTPStatus.TOO_MANY_REQUESTS:

@@ -3,7 +3,6 @@
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 """
 
-import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve_app.errors import RayshardError, RequestError, RequestTooLargeError
+from serve_app.errors import RayshardError, RequestError
 from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.bodies.open_inference import (
     InferBody,
@@ -41,7 +40,6 @@ from serve_app.gateway.http.shell import RequestShell, json_answer
 from serve_app.types.tensors import TensorData
 
 JSON_LENGTH = "inference-header-content-length"
-_INFLATE = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ class _ProtocolEndpoints:
         return json_answer(ShownModel(found.name, [VERSION], PLATFORM, inputs, outputs))
 
     async def infer(self, request: Request) -> Response:
-        content = _inflated(await self._shell.read(request), request, self._shell.max_bytes)
+        content = await self._shell.read(request)
         body, binary = _split(content, request.headers.get(JSON_LENGTH))
         parsed = _parsed(body)
         name, version = _model_of(request)
@@ -121,25 +119,6 @@ def _model_of(request: Request) -> tuple[str, str]:
 
 def _shown_ports(ports: list[PortSpec]) -> list[ShownPort]:
     return [ShownPort(port.name, port.datatype, port.shape) for port in ports]
-
-
-def _inflated(content: bytes, request: Request, max_bytes: int) -> bytes:
-    """The body as it was before it was compressed, no larger than a plain one may be."""
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding == "identity":
-        return content
-    if encoding not in _INFLATE:
-        raise RequestError(f"content-encoding {encoding[:16]!r} is not known; use gzip or deflate", field="body")
-    inflater = zlib.decompressobj(_INFLATE[encoding])
-    try:
-        inflated = inflater.decompress(content, max_bytes + 1)
-    except zlib.error:
-        raise RequestError(f"the body is not {encoding}", field="body") from None
-    if len(inflated) > max_bytes:
-        raise RequestTooLargeError(f"body is larger than max_request_bytes={max_bytes}; send less", field="body")
-    if not inflater.eof:
-        raise RequestError(f"the {encoding} of the body ends too early", field="body")
-    return inflated
 
 
 def _split(content: bytes, json_length: str | None) -> tuple[bytes, bytes]:

@@ -60,6 +60,7 @@ _WORK_ERRORS = {
     400: "The request is wrong; the message names the field.",
     404: "No such model, for this key.",
     413: "The body is larger than max_request_bytes.",
+    415: "The body is compressed otherwise than by gzip or deflate.",
     422: "Well-formed, but its values cannot be served.",
     431: "The headers are larger than 64 KiB; the error is in OpenAI's shape.",
     429: "Too much is waiting, or the key has used what it may; see Retry-After.",

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import RequestAbortedError, RequestError, RequestTooLargeError, SlowRequestError
+from serve_app.gateway.http.content_encoding import ContentDecoder
 from serve_app.gateway.http.sse import wait_for_disconnect
 from serve_app.gateway.time_limits import time_limit_of, within
 
@@ -25,15 +26,16 @@ class RequestShell:
         self._body_limit_s = config.body_timeout_s
 
     async def read(self, request: Request) -> bytes:
-        """The body, refused as soon as it is known to be too large, or when it does not arrive in its time."""
+        """The body as it was before it was compressed, refused as soon as it is known to be too large, or late."""
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced[:20]) > self.max_bytes:
             raise self._too_large()
+        decoder = ContentDecoder(request.headers.get("content-encoding", ""))
         content = bytearray()
         try:
             async with asyncio.timeout(self._body_limit_s):
                 async for piece in request.stream():
-                    content += piece
+                    content += decoder.feed(piece, self.max_bytes - len(content))
                     if len(content) > self.max_bytes:
                         raise self._too_large()
         except TimeoutError as error:
@@ -41,6 +43,7 @@ class RequestShell:
             raise SlowRequestError(message, field="body") from error
         except ClientDisconnect as error:
             raise RequestAbortedError("the client left while sending") from error
+        decoder.finish()
         return bytes(content)
 
     def time_limit(self, request: Request) -> float | None:

@@ -13,7 +13,7 @@ DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
 BAD_KEYS: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "nosuch"}, 404, "model"),
     ({"model": 3}, 400, "model"),
-    ({"prompt": ""}, 400, "prompt"),
+    ({"prompt": "", "add_special_tokens": False}, 400, "prompt"),
     ({"prompt": "x" * 2000}, 400, "prompt"),
     ({"prompt": [1, 10**9]}, 400, "prompt"),
     ({"prompt": [-1]}, 400, "prompt"),
@@ -23,7 +23,7 @@ BAD_KEYS: list[tuple[dict[str, Any], int, str]] = [
     ({"prompt_logprobs": -1}, 400, "prompt_logprobs"),
     ({"temperature": "hot"}, 400, "temperature"),
     ({"repetition_penalty": -5}, 400, "repetition_penalty"),
-    ({"max_tokens": 0}, 400, "max_tokens"),
+    ({"max_tokens": -1}, 400, "max_tokens"),
     ({"nosuch": 1}, 400, "nosuch"),
 ]
 

@@ -73,7 +73,7 @@ def backend(tmp_path: Path) -> ScriptedBackend:
 
 @pytest.fixture
 async def stub(backend: ScriptedBackend) -> AsyncIterator[Any]:
-    plane = DataPlane(backend, GatewayConfig())
+    plane = DataPlane(backend, GatewayConfig(max_request_bytes=2**20))
     server = grpc.aio.server()
     services.add_GRPCInferenceServiceServicer_to_server(Servicer(Methods(plane)), server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
@@ -151,7 +151,7 @@ def hostile() -> list[tuple[Any, str, str]]:
         (not_bool, invalid, "neither 0 nor 1"),
         (nan, invalid, "not finite"),
         (lying, invalid, "its bytes are not 1 elements"),
-        (prompt(max_tokens=0), invalid, "max_tokens"),
+        (prompt(max_tokens=-1), invalid, "max_tokens"),
         (prompt(max_tokens=10**6), invalid, "exceed this model's context"),
         (prompt(stream=1), invalid, "parameters.stream is not for this protocol"),
         (prompt(speed=1), invalid, "speed is unknown"),

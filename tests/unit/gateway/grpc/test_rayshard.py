@@ -60,7 +60,7 @@ def backend(tmp_path: Path) -> ScriptedBackend:
 
 @pytest.fixture
 async def plane(backend: ScriptedBackend) -> DataPlane:
-    return DataPlane(backend, GatewayConfig())
+    return DataPlane(backend, GatewayConfig(max_request_bytes=2**20))
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ async def test_a_module_takes_and_gives_tensors(stub: Any) -> None:
 WRONG = [
     ("Generate", pb.GenerateRequest(), "prompt is missing"),
     ("Generate", pb.GenerateRequest(text="a", sampling=pb.SamplingParams(top_p=7)), "top_p=7"),
-    ("Generate", pb.GenerateRequest(text="a", sampling=pb.SamplingParams(max_tokens=0)), "max_tokens=0"),
+    ("Generate", pb.GenerateRequest(text="a", sampling=pb.SamplingParams(max_tokens=10_000)), "max_tokens=10000"),
     ("Generate", pb.GenerateRequest(token_ids=pb.TokenIds(ids=[9999])), "token id 9999"),
     ("Chat", pb.ChatRequest(), "messages is empty"),
     ("Chat", pb.ChatRequest(messages=[pb.Message(role="king", content="a")]), "role"),

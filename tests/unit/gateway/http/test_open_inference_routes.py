@@ -238,7 +238,7 @@ LYING_TEXTS = [b"", b"\x05\0\0\0a", b"\xff\xff\xff\xffab", b"\x01\0\0\0a\x01\0\0
         (BINARY.replace(b"[1, 2]", b"[3, 2]") + b"12345678", LENGTH, "has 8 bytes, its shape [3, 2] says 24"),
         (b"{", {}, "body"),
         (b"\x00\xff", {}, "body"),
-        (BINARY, {"content-encoding": "br"}, "content-encoding 'br' is not known"),
+        (BINARY, {"content-encoding": "br"}, "content-encoding 'br' is not read here"),
         (BINARY, {"content-encoding": "gzip"}, "the body is not gzip"),
         (gzip.compress(BINARY, mtime=0)[:-20], {"content-encoding": "gzip"}, "ends too early"),
         (gzip.compress(b"0" * 50_000_000, mtime=0), {"content-encoding": "gzip"}, "larger than max_request_bytes"),
