@@ -31,13 +31,13 @@ def _check_origin(value: str) -> str:
 class GatewayConfig(ConfigModel):
     """`args` of the Gateway's application."""
 
-    max_request_bytes: ByteSize = 1_048_576
+    max_request_bytes: ByteSize = 8_388_608  # of a body, before it was compressed: two million tokens of English
     request_timeout_s: PositiveFloat | None = None
     body_timeout_s: PositiveFloat = 60.0  # for a request's body to arrive
     queue_timeout_s: PositiveFloat | None = 30.0
     tokenizer_threads: int = Field(default=2, gt=0, le=256)
     chat_template_timeout_s: PositiveFloat = 1.0
-    chat_template_max_bytes: ByteSize = 1_048_576  # of the rendered prompt
+    chat_template_max_bytes: ByteSize = 8_388_608  # of the rendered prompt
     client_buffer_tokens: PositiveInt = 4096  # a client that leaves more than this unread is aborted
     allowed_hosts: Annotated[list[Annotated[str, AfterValidator(_check_host)]], Field(min_length=1)] | None = None
     cors_allowed_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []  # of pages that may call

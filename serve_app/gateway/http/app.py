@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from serve_app.errors import RayshardError
@@ -18,7 +19,7 @@ from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, 
 from serve_app.gateway.http.health import health_endpoint
 from serve_app.gateway.http.inference_routes import inference_endpoints
 from serve_app.gateway.http.middleware import HeaderLimitMiddleware, KeyMiddleware
-from serve_app.gateway.http.open_inference_routes import open_inference_routes
+from serve_app.gateway.http.open_inference_routes import JSON_LENGTH, open_inference_routes
 from serve_app.gateway.http.openai_routes import OpenAIEndpoints
 from serve_app.gateway.http.shell import RequestShell
 
@@ -58,8 +59,23 @@ def build_http_app(plane: DataPlane) -> Starlette:
             HTTPException: on_http_exception,
             Exception: on_unexpected_error,
         },
-        middleware=[Middleware(HeaderLimitMiddleware), guard, *keys],
+        middleware=[*_cors(plane.config.cors_allowed_origins), Middleware(HeaderLimitMiddleware), guard, *keys],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(origins: list[str]) -> list[Middleware]:
+    """Lets pages of these origins call, and answers what browsers ask beforehand, which comes without a key."""
+    if not origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", JSON_LENGTH],
+        )
+    ]
