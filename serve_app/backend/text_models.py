@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from serve_app.backend.protocol import ModelBackend
 from serve_app.errors import InternalError
 from serve_app.preprocessing.arrays import to_array
-from serve_app.preprocessing.model_entries import label_probabilities
+from serve_app.preprocessing.model_entries import check_token_ids, label_probabilities
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import TextEncoding, Tokenizer
 from serve_app.types.chains import ChainOutcome, ChainRequest, ChainValue, LabelScore
@@ -69,13 +69,13 @@ class TextModels:
         return self._tokenizers[key]
 
     async def encode(
-        self, tokenizer: Tokenizer, entries: Sequence[TextEntry], max_tokens: int | None = None
+        self, model: ModelDescription, tokenizer: Tokenizer, entries: Sequence[TextEntry], max_tokens: int | None = None
     ) -> list[TextEncoding]:
-        """The tokens of each entry, in order; those above max_tokens are cut off."""
+        """The tokens of each entry, in order; those above max_tokens are cut off. Raises RequestError."""
         if len(entries) == 1 and len(entries[0].text) + len(entries[0].pair or "") <= _INLINE_CHARS:
-            return _encode(tokenizer, entries, max_tokens)
+            return _encode(model, tokenizer, entries, max_tokens)
         jobs = [
-            self._pool.run(_encode, tokenizer, entries[start : start + _TEXTS_PER_JOB], max_tokens)
+            self._pool.run(_encode, model, tokenizer, entries[start : start + _TEXTS_PER_JOB], max_tokens)
             for start in range(0, len(entries), _TEXTS_PER_JOB)
         ]
         return [encoding for job in await asyncio.gather(*jobs) for encoding in job]
@@ -142,7 +142,9 @@ def fits(shape: tuple[int, ...], declared: tuple[int | str, ...]) -> bool:
     return all(isinstance(size, str) or size == actual for size, actual in zip(declared, shape, strict=True))
 
 
-def _encode(tokenizer: Tokenizer, entries: Sequence[TextEntry], max_tokens: int | None) -> list[TextEncoding]:
+def _encode(
+    model: ModelDescription, tokenizer: Tokenizer, entries: Sequence[TextEntry], max_tokens: int | None
+) -> list[TextEncoding]:
     encodings = []
     for entry in entries:
         if isinstance(entry.text, list):
@@ -150,4 +152,5 @@ def _encode(tokenizer: Tokenizer, entries: Sequence[TextEntry], max_tokens: int 
             encodings.append(TextEncoding(token_ids, [0] * len(token_ids)))
         else:
             encodings.append(tokenizer.encode_entry(entry.text, entry.pair, max_tokens=max_tokens))
+        check_token_ids(encodings[-1].token_ids, model, tokenizer, entry.field)
     return encodings

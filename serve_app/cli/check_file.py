@@ -15,6 +15,7 @@ from serve_app.planning.generator_plan import plan_generator
 from serve_app.planning.serve_file import GraphApplication, ModelApplication, ServeFile, inspect_serve_file
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
+from serve_app.planning.text_facts import TextFacts
 from serve_app.preprocessing.chain import ChainModel, check_chains
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 
@@ -75,7 +76,8 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
     except ConfigError as error:
         return _CheckedModel("", [Problem(model.where, message) for message in error.message.split("\n")])
     unfit = [*plan.problems, *check_chains(config, ChainModel(Path(plan.source.directory), plan.spec.labels))]
-    return _CheckedModel(plan.text, [Problem(model.where, message) for message in unfit], plan.labels or None)
+    text = _with_warnings(plan.text, plan.facts)
+    return _CheckedModel(text, [Problem(model.where, message) for message in unfit], plan.labels or None)
 
 
 def _check_generator(model: ModelApplication, base_dir: Path, environment: Environment) -> _CheckedModel:
@@ -84,7 +86,11 @@ def _check_generator(model: ModelApplication, base_dir: Path, environment: Envir
     unfit = [*plan.problems, *check_chains(model.config, ChainModel(Path(plan.source.directory)))]
     if unfit:
         return _CheckedModel("", [Problem(model.where, message) for message in unfit])
-    return _CheckedModel(plan.text, [])
+    return _CheckedModel(_with_warnings(plan.text, plan.facts), [])
+
+
+def _with_warnings(text: str, facts: TextFacts) -> str:
+    return "\n".join([text, *(f"warning: {warning}" for warning in facts.warnings)])
 
 
 def _not_here(config: ModelConfig, base_dir: Path, environment: Environment) -> str | None:

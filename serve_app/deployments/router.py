@@ -20,6 +20,7 @@ from serve_app.deployments.serve_replica import ServeReplica, own_identity
 from serve_app.observability import configure_logging
 from serve_app.planning.generator_plan import plan_generator
 from serve_app.planning.served_model import plan_batch_model
+from serve_app.planning.text_facts import TextFacts
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
 from serve_app.wire.links import Senders
 
@@ -39,6 +40,7 @@ class Router(ServeReplica):
         read_tokenizer_files(plan.source.directory)
         plan.refuse_problems()
         logger.info("model starting settings=%s\n%s", config.model_dump_json(), plan.text)
+        _warn(config, plan.facts)
         identity = own_identity("Router")
         senders = Senders(identity.node)
         calls = GeneratorCalls(plan, identity.replica_id, senders)
@@ -63,6 +65,7 @@ class BatchRouter(ServeReplica):
         for plan in plans:
             plan.refuse_problems()
             logger.info("model starting settings=%s\n%s", plan.config.model_dump_json(), plan.text)
+            _warn(plan.config, plan.facts)
         identity = own_identity("Router")
         calls = BatchCalls(plans)
         replica = ModelReplica(
@@ -70,3 +73,8 @@ class BatchRouter(ServeReplica):
         )
         await replica.start()
         self.service = replica
+
+
+def _warn(config: ModelConfig, facts: TextFacts) -> None:
+    for warning in facts.warnings:
+        logger.warning("model=%s: %s", config.name, warning)

@@ -8,7 +8,7 @@ from serve_app.backend.text_models import Call, TextEntry, TextModels, fits, inp
 from serve_app.config.graph import GraphStepConfig
 from serve_app.errors import InternalError, RequestError, UnavailableError, UnprocessableError
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
-from serve_app.preprocessing.model_entries import text_item
+from serve_app.preprocessing.model_entries import check_token_ids, text_item
 from serve_app.preprocessing.packing import check_packing
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -59,7 +59,7 @@ class ModelSteps:
         if given.kind == "text":
             before = await self._prepare(call, model, given)
             entries = [TextEntry(one, "text") for one in before.inputs]
-            encodings = await self._models.encode(await self._models.tokenizer(model), entries)
+            encodings = await self._models.encode(model, await self._models.tokenizer(model), entries)
             for encoding in encodings:
                 _check_length(call, model, len(encoding.token_ids), model.max_model_len)
             num_tokens = sum(len(encoding.token_ids) for encoding in encodings)
@@ -111,6 +111,7 @@ class ModelSteps:
                 text = await self._render(call, tokenizer, text)
             is_special_added = not (call.step.is_chat or model.is_prompt_templated)
             prompt = await self._pool.run(tokenizer.encode, text, add_special_tokens=is_special_added)
+            check_token_ids(prompt, model, tokenizer, "text")
             max_tokens = min(model.max_model_len, model.max_request_tokens)
             _check_length(call, model, len(prompt), max_tokens - 1)
             params = SamplingParams(

@@ -18,6 +18,7 @@ from serve_app.planning.planner import (
     served_dtype,
     served_max_model_len,
 )
+from serve_app.planning.text_facts import TextFacts, read_text_facts
 from serve_app.types.models import ModelDescription, ModelSource
 from serve_app.types.shards import ShardSettings, ShardSpec
 
@@ -29,6 +30,7 @@ class GeneratorPlan:
     config: ModelConfig
     source: ModelSource
     spec: ModelSpec
+    facts: TextFacts
     problems: list[str]  # empty: it can be served
 
     def refuse_problems(self) -> "GeneratorPlan":
@@ -104,4 +106,4 @@ def plan_generator(config: ModelConfig, base_dir: Path, environment: Environment
     problems = check_split(spec, config)
     if config.quality is not None:
         problems += check_quality(directory, config.quality)
-    return GeneratorPlan(config, source, spec, problems)
+    return GeneratorPlan(config, source, spec, read_text_facts(directory, spec.vocab_size), problems)

@@ -24,6 +24,7 @@ from serve_app.planning.planner import (
     served_dtype,
     shard_parameter_bytes,
 )
+from serve_app.planning.text_facts import TextFacts, read_text_facts
 from serve_app.types.models import ModelDescription, ModelSource
 from serve_app.types.shards import BatchModelReport, BatchModelSettings, ShardSpec
 from serve_app.types.tensors import TensorSpec
@@ -40,6 +41,7 @@ class BatchModelPlan:
     spec: EncoderSpec | ModuleSpec
     shards: list[ShardSpec]
     text: str  # for people: what goes where
+    facts: TextFacts
     problems: list[str]  # what its quality gate says; empty: it can be served
 
     def refuse_problems(self) -> "BatchModelPlan":
@@ -123,7 +125,8 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
             raise ConfigError(
                 f"quantization: source={config.source} is quantized already; remove it, or give the unquantized model"
             )
-        return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module), gate)
+        facts = read_text_facts(directory, _vocab_size(module)) if module.has_tokenizer else TextFacts()
+        return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module), facts, gate)
     choices = EncoderChoices(config.task, config.max_model_len, config.pooling, config.normalize, config.is_multi_label)
     encoder = read_encoder_spec(choices, directory)
     problems = check_encoder(encoder, config.parallel.tensor, config.max_model_len)
@@ -131,7 +134,9 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
     if problems:
         raise ConfigError("\n".join([*problems, *gate]))
     plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)
-    return BatchModelPlan(config, source, encoder, plan.shards, _encoder_text(config, encoder, plan.shards), gate)
+    facts = read_text_facts(directory, encoder.spec.vocab_size)
+    text = _encoder_text(config, encoder, plan.shards)
+    return BatchModelPlan(config, source, encoder, plan.shards, text, facts, gate)
 
 
 def tensor_specs(config: ModelConfig, which: str) -> dict[str, TensorSpec] | None:

@@ -1,10 +1,13 @@
 """What a model is given for a text, and what its numbers say: the same in a Gateway and in a graph."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from serve_app.errors import RequestError
 from serve_app.preprocessing.arrays import integer_tensor, sigmoid, softmax
-from serve_app.preprocessing.tokenizer import TextEncoding
+from serve_app.preprocessing.tokenizer import TextEncoding, Tokenizer
 from serve_app.types.chains import LabelScore
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import Item
@@ -19,6 +22,17 @@ def text_item(encoding: TextEncoding, model: ModelDescription) -> Item:
     if "token_type_ids" in model.inputs:
         item["token_type_ids"] = integer_tensor(encoding.type_ids)
     return item
+
+
+def check_token_ids(token_ids: Sequence[int], model: ModelDescription, tokenizer: Tokenizer, field: str) -> None:
+    """Raises RequestError unless the model's embedding has a row for every id, whoever has made them."""
+    size = model.vocab_size
+    if not token_ids or (min(token_ids) >= 0 and max(token_ids) < size):
+        return
+    wrong = next(token_id for token_id in token_ids if not 0 <= token_id < size)
+    spelling = tokenizer.token_string(wrong)
+    named = f"token {spelling[:64]!r} (id {wrong})" if spelling else f"token id {wrong}"
+    raise RequestError(f"{field}: {named} is not in 0..{size - 1}, which the model knows; leave it out", field=field)
 
 
 def label_probabilities(model: ModelDescription, logits: NDArray[np.float32]) -> list[list[LabelScore]]:

@@ -73,7 +73,12 @@ class Tokenizer:
 
     def token_string(self, token_id: int) -> str:
         """The vocabulary's own spelling of a token; empty for an id without one."""
-        return self._core.id_to_token(token_id) or ""
+        return (self._core.id_to_token(token_id) or "") if 0 <= token_id < 2**32 else ""
+
+    def tokens_beyond(self, vocab_size: int) -> list[str]:
+        """The tokens whose ids an embedding of `vocab_size` rows does not have, in the order of their ids."""
+        vocab = self._core.get_vocab(with_added_tokens=True)
+        return sorted((token for token, token_id in vocab.items() if token_id >= vocab_size), key=vocab.__getitem__)
 
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)

@@ -80,7 +80,7 @@ class InferenceService:
             raise RequestError(message, field=name)
         if description.has_preprocessing:
             entries = await self._preprocess(call, description, entries)
-        encodings = await self._models.encode(model.tokenizer, entries, max_tokens)
+        encodings = await self._models.encode(description, model.tokenizer, entries, max_tokens)
         for entry, encoding in zip(entries, encodings, strict=True):
             _check(entry, encoding, description)
         items = [text_item(encoding, description) for encoding in encodings]
@@ -144,10 +144,5 @@ def _check(entry: TextEntry, encoding: TextEncoding, model: ModelDescription) ->
         raise RequestError(
             f"{entry.field} has {num_tokens} tokens, the model takes {model.max_model_len}; shorten it, or send "
             '"truncate": true to have its end cut off',
-            field=entry.field,
-        )
-    if isinstance(entry.text, list) and max(encoding.token_ids) >= model.vocab_size:
-        raise RequestError(
-            f"{entry.field} holds token {max(encoding.token_ids)}, but the vocabulary ends at {model.vocab_size - 1}",
             field=entry.field,
         )

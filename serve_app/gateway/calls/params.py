@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from serve_app.errors import ContextLengthError, RequestError
 from serve_app.gateway.bodies.openai import SamplingBody
 from serve_app.gateway.calls.models import ServedModel
+from serve_app.preprocessing import model_entries
 from serve_app.types.generation import SamplingParams
 
 
@@ -77,10 +78,7 @@ def fit_output(num_prompt_tokens: int, model: ServedModel, limit: OutputLimit) -
 
 def check_token_ids(token_ids: list[int], model: ServedModel, field: str) -> None:
     """Raises RequestError unless all ids are in the model's vocabulary."""
-    vocab_size = model.description.vocab_size
-    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-        raise RequestError(f"{field}: token id {wrong} is not in 0..{vocab_size - 1}", field=field)
+    model_entries.check_token_ids(token_ids, model.description, model.tokenizer, field)
 
 
 def _logit_bias(body: SamplingBody, model: ServedModel) -> dict[int, float]:

@@ -84,6 +84,7 @@ class RequestReader:
         redactions = await self._steps.change_messages(body.messages, model.description)
         text = await self.chat_text(body, model)
         token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
+        check_token_ids(token_ids, model, "messages")
         token_ids = _cut(token_ids, body)
         allowance = output_allowance(len(token_ids), options.num_choices)
         if body.max_tokens is None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 
 from serve_app.cli.main import main
+from tests.fakes import save_model_dir
 
 CONFIG = """
 http_options: {{host: 127.0.0.1, port: 8000}}
@@ -24,6 +26,12 @@ applications:
 """
 
 
+def small_tokenizer(*more: str) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(60)}, unk_token="w0"))
+    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", "<unk>", *more])
+    return tokenizer
+
+
 def write(directory: Path, args: str = "dtype: auto", source: str = "model") -> Path:
     model_dir = directory / "model"
     model_dir.mkdir(exist_ok=True)
@@ -32,7 +40,7 @@ def write(directory: Path, args: str = "dtype: auto", source: str = "model") -> 
     (model_dir / "config.json").write_text(json.dumps(config))
     tensors = {f"model.layers.{layer}.mlp.up_proj.weight": np.zeros((32, 16), np.float32) for layer in range(4)}
     save_file(tensors, model_dir / "model.safetensors")
-    (model_dir / "tokenizer.json").write_text("{}")
+    save_model_dir(model_dir, small_tokenizer())
     path = directory / "serve_config.yaml"
     path.write_text(CONFIG.format(source=source, args=args))
     return path
@@ -86,6 +94,25 @@ def test_a_model_without_a_fast_tokenizer_is_refused(tmp_path: Path, capsys: pyt
     (tmp_path / "model" / "tokenizer.json").unlink()
     assert main(["validate", str(path)]) == 1
     assert "no tokenizer.json there" in capsys.readouterr().err
+
+
+def test_a_broken_tokenizer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path)
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    assert main(["validate", str(path)]) == 1
+    assert "tokenizer.json: not a tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"), [(("[PAD]",), "1 token beyond vocab_size=64 ('[PAD]')"), (tuple("abcde"), "5 tokens beyond")]
+)
+def test_tokens_without_a_row_in_the_embedding_are_told_and_served(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], said: str
+) -> None:
+    path = write(tmp_path)
+    save_model_dir(tmp_path / "model", small_tokenizer(*more))
+    assert main(["validate", str(path)]) == 0
+    assert f"warning: the tokenizer gives {said}" in capsys.readouterr().out
 
 
 def test_a_hub_model_that_is_not_here_is_said_to_be_unchecked(

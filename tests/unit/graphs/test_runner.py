@@ -24,12 +24,13 @@ from serve_app.graphs.model_steps import ModelSteps, StepCall
 from serve_app.graphs.runner import GraphRunner
 from serve_app.preprocessing.arrays import integer_tensor, to_array
 from serve_app.preprocessing.chain import Chain, ChainModel, make_chain
+from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.graphs import GraphRequest, GraphResult, GraphValue
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import TensorSpec
-from tests.fakes import save_model_dir
+from tests.fakes import END_OF_TURN, save_model_dir
 from tests.fakes_graph import LABELS, FakeModels, described, head
 
 LANGUAGE = {"name": "language", "model": "lang"}
@@ -160,6 +161,22 @@ async def test_generation_is_cut_to_the_context_of_the_model(models: FakeModels,
     assert sent.params.temperature == 0
     with pytest.raises(RequestError, match="step a: a text has 41 tokens, and model chat-en takes 39"):
         await runner(models, pool, {"name": "a", "model": "chat-en"}).run(request("z" * 40))
+
+
+@pytest.mark.parametrize("step", [{"model": "lang"}, {"model": "chat-en"}, {"model": "chat-en", "is_chat": True}])
+async def test_a_token_without_a_row_in_the_embedding_is_refused_by_name(
+    models: FakeModels, pool: TextPool, directory: Path, step: dict[str, Any]
+) -> None:
+    end = Tokenizer.load(directory).num_tokens - 1
+    models.described = [replace(model, vocab_size=end) for model in models.described]
+    texts = request(f"hello {END_OF_TURN}")
+    renderer = ChatTemplateRenderer()
+    steps = ModelSteps(TextModels(models, pool), pool, renderer)
+    graph = GraphConfig.model_validate({"name": "p", "steps": [{"name": "s", **step}], "output": "s"})
+    with pytest.raises(RequestError, match=rf"text: token '<\|end\|>' \(id {end}\) is not in 0\.\.{end - 1}"):
+        await GraphRunner(graph, steps, pool).run(texts)
+    renderer.close()
+    assert (models.infer_requests, models.generate_requests) == ([], [])
 
 
 async def test_a_model_is_given_what_its_own_preprocessing_makes(

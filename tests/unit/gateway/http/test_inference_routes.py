@@ -3,7 +3,7 @@
 import base64
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,24 @@ async def test_a_text_that_is_too_long_is_refused_or_cut_as_asked(served: Served
     for asked, length in (({"truncate": True}, 12), ({"truncate_prompt_tokens": 5}, 5)):
         cut = floats(await served.post("/v1/embeddings", input="abcdefghijklmnop" * 3, **asked))
         assert cut[0, 0] == length
+
+
+async def test_a_token_without_a_row_in_the_embedding_is_refused_wherever_it_stands(served: Served) -> None:
+    served.backend.extra_models = [replace(model, vocab_size=298) for model in served.backend.extra_models]
+    pair = description(served.backend.source_dir, "pairs", "score", {"logits": LENGTHS})
+    served.backend.extra_models.append(replace(pair, vocab_size=298))
+    last = byte_level_tokenizer().id_to_token(298)
+    for route, body, field in (
+        ("/v1/embeddings", {"model": "vectors", "input": ["a", f"x {last}"]}, "input[1]"),
+        ("/v1/classify", {"model": "colours", "input": last}, "input"),
+        ("/predict", {"model": "moods", "text": last}, "text"),
+        ("/v1/rerank", {"model": "pairs", "query": "a", "documents": ["b", last]}, "documents[1]"),
+        ("/v1/score", {"model": "pairs", "text_1": last, "text_2": "b"}, "text_2[0]"),
+    ):
+        response = await served.post(route, **body)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+        assert f"token {last!r} (id 298) is not in 0..297" in response.json()["error"]["message"]
+    assert served.backend.infer_requests == []
 
 
 async def test_classes_come_with_probabilities_that_add_up(served: Served) -> None:

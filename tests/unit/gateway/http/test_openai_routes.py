@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from tokenizers import AddedToken
 
 from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import RequestError
@@ -15,7 +17,7 @@ from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from tests.bad_requests import RAW_BODIES
-from tests.fakes import BOS, ScriptedBackend, save_model_dir, say
+from tests.fakes import BOS, ScriptedBackend, byte_level_tokenizer, save_model_dir, say
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -30,13 +32,19 @@ def backend(model_dir: Path) -> ScriptedBackend:
     return ScriptedBackend(model_dir)
 
 
-@pytest_asyncio.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
+@asynccontextmanager
+async def client_of(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
     app = build_http_app(DataPlane(backend, GatewayConfig(max_request_bytes=1_000_000, chat_template_timeout_s=0.5)))
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield client
+
+
+@pytest_asyncio.fixture
+async def client(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(backend) as client:
+        yield client
 
 
 def prompt_body(**keys: Any) -> dict[str, Any]:
@@ -217,6 +225,30 @@ async def test_a_prompt_longer_than_the_context_is_told_both_numbers(
     error = (await client.post(path, json=body)).json()["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", field)
     assert f"{num_tokens} tokens do not fit this model's context of 512 tokens" in error["message"]
+
+
+async def test_a_token_without_a_row_in_the_embedding_is_refused_by_name(tmp_path: Path) -> None:
+    core = byte_level_tokenizer()
+    vocab_size = core.get_vocab_size()
+    core.add_special_tokens([AddedToken("[PAD]", special=True)])
+    backend = ScriptedBackend(save_model_dir(tmp_path, core), changes={"vocab_size": vocab_size})
+    said = f"token '[PAD]' (id {vocab_size}) is not in 0..{vocab_size - 1}"
+    long = "what is it for? " * 10 + "[PAD]"
+    async with client_of(backend) as client:
+        for path, body, field in (
+            (CHAT, chat_body(messages=[{"role": "user", "content": "what is [PAD] for?"}]), "messages"),
+            (CHAT, chat_body(messages=[{"role": "user", "content": long}]), "messages"),
+            (CHAT, chat_body(chat_template_kwargs={"bos_token": "[PAD]"}), "messages"),
+            (COMPLETIONS, prompt_body(prompt=["fine", long]), "prompt"),
+            (COMPLETIONS, prompt_body(prompt=[64, vocab_size]), "prompt"),
+            (COMPLETIONS, prompt_body(stop_token_ids=[vocab_size]), "stop_token_ids"),
+        ):
+            response = await client.post(path, json=body)
+            assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+            assert said in response.json()["error"]["message"]
+        tokens = (await ask(client, "/v1/tokenize", {"prompt": "[PAD]"}))["tokens"]
+    assert tokens[-1] == vocab_size
+    assert backend.requests == []
 
 
 async def test_a_large_body_gets_413(client: httpx.AsyncClient) -> None:
