@@ -174,7 +174,8 @@ def perplexity(model: Scored, sequences: Sequence[list[int]]) -> Perplexity:
 def score_tasks(model: Scored, examples: Sequence[TaskExample], max_tokens: int) -> list[TaskScore]:
     """Greedy answers held against the right ones, by task."""
     prompts = [model.tokenizer.encode(example.prompt) for example in examples]
-    return score_answers(examples, [model.tokenizer.decode(answer) for answer in model.generate(prompts, max_tokens)])
+    answers = model.generate(prompts, max_tokens)
+    return score_answers(examples, [model.tokenizer.decode_after(*pair) for pair in zip(prompts, answers, strict=True)])
 
 
 def score_answers(examples: Sequence[TaskExample], answers: Sequence[str]) -> list[TaskScore]:

@@ -100,7 +100,8 @@ class LocalModel:
     def answers(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
         """The most probable continuation of each prompt."""
         given = [self.tokenizer.encode(prompt) for prompt in prompts]
-        return [self.tokenizer.decode(answer) for answer in self.generate(given, max_tokens)]
+        answers = self.generate(given, max_tokens)
+        return [self.tokenizer.decode_after(*pair) for pair in zip(given, answers, strict=True)]
 
     def generate(self, prompts: Sequence[list[int]], max_tokens: int, *, ignore_eos: bool = False) -> list[list[int]]:
         """The most probable continuation of each prompt, its end token left out."""

@@ -121,7 +121,7 @@ class ModelSteps:
             )
             request = GenerateRequest(call.call.request_id, prompt, params, queue_timeout_s=call.call.queue_timeout_s)
             token_ids = await self._token_ids(model, request)
-            return _Generated(await self._pool.run(tokenizer.decode, token_ids), len(prompt))
+            return _Generated(await self._pool.run(tokenizer.decode_after, prompt, token_ids), len(prompt))
 
     async def _token_ids(self, model: ModelDescription, request: GenerateRequest) -> list[int]:
         """The tokens of a request's one choice, without the one that ended it."""

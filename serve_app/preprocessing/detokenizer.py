@@ -44,7 +44,8 @@ class ByteLevelDetokenizer:
 class WindowDetokenizer:
     """For any other vocabulary: decodes the last few tokens with the vocabulary's own decoder.
 
-    The window starts one piece before what is new, for decoders that look at a token's neighbour (leading spaces).
+    The window starts one piece before what is new, for decoders that look at a token's neighbour (leading spaces); so
+    what continues a prompt needs some tokens of the prompt pushed before it.
     """
 
     def __init__(self, core: tokenizers.Tokenizer, *, skip_special_tokens: bool) -> None:

@@ -2,9 +2,12 @@
 
 import json
 import re
+from collections.abc import Sequence
 
 import tokenizers
 
+_CONTEXT_TOKENS = 4  # that show: no character has more bytes, and a decoder drops a space at most of the first
+_MAX_CONTEXT_TOKENS = 64  # looked at: what is longer is special tokens, or bytes that are not text
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -29,6 +32,19 @@ class TokenTable:
     def text_of(self, token_id: int) -> str:
         """The token as a text; what is not a whole character shows as U+FFFD."""
         return self.bytes_of(token_id).decode("utf-8", errors="replace")
+
+    def context_of(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> list[int]:
+        """The last tokens, as far as the text of what follows depends on them: some that show, no half character."""
+        skipped = self.special_token_ids if skip_special_tokens else frozenset[int]()
+        context: list[int] = []
+        for token_id in token_ids[: -_MAX_CONTEXT_TOKENS - 1 : -1]:
+            spelling = b"" if token_id in skipped else self.bytes_of(token_id)
+            if not spelling:
+                continue
+            context.append(token_id)
+            if len(context) >= _CONTEXT_TOKENS and not 0x80 <= spelling[0] < 0xC0:
+                break
+        return context[::-1]
 
     def _spell(self, token_id: int) -> bytes:
         token = self._core.id_to_token(token_id)

@@ -65,11 +65,26 @@ class Tokenizer:
         """Text of a whole sequence; ids without a token give nothing."""
         return self._core.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> IncrementalDetokenizer:
-        """A fresh incremental decoder for one sequence."""
+    def detokenizer(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> IncrementalDetokenizer:
+        """An incremental decoder for what follows the tokens `after`: its text is decode(both) - decode(after)."""
+        detokenizer: IncrementalDetokenizer
         if self.table.is_byte_level:
-            return ByteLevelDetokenizer(self.table, skip_special_tokens=skip_special_tokens)
-        return WindowDetokenizer(self._core, skip_special_tokens=skip_special_tokens)
+            detokenizer = ByteLevelDetokenizer(self.table, skip_special_tokens=skip_special_tokens)
+        else:
+            detokenizer = WindowDetokenizer(self._core, skip_special_tokens=skip_special_tokens)
+        for token_id in self.table.context_of(after, skip_special_tokens=skip_special_tokens):
+            detokenizer.push(token_id)
+        return detokenizer
+
+    def decode_each(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> list[str]:
+        """What each token adds to the text of those before it; a character counts for its last token."""
+        detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
+        return [detokenizer.push(token_id) for token_id in token_ids]
+
+    def decode_after(self, prompt: Sequence[int], token_ids: Sequence[int]) -> str:
+        """Text of tokens that continue a prompt."""
+        detokenizer = self.detokenizer(after=prompt)
+        return "".join([*map(detokenizer.push, token_ids), detokenizer.flush()])
 
     def token_string(self, token_id: int) -> str:
         """The vocabulary's own spelling of a token; empty for an id without one."""

@@ -45,7 +45,7 @@ class GenerationCall:
 
     model: ServedModel
     requests: list[GenerateRequest]
-    prompt_texts: list[str]  # for echo; empty without
+    prompt_texts: list[list[str]]  # for echo, what each token adds, or all in one; empty without
     options: OutputOptions
     redactions: list[list[Redaction]] = field(default_factory=list)  # of each prompt, when they are restored
 
@@ -68,6 +68,7 @@ class ChoiceDelta(msgspec.Struct, frozen=True, gc=False):
     logprobs: list[TokenLogprobs] | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
+    token_texts: list[str]  # beside logprobs: what each token adds to the text; empty without
 
 
 class PromptRun:
@@ -210,6 +211,7 @@ class _Choice:
         "_params",
         "_restorer",
         "_token_ids",
+        "_token_texts",
         "has_ended",
         "num_tokens",
     )
@@ -226,13 +228,16 @@ class _Choice:
         self.num_tokens = 0
         self._index = index
         self._params = request.params
-        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=options.skip_special_tokens)
+        self._detokenizer = tokenizer.detokenizer(
+            skip_special_tokens=options.skip_special_tokens, after=request.prompt_token_ids
+        )
         self._matcher = options.stops.matcher()
         self._restorer = restorer
         self._includes_stop = options.stops.include_in_output
         self._is_hidden = options.is_prompt_only
         self._token_ids: list[int] = []  # not yet emitted: their text is not certain yet
         self._logprobs: list[TokenLogprobs] = []
+        self._token_texts: list[str] | None = None if request.params.num_logprobs is None else []
 
     def feed(self, chunk: OutputChunk) -> ChoiceDelta | None:
         """What can be shown now; None while nothing can."""
@@ -253,8 +258,11 @@ class _Choice:
         if not text and not self.has_ended:
             return None
         logprobs = None if self._params.num_logprobs is None else self._logprobs
-        delta = ChoiceDelta(self._index, text, self._token_ids, logprobs, finish_reason, stop_reason)
+        texts = self._token_texts or []
+        delta = ChoiceDelta(self._index, text, self._token_ids, logprobs, finish_reason, stop_reason, texts)
         self._token_ids, self._logprobs = [], []
+        if self._token_texts is not None:
+            self._token_texts = []
         return delta
 
     def _decode(self, chunk: OutputChunk) -> tuple[str, int]:
@@ -264,13 +272,17 @@ class _Choice:
         is_last_hidden = chunk.finish_reason == "stop" and chunk.stop_token_id is not None and not self._includes_stop
         for index, token_id in enumerate(chunk.token_ids):
             self.num_tokens += 1
-            if is_last_hidden and index == last_index:
-                continue
-            pieces.append(self._filter(self._detokenizer.push(token_id)))
+            piece = "" if is_last_hidden and index == last_index else self._detokenizer.push(token_id)
+            if self._token_texts is not None:
+                self._token_texts.append(piece)
+            pieces.append(self._filter(piece))
             if self._matcher is not None and self._matcher.matched is not None:
                 return "".join(pieces), index + 1
         if chunk.finish_reason is not None:
-            pieces.append(self._filter(self._detokenizer.flush()))
+            piece = self._detokenizer.flush()
+            if self._token_texts:
+                self._token_texts[-1] += piece
+            pieces.append(self._filter(piece))
             if self._matcher is not None:
                 pieces.append(self._matcher.flush())
         return "".join(pieces), len(chunk.token_ids)

@@ -56,17 +56,17 @@ class RequestReader:
         token_lists = [await self._prompt_tokens(prompt, body, model) for prompt in prompts]
         limit = OutputLimit(body.max_tokens, DEFAULT_COMPLETION_TOKENS, "max_tokens", "prompt")
         requests = [self._request(body, model, token_ids, options, limit) for token_ids in token_lists]
-        prompt_texts: list[str] = []
+        prompt_texts: list[list[str]] = []
         if options.has_echo:
-            is_cut = body.truncate_prompt_tokens is not None
+            is_given = body.truncate_prompt_tokens is None and options.num_logprobs is None
             prompt_texts = [
-                prompt if isinstance(prompt, str) and not is_cut else await self.decode(token_ids, model, options)
+                [prompt] if isinstance(prompt, str) and is_given else await self._decode_each(token_ids, model, options)
                 for prompt, token_ids in zip(prompts, token_lists, strict=True)
             ]
         if not options.restores_redactions:
             return GenerationCall(model, requests, prompt_texts, options)
-        prompt_texts = [restore(text, known) for text, known in zip(prompt_texts, redactions, strict=False)]
-        return GenerationCall(model, requests, prompt_texts, options, redactions)
+        restored = [[restore("".join(text), known)] for text, known in zip(prompt_texts, redactions, strict=False)]
+        return GenerationCall(model, requests, restored, options, redactions)
 
     async def chat(self, body: ChatBody, model: ServedModel) -> GenerationCall:
         """One GenerateRequest for the whole conversation. Raises RequestError."""
@@ -121,10 +121,9 @@ class RequestReader:
             return tokenizer.encode(text, add_special_tokens=is_special_added)
         return await self._pool.run(tokenizer.encode, text, add_special_tokens=is_special_added)
 
-    async def decode(self, token_ids: list[int], model: ServedModel, options: OutputOptions) -> str:
-        """Text of token ids; in a thread."""
+    async def _decode_each(self, token_ids: list[int], model: ServedModel, options: OutputOptions) -> list[str]:
         is_skipped = options.skip_special_tokens
-        return await self._pool.run(model.tokenizer.decode, token_ids, skip_special_tokens=is_skipped)
+        return await self._pool.run(model.tokenizer.decode_each, token_ids, skip_special_tokens=is_skipped)
 
     async def _prompt_tokens(self, prompt: str | list[int], body: CompletionBody, model: ServedModel) -> list[int]:
         if isinstance(prompt, str):

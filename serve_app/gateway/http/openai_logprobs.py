@@ -1,6 +1,7 @@
 """Log-probabilities in the three shapes clients know: OpenAI's two, and vLLM's for prompts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -55,19 +56,33 @@ class RankedLogprob(msgspec.Struct, frozen=True):
 PromptTokenLogprobs = dict[str, RankedLogprob]  # by token id
 
 
+@dataclass(frozen=True, slots=True)
+class EchoedPrompt:
+    """A prompt that stands before its answer."""
+
+    run: PromptRun
+    texts: list[str]  # what each of its tokens adds
+
+
 def completion_logprobs(
-    entries: Sequence[TokenLogprobs], call: GenerationCall, echoed: PromptRun | None, *, text_offset: int
+    entries: Sequence[TokenLogprobs],
+    texts: Sequence[str],
+    call: GenerationCall,
+    echoed: EchoedPrompt | None,
+    text_offset: int,
 ) -> CompletionLogprobs | None:
-    """Of output tokens, after those of the echoed prompt when there is one. None: not asked for."""
+    """Of output tokens, after those of the echoed prompt when there is one. None: not asked for.
+
+    `tokens` join to the text: a character counts for its last token, and a token that is not shown is empty.
+    """
     if call.options.num_logprobs is None:
         return None
     table = call.model.tokenizer.table
     rows: list[TokenLogprobs | None] = list(entries)
-    token_ids = [entry.token_id for entry in entries]
+    tokens = list(texts)
     if echoed is not None:
-        rows = [None, *echoed.prompt_logprobs, *entries]
-        token_ids = [*echoed.request.prompt_token_ids, *token_ids]
-    tokens = [table.text_of(token_id) for token_id in token_ids]
+        rows = [None, *echoed.run.prompt_logprobs, *entries]
+        tokens = [*echoed.texts, *tokens]
     offsets: list[int] = []
     for token in tokens:
         offsets.append(text_offset)
@@ -76,7 +91,10 @@ def completion_logprobs(
         text_offset=offsets,
         token_logprobs=[None if row is None else _finite(row.logprob) for row in rows],
         tokens=tokens,
-        top_logprobs=[None if row is None else _by_text(row, call.options.num_logprobs, table) for row in rows],
+        top_logprobs=[
+            None if row is None else _by_text(row, text, call.options.num_logprobs, table)
+            for row, text in zip(rows, tokens, strict=True)
+        ],
     )
 
 
@@ -107,12 +125,12 @@ def _chat_entry(entry: TokenLogprobs, num_top: int, table: TokenTable) -> ChatTo
     )
 
 
-def _by_text(entry: TokenLogprobs, num_top: int, table: TokenTable) -> dict[str, float]:
-    """The chosen token is always among them; of two that read the same, the likelier counts."""
+def _by_text(entry: TokenLogprobs, text: str, num_top: int, table: TokenTable) -> dict[str, float]:
+    """The chosen token is always among them, as `text`; of two that read the same, the likelier counts."""
     shown: dict[str, float] = {}
     for token_id, logprob in zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False):
-        shown.setdefault(table.text_of(token_id), _finite(logprob))
-    shown.setdefault(table.text_of(entry.token_id), _finite(entry.logprob))
+        shown.setdefault(text if token_id == entry.token_id else table.text_of(token_id), _finite(logprob))
+    shown.setdefault(text, _finite(entry.logprob))
     return shown
 
 

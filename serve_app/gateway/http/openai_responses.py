@@ -9,6 +9,7 @@ from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, Prom
 from serve_app.gateway.http.openai_logprobs import (
     ChatLogprobs,
     CompletionLogprobs,
+    EchoedPrompt,
     PromptTokenLogprobs,
     chat_logprobs,
     completion_logprobs,
@@ -141,6 +142,7 @@ class _Answer:
     pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    token_texts: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 
@@ -149,6 +151,7 @@ class _Answer:
         self.pieces.append(delta.text)
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs or []
+        self.token_texts += delta.token_texts
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
 
 
@@ -209,11 +212,14 @@ class WholeAnswer:
 
     def _completion_choice(self, prompt_index: int, choice: int, answer: _Answer) -> CompletionChoice:
         run, options = self._runs[prompt_index], self._call.options
-        echo = self._call.prompt_texts[prompt_index] if options.has_echo else ""
+        echo = self._call.prompt_texts[prompt_index] if options.has_echo else []
+        logprobs = completion_logprobs(
+            answer.logprobs, answer.token_texts, self._call, EchoedPrompt(run, echo) if options.has_echo else None, 0
+        )
         return CompletionChoice(
             index=prompt_index * options.num_choices + choice,
-            text="".join((echo, *answer.pieces)),
-            logprobs=completion_logprobs(answer.logprobs, self._call, run if options.has_echo else None, text_offset=0),
+            text="".join((*echo, *answer.pieces)),
+            logprobs=logprobs,
             finish_reason=answer.finish_reason,
             stop_reason=answer.stop_reason,
             prompt_token_ids=run.request.prompt_token_ids if options.has_token_ids else UNSET,

@@ -4,7 +4,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
-from serve_app.gateway.http.openai_logprobs import ChatLogprobs, chat_logprobs, completion_logprobs
+from serve_app.gateway.http.openai_logprobs import ChatLogprobs, EchoedPrompt, chat_logprobs, completion_logprobs
 from serve_app.gateway.http.openai_responses import CompletionChoice, CompletionResponse, Usage, count_usage
 from serve_app.types.generation import FinishReason
 
@@ -102,17 +102,19 @@ class CompletionEvents(_EventEncoder):
     def _full_choice(self, index: int, prompt_index: int, delta: ChoiceDelta, *, is_first: bool) -> CompletionChoice:
         options, run = self._call.options, self._runs[prompt_index]
         is_echoed = is_first and options.has_echo
+        prompt_texts = self._call.prompt_texts[prompt_index] if is_echoed else []
         logprobs = completion_logprobs(
             delta.logprobs or [],
+            delta.token_texts,
             self._call,
-            run if is_echoed else None,
-            text_offset=self._text_offsets.get(index, 0),
+            EchoedPrompt(run, prompt_texts) if is_echoed else None,
+            self._text_offsets.get(index, 0),
         )
         if logprobs is not None and logprobs.tokens:
             self._text_offsets[index] = logprobs.text_offset[-1] + len(logprobs.tokens[-1])
         return CompletionChoice(
             index=index,
-            text=self._call.prompt_texts[prompt_index] + delta.text if is_echoed else delta.text,
+            text="".join((*prompt_texts, delta.text)),
             logprobs=logprobs,
             finish_reason=delta.finish_reason,
             stop_reason=delta.stop_reason,

@@ -4,9 +4,12 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models
 
 from serve_app.errors import ConfigError
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -58,6 +61,51 @@ def test_garbage_is_shown_after_a_while(tokenizer: Tokenizer) -> None:
     byte = tokenizer.table
     wrong = next(token_id for token_id in range(tokenizer.num_tokens) if byte.bytes_of(token_id) == b"\xff")
     assert "".join(stream(tokenizer, [wrong] * 40)[:-1]) != ""
+
+
+def metaspace_tokenizer() -> tokenizers.Tokenizer:
+    core = byte_fallback_tokenizer()
+    core.decoder = decoders.Metaspace()
+    return core
+
+
+def word_piece_tokenizer() -> tokenizers.Tokenizer:
+    words = ["[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz.,!'", *(f"##{one}" for one in "abcing"), "the"]
+    core = tokenizers.Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    core.decoder = decoders.WordPiece()
+    core.add_special_tokens(["[CLS]", "[SEP]"])
+    return core
+
+
+@pytest.mark.parametrize("is_skipped", [True, False])
+@pytest.mark.parametrize(
+    "make", [byte_level_tokenizer, byte_fallback_tokenizer, metaspace_tokenizer, word_piece_tokenizer]
+)
+def test_text_that_follows_a_prompt_is_what_it_adds_to_the_prompts_text(
+    make: Callable[[], tokenizers.Tokenizer], is_skipped: bool, tmp_path: Path
+) -> None:
+    tokenizer, draw = Tokenizer.load(save_model_dir(tmp_path, make())), random.Random(2)
+    table = tokenizer.table
+    known = [one for one in range(tokenizer.num_tokens) if table.bytes_of(one).isascii()]
+    special = [one for one in known if one in table.special_token_ids]
+    character = [one for byte in "🙂".encode() for one in range(256 + 3) if table.bytes_of(one) == bytes([byte])]
+    for length in (0, 1, 1, 2, 30):
+        for tail in ([], special[:1], special * 3, character[:4], character[:4] * 3):
+            prompt = [*draw.choices(known, k=length), *tail]
+            answer = [*draw.choices(known, k=20), *character[:4]]
+            detokenizer = tokenizer.detokenizer(skip_special_tokens=is_skipped, after=prompt)
+            added = "".join([*map(detokenizer.push, answer), detokenizer.flush()])
+            before = tokenizer.decode(prompt, skip_special_tokens=is_skipped)
+            assert before + added == tokenizer.decode(prompt + answer, skip_special_tokens=is_skipped)
+            pieces = tokenizer.decode_each(prompt + answer, skip_special_tokens=is_skipped)
+            assert "".join(pieces) == before + added
+
+
+def test_an_answer_completes_a_character_that_its_prompt_began(tokenizer: Tokenizer) -> None:
+    token_ids = tokenizer.encode("a🙂b", add_special_tokens=False)
+    place = token_ids.index(next(one for one in token_ids if tokenizer.table.bytes_of(one)[:1] >= b"\x80")) + 2
+    assert "".join(tokenizer.decode_each(token_ids[:place])) == "a"
+    assert tokenizer.decode_after(token_ids[:place], token_ids[place:]) == "🙂b"
 
 
 def test_special_tokens_are_hidden_unless_asked_for(tokenizer: Tokenizer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 
 from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import RequestError
@@ -17,7 +17,7 @@ from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from tests.bad_requests import RAW_BODIES
-from tests.fakes import BOS, ScriptedBackend, byte_level_tokenizer, save_model_dir, say
+from tests.fakes import BOS, ScriptedBackend, byte_fallback_tokenizer, byte_level_tokenizer, save_model_dir, say
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -496,6 +496,39 @@ async def test_echo_and_logprobs_stream_to_the_same(client: httpx.AsyncClient, b
             assert [token for piece in mine for token in piece["token_ids"]] == choice["token_ids"]
             assert mine[0]["prompt_token_ids"] == choice["prompt_token_ids"]
             assert [piece["finish_reason"] for piece in mine][-1] == "length"
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize("keys", [{}, {"echo": True}, {"n": 2}, {"echo": True, "n": 2}])
+async def test_an_answer_keeps_its_first_space_and_its_tokens_join_to_it(
+    tmp_path: Path, keys: dict[str, Any], is_stream: bool
+) -> None:
+    core = byte_fallback_tokenizer()
+    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
+    backend = ScriptedBackend(save_model_dir(tmp_path, core))
+    the, letter = core.token_to_id("\u2581the"), core.token_to_id("a")
+    emoji = [core.token_to_id(f"<0x{byte:02X}>") for byte in "🙂".encode()]
+    backend.script = say(the, the, letter, *emoji, core.token_to_id("\u2581"), core.token_to_id("\u2581"), the)
+    prompt = "the thing is"
+    prompt_text = prompt if "echo" in keys else ""
+    async with client_of(backend) as client:
+        for asked in ({"logprobs": 1}, {}):
+            body = prompt_body(prompt=prompt, max_tokens=10, **keys, **asked)
+            if is_stream:
+                pieces = [event["choices"][0] for event in await events(client, COMPLETIONS, body)]
+            else:
+                pieces = (await ask(client, COMPLETIONS, body))["choices"]
+            for index in range(keys.get("n", 1)):
+                mine = [piece for piece in pieces if piece["index"] == index]
+                text = "".join(piece["text"] for piece in mine)
+                assert text == f"{prompt_text} the thea🙂   the"
+                if asked:
+                    tokens = [token for piece in mine for token in piece["logprobs"]["tokens"]]
+                    offsets = [offset for piece in mine for offset in piece["logprobs"]["text_offset"]]
+                    assert "".join(tokens) == text
+                    assert all(text.startswith(token, at) for token, at in zip(tokens, offsets, strict=True))
+                    tops = [top for piece in mine for top in piece["logprobs"]["top_logprobs"]]
+                    assert all(top is None or token in top for token, top in zip(tokens, tops, strict=True))
 
 
 async def test_prompt_logprobs_come_as_vllm_gives_them(client: httpx.AsyncClient) -> None:
