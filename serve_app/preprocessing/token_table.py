@@ -18,6 +18,7 @@ class TokenTable:
         self._core = core
         added = core.get_added_tokens_decoder()
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_tokens: dict[int, str] = {one: added[one].content for one in self.special_token_ids}
         self._added_token_ids = frozenset(added)
         self.is_byte_level = _has_byte_level_decoder(core)
         self._bytes_by_id: dict[int, bytes] = {}

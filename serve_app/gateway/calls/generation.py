@@ -203,6 +203,7 @@ class _Choice:
 
     __slots__ = (
         "_detokenizer",
+        "_hidden_tokens",
         "_includes_stop",
         "_index",
         "_is_hidden",
@@ -232,6 +233,7 @@ class _Choice:
             skip_special_tokens=options.skip_special_tokens, after=request.prompt_token_ids
         )
         self._matcher = options.stops.matcher()
+        self._hidden_tokens = tokenizer.table.special_tokens if options.stops.has_special else None  # by id
         self._restorer = restorer
         self._includes_stop = options.stops.include_in_output
         self._is_hidden = options.is_prompt_only
@@ -276,6 +278,8 @@ class _Choice:
             if self._token_texts is not None:
                 self._token_texts.append(piece)
             pieces.append(self._filter(piece))
+            if self._hidden_tokens is not None and not piece:
+                pieces.append(self._filter(self._hidden_tokens.get(token_id, ""), is_hidden=True))
             if self._matcher is not None and self._matcher.matched is not None:
                 return "".join(pieces), index + 1
         if chunk.finish_reason is not None:
@@ -287,11 +291,11 @@ class _Choice:
                 pieces.append(self._matcher.flush())
         return "".join(pieces), len(chunk.token_ids)
 
-    def _filter(self, text: str) -> str:
+    def _filter(self, text: str, *, is_hidden: bool = False) -> str:
         """Stop strings count only after min_tokens."""
         if self._matcher is None or self.num_tokens <= self._params.min_tokens:
-            return text
-        return self._matcher.feed(text)
+            return "" if is_hidden else text
+        return self._matcher.feed_hidden(text) if is_hidden else self._matcher.feed(text)
 
     def _stop_reason(self, chunk: OutputChunk) -> int | None:
         return chunk.stop_token_id if chunk.stop_token_id in self._params.stop_token_ids else None

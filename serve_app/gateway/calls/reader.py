@@ -185,7 +185,11 @@ def _output_options(
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     has_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     return OutputOptions(
-        stops=StopStrings(stops, include_in_output=bool(body.include_stop_str_in_output)),
+        stops=StopStrings(
+            stops,
+            include_in_output=bool(body.include_stop_str_in_output),
+            special_tokens=model.tokenizer.table.special_tokens.values(),
+        ),
         num_choices=body.n or 1,
         skip_special_tokens=body.skip_special_tokens is not False,
         is_stream=is_stream,

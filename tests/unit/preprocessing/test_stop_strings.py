@@ -57,6 +57,61 @@ def test_characters_of_regular_expressions_are_plain_text() -> None:
     assert stop.matched == "."
 
 
+def run_with_hidden(stop: StopMatcher, pieces: str) -> str:
+    """Feeds characters; a capital letter is a special token that the text does not show."""
+    shown = [stop.feed_hidden(one) if one.isupper() else stop.feed(one) for one in pieces]
+    return "".join(shown) + ("" if stop.matched else stop.flush())
+
+
+@pytest.mark.parametrize(
+    ("stops", "pieces", "shown", "matched"),
+    [
+        (["E"], "abEc", "ab", "E"),
+        (["Eu:"], "abEEu:c", "ab", "Eu:"),
+        (["b"], "aEbc", "a", "b"),
+        (["ac"], "baEEcd", "b", "ac"),
+        (["xE", "acd"], "aEcEdx", "", "acd"),
+        (["xE", "acd"], "aEceEdx", "acedx", None),
+        (["bEF"], "abEEbEGF", "abb", None),
+        (["bE", "ab"], "xaFbE", "x", "ab"),
+    ],
+)
+def test_special_tokens_that_are_not_shown_are_seen_by_stop_strings_that_hold_one(
+    stops: list[str], pieces: str, shown: str, matched: str | None
+) -> None:
+    stop = StopStrings(stops, special_tokens="EFG").matcher()
+    assert stop is not None
+    assert run_with_hidden(stop, pieces) == shown
+    assert stop.matched == matched
+
+
+def test_a_special_token_that_ends_the_text_is_shown_when_asked_for() -> None:
+    stop = StopStrings(["bE"], include_in_output=True, special_tokens="EF").matcher()
+    assert stop is not None
+    assert run_with_hidden(stop, "aFbEc") == "abE"
+
+
+def test_random_texts_with_hidden_tokens_end_where_a_search_finds_it() -> None:
+    draw = random.Random(4)
+    for _ in range(500):
+        stops = ["".join(draw.choices("abEF", k=draw.randint(1, 4))) for _ in range(3)]
+        pieces = "".join(draw.choices("abEFG", k=14))
+        stop = StopStrings(stops, special_tokens="EFG").matcher()
+        assert stop is not None
+        shown = run_with_hidden(stop, pieces)
+        ends = []
+        for one in stops:
+            has_special = one != one.lower()
+            for end in range(1, len(pieces) + 1):
+                seen = pieces[:end] if has_special else "".join(c for c in pieces[:end] if c.islower())
+                if seen.endswith(one) and (has_special or pieces[end - 1].islower()):
+                    rest = seen[: len(seen) - len(one)]
+                    ends.append((end, -len(one), "".join(c for c in rest if c.islower())))
+                    break
+        expected = min(ends)[2] if ends else "".join(c for c in pieces if c.islower())
+        assert shown == expected
+
+
 def test_no_stop_strings_need_no_matcher() -> None:
     assert StopStrings([]).matcher() is None
 

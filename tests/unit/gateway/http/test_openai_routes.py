@@ -17,7 +17,16 @@ from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from tests.bad_requests import RAW_BODIES
-from tests.fakes import BOS, ScriptedBackend, byte_fallback_tokenizer, byte_level_tokenizer, save_model_dir, say
+from tests.fakes import (
+    BOS,
+    END_OF_TURN,
+    EOS,
+    ScriptedBackend,
+    byte_fallback_tokenizer,
+    byte_level_tokenizer,
+    save_model_dir,
+    say,
+)
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -437,6 +446,31 @@ async def test_a_stop_string_ends_a_choice_and_counts_its_tokens(
     assert answer["usage"]["completion_tokens"] == len(backend.ids("one END")) + len(backend.ids("xx|yy|z"))
     assert len(first["logprobs"]["tokens"]) == len(first["token_ids"])
     assert (backend.num_open, backend.num_aborted) == (0, num_merged < 100)
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+async def test_a_special_token_that_the_text_hides_is_a_stop_string_all_the_same(
+    client: httpx.AsyncClient, backend: ScriptedBackend, is_merged: bool
+) -> None:
+    backend.max_steps_in_chunk, backend.is_merged = (50 if is_merged else 1), is_merged
+    (end,) = backend.ids(END_OF_TURN)
+    backend.script = say(*backend.ids("one"), end, *backend.ids("\ntwo"), backend.eos_token_id)
+    for stop, text, reason in (
+        (END_OF_TURN, "one", END_OF_TURN),
+        ([f"{END_OF_TURN}\n", "two"], "one", f"{END_OF_TURN}\n"),
+        (f"e{END_OF_TURN}", "on", f"e{END_OF_TURN}"),
+        ("e\nt", "on", "e\nt"),
+        (EOS, "one\ntwo", EOS),
+        (BOS, "one\ntwo", None),
+    ):
+        for keys in ({}, {"skip_special_tokens": False}):
+            choice = (await ask(client, COMPLETIONS, prompt_body(stop=stop, max_tokens=20, **keys)))["choices"][0]
+            if not keys or END_OF_TURN in str(stop):
+                assert (choice["text"], choice["finish_reason"], choice["stop_reason"]) == (text, "stop", reason)
+    shown = prompt_body(stop=END_OF_TURN, include_stop_str_in_output=True)
+    assert (await ask(client, COMPLETIONS, shown))["choices"][0]["text"] == f"one{END_OF_TURN}"
+    late = prompt_body(stop=END_OF_TURN, min_tokens=7, max_tokens=20)
+    assert (await ask(client, COMPLETIONS, late))["choices"][0]["text"] == "one\ntwo"
 
 
 async def test_a_stop_string_is_shown_when_asked_for(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
