@@ -8,16 +8,11 @@ from typing import Literal, Protocol
 from serve_app.errors import ConfigError
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.pii import KIND_NAMES, redact
+from serve_app.preprocessing.sentences import split_sentences
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.chains import ChainValue, Redaction
 
 _SPACES = re.compile(r"\s+")
-_SENTENCE_END = re.compile("[.!?\u2026\u3002\uff01\uff1f]+[\"'\u201d\u2019)\\]]{0,3}(?=\\s|$)|\\n\\s*\\n")
-_ABBREVIATION_WORDS = """
-mr mrs ms dr prof sr jr st no vs etc e.g i.e z.b d.h u.a bzw ca approx inc ltd co fig sec vol pp
-jan feb mar apr jun jul aug sep sept oct nov dec
-"""
-_ABBREVIATIONS = frozenset(_ABBREVIATION_WORDS.split())
 _BLOCK_WORDS = "p div br li tr td th h1 h2 h3 h4 h5 h6 ul ol table section article header footer"
 _BLOCK_TAGS = frozenset(_BLOCK_WORDS.split())
 # Ends at the next "<", so that a text of open tags is read once.
@@ -124,22 +119,14 @@ class Truncate:
 
 
 class SplitSentences:
-    """A text's sentences, by their marks; abbreviations and single letters do not end one."""
+    """A text's sentences; see sentences.py for where they end."""
 
     takes, gives = "text", "texts"
 
     def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
         """Cut after sentence ends and blank lines."""
         assert value.text is not None
-        sentences, start = [], 0
-        for match in _SENTENCE_END.finditer(value.text):
-            word = re.split(r"[\s(]", value.text[max(start, match.start() - 12) : match.start()])[-1]
-            is_short = match[0] == "." and (word.lower() in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()))
-            if not is_short:
-                sentences.append(value.text[start : match.end()].strip())
-                start = match.end()
-        sentences.append(value.text[start:].strip())
-        return ChainValue(texts=[sentence for sentence in sentences if sentence]), []
+        return ChainValue(texts=split_sentences(value.text)), []
 
 
 class RedactPii:
