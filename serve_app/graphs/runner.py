@@ -11,7 +11,7 @@ from serve_app.graphs.model_steps import ModelSteps, StepCall
 from serve_app.graphs.values import cut, join, num_entries
 from serve_app.preprocessing.chain import MAX_TEXTS, Chain, make_chain
 from serve_app.preprocessing.model_entries import ranked
-from serve_app.preprocessing.pii import restore
+from serve_app.preprocessing.pii import Originals
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.types.chains import ChainValue, Redaction
 from serve_app.types.graphs import GraphRequest, GraphResult, GraphRun, GraphValue
@@ -156,7 +156,7 @@ def _run_chain(chain: Chain, values: Values) -> tuple[Values, list[list[Redactio
 def _restored(values: Values, redactions: Sequence[list[Redaction]]) -> Values:
     """Texts with what has been taken out of their input in its place again."""
     return [
-        replace(value, texts=[restore(text, known) for text in value.texts]) if value.kind == "text" else value
+        replace(value, texts=list(map(Originals(known).restore, value.texts))) if value.kind == "text" else value
         for value, known in zip(values, redactions, strict=True)
     ]
 

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from serve_app.errors import ConfigError
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
-from serve_app.preprocessing.pii import KIND_NAMES, redact
+from serve_app.preprocessing.pii import KIND_NAMES, redact, redact_all
 from serve_app.preprocessing.sentences import split_sentences
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.chains import ChainValue, Redaction
@@ -143,8 +143,8 @@ class RedactPii:
     def run(self, value: ChainValue) -> tuple[ChainValue, list[Redaction]]:
         """Redact a text."""
         if value.texts is not None:
-            joined, redactions = redact("\x00".join(value.texts), self._kinds)
-            return ChainValue(texts=joined.split("\x00")), redactions
+            texts, redactions = redact_all(value.texts, self._kinds)
+            return ChainValue(texts=texts), redactions
         assert value.text is not None
         text, redactions = redact(value.text, self._kinds)
         return ChainValue(text=text), redactions

@@ -12,7 +12,7 @@ from serve_app.errors import InternalError
 from serve_app.gateway.caller import reserved
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.time_limits import within
-from serve_app.preprocessing.pii import Restorer
+from serve_app.preprocessing.pii import Originals, Restorer
 from serve_app.preprocessing.stop_strings import StopStrings
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.chains import Redaction
@@ -83,8 +83,9 @@ class PromptRun:
     ) -> None:
         self.request = request
         self.prompt_logprobs: list[TokenLogprobs] = []  # prompt tokens 1..
+        originals = Originals(redactions) if redactions else None
         self._choices = [
-            _Choice(index, request, options, tokenizer, Restorer(redactions) if redactions else None)
+            _Choice(index, request, options, tokenizer, Restorer(originals) if originals is not None else None)
             for index in range(request.num_choices)
         ]
         self._num_running = request.num_choices
