@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
 from transformers.utils import logging
 
 VOCAB_SIZE = 99
@@ -22,7 +28,16 @@ _BERT: dict[str, Any] = {
     "type_vocab_size": 2,
     "pad_token_id": 0,
 }
-_QWEN3 = {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": False}
+_DECODER = {key: value for key, value in _BERT.items() if key != "type_vocab_size"} | {
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}
+MAKERS = {
+    "base": AutoModel,
+    "classifier": AutoModelForSequenceClassification,
+    "masked": AutoModelForMaskedLM,
+    "generator": AutoModelForCausalLM,
+}
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {**_BERT, "model_type": "bert"},
@@ -63,20 +78,32 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "position_biased_input": False,
         "pooler_hidden_size": 32,
     },
-    "qwen3": {**{key: value for key, value in _BERT.items() if key != "type_vocab_size"}, **_QWEN3},
+    "qwen3": {**_DECODER, "model_type": "qwen3", "head_dim": 16},
 }
-EMBEDDERS_ONLY = ("qwen3",)
+OTHER_DECODERS: dict[str, dict[str, Any]] = {
+    "llama": {**_DECODER, "model_type": "llama"},
+    "mistral": {**_DECODER, "model_type": "mistral", "sliding_window": 4},
+    "qwen2": {
+        **_DECODER,
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 4,
+        "max_window_layers": 2,
+    },
+}
 
 
-def make_encoder(name: str, directory: Path, *, is_classifier: bool, seed: int = 0, **changes: Any) -> Path:
+def make_encoder(
+    name: str, directory: Path, *, is_classifier: bool = False, kind: str = "base", seed: int = 0, **changes: Any
+) -> Path:
     """Write a random checkpoint, its weights wide enough for outputs of order one that differ from text to text."""
-    arguments = {**ENCODERS[name], **changes}
-    if is_classifier:
+    arguments = {**ENCODERS, **OTHER_DECODERS}[name] | changes
+    kind = "classifier" if is_classifier else kind
+    if kind == "classifier":
         arguments.setdefault("num_labels", NUM_LABELS)
     config = AutoConfig.for_model(**arguments)
     torch.manual_seed(seed)
-    make = AutoModelForSequenceClassification if is_classifier else AutoModel
-    model = make.from_config(config, dtype=torch.float32)
+    model = MAKERS[kind].from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "norm" in key.lower():

@@ -1,4 +1,4 @@
-"""The families that generate. Those of llama's shape embed too: the last token's hidden state stands for the text."""
+"""The families that generate. Those of llama's shape embed and classify too."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ _LLAMA = Architecture(
         num_layers=32, num_heads=32, hidden_size=4096, intermediate_size=11008, vocab_size=32000, max_positions=2048
     ),
     tensor_cut=TensorCut(),
-    encoder=EncoderFacts(can_classify=False, default_pooling="last", is_causal=True),
+    encoder=EncoderFacts(head_pools="last", is_causal=True),
     fused=FusedClasses(norm="LlamaRMSNorm", layer="LlamaDecoderLayer"),
     same_input=(_QKV, _GATE_UP),
 )

@@ -80,12 +80,10 @@ class TensorCut:
 class EncoderFacts:
     """How a family embeds and classifies packed texts."""
 
-    can_classify: bool = True
-    default_pooling: Literal["mean", "last"] = "mean"
-    head_pools: Literal["first", "as_config"] = "first"  # the token that a classifier looks at
+    head_pools: Literal["first", "as_config", "last"] = "first"  # the token that a classifier looks at
     has_inner_pooler: bool = False  # the base model ends in one
     has_positions_after_padding: bool = False  # a text's first position is the one after pad_token_id
-    is_causal: bool = False
+    is_causal: bool = False  # unless config.json says `is_causal: false`
     is_square: bool = False  # its attention wants one rectangular batch: [B, L]
 
 

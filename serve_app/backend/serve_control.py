@@ -12,6 +12,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.util import get_node_ip_address
 
 from serve_app.backend.control import RunningApplication
+from serve_app.checkpoints.sentence_modules import transformer_directory
 from serve_app.checkpoints.source import local_directory
 from serve_app.config.environment import read_environment
 from serve_app.errors import UnavailableError
@@ -80,4 +81,4 @@ def place_here(description: ModelDescription) -> ModelDescription:
     if description.source is None:
         return description
     directory = local_directory(description.source, read_environment(), needs_weights=False)
-    return replace(description, source_dir=str(directory))
+    return replace(description, source_dir=str(transformer_directory(directory)))

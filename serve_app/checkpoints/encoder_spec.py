@@ -1,47 +1,65 @@
-"""What an encoder's checkpoint says, without torch: its sizes, its head or its pooling, its labels."""
+"""What an encoder's checkpoint says, without torch: its sizes, what its vectors or outputs are, its longest text."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serve_app.architectures.lookup import EMBEDDERS
-from serve_app.architectures.record import Architecture, EncoderFacts
-from serve_app.checkpoints.checkpoint_json import damaged, read_json, read_json_list, shown
+from serve_app.architectures.record import EncoderFacts
+from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown
+from serve_app.checkpoints.classifier_head import ClassifierHead, read_classifier_head
+from serve_app.checkpoints.embedding_head import EmbeddingHead, HeadChoices, plain_head, read_head
 from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut, read_checkpoint
-from serve_app.checkpoints.module_files import read_labels
-from serve_app.checkpoints.safetensors_header import read_safetensors_header
+from serve_app.checkpoints.prompts import Prompts, read_prompts
+from serve_app.checkpoints.sentence_modules import (
+    read_model_kind,
+    read_module_entries,
+    read_transformer_options,
+    transformer_directory,
+)
 from serve_app.errors import ConfigError
 
-_POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last", "last": "last"}
-_HEADS = ("classifier.weight", "classifier.out_proj.weight")
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectionSpec:
-    """A Dense module of sentence-transformers."""
-
-    directory: Path
-    num_inputs: int
-    num_outputs: int
-    has_bias: bool
-    activation: str  # tanh or identity
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TYPED_TOKENIZERS = ("BertTokenizer", "DebertaTokenizer", "DebertaV2Tokenizer", "ElectraTokenizer")
+_TASKS = {"embed": "feature-extraction", "classify": "sequence-classification", "score": "sequence-classification"}
+_PLAIN_OUTPUTS = ("last_hidden_state", ["last_hidden_state"], "logits", ["logits"])
+_NEUTRAL_OPTIONS = (  # of a Transformer module: read elsewhere, or without effect on what comes out
+    "do_lower_case",
+    "max_seq_length",
+    "model_args",
+    "model_kwargs",
+    "module_output_name",
+    "processor_kwargs",
+    "tokenizer_args",
+    "transformer_task",
+    "unpad_inputs",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderSpec:
-    """One encoder's checkpoint, for one task."""
+    """One encoder's checkpoint, for one task: one of embedding and classifier is there."""
 
     spec: ModelSpec
     task: str
     max_tokens: int  # of one text, special tokens included
     has_token_types: bool
-    pooling: str  # mean, cls or last
-    is_normalized: bool
-    projections: tuple[ProjectionSpec, ...]
-    embedding_size: int
-    num_labels: int
-    labels: tuple[str, ...]
-    is_multi_label: bool
-    score_activation: str  # sigmoid or identity
+    is_causal: bool  # a token sees none that comes after it
+    prompts: Prompts
+    embedding: EmbeddingHead | None
+    classifier: ClassifierHead | None
+
+    @property
+    def has_prompt_lengths(self) -> bool:
+        """Whether a text's vector leaves out the prompt before it."""
+        has_prompts = any(self.prompts.texts.values())
+        return (
+            has_prompts and any(not one.includes_prompt for one in self.embedding.poolings) if self.embedding else False
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """By output index; empty: it has none."""
+        return self.classifier.labels if self.classifier is not None else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,38 +71,29 @@ class EncoderChoices:
     pooling: str | None = None
     normalize: bool | None = None
     is_multi_label: bool | None = None
+    default_prompt_name: str | None = None  # empty: none
 
 
 def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
     """The encoder in `source_dir` as it is to be served. Raises ConfigError."""
-    spec = replace(read_checkpoint(source_dir, EMBEDDERS), is_tied=False)
-    values = read_json(source_dir / "config.json")
-    is_embedder = choices.task == "embed"
-    if not is_embedder:
-        _check_head(spec, choices)
-    labels = read_labels(source_dir / "config.json", values)
-    num_labels = 0 if is_embedder else _num_labels(spec)
-    if choices.task == "score" and num_labels != 1:
-        raise ConfigError(
-            f"task=score needs a cross-encoder with one output, but source={source_dir} has {num_labels}; "
-            "set task: classify"
-        )
-    pooling, is_normalized, projections = (
-        _read_modules(source_dir, spec, choices) if is_embedder else ("cls", False, ())
-    )
+    directory = transformer_directory(source_dir) if source_dir.is_dir() else source_dir
+    spec = replace(read_checkpoint(directory, EMBEDDERS), is_tied=False)
+    config = read_json(directory / "config.json")
+    _check_options(directory, choices.task)
+    embedding, classifier = None, None
+    if choices.task == "embed":
+        embedding = _read_embedding(source_dir, spec, config, choices)
+    else:
+        classifier = read_classifier_head(spec, choices.task, config, source_dir, choices.is_multi_label)
     return EncoderSpec(
         spec=spec,
         task=choices.task,
-        max_tokens=_max_tokens(spec, source_dir, choices),
-        has_token_types=_has_token_types(EMBEDDERS[spec.model_type], values),
-        pooling=pooling,
-        is_normalized=is_normalized,
-        projections=projections,
-        embedding_size=projections[-1].num_outputs if projections else spec.hidden_size,
-        num_labels=num_labels,
-        labels=tuple(labels[:num_labels] if len(labels) >= num_labels else _numbered(num_labels)),
-        is_multi_label=_is_multi_label(choices, values),
-        score_activation=_score_activation(values),
+        max_tokens=choices.max_model_len or _max_tokens(spec),
+        has_token_types=_has_token_types(spec, config),
+        is_causal=_is_causal(spec, config),
+        prompts=read_prompts(source_dir, choices.task, choices.default_prompt_name),
+        embedding=embedding,
+        classifier=classifier,
     )
 
 
@@ -104,14 +113,20 @@ def check_encoder(encoder: EncoderSpec, tensor: int, max_model_len: int | None) 
     return []
 
 
-def _check_head(spec: ModelSpec, choices: EncoderChoices) -> None:
-    if not _facts_of(spec).can_classify:
-        raise ConfigError(f"task={choices.task} is not served for model_type={spec.model_type} yet; set task: embed")
-    if not any(name in spec.tensors for name in _HEADS):
+def _read_embedding(
+    source_dir: Path, spec: ModelSpec, config: dict[str, object], choices: EncoderChoices
+) -> EmbeddingHead:
+    head_choices = HeadChoices(choices.pooling, choices.normalize)
+    kind = read_model_kind(source_dir)
+    if kind not in ("SentenceTransformer", "CrossEncoder"):
         raise ConfigError(
-            f"task={choices.task} needs a classifier, but source={spec.source_dir} has no tensor {_HEADS[0]}; "
-            "give a model with a sequence classification head, or set task: embed"
+            f"source={source_dir} is a {kind} of sentence-transformers, which is not served; give an embedder"
         )
+    if kind == "SentenceTransformer" and read_module_entries(source_dir):
+        return read_head(source_dir, spec.hidden_size, head_choices)
+    is_generator = spec.architectures[:1] and spec.architectures[0].endswith("ForCausalLM")
+    pooling = "last" if is_generator and _is_causal(spec, config) else "mean"
+    return plain_head(pooling, spec.hidden_size, head_choices)
 
 
 def _facts_of(spec: ModelSpec) -> EncoderFacts:
@@ -120,15 +135,36 @@ def _facts_of(spec: ModelSpec) -> EncoderFacts:
     return facts
 
 
-def _num_labels(spec: ModelSpec) -> int:
-    for name in reversed(_HEADS):
-        if name in spec.tensors:
-            return int(spec.tensors[name].shape[0])
-    raise AssertionError("the head was checked")
+def _check_options(directory: Path, task: str) -> None:
+    """Refuse what the options of a Transformer module ask for and is not done."""
+    path, options = read_transformer_options(directory)
+    wanted = options.get("transformer_task", _TASKS[task])
+    if wanted != _TASKS[task]:
+        raise ConfigError(f"{path}: transformer_task={shown(wanted)} is not served as task={task}; choose another task")
+    for key, value in options.items():
+        if key == "modality_config":
+            _check_modality(path, value)
+        elif key not in _NEUTRAL_OPTIONS and value not in (None, {}):
+            raise ConfigError(f"{path}: {key}={shown(value)} is not served; remove it if the model works without")
 
 
-def _numbered(number: int) -> list[str]:
-    return [f"LABEL_{index}" for index in range(number)]
+def _check_modality(path: Path, value: object) -> None:
+    text = value.get("text") if isinstance(value, dict) else None
+    output = text.get("method_output_name") if isinstance(text, dict) else None
+    is_plain = isinstance(text, dict) and text.get("method", "forward") == "forward"
+    if not isinstance(value, dict) or set(value) != {"text"} or not is_plain or output not in _PLAIN_OUTPUTS:
+        raise ConfigError(
+            f"{path}: modality_config={shown(value)} is not served; a model that takes plain text is, by forward and "
+            "last_hidden_state"
+        )
+
+
+def _is_causal(spec: ModelSpec, config: dict[str, object]) -> bool:
+    if _facts_of(spec).is_causal:
+        return config.get("is_causal") is not False
+    if config.get("is_decoder") is True:
+        raise ConfigError(f"source={spec.source_dir}: is_decoder=true in config.json is not served; give an encoder")
+    return False
 
 
 def _position_limit(spec: ModelSpec) -> int:
@@ -140,86 +176,36 @@ def _position_limit(spec: ModelSpec) -> int:
     return longest - (padding if isinstance(padding, int) else 1) - 1  # positions begin after the padding's
 
 
-def _max_tokens(spec: ModelSpec, source_dir: Path, choices: EncoderChoices) -> int:
-    limits = [_position_limit(spec)]
-    path = source_dir / "sentence_bert_config.json"
-    if choices.task == "embed" and path.is_file():
-        own = read_json(path).get("max_seq_length")
-        if isinstance(own, int) and own > 0:
-            limits.append(own)
-    return choices.max_model_len or min(limits)
+def _max_tokens(spec: ModelSpec) -> int:
+    """The first of these that is there, as sentence-transformers has it, as far as positions go."""
+    path, options = read_transformer_options(spec.source_dir)
+    limits: list[object] = []
+    for key in ("processor_kwargs", "tokenizer_args"):
+        section = options.get(key)
+        limits.append(section.get("model_max_length") if isinstance(section, dict) else None)
+    limits.append(options.get("max_seq_length"))
+    tokenizer = _read_tokenizer_config(spec.source_dir)
+    limits.append(tokenizer.get("model_max_length", tokenizer.get("max_len")))
+    limit = next((one for one in limits if one is not None), None)
+    if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or limit < 1):
+        raise damaged(path, f"a longest text of {shown(limit)} tokens")
+    longest = _position_limit(spec)
+    return longest if limit is None else int(min(limit, longest))
 
 
-def _has_token_types(architecture: Architecture, values: dict[str, object]) -> bool:
-    default = architecture.sizes.num_token_types
-    if default is None:
+def _read_tokenizer_config(directory: Path) -> dict[str, object]:
+    path = directory / _TOKENIZER_CONFIG
+    return read_json(path) if path.is_file() else {}
+
+
+def _has_token_types(spec: ModelSpec, config: dict[str, object]) -> bool:
+    """Whether the model knows more than one type, and its tokenizer gives them."""
+    default = EMBEDDERS[spec.model_type].sizes.num_token_types
+    number = config.get("type_vocab_size", default)
+    if default is None or not isinstance(number, int) or number < 2:
         return False
-    number = values.get("type_vocab_size", default)
-    return isinstance(number, int) and number > 1
-
-
-def _is_multi_label(choices: EncoderChoices, values: dict[str, object]) -> bool:
-    if choices.is_multi_label is not None:
-        return choices.is_multi_label
-    return values.get("problem_type") == "multi_label_classification"
-
-
-def _score_activation(values: dict[str, object]) -> str:
-    section = values.get("sentence_transformers")
-    name = section.get("activation_fn") if isinstance(section, dict) else None
-    return "identity" if isinstance(name, str) and name.endswith("Identity") else "sigmoid"
-
-
-def _read_modules(
-    source_dir: Path, spec: ModelSpec, choices: EncoderChoices
-) -> tuple[str, bool, tuple[ProjectionSpec, ...]]:
-    """Pooling, normalisation and projections, by modules.json where there is one."""
-    pooling: str = _facts_of(spec).default_pooling
-    is_normalized = False
-    projections: list[ProjectionSpec] = []
-    path = source_dir / "modules.json"
-    has_modules = choices.task == "embed" and path.is_file()
-    for entry in read_json_list(path) if has_modules else []:
-        kind = str(entry.get("type", "")).rpartition(".")[2] if isinstance(entry, dict) else ""
-        directory = source_dir / str(entry.get("path", "")) if isinstance(entry, dict) else source_dir
-        if kind == "Transformer":
-            continue
-        if kind == "Pooling":
-            pooling = _read_pooling(directory / "config.json")
-        elif kind == "Normalize":
-            is_normalized = True
-        elif kind == "Dense":
-            projections.append(_read_projection(directory))
-        else:
-            raise ConfigError(f"{path} names a module {shown(kind)}, which is not served; use a model without it")
-    if choices.pooling is not None:
-        pooling = choices.pooling
-    return pooling, is_normalized if choices.normalize is None else choices.normalize, tuple(projections)
-
-
-def _read_pooling(path: Path) -> str:
-    values = read_json(path)
-    mode = values.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else []
-    for key, value in values.items():
-        if key.startswith("pooling_mode_") and value is True:
-            modes.append(key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token"))
-    if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise ConfigError(f"{path}: pooling {shown(', '.join(map(str, modes)))} is not served; set pooling in the YAML")
-    return _POOLINGS[modes[0]]
-
-
-def _read_projection(directory: Path) -> ProjectionSpec:
-    path = directory / "config.json"
-    values = read_json(path)
-    name = str(values.get("activation_function", "")).rpartition(".")[2]
-    if name not in ("Tanh", "Identity"):
-        raise ConfigError(f"{path}: activation_function={shown(name)} is not served; Tanh and Identity are")
-    weights = directory / "model.safetensors"
-    if not weights.is_file():
-        raise ConfigError(f"{directory} has no model.safetensors; convert its weights to safetensors")
-    header = read_safetensors_header(weights)
-    if "linear.weight" not in header:
-        raise damaged(weights, "no linear.weight")
-    num_outputs, num_inputs = header["linear.weight"].shape
-    return ProjectionSpec(directory, num_inputs, num_outputs, "linear.bias" in header, name.lower())
+    tokenizer = _read_tokenizer_config(spec.source_dir)
+    names, kind = tokenizer.get("model_input_names"), tokenizer.get("tokenizer_class")
+    if isinstance(names, list):
+        return "token_type_ids" in names
+    return not isinstance(kind, str) or kind.removesuffix("Fast") in _TYPED_TOKENIZERS

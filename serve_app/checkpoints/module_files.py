@@ -1,8 +1,10 @@
 """Tensors and labels of a directory, whatever model they are of."""
 
+import logging
+from collections import Counter
 from pathlib import Path
 
-from serve_app.checkpoints.checkpoint_json import damaged, read_json, some
+from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown, some
 from serve_app.checkpoints.model_spec import find_weight_files
 from serve_app.checkpoints.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
 from serve_app.errors import ConfigError
@@ -10,6 +12,8 @@ from serve_app.types.shards import WeightScheme
 
 MODULE_METHOD = "rayshard"  # `quant_method` of an nn.Module's config.json
 SCALE_SUFFIX = "_scale"  # of the tensor beside a quantized one
+
+logger = logging.getLogger(__name__)
 
 
 def read_module_tensors(source_dir: Path) -> dict[str, TensorHeader]:
@@ -49,7 +53,10 @@ def labels_of(source_dir: Path) -> list[str]:
 
 
 def read_labels(path: Path, values: dict[str, object]) -> list[str]:
-    """`id2label` of a config.json, by index; empty when it has none. Raises ConfigError."""
+    """`id2label` of a config.json, by index; empty when it has none. Raises ConfigError.
+
+    Answers give numbers by their labels, so a label that stands there twice is followed by its index each time.
+    """
     labels = values.get("id2label")
     if labels is None:
         return []
@@ -58,4 +65,16 @@ def read_labels(path: Path, values: dict[str, object]) -> list[str]:
     names = [labels.get(str(index)) for index in range(len(labels))]
     if not all(isinstance(name, str) for name in names):
         raise damaged(path, f"id2label without the keys 0 to {len(labels) - 1}")
-    return [str(name) for name in names]
+    return _distinct([str(name) for name in names], path)
+
+
+def _distinct(names: list[str], path: Path) -> list[str]:
+    numbers = Counter(names)
+    twice = [name for name, number in numbers.items() if number > 1]
+    if not twice:
+        return names
+    distinct = [f"{name}#{index}" if numbers[name] > 1 else name for index, name in enumerate(names)]
+    if len(set(distinct)) < len(distinct):  # one of the others is called so
+        distinct = [f"{name}#{index}" for index, name in enumerate(names)]
+    logger.warning("%s: id2label has %s more than once; labels are shown as %s", path, shown(twice[0]), some(distinct))
+    return distinct

@@ -75,7 +75,7 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
         plan = plan_batch_model(config, base_dir, environment)
     except ConfigError as error:
         return _CheckedModel("", [Problem(model.where, message) for message in error.message.split("\n")])
-    unfit = [*plan.problems, *check_chains(config, ChainModel(Path(plan.source.directory), plan.spec.labels))]
+    unfit = [*plan.problems, *check_chains(config, ChainModel(plan.text_directory, plan.spec.labels))]
     text = _with_warnings(plan.text, plan.facts)
     return _CheckedModel(text, [Problem(model.where, message) for message in unfit], plan.labels or None)
 

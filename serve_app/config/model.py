@@ -26,6 +26,7 @@ from serve_app.config.weights import WeightsConfig
 from serve_app.types.models import RemoteWeights
 
 Task = Literal["generate", "embed", "classify", "score", "predict"]
+Pooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean"]
 
 
 _Integers = Literal["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -79,8 +80,9 @@ class ModelConfig(ConfigModel):
     quality: QualityConfig | None = None  # None: nothing is asked
     parallel: ParallelConfig = ParallelConfig()
     max_model_len: PositiveInt | None = None  # None: the model's own
-    pooling: Literal["mean", "cls", "last"] | None = None  # embed only; None: as the checkpoint says
+    pooling: Pooling | None = None  # embed only; None: as the checkpoint says
     normalize: bool | None = None  # embed only; None: as the checkpoint says
+    default_prompt_name: str | None = None  # embed and score only; None: as the checkpoint says; "": none
     is_multi_label: bool | None = None  # classify only; None: as the checkpoint says
     preprocessing: list[Step] = []
     postprocessing: list[Step] = []  # classify and predict only; []: softmax, or sigmoid for several labels
@@ -222,6 +224,8 @@ def _task_problem(config: ModelConfig) -> str | None:
     for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):
         if getattr(config, name) is not None and config.task != task:
             return f"{name} has no effect on task={config.task}; remove it"
+    if config.default_prompt_name is not None and (config.task not in ("embed", "score") or config.architecture):
+        return f"default_prompt_name has no effect on task={config.task}; remove it"
     if config.preprocessing and config.task == "predict":
         return "preprocessing has no effect on task=predict, which takes tensors; remove it"
     if config.postprocessing and config.task not in ("classify", "predict"):

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 from serve_app.checkpoints.module_files import labels_of
+from serve_app.checkpoints.sentence_modules import transformer_directory
 from serve_app.checkpoints.source import local_directory, pin_source
 from serve_app.config.environment import read_environment
 from serve_app.config.model import ModelConfig
@@ -64,6 +65,6 @@ def _host_of(models: list[ModelConfig]) -> ChainHost:
     specs = []
     for model in models:
         source = pin_source(model.source, model.revision, Path.cwd(), environment)
-        directory = local_directory(source, environment, needs_weights=False)
+        directory = transformer_directory(local_directory(source, environment, needs_weights=False))
         specs.append(ChainSpec(model, directory, labels_of(directory)))
     return ChainHost(specs)

@@ -15,12 +15,14 @@ from transformers import (
 from serve_app.architectures.lookup import EMBEDDERS
 from serve_app.checkpoints.encoder_spec import EncoderSpec
 from serve_app.models.packed_attention import PACKED_ATTENTION, PackedEntries, forward_packed
-from serve_app.models.pooling import POOLS, Projection, normalize, pool_first
+from serve_app.models.pooling import POOLS, PooledTokens, pool_first
 from serve_app.models.transformers_model import PassThrough, replace_module
+from serve_app.models.vector_head import VectorHead
 from serve_app.types.shards import ShardSpec
 from serve_app.types.tensors import TensorSpec
 
 _HIDDEN = "hidden_states"
+_PROMPT_LENGTHS = "prompt_lengths"  # tokens of the prompt that each text begins with
 
 
 class EncoderStage:
@@ -39,12 +41,16 @@ class EncoderStage:
         self.inputs = {"input_ids": TensorSpec("int64", ("tokens",)), "lengths": TensorSpec("int64", ("batch",))}
         if spec.has_token_types:
             self.inputs["token_type_ids"] = TensorSpec("int64", ("tokens",))
-        is_embedder = spec.task == "embed"
-        name, size = ("embedding", spec.embedding_size) if is_embedder else ("logits", spec.num_labels)
-        self.outputs = {name: TensorSpec("float32", ("batch", size))}
+        if spec.has_prompt_lengths:
+            self.inputs[_PROMPT_LENGTHS] = TensorSpec("int64", ("batch",))
+        is_embedder = spec.embedding is not None
+        if spec.embedding is not None:
+            self.outputs = {"embedding": TensorSpec("float32", ("batch", spec.embedding.size))}
+        elif spec.classifier is not None:
+            self.outputs = {"logits": TensorSpec("float32", ("batch", spec.classifier.num_labels))}
         self.first_part, self.end_part = shard.first_layer, shard.end_layer
         self.parameter_bytes = 0
-        self.projections: list[Projection] = []  # of the last stage; filled by the loader
+        self.vectors: VectorHead | None = None  # of an embedder's last stage; made and filled by the loader
         self._spec = spec
         self._is_embedder = is_embedder
         AttentionInterface.register(PACKED_ATTENTION, forward_packed)  # without a mask function, so no mask is built
@@ -77,15 +83,20 @@ class EncoderStage:
 
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Run this stage over packed texts; see BatchStage. Hidden states are [T, D]."""
-        entries = PackedEntries(inputs["lengths"], is_causal=self._facts.is_causal)
+        is_causal = self._spec.is_causal
+        has_farther_window = self._facts.is_causal and not is_causal
+        entries = PackedEntries(inputs["lengths"], is_causal=is_causal, has_farther_window=has_farther_window)
         arguments = self._arguments(inputs, hidden, entries)
         self._entries = entries
         try:
             if not self.shard.is_last:
                 return {_HIDDEN: self._unpad(self.base(**arguments).last_hidden_state, entries)}
-            if self._is_embedder:
+            if self.vectors is not None:
                 states = self._unpad(self.base(**arguments).last_hidden_state, entries)
-                return {"embedding": self._embed(states, entries)}
+                return {"embedding": self.vectors(states, entries, inputs.get(_PROMPT_LENGTHS))}
+            if self._facts.head_pools == "last":
+                states = self.base(**arguments).last_hidden_state[0, self._last_rows(inputs["input_ids"], entries)]
+                return {"logits": self.model.get_submodule("score")(states).float()}  # [B, C]
             return {"logits": self.model(**arguments).logits.float()}
         finally:
             self._entries = self._incoming = None
@@ -101,7 +112,7 @@ class EncoderStage:
             arguments["attention_mask"] = self._pad(torch.ones_like(positions), entries)
         else:
             arguments["packed_entries"] = entries
-        if self._facts.is_causal:
+        if self._facts.is_causal:  # a decoder, whichever way it attends
             arguments["use_cache"] = False
         if "token_type_ids" in inputs:
             arguments["token_type_ids"] = self._pad(inputs["token_type_ids"], entries)
@@ -111,11 +122,15 @@ class EncoderStage:
             self._incoming = arguments["inputs_embeds"] = self._pad(hidden[_HIDDEN], entries)
         return arguments
 
-    def _embed(self, states: Tensor, entries: PackedEntries) -> Tensor:
-        vectors = POOLS[self._spec.pooling](states, entries).float()
-        for projection in self.projections:
-            vectors = projection(vectors)
-        return normalize(vectors) if self._spec.is_normalized else vectors
+    def _last_rows(self, token_ids: Tensor, entries: PackedEntries) -> Tensor:
+        """The row of each entry's last token that is not padding: token_ids [T] -> [B] int64; its first if all are."""
+        padding = self.config.pad_token_id
+        if padding is None:
+            return entries.ends - 1
+        places = entries.positions * (token_ids != padding)
+        return entries.starts + entries.starts.new_zeros(len(entries.lengths)).scatter_reduce_(
+            0, entries.entry_of, places, "amax"
+        )
 
     def _pad(self, packed: Tensor, entries: PackedEntries) -> Tensor:
         """[T, ...] -> [1, T, ...], or [B, L, ...] for an architecture with square attention."""
@@ -146,14 +161,14 @@ class EncoderStage:
                 parent, _, child = name.rpartition(".")
                 setattr(self.base.get_submodule(parent), child, None)
             self.own_layers[0].register_forward_pre_hook(self._inject)
-        if facts.has_inner_pooler and (self._is_embedder or not shard.is_last):
-            self.base.pooler = None
+        if getattr(self.base, "pooler", None) is not None and (self._is_embedder or not shard.is_last):
+            self.base.pooler = None  # no vector is made by it
         if not shard.is_last:
             for name in parts.exit:
                 replace_module(self.base, name, PassThrough())
             if not self._is_embedder:
                 self._drop_head()
-        elif not self._is_embedder and not facts.is_square:
+        elif not self._is_embedder and not facts.is_square and facts.head_pools != "last":
             self._let_head_see_entries()
 
     def _drop_head(self) -> None:
@@ -171,14 +186,15 @@ class EncoderStage:
 
     def _select_for_pooler(self, _pooler: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         assert self._entries is not None
-        return (pool_first(args[0][0], self._entries)[:, None],)  # [B, 1, D]
+        return (pool_first(args[0][0], PooledTokens(self._entries))[:, None],)  # [B, 1, D]
 
     def _select_for_head(self, _base: nn.Module, _args: tuple[object, ...], output: Any) -> Any:
         assert self._entries is not None
         pooling = "cls"
         if self._facts.head_pools == "as_config":
             pooling = self.config.classifier_pooling
-        output.last_hidden_state = POOLS[pooling](output.last_hidden_state[0], self._entries)[:, None]  # [B, 1, D]
+        tokens = PooledTokens(self._entries)
+        output.last_hidden_state = POOLS[pooling](output.last_hidden_state[0], tokens)[:, None]  # [B, 1, D]
         return output
 
     def _inject(self, _layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -20,9 +20,10 @@ class LengthGroup:
 class PackedEntries:
     """Which tokens of a packed row [T] belong together."""
 
-    def __init__(self, lengths: Tensor, *, is_causal: bool) -> None:
+    def __init__(self, lengths: Tensor, *, is_causal: bool, has_farther_window: bool = False) -> None:
         self.lengths = lengths  # [B] int64, on the device
         self.is_causal = is_causal
+        self.has_farther_window = has_farther_window  # a decoder that attends both ways sees one token more each way
         self.ends = lengths.cumsum(0)  # [B]
         self.starts = self.ends - lengths  # [B]
         self.entry_of = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)  # [T]
@@ -31,6 +32,8 @@ class PackedEntries:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """query [H, T, D], key and value [K, T, D] -> output [T, H, D]; window: tokens at this distance are unseen."""
+        if window is not None and self.has_farther_window:
+            window += 1
         output = torch.empty_like(query.transpose(0, 1))  # [T, H, D]
         for group in self._groups:
             parts = [

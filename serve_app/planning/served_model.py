@@ -84,7 +84,14 @@ class BatchModelPlan:
         if self.config.postprocessing:  # which decides what is left
             return False
         spec = self.spec
-        return spec.is_multi_label if isinstance(spec, EncoderSpec) else bool(self.config.is_multi_label)
+        if isinstance(spec, EncoderSpec):
+            return spec.classifier is not None and spec.classifier.is_multi_label
+        return bool(self.config.is_multi_label)
+
+    @property
+    def text_directory(self) -> Path:
+        """Where its tokenizer is."""
+        return self.spec.spec.source_dir if isinstance(self.spec, EncoderSpec) else Path(self.source.directory)
 
     def describe(self, report: BatchModelReport, created_s: int) -> ModelDescription:
         """The model as a Gateway describes it."""
@@ -95,7 +102,7 @@ class BatchModelPlan:
         return ModelDescription(
             name=config.name,
             task=config.task,
-            source_dir=self.source.directory,
+            source_dir=str(self.text_directory),
             max_model_len=max_tokens,
             max_request_tokens=max_tokens,
             vocab_size=spec.spec.vocab_size if isinstance(spec, EncoderSpec) else _vocab_size(spec),
@@ -107,7 +114,9 @@ class BatchModelPlan:
             postprocessing_gives=config.postprocessing_gives,
             labels=self.labels,
             is_multi_label=self._is_multi_label,
-            score_activation=spec.score_activation if isinstance(spec, EncoderSpec) else "sigmoid",
+            score_activation=_activation(spec),
+            prompts=spec.prompts.texts if isinstance(spec, EncoderSpec) else {},
+            default_prompt_name=spec.prompts.default_name if isinstance(spec, EncoderSpec) else None,
             embedding_size=size if isinstance(size, int) else None,
             inputs=report.inputs,
             outputs=report.outputs,
@@ -127,16 +136,34 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
             )
         facts = read_text_facts(directory, _vocab_size(module)) if module.has_tokenizer else TextFacts()
         return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module), facts, gate)
-    choices = EncoderChoices(config.task, config.max_model_len, config.pooling, config.normalize, config.is_multi_label)
-    encoder = read_encoder_spec(choices, directory)
+    encoder = read_encoder_spec(_choices(config), directory)
     problems = check_encoder(encoder, config.parallel.tensor, config.max_model_len)
+    problems += _prompt_problems(config, encoder)
     problems += quantization_problems(encoder.spec, config) + dtype_problems(encoder.spec, config)
     if problems:
         raise ConfigError("\n".join([*problems, *gate]))
     plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)
-    facts = read_text_facts(directory, encoder.spec.vocab_size)
+    facts = read_text_facts(encoder.spec.source_dir, encoder.spec.vocab_size)
     text = _encoder_text(config, encoder, plan.shards)
     return BatchModelPlan(config, source, encoder, plan.shards, text, facts, gate)
+
+
+def _choices(config: ModelConfig) -> EncoderChoices:
+    return EncoderChoices(
+        config.task,
+        config.max_model_len,
+        config.pooling,
+        config.normalize,
+        config.is_multi_label,
+        config.default_prompt_name,
+    )
+
+
+def _prompt_problems(config: ModelConfig, encoder: EncoderSpec) -> list[str]:
+    name = encoder.prompts.default_name
+    if name is None or not encoder.prompts.texts[name] or all(step.name != "tokenize" for step in config.preprocessing):
+        return []
+    return [f'tokenize leaves no text to put the prompt {name!r} before; remove it, or set default_prompt_name: ""']
 
 
 def tensor_specs(config: ModelConfig, which: str) -> dict[str, TensorSpec] | None:
@@ -183,6 +210,11 @@ def _max_tokens(spec: EncoderSpec | ModuleSpec, config: ModelConfig) -> int:
     if isinstance(spec, EncoderSpec):
         return spec.max_tokens
     return config.max_model_len or config.engine.max_num_batched_tokens
+
+
+def _activation(spec: EncoderSpec | ModuleSpec) -> str:
+    """Of a lone output, for a module; of an encoder as its files say."""
+    return spec.classifier.activation if isinstance(spec, EncoderSpec) and spec.classifier is not None else "sigmoid"
 
 
 def _vocab_size(spec: ModuleSpec) -> int:

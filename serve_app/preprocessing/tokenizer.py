@@ -18,6 +18,7 @@ class TextEncoding:
 
     token_ids: list[int]
     type_ids: list[int]
+    num_prompt_tokens: int = 0  # of the prompt that it begins with, special tokens before it included
 
 
 class Tokenizer:
@@ -33,6 +34,7 @@ class Tokenizer:
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_id = self._id_of("eos_token")
         self.num_tokens = core.get_vocab_size(with_added_tokens=True)
+        self._prompt_lengths: dict[str, int] = {}  # of the prompts that the model's files name
 
     @classmethod
     def load(cls, source_dir: str | Path) -> "Tokenizer":
@@ -42,6 +44,8 @@ class Tokenizer:
             core = tokenizers.Tokenizer.from_file(str(files.tokenizer_json))
         except Exception as error:  # the library raises plain Exception for whatever it cannot read
             raise ConfigError(f"{files.tokenizer_json}: not a tokenizer ({error})", field="source") from error
+        if files.is_lowercased:
+            _lowercase(core)
         return cls(core, files)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -51,15 +55,21 @@ class Tokenizer:
             del token_ids[0]
         return token_ids
 
-    def encode_entry(self, text: str, pair: str | None = None, *, max_tokens: int | None = None) -> TextEncoding:
-        """An encoder's input: a text or a pair with its special tokens; the longer part is cut beyond max_tokens."""
+    def encode_entry(
+        self, text: str, pair: str | None = None, *, prompt: str | None = None, max_tokens: int | None = None
+    ) -> TextEncoding:
+        """An encoder's input: a text or a pair with its special tokens; the longer part is cut beyond max_tokens.
+
+        A prompt is put before the (first) text.
+        """
+        text = (prompt or "") + text
         parts = [self._core.encode(one, add_special_tokens=False) for one in (text, pair) if one is not None]
         if max_tokens is not None:
             room = max(0, max_tokens - self._core.num_special_tokens_to_add(pair is not None))
             for part, length in zip(parts, _fit([len(part) for part in parts], room), strict=True):
                 part.truncate(length)
         encoding = self._core.post_process(parts[0], parts[1] if pair is not None else None, add_special_tokens=True)
-        return TextEncoding(encoding.ids, encoding.type_ids)
+        return TextEncoding(encoding.ids, encoding.type_ids, self._prompt_length(prompt) if prompt else 0)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of a whole sequence; ids without a token give nothing."""
@@ -95,16 +105,36 @@ class Tokenizer:
         vocab = self._core.get_vocab(with_added_tokens=True)
         return sorted((token for token, token_id in vocab.items() if token_id >= vocab_size), key=vocab.__getitem__)
 
+    def _prompt_length(self, prompt: str) -> int:
+        """Its tokens, without the special one that may end a text, as sentence-transformers counts them."""
+        length = self._prompt_lengths.get(prompt)
+        if length is None:
+            token_ids = self._core.encode(prompt, add_special_tokens=True).ids
+            length = len(token_ids) - (bool(token_ids) and token_ids[-1] in self.table.special_token_ids)
+            self._prompt_lengths[prompt] = length
+        return length
+
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self._core.token_to_id(token)
 
 
 def _fit(lengths: list[int], room: int) -> list[int]:
-    """Lengths that fit together: the longer of two gives way first."""
+    """Lengths that fit together, as the tokenizers library cuts `longest_first`: the longer of two gives way first."""
     if len(lengths) == 1:
         return [min(lengths[0], room)]
-    shorter, longer = sorted(lengths)
-    kept = min(shorter, room // 2)
-    fitted = {shorter: kept, longer: min(longer, room - kept)} if shorter != longer else {}
-    return [fitted.get(length, min(length, room // 2)) for length in lengths]
+    if sum(lengths) <= room:
+        return lengths
+    shorter = min(min(lengths), room // 2)
+    first_is_longer = lengths[0] > lengths[1]
+    return [room - shorter, shorter] if first_is_longer else [shorter, room - shorter]
+
+
+def _lowercase(core: tokenizers.Tokenizer) -> None:
+    """Have text made small before anything else is done to it, unless that is done anyway."""
+    given = core.normalizer
+    steps = [] if given is None else [given]
+    if isinstance(given, tokenizers.normalizers.Sequence):
+        steps = [given[index] for index in range(len(given))]
+    if not any(isinstance(step, tokenizers.normalizers.Lowercase) for step in steps):
+        core.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), *steps])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve_app.architectures.sentence_files import TRANSFORMER_CONFIGS
 from serve_app.errors import ConfigError
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -17,6 +18,7 @@ class TokenizerFiles:
     tokenizer_json: Path
     special_tokens: dict[str, str]  # "bos_token" -> "<s>"; only those the model names
     chat_template: str | None
+    is_lowercased: bool = False  # sentence-transformers makes text small before it is tokenized
 
 
 def read_tokenizer_files(source_dir: str | Path) -> TokenizerFiles:
@@ -36,7 +38,13 @@ def read_tokenizer_files(source_dir: str | Path) -> TokenizerFiles:
         tokenizer_json=tokenizer_json,
         special_tokens={name: token for name, token in named if token},
         chat_template=_read_chat_template(directory, config),
+        is_lowercased=_is_lowercased(directory),
     )
+
+
+def _is_lowercased(directory: Path) -> bool:
+    found = next((directory / name for name in TRANSFORMER_CONFIGS if (directory / name).is_file()), None)
+    return found is not None and _read_json(found).get("do_lower_case") is True
 
 
 def _read_chat_template(directory: Path, config: dict[str, Any]) -> str | None:

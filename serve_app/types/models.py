@@ -45,7 +45,9 @@ class ModelDescription:
     postprocessing_gives: str | None = None  # labels or json; None: nothing is done to its outputs
     labels: list[str] = field(default_factory=list)  # by output index; empty: it has none
     is_multi_label: bool = False
-    score_activation: str = "sigmoid"  # of a cross-encoder with one output: sigmoid or identity
+    score_activation: str = "sigmoid"  # of a lone output: sigmoid, tanh or identity; of several: softmax or identity
+    prompts: dict[str, str] = field(default_factory=dict)  # by name: what may be put before a text
+    default_prompt_name: str | None = None  # of the one that is, when a request names none
     embedding_size: int | None = None
     inputs: dict[str, TensorSpec] = field(default_factory=dict)
     outputs: dict[str, TensorSpec] = field(default_factory=dict)

@@ -87,7 +87,10 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
         ),
         ("arguments: {width: 3}", "args: arguments has no effect without architecture; remove it, or name"),
         ("pooling: mean", "args: pooling has no effect on task=generate; remove it"),
-        ("task: embed, pooling: max", "args.pooling: 'max' is not known; use 'mean', 'cls' or 'last'"),
+        (
+            "task: embed, pooling: median",
+            "args.pooling: 'median' is not known; use 'mean', 'cls', 'last', 'max', 'mean_sqrt_len' or 'weightedmean'",
+        ),
         ("task: classify, normalize: true", "args: normalize has no effect on task=classify; remove it"),
         (
             "task: predict, architecture: 'a:B', parallel: {tensor: 2}",
