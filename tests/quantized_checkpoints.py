@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.fakes import save_model_dir
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which column each nibble holds, from the lowest
 GROUP = 16
+INPUT_SCALE = 0.02  # of static float8 inputs: up to 9 in size
 _LAST_OF_LAYER = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight", "c_proj.weight")
 
 
@@ -39,32 +41,53 @@ def linear_names(directory: Path) -> list[str]:
     return [name for name, tensor in state.items() if ".layers." in name and tensor.dim() == 2]
 
 
-def pack_gptq(directory: Path, target: Path, *, has_order: bool) -> Path:
-    """A GPTQ checkpoint (v1), and `target/dense`, what it stands for."""
+def pack_gptq(
+    directory: Path,
+    target: Path,
+    *,
+    has_order: bool = False,
+    bits: Callable[[str], int | None] = lambda _name: 4,
+    has_groups: bool = True,
+    is_v2: bool = False,
+    has_head: bool = False,
+    group: int = GROUP,
+    **section: object,
+) -> Path:
+    """A GPTQ checkpoint, and `target/dense`, what it stands for.
+
+    bits: of a weight, by its name; None: it stays as it is. has_groups: `g_idx` is stored. `section`: more of
+    quantization_config.
+    """
     generator = torch.Generator().manual_seed(7)
     state = load_file(str(directory / "model.safetensors"))
     dense, packed = dict(state), dict(state)
-    for name in linear_names(directory):
+    for name in [*linear_names(directory), *(["lm_head.weight"] if has_head else [])]:
+        width = bits(name)
+        if width is None:
+            continue
         num_rows, num_columns = state[name].shape
-        num_groups = num_columns // GROUP
-        groups = torch.arange(num_columns) // GROUP
+        size = num_columns if group == -1 else group
+        num_groups = -(-num_columns // size)
+        groups = torch.arange(num_columns) // size
         if has_order:
             groups = groups[torch.randperm(num_columns, generator=generator)]
-        numbers = torch.randint(0, 16, (num_columns, num_rows), generator=generator)
-        zeros = torch.randint(1, 16, (num_groups, num_rows), generator=generator)
-        scales = (torch.rand(num_groups, num_rows, generator=generator) * 0.05 + 0.01).to(torch.float16)
+        numbers = torch.randint(0, 2**width, (num_columns, num_rows), generator=generator)
+        zeros = torch.randint(1, 2**width, (num_groups, num_rows), generator=generator)
+        scales = torch.rand(num_groups, num_rows, generator=generator) * 0.05 + 0.01
+        scales = (scales * 2 ** (4 - width)).to(torch.float16)
         module = packed.pop(name) is not None and name.removesuffix("weight")
-        packed[f"{module}qweight"] = _words(numbers.t(), range(8)).t().contiguous()
-        packed[f"{module}qzeros"] = _words(zeros - 1, range(8))
+        packed[f"{module}qweight"] = bit_stream(numbers.t(), width).t().contiguous()
+        packed[f"{module}qzeros"] = bit_stream(zeros if is_v2 else zeros - 1, width)
         packed[f"{module}scales"] = scales
-        packed[f"{module}g_idx"] = groups.to(torch.int32)
+        if has_groups:
+            packed[f"{module}g_idx"] = groups.to(torch.int32)
         dense[name] = ((numbers - zeros[groups]) * scales.float()[groups]).t().contiguous()
-    section = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": has_order, "sym": False}
-    return _save(directory, target, packed, dense, section)
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": has_order, "sym": False, **section}
+    return _save(directory, target, packed, dense, settings)
 
 
-def pack_awq(directory: Path, target: Path) -> Path:
-    """An AWQ checkpoint (GEMM), and `target/dense`, what it stands for."""
+def pack_awq(directory: Path, target: Path, version: str = "gemm") -> Path:
+    """An AWQ checkpoint, and `target/dense`, what it stands for."""
     generator = torch.Generator().manual_seed(8)
     state = load_file(str(directory / "model.safetensors"))
     dense, packed = dict(state), dict(state)
@@ -75,12 +98,59 @@ def pack_awq(directory: Path, target: Path) -> Path:
         zeros = torch.randint(0, 16, (num_columns // GROUP, num_rows), generator=generator)
         scales = (torch.rand(num_columns // GROUP, num_rows, generator=generator) * 0.05 + 0.01).to(torch.float16)
         module = packed.pop(name) is not None and name.removesuffix("weight")
-        packed[f"{module}qweight"] = _words(numbers, AWQ_ORDER)
-        packed[f"{module}qzeros"] = _words(zeros, AWQ_ORDER)
-        packed[f"{module}scales"] = scales
+        if version == "gemm":
+            packed[f"{module}qweight"] = _words(numbers, AWQ_ORDER)
+            packed[f"{module}qzeros"] = _words(zeros, AWQ_ORDER)
+            packed[f"{module}scales"] = scales
+        else:  # rows of at least a word, padded
+            padded = torch.zeros(num_rows, 8 - len(zeros))
+            packed[f"{module}qweight"] = bit_stream(numbers.t(), 4)
+            packed[f"{module}qzeros"] = bit_stream(torch.cat([zeros.t(), padded.long()], dim=1), 4)
+            packed[f"{module}scales"] = torch.cat([scales.t(), padded.to(scales.dtype)], dim=1)
         dense[name] = ((numbers - zeros[groups]) * scales.float()[groups]).t().contiguous()
-    section = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
+    section = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": version}
     return _save(directory, target, packed, dense, section)
+
+
+def pack_float8(
+    directory: Path,
+    target: Path,
+    section: Mapping[str, object],
+    *,
+    block: tuple[int, int] | None = None,
+    is_static: bool = False,
+    names: tuple[str, str] = ("weight_scale", "input_scale"),
+) -> Path:
+    """A checkpoint of float8 weights, one scale each or one for each block, and `target/dense`, what it stands for."""
+    state = load_file(str(directory / "model.safetensors"))
+    dense, packed = dict(state), dict(state)
+    for name in linear_names(directory):
+        module, matrix = name.removesuffix("weight"), state[name]
+        rows, columns = block or tuple(matrix.shape)
+        steps = torch.zeros(-(-matrix.shape[0] // rows), -(-matrix.shape[1] // columns))
+        for row in range(len(steps)):
+            for column in range(steps.shape[1]):
+                part = matrix[row * rows : (row + 1) * rows, column * columns : (column + 1) * columns]
+                steps[row, column] = part.abs().max() / 448
+        whole = steps.repeat_interleave(rows, 0)[: matrix.shape[0]]
+        whole = whole.repeat_interleave(columns, 1)[:, : matrix.shape[1]]
+        packed[name] = (matrix / whole).to(torch.float8_e4m3fn)
+        packed[f"{module}{names[0]}"] = steps if block else steps.view(())
+        if is_static:
+            packed[f"{module}{names[1]}"] = torch.tensor([INPUT_SCALE])
+        dense[name] = packed[name].float() * whole
+    return _save(directory, target, packed, dense, section)
+
+
+def bit_stream(numbers: Tensor, bits: int) -> Tensor:
+    """numbers [R, C] -> [R, ceil(C * bits / 32)] int32: one number after the other, from the lowest bit."""
+    words = torch.zeros(len(numbers), -(-numbers.shape[1] * bits // 32) + 1, dtype=torch.int64)
+    for column in range(numbers.shape[1]):
+        word, shift = divmod(column * bits, 32)
+        wide = numbers[:, column].to(torch.int64) << shift
+        words[:, word] |= wide & 0xFFFFFFFF
+        words[:, word + 1] |= wide >> 32
+    return words[:, :-1].to(torch.int32)
 
 
 def _words(numbers: Tensor, order: range | tuple[int, ...]) -> Tensor:
@@ -92,7 +162,7 @@ def _words(numbers: Tensor, order: range | tuple[int, ...]) -> Tensor:
 
 
 def _save(
-    source: Path, target: Path, packed: dict[str, Tensor], dense: dict[str, Tensor], section: dict[str, object]
+    source: Path, target: Path, packed: dict[str, Tensor], dense: dict[str, Tensor], section: Mapping[str, object]
 ) -> Path:
     for directory, state in ((target, packed), (target / "dense", dense)):
         directory.mkdir(parents=True)
@@ -100,5 +170,5 @@ def _save(
             shutil.copy(path, directory / path.name)
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, str(directory / "model.safetensors"))
     config = json.loads((source / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps({**config, "quantization_config": section}))
+    (target / "config.json").write_text(json.dumps({**config, "quantization_config": dict(section)}))
     return target

@@ -10,9 +10,11 @@ from serve_app.architectures.lookup import GENERATORS
 from serve_app.architectures.record import Architecture
 from serve_app.architectures.tensor_names import is_head, layer_of
 from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown, some
-from serve_app.checkpoints.quantization import CheckpointQuantization, read_quantization
+from serve_app.checkpoints.quantization import read_quantization
+from serve_app.checkpoints.quantized_modules import CheckpointQuantization
 from serve_app.checkpoints.rope_scaling import RopeLimit, rope_limit, scaled_max_positions
 from serve_app.checkpoints.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
+from serve_app.checkpoints.stored_weights import check_stored_weights, has_words
 from serve_app.errors import ConfigError
 from serve_app.types.dtypes import DTYPES_BY_CODE, SERVED_DTYPES
 
@@ -68,6 +70,7 @@ def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture])
     tensors = _read_tensors(source_dir, weight_files)
     spec = _spec_of(source_dir, architectures[model_type], config, tensors)
     _check_completeness(spec)
+    check_stored_weights(spec.quantization, tensors)
     return spec
 
 
@@ -175,7 +178,7 @@ def _spec_of(
         is_tied=keys.flag("tie_word_embeddings", defaults.is_tied),
         dtype=_dtype_of(keys, tensors),
         sliding_window=_sliding_window(keys, architecture),
-        quantization=read_quantization(config, source_dir / "config.json"),
+        quantization=read_quantization(config, source_dir / "config.json", has_words=has_words(tensors)),
         tensors=tensors,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
     )

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.checkpoints.safetensors_header import TensorHeader
+from serve_app.checkpoints.stored_weights import logical_tensors, refuse_bare_numbers
 from serve_app.engine.process_memory import ask_for_huge_pages, settle_memory
-from serve_app.engine.quantized_tensors import logical_tensors
 from serve_app.engine.stage_quantizer import Quantizations, StageQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
@@ -175,12 +175,7 @@ def _fill_expert(
 
 
 def _check_shape(name: str, expected: torch.Size, header: TensorHeader) -> None:
-    if header.dtype.startswith(("I", "U", "BOOL", "F8", "F4", "F6")):
-        raise ConfigError(
-            f"parameter {name} is stored as {header.dtype} in {header.file}, but config.json does not say how it is "
-            "quantized; download the model again",
-            field="source",
-        )
+    refuse_bare_numbers(name, header)
     if tuple(header.shape) != tuple(expected):
         raise ConfigError(
             f"parameter {name} has shape {list(expected)} by config.json, but {list(header.shape)} in {header.file}",

@@ -4,72 +4,53 @@ compressed-tensors: https://github.com/vllm-project/compressed-tensors (compress
 GPTQ: arXiv:2210.17323, AWQ: arXiv:2306.00978, in the layouts that transformers reads
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from serve_app.checkpoints.quantization import COMPANIONS, PACKED
+from serve_app.checkpoints.quantized_modules import WordLayout
 from serve_app.checkpoints.safetensors_header import TensorHeader
+from serve_app.checkpoints.stored_weights import (
+    WORD_BITS,
+    StoredWeight,
+    gemv_words,
+    is_one_number,
+    num_groups_of,
+    num_words,
+)
 from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
 from serve_app.models.quantized_weight import QuantizedWeight
-from serve_app.models.torch_dtypes import DTYPES_OF_FILES, FLOAT8
+from serve_app.models.torch_dtypes import FLOAT8
 from serve_app.parallel.tensor_parallel import Part
 from serve_app.types.shards import WeightScheme
 
-_INT32_BITS = 32
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-
-
-@dataclass(slots=True)
-class StoredWeight:
-    """The tensors that one quantized weight is stored in, by the ends of their names."""
-
-    tensors: dict[str, TensorHeader] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class LogicalTensors:
-    """A checkpoint's tensors as the model names them: a quantized weight is one tensor called `weight`."""
-
-    headers: dict[str, TensorHeader]
-    stored: dict[str, StoredWeight]  # by logical name
-
-
-def logical_tensors(headers: Mapping[str, TensorHeader]) -> LogicalTensors:
-    """Fold what stands beside a quantized weight into it."""
-    found: dict[str, TensorHeader] = {}
-    stored: dict[str, StoredWeight] = {}
-    for name, header in headers.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf in COMPANIONS or leaf in PACKED:
-            stored.setdefault(f"{module}.weight", StoredWeight()).tensors[leaf] = header
-            if leaf in PACKED:
-                found[f"{module}.weight"] = header
-        else:
-            found[name] = header
-    for name, weight in stored.items():
-        if name not in found:
-            some = next(iter(weight.tensors))
-            raise ConfigError(f"tensor {name.removesuffix('weight')}{some} belongs to no weight; download it again")
-        weight.tensors.setdefault("weight", found[name])
-    return LogicalTensors(found, stored)
 
 
 def read_quantized(
     name: str,
     stored: StoredWeight,
     scheme: WeightScheme,
+    layout: WordLayout | None,
     shape: torch.Size,
     part: Part,
     reader: TensorReader,
 ) -> QuantizedWeight:
-    """A rank's part of a weight of this whole shape [N, K]. Raises ConfigError when its tensors do not fit."""
+    """A rank's part of a weight of this whole shape [N, K]. Raises ConfigError when its tensors do not fit.
+
+    layout: of the words where `qweight` holds them.
+    """
     source = _Source(name, stored.tensors, reader)
-    if "qweight" in stored.tensors:
-        weight = _read_gptq(source, shape) if "g_idx" in stored.tensors else _read_awq(source, shape)
+    if layout in ("gptq", "gptq_v2"):
+        weight = _read_gptq(source, scheme, shape, zero_offset=1 if layout == "gptq" else 0)
+    elif layout == "awq_gemm":
+        weight = _read_awq_gemm(source, scheme, shape)
+    elif layout == "awq_gemv":
+        weight = _read_awq_gemv(source, scheme, shape)
     elif "weight_packed" in stored.tensors:
         weight = _read_packed(source, scheme, shape)
     else:
@@ -102,25 +83,30 @@ class _Source:
 
 
 def _read_plain(source: _Source, scheme: WeightScheme, shape: torch.Size) -> QuantizedWeight:
-    """int-quantized, naive-quantized and float-quantized: one number an element."""
-    header = source.tensors["weight"]
-    dtype = FLOAT8 if scheme.is_float else torch.int8
-    if DTYPES_OF_FILES.get(header.dtype) != dtype:
-        raise ConfigError(
-            f"{source.name} is stored as {header.dtype}, which is not a number of its scheme", field="source"
-        )
-    values = source.read("weight", dtype, *shape)
-    scales = _read_scales(source, scheme, shape)
+    """int-quantized, naive-quantized, float-quantized and fp8: one number an element."""
+    values = source.read("weight", FLOAT8 if scheme.is_float else torch.int8, *shape)
+    if is_one_number(source.tensors["weight_scale"]):
+        header = source.tensors["weight_scale"]
+        scales = source.read("weight_scale", torch.float32, *header.shape).view(1, 1).expand(len(values), 1)
+    elif scheme.block_rows is not None:
+        blocks = source.read("weight_scale", torch.float32, -(-shape[0] // scheme.block_rows), None)
+        scales = blocks.repeat_interleave(scheme.block_rows, dim=0)[: shape[0]]
+    else:
+        scales = source.read("weight_scale", torch.float32, shape[0], num_groups_of(shape[1], scheme))
     zeros = None
     if "weight_zero_point" in source.tensors:
-        zeros = source.read("weight_zero_point", torch.int8, *scales.shape)
-    return QuantizedWeight(values, scales, scheme.bits, _unless_zero(zeros))
+        zeros = source.read("weight_zero_point", torch.int8, *source.tensors["weight_zero_point"].shape)
+        zeros = zeros.view(1, 1).expand(len(values), 1) if zeros.numel() == 1 else zeros
+    input_scale = None
+    if scheme.has_static_inputs:
+        input_scale = source.read("input_scale", torch.float32, *source.tensors["input_scale"].shape).view(())
+    return _grouped(values, scales.contiguous(), zeros, scheme, input_scale)
 
 
 def _read_packed(source: _Source, scheme: WeightScheme, shape: torch.Size) -> QuantizedWeight:
     """pack-quantized: the numbers of a row as one stream of bits in int32, shifted to begin at zero."""
     num_rows, num_columns = shape
-    widths = {is_dense: _num_words(num_columns, scheme.bits, is_dense=is_dense) for is_dense in (True, False)}
+    widths = {is_dense: num_words(num_columns, scheme.bits, is_dense=is_dense) for is_dense in (True, False)}
     header = source.tensors["weight_packed"]
     is_dense = len(header.shape) != 2 or header.shape[1] != widths[False]  # older writers let no number cross a word
     packed = source.read("weight_packed", torch.int32, num_rows, widths[is_dense])
@@ -132,89 +118,92 @@ def _read_packed(source: _Source, scheme: WeightScheme, shape: torch.Size) -> Qu
             )
     shift = 2 ** (scheme.bits - 1)
     values = (unpack_words(packed, scheme.bits, num_columns, is_dense=is_dense) - shift).to(torch.int8)
-    scales = _read_scales(source, scheme, shape)
+    scales = source.read("weight_scale", torch.float32, num_rows, num_groups_of(num_columns, scheme))
     zeros = None
     if "weight_zero_point" in source.tensors:
-        num_words = _num_words(num_rows, scheme.bits, is_dense=is_dense)
-        words = source.read("weight_zero_point", torch.int32, num_words, scales.shape[1]).t().contiguous()
+        width = num_words(num_rows, scheme.bits, is_dense=is_dense)
+        words = source.read("weight_zero_point", torch.int32, width, scales.shape[1]).t().contiguous()
         zeros = (unpack_words(words, scheme.bits, num_rows, is_dense=is_dense).t() - shift).to(torch.int8)
-    weight = QuantizedWeight(values, scales, scheme.bits, _unless_zero(zeros))
-    if "weight_g_idx" not in source.tensors:
-        return weight
-    return _in_group_order(weight, source.read("weight_g_idx", torch.int64, num_columns))
+    return _in_groups(source, "weight_g_idx", values, scales, zeros, scheme)
 
 
-def _read_gptq(source: _Source, shape: torch.Size) -> QuantizedWeight:
-    """Eight inputs of an output to an int32; zero points are stored less one."""
-    num_rows, num_columns = shape
-    packed = source.read("qweight", torch.int32, -(-num_columns // 8), num_rows)
-    scales = source.read("scales", torch.float32, None, num_rows)
-    zeros = source.read("qzeros", torch.int32, len(scales), -(-num_rows // 8))
-    values = unpack_words(packed.t().contiguous(), 4, num_columns)
-    zero_points = (unpack_words(zeros, 4, num_rows).t() + 1) & 15
-    weight = QuantizedWeight(
-        (values - 8).to(torch.int8), scales.t().contiguous(), 4, _unless_zero((zero_points - 8).to(torch.int8))
-    )
-    return _in_group_order(weight, source.read("g_idx", torch.int64, num_columns))
+def _read_gptq(source: _Source, scheme: WeightScheme, shape: torch.Size, *, zero_offset: int) -> QuantizedWeight:
+    """Inputs of an output in words of int32, one stream of bits; zero points are stored less `zero_offset`."""
+    bits, (num_rows, num_columns) = scheme.bits, shape
+    packed = source.read("qweight", torch.int32, num_words(num_columns, bits), num_rows)
+    scales = source.read("scales", torch.float32, num_groups_of(num_columns, scheme), num_rows)
+    zeros = source.read("qzeros", torch.int32, len(scales), num_words(num_rows, bits))
+    shift = 2 ** (bits - 1)
+    values = (unpack_words(packed.t().contiguous(), bits, num_columns) - shift).to(torch.int8)
+    zero_points = (unpack_words(zeros, bits, num_rows).t() + zero_offset) & (2**bits - 1)
+    return _in_groups(source, "g_idx", values, scales.t().contiguous(), (zero_points - shift).to(torch.int8), scheme)
 
 
-def _read_awq(source: _Source, shape: torch.Size) -> QuantizedWeight:
+def _read_awq_gemm(source: _Source, scheme: WeightScheme, shape: torch.Size) -> QuantizedWeight:
     """Eight outputs of an input to an int32, even ones first."""
     num_rows, num_columns = shape
     packed = source.read("qweight", torch.int32, num_columns, -(-num_rows // 8))
-    scales = source.read("scales", torch.float32, None, num_rows)
+    scales = source.read("scales", torch.float32, num_groups_of(num_columns, scheme), num_rows)
     zeros = source.read("qzeros", torch.int32, len(scales), -(-num_rows // 8))
     places = torch.tensor([_AWQ_ORDER.index(place) for place in range(8)])
 
     def unpack(words: Tensor) -> Tensor:
         nibbles = unpack_words(words, 4, words.shape[1] * 8).view(len(words), -1, 8)
-        return nibbles[:, :, places].reshape(len(words), -1)[:, :num_rows].t().contiguous()
+        return (nibbles[:, :, places].reshape(len(words), -1)[:, :num_rows].t().contiguous() - 8).to(torch.int8)
 
-    return QuantizedWeight(
-        (unpack(packed) - 8).to(torch.int8),
-        scales.t().contiguous(),
-        4,
-        _unless_zero((unpack(zeros) - 8).to(torch.int8)),
-    )
+    return _grouped(unpack(packed), scales.t().contiguous(), unpack(zeros), scheme)
 
 
-def _read_scales(source: _Source, scheme: WeightScheme, shape: torch.Size) -> Tensor:
+def _read_awq_gemv(source: _Source, scheme: WeightScheme, shape: torch.Size) -> QuantizedWeight:
+    """Eight inputs of an output to an int32, in order; rows of scales and zero points end in padding."""
     num_rows, num_columns = shape
-    header = source.tensors.get("weight_scale")
-    if header is not None and tuple(header.shape) in ((), (1,)):  # one for the whole tensor
-        return source.read("weight_scale", torch.float32, *header.shape).view(1, 1).expand(num_rows, 1).contiguous()
-    num_groups = 1 if scheme.group_size is None else -(-num_columns // scheme.group_size)
-    if scheme.group_size is not None and num_columns % scheme.group_size:
-        raise ConfigError(f"{source.name}: group_size={scheme.group_size} does not divide its {num_columns} inputs")
-    return source.read("weight_scale", torch.float32, num_rows, num_groups)
-
-
-def _num_words(count: int, bits: int, *, is_dense: bool) -> int:
-    return -(-count * bits // _INT32_BITS) if is_dense else -(-count // (_INT32_BITS // bits))
+    num_groups = num_groups_of(num_columns, scheme)
+    width = gemv_words(num_groups, scheme)
+    packed = source.read("qweight", torch.int32, num_rows, num_words(num_columns, 4))
+    scales = source.read("scales", torch.float32, num_rows, 8 * width)[:, :num_groups].contiguous()
+    zeros = unpack_words(source.read("qzeros", torch.int32, num_rows, width), 4, num_groups) - 8
+    values = (unpack_words(packed, 4, num_columns) - 8).to(torch.int8)
+    return _grouped(values, scales, zeros.to(torch.int8), scheme)
 
 
 def unpack_words(words: Tensor, bits: int, count: int, *, is_dense: bool = True) -> Tensor:
     """words [R, W] int32 -> [R, count] int32, the lowest bits first."""
-    per_word = _INT32_BITS // bits
+    per_word = WORD_BITS // bits
     places = torch.arange(count)
-    firsts = places * bits if is_dense else places // per_word * _INT32_BITS + places % per_word * bits
-    index, shift = firsts // _INT32_BITS, firsts % _INT32_BITS
+    firsts = places * bits if is_dense else places // per_word * WORD_BITS + places % per_word * bits
+    index, shift = firsts // WORD_BITS, firsts % WORD_BITS
     wide = words.to(torch.int64) & 0xFFFFFFFF
     nexts = torch.nn.functional.pad(wide, (0, 1))[:, index + 1]  # where a number crosses into it
-    numbers: Tensor = ((wide[:, index] | nexts << _INT32_BITS) >> shift) & (2**bits - 1)
+    numbers: Tensor = ((wide[:, index] | nexts << WORD_BITS) >> shift) & (2**bits - 1)
     return numbers.to(torch.int32)
 
 
-def _in_group_order(weight: QuantizedWeight, groups: Tensor) -> QuantizedWeight:
-    """Columns sorted by their group, with the inputs that they belong to; groups [K] int64."""
-    num_columns, num_groups = weight.values.shape[1], weight.scales.shape[1]
-    size = num_columns // num_groups
-    if torch.equal(groups, torch.arange(num_columns) // size) or bool((groups < 0).all()):
-        return weight
-    if not torch.equal(groups.bincount(minlength=num_groups), torch.full((num_groups,), size)):
-        raise ConfigError("g_idx gives groups of different sizes, which is not served", field="source")
+def _in_groups(
+    source: _Source, leaf: str, values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: WeightScheme
+) -> QuantizedWeight:
+    """Columns sorted by their group, as the tensor `leaf` [K] tells it; without one, groups follow each other."""
+    num_columns, num_groups = values.shape[1], scales.shape[1]
+    if leaf not in source.tensors:
+        return _grouped(values, scales, zeros, scheme)
+    groups = source.read(leaf, torch.int64, num_columns)
+    in_order = torch.arange(num_columns) // (scheme.group_size or num_columns)
+    if torch.equal(groups, in_order) or bool((groups < 0).all()):
+        return _grouped(values, scales, zeros, scheme)
+    if not torch.equal(groups.bincount(minlength=num_groups), in_order.bincount()) or num_columns % num_groups:
+        raise ConfigError(f"{source.name}: {leaf} gives groups of different sizes, which is not served", field="source")
     order = groups.argsort(stable=True)
-    return QuantizedWeight(weight.values[:, order], weight.scales, weight.bits, weight.zero_points, order)
+    return QuantizedWeight(values[:, order], scales, scheme.bits, _unless_zero(zeros), order)
+
+
+def _grouped(
+    values: Tensor, scales: Tensor, zeros: Tensor | None, scheme: WeightScheme, input_scale: Tensor | None = None
+) -> QuantizedWeight:
+    """A weight whose last group may be shorter than the others: then all are made as small as fits."""
+    num_columns, size = values.shape[1], scheme.group_size
+    if size is not None and size < num_columns and num_columns % size:
+        index = torch.arange(0, num_columns, math.gcd(size, num_columns)) // size
+        scales, zeros = scales[:, index], None if zeros is None else zeros[:, index]
+    return QuantizedWeight(values, scales, scheme.bits, _unless_zero(zeros), input_scale=input_scale)
 
 
 def _unless_zero(zeros: Tensor | None) -> Tensor | None:
@@ -233,13 +222,14 @@ def _cut(name: str, weight: QuantizedWeight, part: Part) -> QuantizedWeight:
     if part.dim == 0:
         rows = torch.cat([torch.arange(start, end) for start, end in part.ranges])
         zeros = None if weight.zero_points is None else weight.zero_points[rows]
-        return QuantizedWeight(weight.values[rows], weight.scales[rows], weight.bits, zeros, weight.input_order)
-    size, num_groups = weight.group_size, weight.scales.shape[1]
+        return replace(weight, values=weight.values[rows], scales=weight.scales[rows], zero_points=zeros)
     if weight.input_order is not None:
         raise ConfigError(f"{name} has its inputs in an order of its own (act-order), which tensor ranks cannot cut")
-    if num_groups > 1 and any(start % size or end % size for start, end in part.ranges):
-        raise ConfigError(f"parallel.tensor cuts {name} within groups of {size} inputs; use fewer ranks")
     columns = torch.cat([torch.arange(start, end) for start, end in part.ranges])
-    groups = torch.zeros(1, dtype=torch.int64) if num_groups == 1 else columns[::size] // size
+    size = weight.group_size
+    groups = torch.zeros(1, dtype=torch.int64)
+    if weight.scales.shape[1] > 1:  # a cut within a group makes all groups as small as fits
+        step = math.gcd(size, *(edge for edges in part.ranges for edge in edges))
+        groups = columns[::step] // size
     zeros = None if weight.zero_points is None else weight.zero_points[:, groups]
-    return QuantizedWeight(weight.values[:, columns], weight.scales[:, groups], weight.bits, zeros)
+    return replace(weight, values=weight.values[:, columns], scales=weight.scales[:, groups], zero_points=zeros)

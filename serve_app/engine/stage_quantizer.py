@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.architectures.tensor_names import layer_of
-from serve_app.checkpoints.quantization import CheckpointQuantization
-from serve_app.engine.quantized_tensors import StoredWeight, read_quantized
+from serve_app.checkpoints.quantized_modules import CheckpointQuantization
+from serve_app.checkpoints.stored_weights import StoredWeight, check_stored, scheme_of_stored
+from serve_app.engine.quantized_tensors import read_quantized
 from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
 from serve_app.models.checkpoint_keys import Source
@@ -51,25 +52,21 @@ class StageQuantizer:
 
     def is_stored(self, name: str, sources: Sequence[Source]) -> bool:
         """Whether the checkpoint holds a parameter's tensor quantized. Raises ConfigError where that is not served."""
-        checkpoint = self._quantizations.checkpoint
-        if checkpoint is None:
-            if any(source.tensor_name in self._stored for source in sources):
-                raise ConfigError(f"{name} is quantized, but config.json has no quantization_config", field="source")
-            return False
-        schemes = [self._scheme_of(source.tensor_name, name) for source in sources]
-        is_any = any(scheme is not None for scheme in schemes)
+        is_any = any(source.tensor_name in self._stored for source in sources)
         if is_any and (len(sources) > 1 or sources[0].expert is not None):
             raise ConfigError(f"quantized experts ({name}) are not served; give the unquantized model", field="source")
         return is_any
 
     def read(self, name: str, source: Source, shape: torch.Size, part: Part, reader: TensorReader) -> None:
         """Read a parameter that the checkpoint holds quantized."""
-        scheme = self._scheme_of(source.tensor_name, name)
-        assert scheme is not None
         module = self._model.get_submodule(name.removesuffix(".weight"))
         if not isinstance(module, nn.Linear | nn.Embedding):
             raise ConfigError(f"{name} is quantized and no linear layer or embedding", field="source")
-        weight = read_quantized(name, self._stored[source.tensor_name], scheme, shape, part, reader)
+        checkpoint, stored = self._quantizations.checkpoint, self._stored[source.tensor_name]
+        scheme = scheme_of_stored(checkpoint, source.tensor_name)
+        assert checkpoint is not None, "it has a scheme for the weight"
+        check_stored(source.tensor_name, stored, scheme, checkpoint)
+        weight = read_quantized(name, stored, scheme, checkpoint.word_layout, shape, part, reader)
         self._put_kernel(name.removesuffix(".weight"), weight.to(self._device), scheme)
 
     def is_wanted(self, name: str) -> bool:
@@ -112,18 +109,6 @@ class StageQuantizer:
         take_hooks(new, old)
         parent, _, leaf = name.rpartition(".")
         setattr(self._model.get_submodule(parent), leaf, new.eval())
-
-    def _scheme_of(self, tensor_name: str, name: str) -> WeightScheme | None:
-        checkpoint = self._quantizations.checkpoint
-        module_name, _, leaf = tensor_name.rpartition(".")
-        if checkpoint is None or leaf != "weight" or tensor_name not in self._stored:
-            return None
-        module = self._model.get_submodule(name.rpartition(".")[0])
-        kind = "embedding" if isinstance(module, nn.Embedding) else "linear"
-        scheme = checkpoint.scheme_of(module_name, kind)
-        if scheme is None:
-            raise ConfigError(f"{tensor_name} is quantized, but quantization_config leaves it out", field="source")
-        return scheme
 
     def _find_wanted(self, stage: CutStage) -> set[str]:
         wanted = self._quantizations.wanted

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from serve_app.models.int8_linear import Int8Linear, make_product
 from serve_app.models.quantized_linear import KernelLinear, QuantizedLinear
@@ -72,17 +72,18 @@ class Int4Linear(KernelLinear):
 
 
 class CudaFloat8Linear(KernelLinear):
-    """Float8 weights and rows, a scale for each output and each row: `_scaled_mm` (Hopper and later)."""
+    """Float8 weights and rows, a scale for each output, and each row or all: `_scaled_mm` (Hopper and later)."""
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
         self._columns = weight.values.t()  # [K, N], column-major as the kernel wants
         self._scales = weight.scales.view(1, -1)
+        self._input_scale = weight.input_scale
         self.num_bytes += weight.num_bytes
 
     def multiply(self, inputs: Tensor) -> Tensor:
         """In float8, sums in float32."""
-        rows, scales = round_to_float8(inputs.reshape(-1, self.in_features))
+        rows, scales = round_to_float8(inputs.reshape(-1, self.in_features), self._input_scale)
         outputs = torch._scaled_mm(
             rows,
             self._columns,
@@ -96,26 +97,38 @@ class CudaFloat8Linear(KernelLinear):
 class DequantizingLinear(KernelLinear):
     """Any quantized weight, made whole for each call: small in memory, and slow; where no kernel takes its shape."""
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, *, has_float8_inputs: bool = False) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme | None = None) -> None:
         super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
         self._weight = weight
-        self._has_float8_inputs = has_float8_inputs
+        self._has_float8_inputs = scheme is not None and scheme.is_float and scheme.has_quantized_inputs
+        self._input_group = None if scheme is None or scheme.block_rows is None else scheme.group_size
         self.num_bytes += weight.num_bytes
 
     def multiply(self, inputs: Tensor) -> Tensor:
         """In the inputs' dtype; inputs are rounded as the float8 kernel rounds them, so quality is the same."""
         rows = inputs.reshape(-1, self.in_features)
         if self._has_float8_inputs:
-            rounded, scales = round_to_float8(rows)
-            rows = (rounded.to(torch.float32) * scales).to(inputs.dtype)
+            rows = self._rounded(rows)
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
         return linear(rows, self._weight.dequantized(inputs.dtype), bias)
 
+    def _rounded(self, rows: Tensor) -> Tensor:
+        """rows [M, K] -> the same, as what float8 numbers stand for."""
+        size = self._input_group or self.in_features
+        groups = pad(rows, (0, -self.in_features % size)).view(-1, size)  # [M * G, K / G]
+        rounded, scales = round_to_float8(groups, self._weight.input_scale)
+        return (rounded.to(torch.float32) * scales).view(len(rows), -1)[:, : self.in_features].to(rows.dtype)
 
-def round_to_float8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """rows [M, K] of any float dtype -> the nearest [M, K] float8_e4m3, by scales [M, 1] float32 of their own."""
+
+def round_to_float8(rows: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """rows [M, K] of any float dtype -> the nearest [M, K] float8_e4m3, and their scales [M, 1] float32.
+
+    scale [] float32 is that of all rows; None: each has its own.
+    """
     wide = rows.to(torch.float32)
     largest = torch.finfo(FLOAT8).max
+    if scale is not None:
+        return (wide / scale).clamp_(-largest, largest).to(FLOAT8), scale.expand(len(rows), 1).contiguous()
     scales = (wide.abs().amax(dim=-1, keepdim=True) / largest).clamp_(min=torch.finfo(torch.float32).tiny)
     return (wide / scales).clamp_(-largest, largest).to(FLOAT8), scales
 
@@ -149,7 +162,7 @@ def make_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightSche
         can_run = not is_cpu and is_plain and num_inputs % 16 == 0 and num_outputs % 16 == 0
         if can_run and scheme.has_quantized_inputs:
             return CudaFloat8Linear(weight, bias)
-        return DequantizingLinear(weight, bias, has_float8_inputs=scheme.has_quantized_inputs)
+        return DequantizingLinear(weight, bias, scheme)
     if scheme.bits == 8 and is_plain and scheme.has_quantized_inputs:
         product = make_product(weight)
         return DequantizingLinear(weight, bias) if product is None else Int8Linear(product, bias)

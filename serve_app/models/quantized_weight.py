@@ -1,6 +1,6 @@
 """A quantized matrix outside any kernel: integers (or float8) and their scales."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class QuantizedWeight:
     bits: int
     zero_points: Tensor | None = None  # [N, G] int8; None: zero
     input_order: Tensor | None = None  # [K] int64: which input each column belongs to; None: its own
+    input_scale: Tensor | None = None  # [] float32: of inputs that are rounded too; None: each row finds its own
 
     @property
     def group_size(self) -> int:
@@ -47,13 +48,9 @@ class QuantizedWeight:
 
     def to(self, device: torch.device) -> "QuantizedWeight":
         """The same on a device."""
-        moved = [
-            None if part is None else part.to(device)
-            for part in (self.values, self.scales, self.zero_points, self.input_order)
-        ]
-        assert moved[0] is not None
-        assert moved[1] is not None
-        return QuantizedWeight(moved[0], moved[1], self.bits, moved[2], moved[3])
+        names = ("values", "scales", "zero_points", "input_order", "input_scale")
+        parts = {name: part for name in names if (part := getattr(self, name)) is not None}
+        return replace(self, **{name: part.to(device) for name, part in parts.items()})
 
 
 def quantize_weight(matrix: Tensor, scheme: WeightScheme) -> QuantizedWeight:

@@ -193,7 +193,7 @@ def quantization_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     if spec.num_experts is not None:
         return [f"model_type={spec.model_type} has experts, which are not served quantized; give a dense model"]
     if config.quantization is None:
-        return []
+        return _order_problems(spec, config.parallel.tensor)
     if spec.quantization is not None:
         return [
             f"quantization: source={config.source} is quantized already ({spec.quantization.method}); remove it, or "
@@ -211,6 +211,16 @@ def quantization_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
         for name, size in sizes.items()
         if scheme.group_size is not None and size % scheme.group_size
     ][:1]
+
+
+def _order_problems(spec: ModelSpec, tensor: int) -> list[str]:
+    """A rank's share of the inputs is not a share of the groups where these have an order of their own."""
+    if tensor == 1 or spec.quantization is None or not spec.quantization.has_input_order:
+        return []
+    return [
+        f"parallel.tensor={tensor} cannot cut source={spec.source_dir}, whose inputs are in an order of their own "
+        "(act-order); use parallel.pipeline"
+    ]
 
 
 def _context_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:

@@ -41,6 +41,8 @@ class WeightScheme:
     is_float: bool = False  # float8_e4m3fn instead of integers
     group_size: int | None = None  # inputs that share a scale; None: all of an output
     has_quantized_inputs: bool = False  # inputs are quantized to 8 bits too, each row by its own scale
+    block_rows: int | None = None  # outputs that share the scales of their groups; rows of inputs have a scale a group
+    has_static_inputs: bool = False  # inputs are quantized by one scale, which the checkpoint holds
 
 
 @dataclass(frozen=True, slots=True)

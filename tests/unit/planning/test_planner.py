@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve_app.checkpoints.model_spec import ModelSpec
-from serve_app.checkpoints.quantization import CheckpointQuantization
+from serve_app.checkpoints.quantized_modules import CheckpointQuantization
 from serve_app.checkpoints.rope_scaling import RopeLimit
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.config.engine import DeviceConfig, EngineConfig, ParallelConfig
@@ -190,6 +190,10 @@ def test_quantizations_that_cannot_be_and_odd_types_are_refused() -> None:
     assert check_split(make_spec([4], quantization=stored), make_config()) == []
     (problem,) = check_split(make_spec([4], quantization=stored), wanted)
     assert "source=b is quantized already (gptq); remove it" in problem
+    ordered = make_spec([4], quantization=CheckpointQuantization("gptq", (), (), has_input_order=True))
+    assert check_split(ordered, make_config(parallel={"pipeline": 1})) == []
+    (problem,) = check_split(ordered, make_config(parallel={"tensor": 2}))
+    assert "parallel.tensor=2 cannot cut source=" in problem
     (problem,) = check_split(make_spec([4]), wanted)
     assert problem.startswith("quantization.group_size=48 does not divide hidden_size=")
     (problem,) = check_split(make_spec([4], num_experts=8), make_config(quantization={"scheme": "int8"}))
