@@ -88,7 +88,11 @@ _GEMMA2 = Architecture(
     same_input=(_QKV, _GATE_UP),
 )
 
-_GEMMA3 = replace(_GEMMA2, sizes=replace(_GEMMA2.sizes, vocab_size=262_208, max_positions=131_072))
+_GEMMA3 = replace(
+    _GEMMA2,
+    sizes=replace(_GEMMA2.sizes, vocab_size=262_208, max_positions=131_072),
+    keys=replace(_GEMMA2.keys, has_stretched_positions=True),
+)
 
 _MIXTRAL = Architecture(
     sizes=replace(_MISTRAL.sizes, sliding_window=None, num_experts=8),

@@ -44,6 +44,7 @@ class ConfigKeys:
     num_experts: tuple[str, ...] = ()
     window_switch: str | None = None  # the sliding window counts only where this is true
     longrope_names: tuple[str, ...] = ("longrope",)  # values of rope_type that mean it
+    has_stretched_positions: bool = False  # max_positions counts what a factor of rope scaling adds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

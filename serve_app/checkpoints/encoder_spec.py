@@ -189,7 +189,7 @@ def _max_tokens(spec: ModelSpec) -> int:
     limit = next((one for one in limits if one is not None), None)
     if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or limit < 1):
         raise damaged(path, f"a longest text of {shown(limit)} tokens")
-    longest = _position_limit(spec)
+    longest = min(_position_limit(spec), spec.unstretched_positions or _position_limit(spec))
     return longest if limit is None else int(min(limit, longest))
 
 

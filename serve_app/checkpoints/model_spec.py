@@ -12,7 +12,7 @@ from serve_app.architectures.tensor_names import is_head, layer_of
 from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown, some
 from serve_app.checkpoints.quantization import read_quantization
 from serve_app.checkpoints.quantized_modules import CheckpointQuantization
-from serve_app.checkpoints.rope_scaling import RopeLimit, rope_limit, scaled_max_positions
+from serve_app.checkpoints.rope_scaling import scaled_max_positions, unstretched_positions
 from serve_app.checkpoints.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
 from serve_app.checkpoints.stored_weights import check_stored_weights, has_words
 from serve_app.errors import ConfigError
@@ -37,13 +37,18 @@ class ModelSpec:
     num_experts: int | None
     vocab_size: int
     max_position_embeddings: int | None
-    rope_limit: RopeLimit | None
+    unstretched_positions: int | None  # where longer sequences have other rotary frequencies; None: nowhere
     is_tied: bool  # the head is the embedding
     dtype: str  # as torch names it
     sliding_window: int | None
     quantization: CheckpointQuantization | None
     tensors: dict[str, TensorHeader]
     num_bytes: int  # of all tensors
+
+    @property
+    def default_max_tokens(self) -> int | None:
+        """Tokens of the longest sequence where no setting gives them."""
+        return self.unstretched_positions or self.max_position_embeddings
 
 
 def read_model_spec(source_dir: Path) -> ModelSpec:
@@ -174,7 +179,7 @@ def _spec_of(
         num_experts=keys.count_or_none(names.num_experts, defaults.num_experts),
         vocab_size=keys.count(("vocab_size",), defaults.vocab_size),
         max_position_embeddings=scaled_max_positions(architecture, keys.values, max_positions),
-        rope_limit=rope_limit(architecture, keys.values, max_positions),
+        unstretched_positions=unstretched_positions(architecture, keys.values, max_positions),
         is_tied=keys.flag("tie_word_embeddings", defaults.is_tied),
         dtype=_dtype_of(keys, tensors),
         sliding_window=_sliding_window(keys, architecture),

@@ -1,41 +1,43 @@
-"""How config.json stretches rotary positions, and from which length a request changes its batch-mates' answers."""
+"""How config.json stretches rotary positions: the longest sequence, and what is served where no length is set."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from serve_app.architectures.record import Architecture
 from serve_app.checkpoints.checkpoint_json import is_count
 
-
-@dataclass(frozen=True, slots=True)
-class RopeLimit:
-    """Frequencies that a whole batch changes when its longest sequence has more than `max_positions` tokens."""
-
-    rope_type: str
-    setting: str  # of config.json, that gives max_positions
-    max_positions: int
+_STRETCHED_BY_FACTOR = ("linear", "dynamic", "yarn")
+_MAX_FACTOR = 1000
 
 
 def scaled_max_positions(architecture: Architecture, text: Mapping[str, object], positions: int) -> int:
-    """Tokens that a model is made for, where config.json says `positions`."""
+    """Tokens that a model is made for, where config.json says `positions`: as vLLM derives its max_model_len."""
+    if architecture.keys.has_stretched_positions:
+        return positions
     for rope in _rope_settings(text):
-        factor, original = rope.get("factor"), _length(rope.get("original_max_position_embeddings", positions))
-        is_yarn = _rope_type(architecture, rope) == "yarn"
-        if is_yarn and isinstance(factor, int | float) and original is not None and 1 <= factor <= 1000:
+        rope_type, factor = _rope_type(architecture, rope), rope.get("factor")
+        if rope_type not in _STRETCHED_BY_FACTOR or not isinstance(factor, int | float):
+            continue
+        original: int | None = positions
+        if rope_type == "yarn":
+            original = _length(rope.get("original_max_position_embeddings", positions))
+        if original is not None and 1 <= factor <= _MAX_FACTOR:
             return max(positions, int(original * factor))
     return positions
 
 
-def rope_limit(architecture: Architecture, text: Mapping[str, object], positions: int) -> RopeLimit | None:
-    """Where frequencies begin to depend on the batch; None: they never do."""
+def unstretched_positions(architecture: Architecture, text: Mapping[str, object], positions: int) -> int | None:
+    """Tokens up to which dynamic and longrope frequencies are the original ones; None: no length changes them.
+
+    Longer contexts have frequencies that answer short prompts worse, so they are for those who ask for them.
+    """
     for rope in _rope_settings(text):
         rope_type = _rope_type(architecture, rope)
         if rope_type == "dynamic":
-            return RopeLimit("dynamic", "max_position_embeddings", positions)
+            return positions
         if rope_type == "longrope":
             setting = "original_max_position_embeddings"
             own = text.get(setting, architecture.sizes.original_max_positions)
-            return RopeLimit("longrope", setting, _length(own, rope.get(setting)) or positions)
+            return _length(own, rope.get(setting)) or positions
     return None
 
 

@@ -272,7 +272,7 @@ def _measure(arguments: argparse.Namespace, directory: Path, original_directory:
     original, model = LocalModel(original_directory), LocalModel(directory)
     _check_comparable(original, model)
     max_tokens = arguments.max_tokens or _MAX_SEQUENCE_TOKENS
-    longest = min(max_tokens, original.spec.max_position_embeddings or max_tokens)
+    longest = min(max_tokens, original.spec.default_max_tokens or max_tokens)
     sequences = take(sequences_of(texts, original.tokenizer, longest), arguments.max_sequences)
     if not sequences:
         raise ConfigError(f"{arguments.texts} holds no text of two tokens; give longer ones")

@@ -22,7 +22,7 @@ class Speed:
 def measure_speed(model: LocalModel, num_tokens: int = 32, prompt_tokens: int = 16) -> list[Speed]:
     """For each batch size, after a warm-up; wall-clock."""
     found = []
-    longest = model.spec.max_position_embeddings or 2048
+    longest = model.spec.default_max_tokens or 2048
     num_tokens = min(num_tokens, longest - prompt_tokens)
     for batch_size in BATCH_SIZES:
         prompts = [

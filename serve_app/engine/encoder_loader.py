@@ -14,6 +14,7 @@ from serve_app.engine.tensor_file import tensor_reader
 from serve_app.models.batch_stage import BatchStage
 from serve_app.models.encoder_model import EncoderStage
 from serve_app.models.quantization import num_weight_bytes
+from serve_app.models.rope_frequencies import fix_frequencies
 from serve_app.models.transformers_model import read_config, resolve_dtype
 from serve_app.models.vector_head import VectorHead
 from serve_app.parallel.communicator import Communicator
@@ -31,6 +32,7 @@ def load_encoder_stage(settings: BatchModelSettings, communicator: Communicator,
     stage = EncoderStage(config, spec, resolve_dtype(config, settings.dtype), settings.shard)
     quantizations = Quantizations(spec.spec.quantization, settings.quantization)
     fill_stage(directory, stage, communicator, device, spec.spec.tensors, quantizations)
+    fix_frequencies(stage.model, settings.max_model_len or spec.max_tokens)
     if settings.shard.is_last and spec.embedding is not None:
         stage.vectors = _load_head(spec.embedding, device)
     stage.parameter_bytes = num_weight_bytes(stage.model)

@@ -19,6 +19,7 @@ from serve_app.errors import ConfigError
 from serve_app.models.checkpoint_keys import Source, map_keys
 from serve_app.models.cut_stage import CutStage
 from serve_app.models.quantization import num_weight_bytes
+from serve_app.models.rope_frequencies import fix_frequencies
 from serve_app.models.transformers_model import TransformersStage, read_config, resolve_dtype
 from serve_app.parallel.communicator import Communicator
 from serve_app.parallel.tensor_parallel import Part, cut_stage
@@ -42,12 +43,18 @@ def load_stage(
     communicator: Communicator,
     device: torch.device,
     quantization: LoadQuantization | None = None,
+    max_model_len: int | None = None,
 ) -> LoadedStage:
-    """Build and fill one shard; raises ConfigError when the checkpoint lacks a tensor or has one of another shape."""
+    """Build and fill one shard; raises ConfigError when the checkpoint lacks a tensor or has one of another shape.
+
+    max_model_len: tokens that rotary frequencies are made for; None: each step has its own.
+    """
     config = read_config(source_dir)
     spec = read_model_spec(source_dir)
     stage = TransformersStage(config, resolve_dtype(config, dtype), shard)
     fill_stage(source_dir, stage, communicator, device, spec.tensors, Quantizations(spec.quantization, quantization))
+    if max_model_len is not None:
+        fix_frequencies(stage.model, max_model_len)
     return LoadedStage(stage, num_weight_bytes(stage.model))
 
 

@@ -110,6 +110,7 @@ class GenerationEngine:
             communicator,
             self._device,
             settings.quantization,
+            settings.max_model_len,
         )
         num_blocks = self._kv_bytes(self._loaded) // kv_block_bytes(self._loaded.stage, settings.block_size)
         return ShardReport(self._loaded.parameter_bytes, num_blocks, 0.0)

@@ -78,6 +78,7 @@ class GeneratorPlan:
             gpu_memory_utilization=config.engine.gpu_memory_utilization * config.device.gpus_per_shard,
             max_num_batched_tokens=config.engine.max_num_batched_tokens,
             quantization=None if config.quantization is None else config.quantization.for_loading,
+            max_model_len=self.max_model_len,
         )
 
     def describe(self, max_request_tokens: int, created_s: int) -> ModelDescription:

@@ -72,7 +72,7 @@ def served_dtype(spec: ModelSpec, config: ModelConfig) -> str:
 
 def served_max_model_len(spec: ModelSpec, config: ModelConfig) -> int:
     """Tokens of the longest sequence, the prompt included."""
-    return config.max_model_len or spec.max_position_embeddings or config.engine.max_num_batched_tokens
+    return config.max_model_len or spec.default_max_tokens or config.engine.max_num_batched_tokens
 
 
 def kv_shape_on(shard: ShardSpec, spec: ModelSpec, dtype: str) -> KvShape:
@@ -224,15 +224,7 @@ def _order_problems(spec: ModelSpec, tensor: int) -> list[str]:
 
 
 def _context_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
-    longest, limit = spec.max_position_embeddings, spec.rope_limit
-    served = served_max_model_len(spec, config)
-    if limit is not None and served > limit.max_positions:
-        whose = "" if config.max_model_len is not None else " (the model's own)"
-        return [
-            f"max_model_len={served}{whose} is above {limit.setting}={limit.max_positions}, where rope_type="
-            f"{limit.rope_type} lets the longest request of a batch change the answers of the others; "
-            f"set max_model_len to {limit.max_positions} or lower"
-        ]
+    longest = spec.max_position_embeddings
     if config.max_model_len is not None and longest is not None and config.max_model_len > longest:
         return [
             f"max_model_len={config.max_model_len} is above the model's max_position_embeddings={longest}; "

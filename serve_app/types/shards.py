@@ -69,6 +69,7 @@ class ShardSettings:
     gpu_memory_utilization: float
     max_num_batched_tokens: int
     quantization: LoadQuantization | None = None  # None: as the checkpoint is
+    max_model_len: int | None = None  # tokens that rotary frequencies are made for; None: each step's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from transformers import CONFIG_MAPPING
 from serve_app.architectures.lookup import GENERATORS
 from serve_app.architectures.tensor_names import layer_of
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
-from serve_app.checkpoints.rope_scaling import RopeLimit
 from serve_app.errors import ConfigError
 
 LLAMA = {
@@ -118,16 +117,17 @@ def test_dtype_comes_from_either_key_or_else_from_the_tensors(tmp_path: Path) ->
     assert spec_of(tmp_path, dtype=None).dtype == "float32"
 
 
-def test_yarn_lengthens_the_model_and_other_ropes_do_not(tmp_path: Path) -> None:
+def test_some_ropes_lengthen_the_model(tmp_path: Path) -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
     assert spec_of(tmp_path, rope_scaling=yarn).max_position_embeddings == 8192
     assert spec_of(tmp_path, rope_parameters=yarn | {"rope_type": "llama3"}).max_position_embeddings == 2048
 
 
-def test_ropes_whose_frequencies_depend_on_the_batch_give_a_limit(tmp_path: Path) -> None:
-    assert spec_of(tmp_path).rope_limit is None
-    dynamic = {"type": "dynamic", "factor": 4.0}
-    assert spec_of(tmp_path, rope_scaling=dynamic).rope_limit == RopeLimit("dynamic", "max_position_embeddings", 2048)
+def test_ropes_whose_frequencies_depend_on_the_length_are_served_to_the_original_one(tmp_path: Path) -> None:
+    assert spec_of(tmp_path).unstretched_positions is None
+    dynamic = spec_of(tmp_path, rope_scaling={"type": "dynamic", "factor": 4.0})
+    assert dynamic.unstretched_positions == dynamic.default_max_tokens == 2048
+    assert dynamic.max_position_embeddings == 8192
 
 
 def test_a_quantized_checkpoint_names_its_method(tmp_path: Path) -> None:

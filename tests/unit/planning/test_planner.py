@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.checkpoints.quantized_modules import CheckpointQuantization
-from serve_app.checkpoints.rope_scaling import RopeLimit
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.config.engine import DeviceConfig, EngineConfig, ParallelConfig
 from serve_app.config.model import ModelConfig
@@ -22,6 +21,7 @@ from serve_app.planning.planner import (
     kv_shape_on,
     num_kv_blocks,
     plan_shards,
+    served_max_model_len,
     shard_parameter_bytes,
 )
 from serve_app.types.shards import ShardSpec
@@ -56,7 +56,7 @@ def make_spec(
         "num_experts": None,
         "vocab_size": embedding_rows,
         "max_position_embeddings": 2048,
-        "rope_limit": None,
+        "unstretched_positions": None,
         "is_tied": is_tied,
         "dtype": "float32",
         "sliding_window": None,
@@ -168,20 +168,13 @@ def test_a_max_model_len_above_the_models_is_refused() -> None:
     assert check_split(make_spec([4] * 8), make_config(max_model_len=2048)) == []
 
 
-def test_a_length_at_which_batch_mates_change_each_others_answers_is_refused() -> None:
-    longrope = make_spec([4], rope_limit=RopeLimit("longrope", "original_max_position_embeddings", 512))
-    (problem,) = check_split(longrope, make_config())
-    assert problem == (
-        "max_model_len=2048 (the model's own) is above original_max_position_embeddings=512, where rope_type=longrope "
-        "lets the longest request of a batch change the answers of the others; set max_model_len to 512 or lower"
-    )
-    (problem,) = check_split(longrope, make_config(max_model_len=513))
-    assert problem.startswith("max_model_len=513 is above original_max_position_embeddings=512, where")
-    assert check_split(longrope, make_config(max_model_len=512)) == []
-    dynamic = make_spec([4], rope_limit=RopeLimit("dynamic", "max_position_embeddings", 2048))
-    assert check_split(dynamic, make_config()) == []
-    (problem,) = check_split(dynamic, make_config(max_model_len=4096))
-    assert problem.startswith("max_model_len=4096 is above max_position_embeddings=2048, where rope_type=dynamic lets")
+def test_lengths_of_other_frequencies_are_served_where_they_are_asked_for() -> None:
+    longrope = make_spec([4], unstretched_positions=512)
+    assert served_max_model_len(longrope, make_config()) == 512
+    assert served_max_model_len(longrope, make_config(max_model_len=2048)) == 2048
+    assert check_split(longrope, make_config(max_model_len=2048)) == []
+    (problem,) = check_split(longrope, make_config(max_model_len=2049))
+    assert problem == "max_model_len=2049 is above the model's max_position_embeddings=2048; use at most 2048"
 
 
 def test_quantizations_that_cannot_be_and_odd_types_are_refused() -> None:
