@@ -10,6 +10,7 @@ from serve_app.cli.check_file import check_file
 from serve_app.cli.compress_options import add_compress_command
 from serve_app.cli.key_command import add_key_command, make_key
 from serve_app.cli.serve_command import serve
+from serve_app.cli.train_options import add_train_command
 from serve_app.errors import ConfigError
 from serve_app.planning.serve_file import ServeFile
 from serve_app.planning.setting_problems import Problem
@@ -38,41 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="name every mistake in a Serve file, without starting Ray")
     validate.add_argument("file", type=Path, metavar="FILE")
     validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
-    _add_training(commands)
+    add_train_command(commands)
     add_compress_command(commands)
     add_key_command(commands)
     return parser
-
-
-def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    training = commands.add_parser("train", help="train a text classifier on a CSV file")
-    training.add_argument("file", type=Path, metavar="CSV")
-    training.add_argument("directory", type=Path, metavar="DIRECTORY", help="where the model is written")
-    training.add_argument("--text-column", default="text", metavar="NAME")
-    training.add_argument("--label-column", default="label", metavar="NAME")
-    training.add_argument("--held-out", type=Path, metavar="CSV", help="score the model on these rows in the end")
-    training.add_argument("--overwrite", action="store_true", help="write into a directory that is not empty")
-    training.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="of torch; with one, the same bytes again"
-    )
-    training.add_argument(
-        "--num-workers", type=int, default=1, metavar="N", help="train data-parallel on a Ray cluster (RAY_ADDRESS)"
-    )
-    training.add_argument(
-        "--storage", metavar="PATH", help="a folder or URI that all nodes of a cluster reach, for snapshots"
-    )
-    numbers: dict[str, type[float]] = {
-        "seed": int,
-        "max_epochs": int,
-        "patience": int,
-        "batch_size": int,
-        "embedding_dim": int,
-    }
-    numbers |= {"hidden_size": int, "min_frequency": int, "validation_share": float, "learning_rate": float}
-    numbers |= {"dropout": float, "word_dropout": float}
-    for name, kind in numbers.items():
-        option = f"--{name.replace('_', '-')}"
-        training.add_argument(option, type=kind, default=argparse.SUPPRESS, metavar="N")
 
 
 def _compress(arguments: argparse.Namespace) -> int:

@@ -9,23 +9,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-
-@dataclass(frozen=True, slots=True)
-class TrainingSettings:
-    """How a classifier is trained."""
-
-    embedding_dim: int = 64
-    hidden_size: int = 64
-    dropout: float = 0.3
-    word_dropout: float = 0.2  # share of words made unknown in each batch
-    learning_rate: float = 3e-3
-    batch_size: int = 32  # over all processes
-    max_epochs: int = 30
-    patience: int = 4  # epochs without a better validation loss
-    validation_share: float = 0.15
-    min_frequency: int = 2
-    max_vocabulary: int = 30_000
-    seed: int = 0
+from serve_app.config.training import TrainingSettings
+from serve_app.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +135,17 @@ def fit(
     unknown_id: int,
     group: Group,
 ) -> Best:
-    """The best epoch's model. model: input_ids [T], lengths [B] -> logits [B, C]. Every process of a group calls it."""
-    return _Fit(model, settings, unknown_id, group).run(training, validation)
+    """The best epoch's model. model: input_ids [T], lengths [B] -> logits [B, C]. Every process of a group calls it.
+
+    Raises ConfigError when there is none: no loss was a finite number.
+    """
+    best = _Fit(model, settings, unknown_id, group).run(training, validation)
+    if not best.epoch:
+        raise ConfigError(
+            f"the validation loss of {best.num_epochs} epochs was never a finite number; give a lower --learning-rate "
+            f"than {settings.learning_rate:g}"
+        )
+    return best
 
 
 class _Fit:

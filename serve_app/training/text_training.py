@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from serve_app.checkpoints.own_modules import TEXT_CLASSIFIER
+from serve_app.config.training import TrainingSettings
 from serve_app.models.text_classifier import TextClassifier
-from serve_app.training.csv_rows import LabelledText, labels_of, split_rows
-from serve_app.training.fitting import Best, EncodedRows, Group, LoneGroup, TrainingSettings, fit
-from serve_app.training.vocabulary import UNKNOWN, make_tokenizer, save_tokenizer
-
-ARCHITECTURE = "serve_app.models.text_classifier:TextClassifier"
+from serve_app.training.csv_rows import LabelledText
+from serve_app.training.fitting import Best, EncodedRows, Group, LoneGroup, fit
+from serve_app.training.split_texts import SplitTexts, split_texts
+from serve_app.training.vocabulary import UNKNOWN, save_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +54,23 @@ def train(
     settings: TrainingSettings,
     run: Callable[[PreparedTraining], Best] | None = None,
 ) -> TrainingReport:
-    """Train on rows and write a model directory that can be served. The same seed gives the same bytes.
+    """Train on rows and write a model directory that can be served; see train_on."""
+    return train_on(split_texts(rows, settings), directory, settings, run)
 
-    That holds on one thread of one kind of machine. `run` trains elsewhere than in this process. Raises ConfigError for
-    rows that cannot be split.
+
+def train_on(
+    texts: SplitTexts,
+    directory: Path,
+    settings: TrainingSettings,
+    run: Callable[[PreparedTraining], Best] | None = None,
+) -> TrainingReport:
+    """Train on texts and write a model directory that can be served. The same seed gives the same bytes.
+
+    That holds on one thread of one kind of machine. `run` trains elsewhere than in this process. Raises ConfigError
+    when nothing was learnt.
     """
     started = time.monotonic()
-    labels = labels_of(rows)
-    training_rows, validation_rows = split_rows(rows, settings.validation_share, settings.seed)
-    tokenizer = make_tokenizer(
-        (row.text for row in training_rows),
-        min_frequency=settings.min_frequency,
-        max_size=settings.max_vocabulary,
-    )
+    tokenizer, labels = texts.tokenizer, texts.labels
     arguments = {
         "vocab_size": tokenizer.get_vocab_size(),
         "num_labels": len(labels),
@@ -74,15 +79,15 @@ def train(
     }
     unknown_id = tokenizer.token_to_id(UNKNOWN)
     assert unknown_id is not None
-    training, validation = (_encode(tokenizer, part, labels) for part in (training_rows, validation_rows))
+    training, validation = (_encode(tokenizer, part, labels) for part in (texts.training, texts.validation))
     prepared = PreparedTraining(training, validation, arguments, unknown_id, settings)
     best = (run or _run_alone)(prepared)
     model = make_classifier(arguments)
     model.load_state_dict(best.state)
     _save(model, tokenizer, arguments, labels, directory)
     return TrainingReport(
-        num_training=len(training_rows),
-        num_validation=len(validation_rows),
+        num_training=len(texts.training),
+        num_validation=len(texts.validation),
         num_epochs=best.num_epochs,
         best_epoch=best.epoch,
         validation_accuracy=accuracy(model, validation),
@@ -109,6 +114,8 @@ def evaluate(directory: Path, rows: list[LabelledText]) -> float:
     model = make_classifier(config["arguments"])
     model.load_state_dict(load_file(str(directory / "model.safetensors")))
     known = [row for row in rows if row.label in labels]
+    if not known:
+        return 0.0
     return accuracy(model, _encode(tokenizer, known, labels)) * len(known) / len(rows)
 
 
@@ -143,7 +150,7 @@ def _save(
     directory.mkdir(parents=True, exist_ok=True)
     save_tokenizer(tokenizer, directory)
     save_file(dict(model.state_dict()), str(directory / "model.safetensors"))
-    config = {"architecture": ARCHITECTURE, "arguments": arguments, "id2label": dict(enumerate(labels))}
+    config = {"architecture": TEXT_CLASSIFIER, "arguments": arguments, "id2label": dict(enumerate(labels))}
     (directory / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from serve_app.cli.main import main
+from serve_app.config.training import TrainingSettings
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.training.csv_rows import LabelledText
-from serve_app.training.fitting import Best, EncodedRows, LoneGroup, Snapshot, TrainingSettings
+from serve_app.training.fitting import Best, EncodedRows, LoneGroup, Snapshot
 from serve_app.training.text_training import PreparedTraining, evaluate, train
 
 COLOURS = {"warm": ["red", "orange", "crimson"], "cold": ["blue", "cyan", "navy"]}
