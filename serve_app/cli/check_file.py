@@ -34,6 +34,7 @@ class _CheckedModel:
     text: str  # its part of the plan
     problems: list[Problem]
     labels: list[str] | None = None  # by output index; None: not known
+    config: ModelConfig | None = None  # with what its files say; None: they could not be read
 
 
 def check_file(path: Path, *, can_download: bool) -> CheckedFile:
@@ -44,7 +45,7 @@ def check_file(path: Path, *, can_download: bool) -> CheckedFile:
     models = [_check_model(model, path, environment, can_download=can_download) for model in report.models]
     ports: dict[str, ModelKinds] = {}
     for model, known in zip(report.models, models, strict=True):
-        ports[model.config.name] = port_of_config(model.config, known.labels)
+        ports[model.config.name] = port_of_config(known.config or model.config, known.labels)
     if not report.has_unread_models:  # else it is not known which models there are
         models += [_check_graph(graph, ports) for graph in report.graphs]
     problems = [*report.problems, *keys, *(problem for model in models for problem in model.problems)]
@@ -77,7 +78,8 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
         return _CheckedModel("", [Problem(model.where, message) for message in error.message.split("\n")])
     unfit = [*plan.problems, *check_chains(config, ChainModel(plan.text_directory, plan.spec.labels))]
     text = _with_warnings(plan.text, plan.facts)
-    return _CheckedModel(text, [Problem(model.where, message) for message in unfit], plan.labels or None)
+    problems = [Problem(model.where, message) for message in unfit]
+    return _CheckedModel(text, problems, plan.labels or None, plan.config)
 
 
 def _check_generator(model: ModelApplication, base_dir: Path, environment: Environment) -> _CheckedModel:

@@ -213,8 +213,6 @@ def _task_problem(config: ModelConfig) -> str | None:
         given = [name for name in module_only if name in config.model_fields_set]
         if given:
             return f"{given[0]} has no effect without architecture; remove it, or name the module's class"
-        if config.task == "predict":
-            return "task=predict needs architecture: package.module:Class; or choose generate, embed, classify, score"
     elif config.task == "generate":
         return f"task=generate cannot run architecture={config.architecture}; set task to predict, classify or embed"
     elif config.parallel.tensor > 1:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serve_app.checkpoints.generation_config import read_eos_token_ids
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
+from serve_app.checkpoints.own_modules import own_architecture
 from serve_app.checkpoints.quality_gate import check_quality
 from serve_app.checkpoints.source import pin_source
 from serve_app.config.environment import Environment
@@ -103,6 +104,9 @@ def plan_generator(config: ModelConfig, base_dir: Path, environment: Environment
     """The model of `config`, split as it says. Raises ConfigError when its files cannot be read."""
     source = pin_source(config.source, config.revision, base_dir, environment, config.remote_weights)
     directory = Path(source.directory)
+    named = own_architecture(directory)
+    if named is not None:
+        raise ConfigError(f"task=generate cannot run architecture={named}; set task to classify", field="task")
     spec = read_model_spec(directory)
     problems = check_split(spec, config)
     if config.quality is not None:

@@ -10,6 +10,7 @@ from serve_app.checkpoints.encoder_spec import (
     read_encoder_spec,
 )
 from serve_app.checkpoints.module_spec import ModuleSpec, read_module_spec
+from serve_app.checkpoints.own_modules import own_architecture
 from serve_app.checkpoints.quality_gate import check_quality
 from serve_app.checkpoints.source import pin_source
 from serve_app.config.environment import Environment
@@ -128,6 +129,7 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
     source = pin_source(config.source, config.revision, base_dir, environment, config.remote_weights)
     directory = Path(source.directory)
     gate = [] if config.quality is None else check_quality(directory, config.quality)
+    config = _with_architecture(config, directory)
     if config.architecture is not None:
         module = read_module_spec(config, directory)
         if module.quantization and config.quantization is not None:
@@ -164,6 +166,23 @@ def _prompt_problems(config: ModelConfig, encoder: EncoderSpec) -> list[str]:
     if name is None or not encoder.prompts.texts[name] or all(step.name != "tokenize" for step in config.preprocessing):
         return []
     return [f'tokenize leaves no text to put the prompt {name!r} before; remove it, or set default_prompt_name: ""']
+
+
+def _with_architecture(config: ModelConfig, directory: Path) -> ModelConfig:
+    """The settings with the class that a directory names, where they name none. Raises ConfigError."""
+    named = own_architecture(directory) if config.architecture is None else None
+    if named is None:
+        if config.task == "predict" and config.architecture is None:
+            raise ConfigError(
+                "task=predict needs architecture: package.module:Class; or choose generate, embed, classify, score",
+                field="task",
+            )
+        return config
+    if config.parallel.tensor > 1:
+        raise ConfigError(
+            f"parallel.tensor={config.parallel.tensor} cannot cut architecture={named}; use pipeline", field="parallel"
+        )
+    return config.model_copy(update={"architecture": named})
 
 
 def tensor_specs(config: ModelConfig, which: str) -> dict[str, TensorSpec] | None:

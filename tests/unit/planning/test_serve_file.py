@@ -79,7 +79,6 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
         ("revision: ' x'", "args.revision: revision=' x' is blank or has stray spaces"),
         ("dtype: fp16", "args.dtype: 'fp16' is not known; use 'auto', 'float32', 'bfloat16' or 'float16'"),
         ("task: speak", "args.task: 'speak' is not known; use 'generate', 'embed', 'classify', 'score' or 'predict'"),
-        ("task: predict", "args: task=predict needs architecture: package.module:Class; or choose generate, embed"),
         ("architecture: 'a:B'", "args: task=generate cannot run architecture=a:B; set task to predict"),
         (
             "architecture: a.b",
