@@ -246,7 +246,8 @@ class _Choice:
         """What can be shown now; None while nothing can."""
         if self._is_hidden:
             self.has_ended = True
-            return ChoiceDelta(self._index, "", [], None if self._params.num_logprobs is None else [], "length", None)
+            logprobs = None if self._params.num_logprobs is None else self._logprobs
+            return ChoiceDelta(self._index, "", [], logprobs, "length", None, [])
         text, num_used = self._decode(chunk)
         self._token_ids += chunk.token_ids[:num_used]
         if chunk.logprobs is not None:
