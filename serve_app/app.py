@@ -27,6 +27,7 @@ _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
 _PREPROCESSOR_MAX_ONGOING_REQUESTS = 10_000
 _GRAPH_MAX_ONGOING_REQUESTS = 1000
 _SHUTDOWN_S = 600.0  # a replica that is to leave lets its requests end
+_NO_ACCESS_LOG = {"enable_access_log": False}  # Serve's own calls there are our housekeeping, every few seconds
 
 
 def build_gateway(args: GatewayConfig) -> Application:
@@ -64,6 +65,7 @@ def build_graph(args: GraphConfig) -> Application:
     deployment = serve.deployment(
         Graph,
         name=GRAPH_NAME,
+        logging_config=_NO_ACCESS_LOG,
         max_ongoing_requests=_GRAPH_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
@@ -77,6 +79,7 @@ def _router(
     return serve.deployment(
         router_class,
         name=ROUTER_NAME,
+        logging_config=_NO_ACCESS_LOG,
         # Above what the scheduler takes: it refuses, Serve waits.
         max_ongoing_requests=2 * (engine.max_num_seqs + engine.max_queued),
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
@@ -96,6 +99,7 @@ def _preprocessor(models: list[ModelConfig]) -> Application | None:
     deployment = serve.deployment(
         Preprocessor,
         name=PREPROCESSOR_NAME,
+        logging_config=_NO_ACCESS_LOG,
         max_ongoing_requests=_PREPROCESSOR_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},

@@ -11,6 +11,7 @@ from serve_app.config.environment import read_environment
 from serve_app.config.model import ModelConfig
 from serve_app.deployments.replica_links import ReplicaIdentity, ReplicaLinks
 from serve_app.deployments.serve_replica import ServeReplica, own_identity
+from serve_app.deployments.start_failure import told_failure
 from serve_app.errors import InternalError
 from serve_app.observability import configure_logging
 from serve_app.preprocessing.chain_host import ChainHost, ChainSpec
@@ -26,7 +27,8 @@ class Preprocessor(ServeReplica):
 
     async def __init__(self, models: list[ModelConfig]) -> None:  # type: ignore[misc]  # Serve awaits it
         configure_logging()
-        host = await asyncio.to_thread(_host_of, models)
+        with told_failure(",".join(model.name for model in models)):
+            host = await asyncio.to_thread(_host_of, models)
         self.service = ChainService(own_identity("Preprocessor"), host)
         self.service.links.start()
         logger.info("preprocessor ready models=%s", ",".join(model.name for model in models))

@@ -17,6 +17,7 @@ from serve_app.deployments.generator_calls import GeneratorCalls
 from serve_app.deployments.model_replica import ModelReplica
 from serve_app.deployments.ray_shard_group import RayShardGroup
 from serve_app.deployments.serve_replica import ServeReplica, own_identity
+from serve_app.deployments.start_failure import told_failure
 from serve_app.observability import configure_logging
 from serve_app.planning.generator_plan import plan_generator
 from serve_app.planning.served_model import plan_batch_model
@@ -36,6 +37,10 @@ class Router(ServeReplica):
         self, config: ModelConfig, _preprocessor: Any = None, make_group: MakeGroup = RayShardGroup
     ) -> None:
         configure_logging()
+        with told_failure(config.name):
+            self.service = await self._start(config, make_group)
+
+    async def _start(self, config: ModelConfig, make_group: MakeGroup) -> ModelReplica:
         plan = await asyncio.to_thread(plan_generator, config, Path.cwd(), read_environment())
         read_tokenizer_files(plan.source.directory)
         plan.refuse_problems()
@@ -46,7 +51,7 @@ class Router(ServeReplica):
         calls = GeneratorCalls(plan, identity.replica_id, senders)
         replica = ModelReplica(identity, calls.work, calls, lambda work: make_group(work, identity.node), senders)
         await replica.start()
-        self.service = replica
+        return replica
 
 
 class BatchRouter(ServeReplica):
@@ -59,8 +64,12 @@ class BatchRouter(ServeReplica):
         make_group: MakeGroup = RayShardGroup,
     ) -> None:
         configure_logging()
-        environment = read_environment()
         models = config.shared_models if isinstance(config, ModelSetConfig) else [config]
+        with told_failure(",".join(model.name for model in models)):
+            self.service = await self._start(models, make_group)
+
+    async def _start(self, models: list[ModelConfig], make_group: MakeGroup) -> ModelReplica:
+        environment = read_environment()
         plans = [await asyncio.to_thread(plan_batch_model, model, Path.cwd(), environment) for model in models]
         for plan in plans:
             plan.refuse_problems()
@@ -72,7 +81,7 @@ class BatchRouter(ServeReplica):
             identity, calls.work, calls, lambda work: make_group(work, identity.node), Senders(identity.node)
         )
         await replica.start()
-        self.service = replica
+        return replica
 
 
 def _warn(config: ModelConfig, facts: TextFacts) -> None:

@@ -10,6 +10,7 @@ from serve_app.backend.text_models import TextModels
 from serve_app.config.graph import GraphConfig
 from serve_app.deployments.replica_links import ReplicaIdentity, ReplicaLinks
 from serve_app.deployments.serve_replica import ServeReplica, own_identity
+from serve_app.deployments.start_failure import told_failure
 from serve_app.errors import ConfigError, InternalError, UnavailableError
 from serve_app.graphs.check import check_graph, port_of_description, result_kind
 from serve_app.graphs.model_steps import ModelSteps
@@ -38,7 +39,8 @@ class Graph(ServeReplica):
         pool = TextPool(_NUM_THREADS, max_waiting=_MAX_WAITING, name="graph")
         backend = ServeBackend(ServeControl(), place_here, has_graphs=False)
         service = GraphService(own_identity("Graph"), config, backend, pool)
-        await service.start()
+        with told_failure(config.name):
+            await service.start()
         self.service = service
         logger.info("graph ready name=%s", config.name)
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli.serve_command import application_states, child_environment, ready_text, serve
+from serve_app.cli.ray_dashboard import application_states
+from serve_app.cli.serve_command import child_environment, serve
 from serve_app.cli.serve_process import session_members
+from serve_app.cli.serve_texts import ready_text
 from serve_app.config.engine import DeviceConfig, ParallelConfig
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.model import ModelConfig, StepConfig
@@ -38,6 +41,9 @@ if len(starts.read_text()) <= num_missed_starts:
 subprocess.Popen([sys.executable, "-c", "import os, time; os.setpgid(0, 0); time.sleep(60)"])
 print(f"Started a local Ray instance. View the dashboard at \\x1b[1mhttp://127.0.0.1:{port} \\x1b[22m", flush=True)
 print("(controller) ERROR something to show", flush=True)
+if status.startswith("cannot "):
+    print(f"(Router pid=1) ERROR x model cannot start model=demo kind={status[7:]} reason=why", flush=True)
+signal.signal(signal.SIGINT, signal.SIG_IGN if status == "STUCK" else signal.default_int_handler)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -111,6 +117,41 @@ def test_an_application_that_fails_ends_it_with_the_reason(
 ) -> None:
     assert serve(file_of(port, tmp_path), "", stand_in(port, "DEPLOY_FAILED", 0, tmp_path)) == 1
     assert "application demo could not be deployed:\nTraceback\nValueError: no such model\n" in capsys.readouterr().err
+    assert session_members(int((tmp_path / "session").read_text())) == []
+
+
+@pytest.mark.process
+def test_a_model_that_cannot_start_ends_it_at_once_with_the_cause(
+    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve(file_of(port, tmp_path), "", stand_in(port, "cannot ConfigError", 0, tmp_path)) == 1
+    assert "error: model demo cannot start: why\n" in capsys.readouterr().err
+    assert session_members(int((tmp_path / "session").read_text())) == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("status", ["STUCK", "cannot ShardLostError"])
+def test_a_start_that_does_not_end_is_stopped_within_seconds(
+    status: str, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt_when_up() -> None:
+        while f"127.0.0.1:{port}" not in log.read_text(errors="replace") if log.exists() else True:
+            time.sleep(0.05)
+        time.sleep(1)
+        told_s.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    log, told_s = tmp_path / ".rayshard" / f"serve-{port}.log", list[float]()
+    interrupting = threading.Thread(target=interrupt_when_up)
+    interrupting.start()
+    assert serve(file_of(port, tmp_path), "", stand_in(port, status, 0, tmp_path)) == 0
+    interrupting.join()
+    assert time.monotonic() - told_s[0] < 12
+    printed = capsys.readouterr()
+    assert f"log in {log}" in printed.out
+    assert f"status -a http://127.0.0.1:{port}\n" in printed.out
+    assert f"deploy -a http://127.0.0.1:{port} {tmp_path / 'serve_config.yaml'}\n" in printed.out
+    assert ("reason=why" in printed.err) == (status != "STUCK")  # Serve may yet bring it up: told, and waited for
     assert session_members(int((tmp_path / "session").read_text())) == []
 
 
