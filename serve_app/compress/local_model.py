@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from serve_app.checkpoints.generation_config import read_eos_token_ids
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.compress.evaluate import NUM_TOP, TextScore
 from serve_app.engine.attention import attend_one
@@ -16,6 +15,7 @@ from serve_app.engine.kv_cache import kv_block_bytes
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.parallel.communicator import LoneCommunicator
+from serve_app.planning.text_facts import read_answer_facts
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.types.generation import GenerateRequest, SamplingParams
@@ -69,7 +69,8 @@ class LocalModel:
         self._stage = loaded.stage
         self.num_weight_bytes = loaded.parameter_bytes
         self.tokenizer = Tokenizer.load(directory)
-        self.eos_token_ids = sorted(read_eos_token_ids(directory, self.spec.vocab_size))
+        facts = read_answer_facts(directory, self.spec.vocab_size, has_defaults=False)
+        self.eos_token_ids = sorted(facts.end_token_ids)
 
     def cache_bytes(self, num_sequences: int, num_tokens: int) -> int:
         """What the keys and values of sequences of `num_tokens` tokens each take."""

@@ -55,6 +55,14 @@ class StepConfig(ConfigModel):
 Step = Annotated[StepConfig, BeforeValidator(_parse_step)]
 
 
+def _parse_switch(value: object) -> object:
+    """`off` as it is written: YAML reads it as false."""
+    return "off" if value is False else value
+
+
+GenerationConfig = Annotated[Literal["auto", "off"], BeforeValidator(_parse_switch)]
+
+
 class TensorConfig(ConfigModel):
     """Dtype and shape of one input or output of a module; a dimension is a size, or the name of a varying one."""
 
@@ -80,6 +88,7 @@ class ModelConfig(ConfigModel):
     quality: QualityConfig | None = None  # None: nothing is asked
     parallel: ParallelConfig = ParallelConfig()
     max_model_len: PositiveInt | None = None  # None: the model's own
+    generation_config: GenerationConfig = "auto"  # generate only; auto: its sampling settings are the defaults
     pooling: Pooling | None = None  # embed only; None: as the checkpoint says
     normalize: bool | None = None  # embed only; None: as the checkpoint says
     default_prompt_name: str | None = None  # embed and score only; None: as the checkpoint says; "": none
@@ -222,6 +231,8 @@ def _task_problem(config: ModelConfig) -> str | None:
     for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):
         if getattr(config, name) is not None and config.task != task:
             return f"{name} has no effect on task={config.task}; remove it"
+    if config.generation_config != "auto" and config.task != "generate":
+        return f"generation_config has no effect on task={config.task}; remove it"
     if config.default_prompt_name is not None and (config.task not in ("embed", "score") or config.architecture):
         return f"default_prompt_name has no effect on task={config.task}; remove it"
     if config.preprocessing and config.task == "predict":

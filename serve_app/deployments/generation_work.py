@@ -76,7 +76,7 @@ class GenerationWork:
             limits,
             num_stages=self.config.parallel.pipeline,
             max_queued=self.config.engine.max_queued,
-            eos_token_ids=self._plan.eos_token_ids,
+            eos_token_ids=self._plan.facts.end_token_ids,
         )
         return self._scheduler
 

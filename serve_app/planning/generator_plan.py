@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.checkpoints.generation_config import read_eos_token_ids
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.checkpoints.own_modules import own_architecture
 from serve_app.checkpoints.quality_gate import check_quality
@@ -19,7 +18,7 @@ from serve_app.planning.planner import (
     served_dtype,
     served_max_model_len,
 )
-from serve_app.planning.text_facts import TextFacts, read_text_facts
+from serve_app.planning.text_facts import AnswerFacts, read_answer_facts
 from serve_app.types.models import ModelDescription, ModelSource
 from serve_app.types.shards import ShardSettings, ShardSpec
 
@@ -31,7 +30,7 @@ class GeneratorPlan:
     config: ModelConfig
     source: ModelSource
     spec: ModelSpec
-    facts: TextFacts
+    facts: AnswerFacts
     problems: list[str]  # empty: it can be served
 
     def refuse_problems(self) -> "GeneratorPlan":
@@ -51,19 +50,15 @@ class GeneratorPlan:
         return served_max_model_len(self.spec, self.config)
 
     @property
-    def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end a sequence."""
-        return frozenset(read_eos_token_ids(self.spec.source_dir, self.spec.vocab_size))
-
-    @property
     def text(self) -> str:
         """For people: what goes where."""
         spec, config = self.spec, self.config
         rows = describe_plan(spec, plan_shards(spec, config.parallel.pipeline, config.parallel.tensor), config)
-        return (
+        head = (
             f"{config.name}: {spec.model_type}, {spec.num_layers} layers, {served_dtype(spec, config)}, "
-            f"up to {self.max_model_len} tokens, from {spec.source_dir}\n{format_plan(rows)}"
+            f"up to {self.max_model_len} tokens, from {spec.source_dir}"
         )
+        return "\n".join((head, format_plan(rows), *self.facts.lines))
 
     def settings(self, shard: ShardSpec, num_threads: int) -> ShardSettings:
         """How one shard is to be made."""
@@ -92,8 +87,9 @@ class GeneratorPlan:
             max_model_len=self.max_model_len,
             max_request_tokens=max_request_tokens,
             vocab_size=self.spec.vocab_size,
-            eos_token_ids=sorted(self.eos_token_ids),
+            eos_token_ids=sorted(self.facts.end_token_ids),
             created_s=created_s,
+            sampling=self.facts.sampling,
             source=self.source,
             has_preprocessing=bool(config.preprocessing),
             is_prompt_templated=config.is_prompt_templated,
@@ -111,4 +107,5 @@ def plan_generator(config: ModelConfig, base_dir: Path, environment: Environment
     problems = check_split(spec, config)
     if config.quality is not None:
         problems += check_quality(directory, config.quality)
-    return GeneratorPlan(config, source, spec, read_text_facts(directory, spec.vocab_size), problems)
+    facts = read_answer_facts(directory, spec.vocab_size, has_defaults=config.generation_config == "auto")
+    return GeneratorPlan(config, source, spec, facts, problems)

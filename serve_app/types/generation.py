@@ -33,6 +33,18 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """How tokens are drawn where a request does not say; None: as SamplingParams has it."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_tokens: int | None = None  # of an answer in a conversation; a completion has its own
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One generation request as it enters a Router: tokens only."""
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from serve_app.types.generation import SamplingDefaults
 from serve_app.types.tensors import TensorSpec
 
 
@@ -38,6 +39,7 @@ class ModelDescription:
     vocab_size: int
     eos_token_ids: list[int]
     created_s: int  # Unix time
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)  # of requests that do not say
     source: ModelSource | None = None  # to find the files on a node that has no source_dir
     has_tokenizer: bool = True
     has_preprocessing: bool = False  # a Preprocessor takes its inputs

@@ -34,18 +34,19 @@ def sampling_params(
         raise RequestError(f"min_tokens={min_tokens} is more than max_tokens={max_tokens}", field="min_tokens")
     stop_token_ids = body.stop_token_ids or []
     check_token_ids(stop_token_ids, model, "stop_token_ids")
-    top_k = body.top_k or 0
+    defaults = model.description.sampling
+    top_k = _given(body.top_k, defaults.top_k, 0)
     return SamplingParams(
         max_tokens=max_tokens,
         seed=secrets.randbits(63) if body.seed is None else body.seed,
         min_tokens=min_tokens,
-        temperature=_given(body.temperature, 1.0),
-        top_k=max(top_k, 0),
-        top_p=_given(body.top_p, 1.0),
-        min_p=_given(body.min_p, 0.0),
-        repetition_penalty=_given(body.repetition_penalty, 1.0),
-        presence_penalty=_given(body.presence_penalty, 0.0),
-        frequency_penalty=_given(body.frequency_penalty, 0.0),
+        temperature=_given(body.temperature, defaults.temperature, 1.0),
+        top_k=max(int(top_k), 0),
+        top_p=_given(body.top_p, defaults.top_p, 1.0),
+        min_p=_given(body.min_p, defaults.min_p, 0.0),
+        repetition_penalty=_given(body.repetition_penalty, defaults.repetition_penalty, 1.0),
+        presence_penalty=_given(body.presence_penalty, None, 0.0),
+        frequency_penalty=_given(body.frequency_penalty, None, 0.0),
         logit_bias=_logit_bias(body, model),
         stop_token_ids=tuple(stop_token_ids),
         ignore_eos=bool(body.ignore_eos),
@@ -94,5 +95,5 @@ def _logit_bias(body: SamplingBody, model: ServedModel) -> dict[int, float]:
     return bias
 
 
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else float(value)
+def _given(value: float | None, models_own: float | None, default: float) -> float:
+    return float(next(one for one in (value, models_own, default) if one is not None))

@@ -86,11 +86,10 @@ class RequestReader:
         token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
         check_token_ids(token_ids, model, "messages")
         token_ids = _cut(token_ids, body)
-        allowance = output_allowance(len(token_ids), options.num_choices)
-        if body.max_tokens is None:
-            limit = OutputLimit(body.max_completion_tokens, allowance, "max_completion_tokens", "messages")
-        else:
-            limit = OutputLimit(body.max_tokens, allowance, "max_tokens", "messages")
+        given = (model.description.sampling.max_tokens, output_allowance(len(token_ids), options.num_choices))
+        default_tokens = min((number for number in given if number is not None), default=None)
+        field = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
+        limit = OutputLimit(getattr(body, field), default_tokens, field, "messages")
         request = self._request(body, model, token_ids, options, limit)
         return GenerationCall(model, [request], [], options, [redactions] if options.restores_redactions else [])
 

@@ -36,7 +36,13 @@ def write(directory: Path, args: str = "dtype: auto", source: str = "model") -> 
     model_dir = directory / "model"
     model_dir.mkdir(exist_ok=True)
     sizes = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
-    config = {"model_type": "llama", "intermediate_size": 32, "vocab_size": 64, "tie_word_embeddings": True} | sizes
+    config = {
+        "model_type": "llama",
+        "eos_token_id": 62,
+        "intermediate_size": 32,
+        "vocab_size": 64,
+        "tie_word_embeddings": True,
+    } | sizes
     (model_dir / "config.json").write_text(json.dumps(config))
     tensors = {f"model.layers.{layer}.mlp.up_proj.weight": np.zeros((32, 16), np.float32) for layer in range(4)}
     save_file(tensors, model_dir / "model.safetensors")
@@ -60,6 +66,7 @@ def test_a_right_file_prints_ok_and_the_table_of_shards(tmp_path: Path, capsys: 
         "    0     1     0-1     2.0 KiB    4194304",
         "    1     0     2-3     2.0 KiB    4194304",
         "    1     1     2-3     2.0 KiB    4194304",
+        "an answer ends at '</s>' (id 61), '<pad>' (id 62)",
     ]
 
 
@@ -113,6 +120,23 @@ def test_tokens_without_a_row_in_the_embedding_are_told_and_served(
     save_model_dir(tmp_path / "model", small_tokenizer(*more))
     assert main(["validate", str(path)]) == 0
     assert f"warning: the tokenizer gives {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", ["", ", generation_config: off", ", generation_config: auto"])
+def test_what_requests_get_that_do_not_say_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
+) -> None:
+    path = write(tmp_path, "dtype: auto" + setting)
+    values = {"temperature": 0.6, "top_k": 5, "no_repeat_ngram_size": 3}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(values))
+    assert main(["validate", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert ("requests that do not say get temperature 0.6, top_k 5" in out) == ("off" not in setting)
+    asks = "warning: generation_config.json asks for no_repeat_ngram_size=3, which is not done here"
+    assert (asks in out) == ("off" not in setting)
+    values["top_p"] = 3
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(values))
+    assert main(["validate", str(path)]) == (0 if "off" in setting else 1)
 
 
 def test_a_hub_model_that_is_not_here_is_said_to_be_unchecked(

@@ -16,6 +16,7 @@ from serve_app.errors import RequestError
 from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
+from serve_app.types.generation import SamplingDefaults
 from tests.bad_requests import RAW_BODIES
 from tests.fakes import (
     BOS,
@@ -358,6 +359,23 @@ async def test_defaults_are_openais(client: httpx.AsyncClient, backend: Scripted
     assert completion.request_id != chat.request_id
 
 
+async def test_what_a_request_does_not_say_is_as_the_checkpoint_has_it(model_dir: Path) -> None:
+    sampling = SamplingDefaults(0.6, 20, 0.95, 0.05, 1.05, max_tokens=3)
+    backend = ScriptedBackend(model_dir, changes={"sampling": sampling})
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    own = {"temperature": 0, "top_k": -1, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+    async with client_of(backend) as client:
+        for path, body, max_tokens in ((CHAT, chat_body(), 3), (COMPLETIONS, prompt_body(), 16)):
+            await ask(client, path, body)
+            params = backend.requests[-1].params
+            assert [getattr(params, name) for name in names] == [0.6, 20, 0.95, 0.05, 1.05]
+            assert params.max_tokens == max_tokens
+            await ask(client, path, {**body, **own, "max_tokens": 5})
+            params = backend.requests[-1].params
+            assert [getattr(params, name) for name in names] == [0, 0, 1, 0, 1]
+            assert params.max_tokens == 5
+
+
 async def test_each_prompt_without_a_seed_draws_its_own(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
     await ask(client, COMPLETIONS, prompt_body(prompt=["a", "a"]))
     assert backend.requests[0].params.seed != backend.requests[1].params.seed
@@ -540,9 +558,10 @@ async def test_an_answer_keeps_its_first_space_and_its_tokens_join_to_it(
     core = byte_fallback_tokenizer()
     core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])
     backend = ScriptedBackend(save_model_dir(tmp_path, core))
-    the, letter = core.token_to_id("\u2581the"), core.token_to_id("a")
-    emoji = [core.token_to_id(f"<0x{byte:02X}>") for byte in "🙂".encode()]
-    backend.script = say(the, the, letter, *emoji, core.token_to_id("\u2581"), core.token_to_id("\u2581"), the)
+    vocab = core.get_vocab()
+    the, letter = vocab["\u2581the"], vocab["a"]
+    emoji = [vocab[f"<0x{byte:02X}>"] for byte in "🙂".encode()]
+    backend.script = say(the, the, letter, *emoji, vocab["\u2581"], vocab["\u2581"], the)
     prompt = "the thing is"
     prompt_text = prompt if "echo" in keys else ""
     async with client_of(backend) as client:
