@@ -31,6 +31,7 @@ class TextEntry:
     text: str | list[int]
     field: str
     pair: str | None = None
+    prompt: str = ""  # goes before the (first) text; token ids are taken as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class TextModels:
         self, model: ModelDescription, tokenizer: Tokenizer, entries: Sequence[TextEntry], max_tokens: int | None = None
     ) -> list[TextEncoding]:
         """The tokens of each entry, in order; those above max_tokens are cut off. Raises RequestError."""
-        if len(entries) == 1 and len(entries[0].text) + len(entries[0].pair or "") <= _INLINE_CHARS:
+        if len(entries) == 1 and _num_chars(entries[0]) <= _INLINE_CHARS:
             return _encode(model, tokenizer, entries, max_tokens)
         jobs = [
             self._pool.run(_encode, model, tokenizer, entries[start : start + _TEXTS_PER_JOB], max_tokens)
@@ -151,6 +152,11 @@ def _encode(
             token_ids = entry.text if max_tokens is None else entry.text[:max_tokens]
             encodings.append(TextEncoding(token_ids, [0] * len(token_ids)))
         else:
-            encodings.append(tokenizer.encode_entry(entry.text, entry.pair, max_tokens=max_tokens))
+            prompt = entry.prompt or None
+            encodings.append(tokenizer.encode_entry(entry.text, entry.pair, prompt=prompt, max_tokens=max_tokens))
         check_token_ids(encodings[-1].token_ids, model, tokenizer, entry.field)
     return encodings
+
+
+def _num_chars(entry: TextEntry) -> int:
+    return len(entry.text) + len(entry.pair or "") + len(entry.prompt)

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from dataclasses import dataclass, field
 
+from serve_app.backend.prompts import default_prompt
 from serve_app.backend.text_models import Call, TextEntry, TextModels, fits, input_of, output_rows
 from serve_app.config.graph import GraphStepConfig
 from serve_app.errors import InternalError, RequestError, UnavailableError, UnprocessableError
@@ -58,7 +59,7 @@ class ModelSteps:
         before = _Prepared([])
         if given.kind == "text":
             before = await self._prepare(call, model, given)
-            entries = [TextEntry(one, "text") for one in before.inputs]
+            entries = [TextEntry(one, "text", prompt=default_prompt(model)) for one in before.inputs]
             encodings = await self._models.encode(model, await self._models.tokenizer(model), entries)
             for encoding in encodings:
                 _check_length(call, model, len(encoding.token_ids), model.max_model_len)

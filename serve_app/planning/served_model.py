@@ -140,7 +140,7 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
         return BatchModelPlan(config, source, module, _module_shards(config), _module_text(config, module), facts, gate)
     encoder = read_encoder_spec(_choices(config), directory)
     problems = check_encoder(encoder, config.parallel.tensor, config.max_model_len)
-    problems += _prompt_problems(config, encoder)
+    problems += _tokenize_problems(config, encoder)
     problems += quantization_problems(encoder.spec, config) + dtype_problems(encoder.spec, config)
     if problems:
         raise ConfigError("\n".join([*problems, *gate]))
@@ -161,9 +161,14 @@ def _choices(config: ModelConfig) -> EncoderChoices:
     )
 
 
-def _prompt_problems(config: ModelConfig, encoder: EncoderSpec) -> list[str]:
+def _tokenize_problems(config: ModelConfig, encoder: EncoderSpec) -> list[str]:
+    """Why a chain that ends in token ids does not go with what the model does to texts."""
+    if all(step.name != "tokenize" for step in config.preprocessing):
+        return []
+    if config.task == "score":
+        return ["tokenize makes token ids of single texts, and task=score takes pairs; remove it"]
     name = encoder.prompts.default_name
-    if name is None or not encoder.prompts.texts[name] or all(step.name != "tokenize" for step in config.preprocessing):
+    if name is None or not encoder.prompts.texts[name]:
         return []
     return [f'tokenize leaves no text to put the prompt {name!r} before; remove it, or set default_prompt_name: ""']
 

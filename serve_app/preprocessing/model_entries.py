@@ -21,6 +21,8 @@ def text_item(encoding: TextEncoding, model: ModelDescription) -> Item:
     }
     if "token_type_ids" in model.inputs:
         item["token_type_ids"] = integer_tensor(encoding.type_ids)
+    if "prompt_lengths" in model.inputs:
+        item["prompt_lengths"] = integer_tensor([encoding.num_prompt_tokens])
     return item
 
 
@@ -35,10 +37,22 @@ def check_token_ids(token_ids: Sequence[int], model: ModelDescription, tokenizer
     raise RequestError(f"{field}: {named} is not in 0..{size - 1}, which the model knows; leave it out", field=field)
 
 
+def activated(model: ModelDescription, logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What the numbers mean: probabilities, or as the model's files say the numbers themselves. logits: [B, C]."""
+    if model.is_multi_label:
+        return sigmoid(logits)
+    kind = model.score_activation
+    if logits.shape[1] > 1 and kind != "identity":
+        return softmax(logits)
+    if kind == "sigmoid":
+        return sigmoid(logits)
+    numbers = logits.astype(np.float64)
+    return np.tanh(numbers) if kind == "tanh" else numbers
+
+
 def label_probabilities(model: ModelDescription, logits: NDArray[np.float32]) -> list[list[LabelScore]]:
     """Each entry's labels with their probabilities, in the model's order. logits: [B, C]."""
-    is_each = model.is_multi_label or logits.shape[1] == 1  # a lone one holds or not
-    probabilities = sigmoid(logits) if is_each else softmax(logits)
+    probabilities = activated(model, logits)
     labels = model.labels or [f"LABEL_{index}" for index in range(logits.shape[1])]
     return [[LabelScore(labels[index], score) for index, score in enumerate(row)] for row in probabilities.tolist()]
 

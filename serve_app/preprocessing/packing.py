@@ -30,6 +30,12 @@ def check_packing(item: Item, model: ModelDescription) -> None:
             field="inputs.lengths",
         )
     _check_sizes(int(lengths.max()), num_tokens, model)
+    if "prompt_lengths" in specs and model.task == "embed":
+        prompts = to_array(item["prompt_lengths"]).astype(np.int64).reshape(-1)
+        if (prompts < 0).any() or (prompts >= lengths).any():
+            raise RequestError(
+                "inputs.prompt_lengths must be from 0 to below the text's own length", field="inputs.prompt_lengths"
+            )
     if "input_ids" in packed:
         _check_ids(item, "input_ids", model.vocab_size)
     if "token_type_ids" in packed and model.task != "predict":  # a module of one's own may know more than two

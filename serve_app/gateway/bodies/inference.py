@@ -26,12 +26,15 @@ class EmbeddingsBody(EntriesBody):
     input: Texts
     encoding_format: EncodingFormat | None = None
     dimensions: PositiveInt | None = None
+    prompt_name: str | None = None  # of the model's prompts: which goes before each text
+    input_type: str | None = None  # query, document, or a prompt's name: in place of prompt_name
 
 
 class ClassifyBody(EntriesBody):
     """`POST /v1/classify`."""
 
     input: Texts
+    text_pair: str | list[str] | None = None  # the second text of each pair, for a model of pairs
     top_k: PositiveInt | None = None
     threshold: Annotated[float, Meta(ge=0, le=1)] | None = None  # of several labels: the least score shown
 
@@ -41,6 +44,7 @@ class ScoreBody(EntriesBody):
 
     text_1: str | list[str]
     text_2: str | list[str]
+    prompt_name: str | None = None  # of the model's prompts: before each text of an embedder, else before text_1
 
 
 class RerankDocument(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,6 +66,7 @@ class PredictBody(EntriesBody):
     """`POST /predict`: `text` for classifiers, `inputs` for modules that take tensors."""
 
     text: str | list[str] | None = None
+    text_pair: str | list[str] | None = None  # the second text of each pair, for a model of pairs
     inputs: dict[str, object] | None = None
     top_k: PositiveInt | None = None
     restore_redactions: bool | None = None  # graphs only: in texts, what redact_pii has taken out

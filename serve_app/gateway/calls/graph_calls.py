@@ -80,6 +80,9 @@ class GraphCalls:
 
 def _texts(body: EntriesBody, given: object, field: str) -> list[str]:
     """The texts of a body. Raises RequestError."""
+    for name in ("prompt_name", "input_type", "text_pair"):
+        if getattr(body, name, None) is not None:
+            raise RequestError(f"{name} is for one model, and not for graphs; leave it out", field=name)
     for name in ("truncate", "truncate_prompt_tokens"):
         if getattr(body, name) is not None:
             raise RequestError(f"{name} is not for graphs; put truncate into a chain of its steps", field=name)

@@ -11,8 +11,7 @@ from serve_app.backend.text_models import Call, TextEntry, TextModels, Vectors, 
 from serve_app.errors import RequestError
 from serve_app.gateway.caller import reserved
 from serve_app.gateway.calls.models import ServedModel
-from serve_app.preprocessing.arrays import sigmoid
-from serve_app.preprocessing.model_entries import text_item
+from serve_app.preprocessing.model_entries import activated, text_item
 from serve_app.preprocessing.tokenizer import TextEncoding
 from serve_app.types.chains import ChainOutcome, ChainValue, LabelScore
 from serve_app.types.models import ModelDescription
@@ -104,18 +103,21 @@ class InferenceService:
         made = await self._models.run_steps(call, model, values)
         changed = list(entries)
         for (index, is_pair, _text), one in zip(texts, made, strict=True):
-            value = input_of(one.value)
-            if is_pair and isinstance(value, str):
-                changed[index] = replace(changed[index], pair=value)
-            elif not is_pair:
-                changed[index] = replace(changed[index], text=value)
+            entry, value = changed[index], input_of(one.value)
+            if isinstance(value, str):
+                changed[index] = replace(entry, pair=value) if is_pair else replace(entry, text=value)
+                continue
+            if entry.pair is not None or entry.prompt:
+                what = "a second text" if entry.pair is not None else "a prompt"
+                message = f"model={model.name} makes token ids of a text in its steps, and takes none with {what}"
+                raise RequestError(message, field=entry.field)
+            changed[index] = replace(entry, text=value)
         return changed
 
 
 def relevance(model: ModelDescription, logits: Vectors) -> list[float]:
     """A cross-encoder's scores. logits: [B, 1]."""
-    values = logits[:, 0].astype(np.float64) if model.score_activation == "identity" else sigmoid(logits)[:, 0]
-    return [float(value) for value in values]
+    return [float(value) for value in activated(model, logits)[:, 0]]
 
 
 def cosine(first: Vectors, second: Vectors) -> list[float]:

@@ -35,7 +35,11 @@ async def predict_instances(
         first, second = (_values(instances, name) for name in ("text_1", "text_2"))
         scores = await plane.calls.score(convert_body({**given, "text_1": first, "text_2": second}, ScoreBody))
         return [one.score for one in scores.data]
-    predictions = await plane.calls.predict(convert_body({**given, "text": _texts(instances)}, PredictBody))
+    if isinstance(instances[0], dict) and "text_pair" in instances[0]:
+        texts = {name: _values(instances, name) for name in ("text", "text_pair")}
+    else:
+        texts = {"text": [*_texts(instances)]}
+    predictions = await plane.calls.predict(convert_body({**given, **texts}, PredictBody))
     return predictions if isinstance(predictions, list) else [predictions]
 
 

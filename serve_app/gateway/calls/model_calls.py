@@ -3,8 +3,11 @@
 Knows no carrier: HTTP encodes the answers as JSON, gRPC as its messages.
 """
 
+from dataclasses import dataclass, replace
+
 import msgspec
 
+from serve_app.backend.prompts import default_prompt, named_prompt, typed_prompt
 from serve_app.backend.text_models import TextEntry, Vectors
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.inference import (
@@ -66,7 +69,8 @@ class ModelCalls:
         if body.dimensions is not None and size is not None and body.dimensions > size:
             message = f"dimensions={body.dimensions} is more than the model's {size}; send at most that"
             raise RequestError(message, field="dimensions")
-        outputs = await self._run(model, body, entries_of(body.input, "input"))
+        entries = _prompted(entries_of(body.input, "input"), model, body)
+        outputs = await self._run(model, body, entries)
         return EmbeddingList(model.name, embeddings(outputs.values, body), _usage(outputs))
 
     async def classify(self, body: ClassifyBody) -> ClassificationList:
@@ -80,7 +84,8 @@ class ModelCalls:
         if model.postprocessing_gives == "json":
             message = f"model={model.name} answers what its postprocessing makes, not labels; use /predict"
             raise RequestError(message, field="model")
-        answers = await self._answer(model, body, entries_of(body.input, "input"))
+        entries = _paired(entries_of(body.input, "input"), body.text_pair, "input")
+        answers = await self._answer(model, body, _with_prompt(entries, default_prompt(model)))
         data = classifications(answers.labels, body, is_multi_label=model.is_multi_label)
         usage = TokenUsage(answers.num_tokens, answers.num_tokens)
         return ClassificationList(model.name, data, usage)
@@ -97,7 +102,8 @@ class ModelCalls:
         if len(first) != len(second):
             message = f"text_1 has {len(first)} entries and text_2 {len(second)}; send as many, or one text_1"
             raise RequestError(message, field="text_2")
-        scores, usage = await self._score_pairs(model, body, first, second, ("text_1", "text_2"))
+        prompt = named_prompt(model, body.prompt_name)
+        scores, usage = await self._score_pairs(model, body, first, second, _Sides("text_1", "text_2", prompt, prompt))
         data = [ScoreEntry(index, score) for index, score in enumerate(scores)]
         return ScoreList(model.name, data, usage)
 
@@ -108,7 +114,10 @@ class ModelCalls:
             raise RequestError("documents is empty; send at least one", field="documents")
         texts = [one if isinstance(one, str) else one.text for one in body.documents]
         queries = [body.query] * len(texts)
-        scores, usage = await self._score_pairs(model, body, queries, texts, ("query", "documents"))
+        prompts = (default_prompt(model), "")
+        if model.task == "embed":
+            prompts = (typed_prompt(model, "query"), typed_prompt(model, "document"))
+        scores, usage = await self._score_pairs(model, body, queries, texts, _Sides("query", "documents", *prompts))
         order = sorted(range(len(texts)), key=lambda index: -scores[index])[: body.top_n]
         has_texts = body.return_documents is True
         results = [
@@ -128,6 +137,8 @@ class ModelCalls:
             raise RequestError("restore_redactions is for answers with text; leave it out", field="restore_redactions")
         if (body.text is None) == (body.inputs is None):
             raise RequestError("send either text or inputs", field="text")
+        if body.text_pair is not None and body.text is None:
+            raise RequestError("text_pair is for text; leave it out beside inputs", field="text_pair")
         if body.inputs is not None:
             model = self._models.for_tasks(body.model, ("predict", "classify", "embed"))
             item = read_inputs(body.inputs, model)
@@ -141,7 +152,8 @@ class ModelCalls:
             return TensorPrediction(answer)
         model = self._models.for_tasks(body.model, ("classify",))
         assert body.text is not None
-        answers = await self._answer(model, body, entries_of(body.text, "text"))
+        entries = _paired(entries_of(body.text, "text"), body.text_pair, "text")
+        answers = await self._answer(model, body, _with_prompt(entries, default_prompt(model)))
         predictions: list[object] = [
             prediction(scores, is_multi_label=model.is_multi_label, top_k=body.top_k) for scores in answers.labels
         ]
@@ -180,22 +192,34 @@ class ModelCalls:
         body: EntriesBody,
         first: list[str],
         second: list[str],
-        fields: tuple[str, str],
+        sides: "_Sides",
     ) -> tuple[list[float], TokenUsage]:
         if model.task == "score":
             pairs = [
-                TextEntry(one, f"{fields[1]}[{index}]", pair=two)
+                TextEntry(one, f"{sides.second}[{index}]", two, sides.first_prompt)
                 for index, (one, two) in enumerate(zip(first, second, strict=True))
             ]
             outputs = await self._run(model, body, pairs)
             return relevance(model, outputs.values), _usage(outputs)
         queries = list(dict.fromkeys(first))  # a query is embedded once
-        entries = [TextEntry(text, fields[0]) for text in queries]
-        entries += [TextEntry(text, f"{fields[1]}[{index}]") for index, text in enumerate(second)]
+        entries = [TextEntry(text, sides.first, prompt=sides.first_prompt) for text in queries]
+        entries += [
+            TextEntry(text, f"{sides.second}[{index}]", prompt=sides.second_prompt) for index, text in enumerate(second)
+        ]
         outputs = await self._run(model, body, entries)
         places = {text: index for index, text in enumerate(queries)}
         vectors: Vectors = outputs.values[[places[text] for text in first]]
         return cosine(vectors, outputs.values[len(queries) :]), _usage(outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sides:
+    """The two sides of pairs: their fields in the request, and the prompts before their texts."""
+
+    first: str
+    second: str
+    first_prompt: str
+    second_prompt: str  # of embedders only
 
 
 def entries_of(given: str | list[str | list[int] | int] | list[str], field: str) -> list[TextEntry]:
@@ -210,6 +234,35 @@ def entries_of(given: str | list[str | list[int] | int] | list[str], field: str)
     if kinds == {int}:
         return [TextEntry([one for one in given if isinstance(one, int)], field)]
     return [TextEntry(one, f"{field}[{index}]") for index, one in enumerate(given) if not isinstance(one, int)]
+
+
+def _prompted(entries: list[TextEntry], model: ModelDescription, body: EmbeddingsBody) -> list[TextEntry]:
+    """The entries with the prompt that the body asks for. Raises RequestError."""
+    asked = "input_type" if body.input_type is not None else "prompt_name" if body.prompt_name is not None else None
+    if body.input_type is not None and body.prompt_name is not None:
+        raise RequestError("input_type and prompt_name both choose a prompt; send one of them", field="input_type")
+    if asked is not None and isinstance(entries[0].text, list):
+        raise RequestError(f"{asked} is for texts, and input holds token ids; leave it out", field=asked)
+    if body.input_type is not None:
+        return _with_prompt(entries, typed_prompt(model, body.input_type))
+    return _with_prompt(entries, named_prompt(model, body.prompt_name))
+
+
+def _with_prompt(entries: list[TextEntry], prompt: str) -> list[TextEntry]:
+    return [replace(entry, prompt=prompt) for entry in entries] if prompt else entries
+
+
+def _paired(entries: list[TextEntry], pair: str | list[str] | None, field: str) -> list[TextEntry]:
+    """The entries with the second text of each. Raises RequestError."""
+    if pair is None:
+        return entries
+    pairs = [pair] if isinstance(pair, str) else pair
+    if isinstance(entries[0].text, list):
+        raise RequestError(f"text_pair is for texts, and {field} holds token ids; leave it out", field="text_pair")
+    if len(pairs) != len(entries):
+        message = f"{field} has {len(entries)} entries and text_pair {len(pairs)}; send as many"
+        raise RequestError(message, field="text_pair")
+    return [replace(entry, pair=two) for entry, two in zip(entries, pairs, strict=True)]
 
 
 def max_tokens_of(body: EntriesBody, model: ModelDescription) -> int | None:
