@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from serve_app.checkpoints.model_spec import read_model_spec
+from serve_app.architectures.lookup import ARCHITECTURES
+from serve_app.checkpoints.model_spec import read_checkpoint
 from serve_app.checkpoints.module_files import read_module_quantization
 from serve_app.compress.compare_served import (
     MAX_ANSWER_TOKENS,
@@ -30,7 +31,7 @@ from serve_app.compress.modules import (
     quantize_module,
 )
 from serve_app.compress.prune import PruneSettings, prune
-from serve_app.compress.quantize import QuantizeSettings, quantize
+from serve_app.compress.quantize import QuantizeSettings, is_encoder, quantize
 from serve_app.compress.recipe import read_recipe
 from serve_app.compress.remote_model import RemoteModel
 from serve_app.compress.report import (
@@ -77,6 +78,8 @@ def _quantize(arguments: argparse.Namespace) -> int:
         if arguments.head:
             raise ConfigError("--head has no effect on a plain module, whose matrices are all quantized; leave it out")
         quantize_module(arguments.source, arguments.target, settings, can_replace=arguments.overwrite)
+    elif is_encoder(read_checkpoint(arguments.source, ARCHITECTURES)):
+        return _quantize_encoder(arguments, settings)
     elif arguments.calibration is None:
         quantize(arguments.source, arguments.target, settings, can_replace=arguments.overwrite)
     else:
@@ -85,6 +88,18 @@ def _quantize(arguments: argparse.Namespace) -> int:
     if arguments.texts is not None:
         return _measure(arguments, arguments.target, arguments.source)
     print(f"measure it: rayshard compress eval {arguments.target} --original {arguments.source} --texts FILE")
+    return 0
+
+
+def _quantize_encoder(arguments: argparse.Namespace, settings: QuantizeSettings) -> int:
+    for name in ("calibration", "texts", "tasks"):
+        if getattr(arguments, name) is not None:
+            raise ConfigError(
+                f"--{name} needs a model that generates, which {arguments.source} does not; leave it out (weights are "
+                "rounded to the nearest numbers then)"
+            )
+    quantize(arguments.source, arguments.target, settings, can_replace=arguments.overwrite)
+    print(f"{arguments.scheme} copy of {arguments.source} in {arguments.target}")
     return 0
 
 
@@ -267,6 +282,8 @@ def _measure_module(arguments: argparse.Namespace, directory: Path, original_dir
 def _measure(arguments: argparse.Namespace, directory: Path, original_directory: Path) -> int:
     if is_module(original_directory):
         return _measure_module(arguments, directory, original_directory)
+    if is_encoder(read_checkpoint(original_directory, ARCHITECTURES)):
+        raise ConfigError(f"{original_directory} is an encoder; eval measures models that generate, and plain modules")
     texts = read_texts(arguments.texts)
     examples = None if arguments.tasks is None else read_tasks(arguments.tasks)
     original, model = LocalModel(original_directory), LocalModel(directory)
@@ -304,7 +321,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(f"{arguments.model}: {size.num_bytes:,} bytes, {num_quantized} parameters quantized")
         _print_origin(arguments.model, size)
         return 0
-    spec = read_model_spec(arguments.model)
+    spec = read_checkpoint(arguments.model, ARCHITECTURES)
     size = measure_size(arguments.model, max(1, count_weights(spec)))
     method = "none" if spec.quantization is None else spec.quantization.method
     print(f"{arguments.model}: {spec.model_type}, {spec.num_layers} layers, {spec.dtype}, {size.num_bytes:,} bytes")

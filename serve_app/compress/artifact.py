@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from serve_app.checkpoints.checkpoint_json import read_json_list
 from serve_app.checkpoints.quality_gate import REPORT_NAME, sha256_of
 from serve_app.checkpoints.source import TEXT_FILES
 from serve_app.errors import ConfigError
@@ -53,6 +54,20 @@ def copy_text_files(source: Path, target: Path) -> None:
         for path in sorted(source.glob(pattern)):
             if path.name not in _OWN_FILES:
                 shutil.copyfile(path, target / path.name)
+    if (source / "modules.json").is_file():
+        _copy_modules(source, target)
+
+
+def _copy_modules(source: Path, target: Path) -> None:
+    """The folders of sentence-transformers' modules after the model itself: poolings, projections."""
+    for module in read_json_list(source / "modules.json"):
+        name = module.get("path") if isinstance(module, dict) else None
+        if not isinstance(name, str) or not name or Path(name).name != name or not (source / name).is_dir():
+            continue
+        (target / name).mkdir()
+        for pattern in (*TEXT_FILES, "*.safetensors"):
+            for path in (source / name).glob(pattern):
+                shutil.copyfile(path, target / name / path.name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

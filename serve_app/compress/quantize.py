@@ -2,24 +2,24 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from serve_app.architectures.lookup import GENERATORS
+from serve_app.architectures.lookup import ARCHITECTURES
 from serve_app.architectures.tensor_names import is_embedding, is_head, is_router, layer_of
-from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
+from serve_app.checkpoints.model_spec import ModelSpec, read_checkpoint, read_model_spec
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
 from serve_app.compress.recipe import write_recipe
 from serve_app.compress.schemes import EMBEDDING_SCHEME, encode, quantization_config, scheme_of
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
-from serve_app.models.torch_dtypes import TORCH_DTYPES
-from serve_app.types.dtypes import SERVED_DTYPES
+from serve_app.models.torch_dtypes import DTYPES_OF_FILES, TORCH_DTYPES
+from serve_app.types.dtypes import DTYPES_BY_CODE, SERVED_DTYPES
 from serve_app.types.shards import WeightScheme
 
 HEAD_WEIGHT = "lm_head.weight"
@@ -38,7 +38,9 @@ class QuantizeSettings:
 
 def quantize(source: Path, target: Path, settings: QuantizeSettings, *, can_replace: bool = False) -> None:
     """Write a quantized copy of `source`, which transformers and vLLM load too. Raises ConfigError."""
-    spec = read_quantizable(source)
+    spec = read_quantizable(source, has_head=False)
+    if settings.has_head and not spec.is_tied and not any(map(is_head, spec.tensors)):
+        raise ConfigError(f"--head has no effect on {source}, which has no head over its vocabulary; leave it out")
     scheme = scheme_of(settings.scheme, settings.group_size)
     chosen = _choose(spec, settings)
     _check_groups(spec, scheme, chosen)
@@ -54,7 +56,8 @@ def quantize(source: Path, target: Path, settings: QuantizeSettings, *, can_repl
                 if is_untied and is_embedding(name):
                     encoder.write(HEAD_WEIGHT, header, writer)
             writer.close()
-        config["tie_word_embeddings"] = spec.is_tied and not is_untied
+        if not is_encoder(spec):
+            config["tie_word_embeddings"] = spec.is_tied and not is_untied
         ignored = _ignored(spec, settings, chosen)
         config["quantization_config"] = quantization_config(
             scheme, has_embedding=settings.has_embedding, ignored=ignored
@@ -64,14 +67,24 @@ def quantize(source: Path, target: Path, settings: QuantizeSettings, *, can_repl
         write_recipe(staging, source, "quantize", _recipe(settings, scheme))
 
 
-def read_quantizable(source: Path) -> ModelSpec:
-    """The checkpoint in `source`. Raises ConfigError when it cannot be compressed."""
-    spec = read_model_spec(source)
+def is_encoder(spec: ModelSpec) -> bool:
+    """Whether a model embeds and classifies, and never generates."""
+    return not ARCHITECTURES[spec.model_type].can_generate
+
+
+def read_quantizable(source: Path, *, has_head: bool = True) -> ModelSpec:
+    """The checkpoint in `source`. Raises ConfigError when it cannot be compressed.
+
+    has_head: it must generate; else it may be an encoder, or a decoder that embeds.
+    """
+    spec = read_model_spec(source) if has_head else read_checkpoint(source, ARCHITECTURES)
+    if is_encoder(spec):
+        spec = replace(spec, is_tied=False)  # whatever config.json says of a head that is not there
     if spec.quantization is not None:
         raise ConfigError(f"{source} is quantized already ({spec.quantization.method}); give the original model")
     if spec.num_experts is not None:
         raise ConfigError(f"{source}: model_type={spec.model_type} has experts, which are not compressed")
-    if GENERATORS[spec.model_type].has_transposed_matrices:
+    if ARCHITECTURES[spec.model_type].has_transposed_matrices:
         raise ConfigError(
             f"{source}: model_type={spec.model_type} keeps its matrices in a way that compressed-tensors has no form "
             "for; serve it with `quantization:` in the Serve file instead"
@@ -123,7 +136,10 @@ class _Encoder:
 
     def write(self, name: str, header: TensorHeader, writer: WeightWriter) -> None:
         scheme = self.chosen.get(name)
-        tensor = torch.empty(header.shape, dtype=self.dtype if scheme is None else torch.float32)
+        dtype = self.dtype if scheme is None else torch.float32
+        if not DTYPES_BY_CODE[header.dtype].is_plain_float:  # a buffer, of positions say
+            dtype = DTYPES_OF_FILES[header.dtype]
+        tensor = torch.empty(header.shape, dtype=dtype)
         self.reader.read(header, tensor, None, ())
         if scheme is None:
             writer.add(name, tensor)
@@ -136,13 +152,21 @@ class _Encoder:
 
 
 def _ignored(spec: ModelSpec, settings: QuantizeSettings, chosen: Mapping[str, WeightScheme]) -> list[str]:
-    """Linear layers that are not quantized, by name."""
-    names = [] if settings.has_head else ["lm_head"]
+    """Linear layers that are not quantized, by name; of an encoder all matrices outside its layers too."""
+    names = [] if settings.has_head or is_encoder(spec) else ["lm_head"]
     for name, header in spec.tensors.items():
         is_matrix = len(header.shape) == 2 and name.endswith(".weight")
-        if is_matrix and layer_of(name) is not None and name not in chosen:
-            names.append(name.removesuffix(".weight"))
+        if is_matrix and name not in chosen and (layer_of(name) is not None or is_encoder(spec)):
+            names += _names_of(name.removesuffix(".weight"), spec)
     return names
+
+
+def _names_of(module: str, spec: ModelSpec) -> list[str]:
+    """What a module is called in a file, and where the model is loaded without what is around its base."""
+    layers = ARCHITECTURES[spec.model_type].parts.layers
+    prefix = next(name.partition(f"{layers}.0.")[0] for name in spec.tensors if f"{layers}.0." in name)
+    inner = module.removeprefix(prefix)
+    return [module] if inner == module or not is_encoder(spec) else [module, inner]
 
 
 def _recipe(settings: QuantizeSettings, scheme: WeightScheme) -> dict[str, Any]:

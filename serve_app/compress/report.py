@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from serve_app.architectures.lookup import ARCHITECTURES
 from serve_app.architectures.tensor_names import is_embedding, is_head, layer_of
-from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
+from serve_app.checkpoints.model_spec import ModelSpec, read_checkpoint
 from serve_app.checkpoints.quality_gate import REPORT_NAME, REPORT_VERSION, sha256_of
 from serve_app.compress.artifact import weight_hashes, write_json
 from serve_app.compress.evaluate import Labelling, Quality, TaskScore
@@ -41,7 +42,7 @@ class Measured:
 
 def measure_size(directory: Path, num_weights: int) -> Size:
     """The size of the model in a directory, which stands for `num_weights` weights of the original."""
-    spec = read_model_spec(directory)
+    spec = read_checkpoint(directory, ARCHITECTURES)
     parts = {"embedding": 0, "head": 0, "layers": 0, "other": 0}
     for name, tensor in spec.tensors.items():
         module = f"{name.rpartition('.')[0]}.weight"

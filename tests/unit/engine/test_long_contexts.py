@@ -73,7 +73,8 @@ def logits(stage: TransformersStage, sequences: list[list[int]]) -> list[Tensor]
     lengths = [len(sequence) for sequence in sequences]
     positions = torch.cat([torch.arange(length) for length in lengths])
     ids = torch.tensor([token for sequence in sequences for token in sequence])
-    return list(stage.forward(ids, positions, CausalAttention(lengths), torch.arange(len(ids))).split(lengths))
+    outputs = stage.forward(ids, positions, CausalAttention(lengths), torch.arange(len(ids)))
+    return list(torch.split(outputs, lengths))
 
 
 def tokens(length: int) -> list[int]:
@@ -82,7 +83,8 @@ def tokens(length: int) -> list[int]:
 
 def reference(directory: Path, sequence: list[int]) -> Tensor:
     with torch.no_grad():
-        return load_reference(directory)(torch.tensor([sequence])).logits[0]
+        logits: Tensor = load_reference(directory)(torch.tensor([sequence])).logits
+    return logits[0]
 
 
 def error_of(ours: Tensor, expected: Tensor) -> float:
