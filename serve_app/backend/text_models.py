@@ -81,6 +81,16 @@ class TextModels:
         ]
         return [encoding for job in await asyncio.gather(*jobs) for encoding in job]
 
+    async def shortened(self, tokenizer: Tokenizer, texts: list[str], max_tokens: int) -> list[str]:
+        """The texts, each cut behind so many of its tokens."""
+
+        def shorten(some: Sequence[str]) -> list[str]:
+            return [tokenizer.shorten(text, max_tokens) for text in some]
+
+        starts = range(0, len(texts), _TEXTS_PER_JOB)
+        jobs = [self._pool.run(shorten, texts[start : start + _TEXTS_PER_JOB]) for start in starts]
+        return [text for job in await asyncio.gather(*jobs) for text in job]
+
     async def run_items(self, call: Call, model: ModelDescription, items: list[Item]) -> list[Item]:
         """The model's outputs for each entry, in order. Raises a RayshardError."""
         request = InferRequest(call.request_id, model.name, items, call.queue_timeout_s)

@@ -71,6 +71,11 @@ class Tokenizer:
         encoding = self._core.post_process(parts[0], parts[1] if pair is not None else None, add_special_tokens=True)
         return TextEncoding(encoding.ids, encoding.type_ids, self._prompt_length(prompt) if prompt else 0)
 
+    def shorten(self, text: str, max_tokens: int) -> str:
+        """The text up to the end of so many of its tokens."""
+        encoding = self._core.encode(text, add_special_tokens=False)
+        return text if len(encoding) <= max_tokens else text[: encoding.offsets[max_tokens - 1][1]]
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of a whole sequence; ids without a token give nothing."""
         return self._core.decode(list(token_ids), skip_special_tokens=skip_special_tokens)

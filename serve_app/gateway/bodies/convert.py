@@ -5,13 +5,28 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from serve_app.errors import RequestError
+from serve_app.gateway.bodies.inference import EmbedDtype, Endianness
 from serve_app.gateway.bodies.json_body import parse_json_object
+from serve_app.gateway.bodies.known_apis import CohereCut, CohereFormat, CohereInput, PoolingTask, Side
 from serve_app.gateway.bodies.neutral import drop_neutral
-from serve_app.gateway.bodies.openai import EncodingFormat, PartType, Role
+from serve_app.gateway.bodies.openai import EncodingFormat, PartType, Role, TruncationSide
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
-_ENUMS = {"role": get_args(Role), "type": get_args(PartType), "encoding_format": get_args(EncodingFormat)}
+_ENUMS = {
+    "role": get_args(Role),
+    "type": get_args(PartType),
+    "encoding_format": get_args(EncodingFormat),
+    "embed_dtype": get_args(EmbedDtype),
+    "endianness": get_args(Endianness),
+    "truncation_side": get_args(TruncationSide),
+    "input_type": get_args(CohereInput),
+    "embedding_types": get_args(CohereFormat),
+    "truncate": get_args(CohereCut),
+    "truncation_direction": get_args(Side),
+    "raw_scores": ("false",),
+    "task": get_args(PoolingTask),
+}
 _MISSING = "Object missing required field `"
 
 
@@ -40,7 +55,7 @@ def _request_error(reason: str, raw: dict[str, object]) -> RequestError:
             return RequestError(f"{path} {advice}", field=path)
     allowed = reason.replace("`", "").replace("Expected", "expected", 1)
     if reason.startswith("Invalid enum value"):
-        allowed = f"expected one of {', '.join(_ENUMS[path.rpartition('.')[2]])}"
+        allowed = f"expected one of {', '.join(_ENUMS[path.rpartition('.')[2].partition('[')[0]])}"
     return RequestError(f"{path}={_shown_value(raw, path)} cannot be used: {allowed}", field=path or "body")
 
 

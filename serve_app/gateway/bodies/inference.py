@@ -1,6 +1,8 @@
 """Bodies and answers of embeddings, scores, ranks, classes and predictions. An unknown key is an error."""
 
-from typing import Annotated
+import secrets
+import time
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -8,6 +10,8 @@ from msgspec import UNSET, Meta, UnsetType
 from serve_app.gateway.bodies.openai import EncodingFormat, NaturalInt, PositiveInt
 
 TruncateTokens = Annotated[int, Meta(ge=-1)]
+EmbedDtype = Literal["float32", "float16", "bfloat16"]
+Endianness = Literal["native", "little", "big"]
 Texts = str | list[str | list[NaturalInt] | NaturalInt]
 
 
@@ -28,6 +32,8 @@ class EmbeddingsBody(EntriesBody):
     dimensions: PositiveInt | None = None
     prompt_name: str | None = None  # of the model's prompts: which goes before each text
     input_type: str | None = None  # query, document, or a prompt's name: in place of prompt_name
+    embed_dtype: EmbedDtype | None = None  # of base64; None: float32
+    endianness: Endianness | None = None  # of base64; None: little
 
 
 class ClassifyBody(EntriesBody):
@@ -40,26 +46,31 @@ class ClassifyBody(EntriesBody):
 
 
 class ScoreBody(EntriesBody):
-    """`POST /v1/score`."""
+    """`POST /v1/score`: both sides, each under one of its names."""
 
-    text_1: str | list[str]
-    text_2: str | list[str]
-    prompt_name: str | None = None  # of the model's prompts: before each text of an embedder, else before text_1
-
-
-class RerankDocument(msgspec.Struct, forbid_unknown_fields=True):
-    """A document with its text under a name."""
-
-    text: str
+    text_1: str | list[str] | None = None
+    queries: str | list[str] | None = None
+    data_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+    documents: str | list[str] | None = None
+    items: str | list[str] | None = None
+    data_2: str | list[str] | None = None
+    prompt_name: str | None = (
+        None  # of the model's prompts: before each text of an embedder, else before the first side
+    )
 
 
 class RerankBody(EntriesBody):
-    """`POST /v1/rerank`."""
+    """`POST /v1/rerank`, in the shapes of Cohere and Jina. A document may be an object with its text under a name."""
 
     query: str
-    documents: list[str | RerankDocument]
-    top_n: PositiveInt | None = None
+    documents: str | list[str | dict[str, object]]
+    top_n: NaturalInt | None = None  # 0: all
     return_documents: bool | None = None
+    rank_fields: list[str] | None = None  # of documents that are objects: what is read of them, in this order
+    max_tokens_per_doc: PositiveInt | None = None
+    max_chunks_per_doc: PositiveInt | None = None  # without effect: a document is one chunk
+    priority: int | None = None  # without effect
 
 
 class PredictBody(EntriesBody):
@@ -124,6 +135,14 @@ class TokenUsage(msgspec.Struct, frozen=True):
 
     prompt_tokens: int
     total_tokens: int
+    completion_tokens: int = 0
+
+
+class AnswerList(msgspec.Struct, frozen=True, kw_only=True):
+    """What lists of answers have in common."""
+
+    id: str = msgspec.field(default_factory=lambda: secrets.token_hex(16))
+    created: int = msgspec.field(default_factory=lambda: int(time.time()))  # Unix time in seconds
 
 
 class Embedding(msgspec.Struct, frozen=True):
@@ -134,7 +153,7 @@ class Embedding(msgspec.Struct, frozen=True):
     object: str = "embedding"
 
 
-class EmbeddingList(msgspec.Struct, frozen=True):
+class EmbeddingList(AnswerList, frozen=True):
     """The vectors, in the order of the inputs."""
 
     model: str
@@ -160,7 +179,7 @@ class Classification(msgspec.Struct, frozen=True):
     labels: list[LabelAnswer]
 
 
-class ClassificationList(msgspec.Struct, frozen=True):
+class ClassificationList(AnswerList, frozen=True):
     """The classes, in the order of the inputs."""
 
     model: str
@@ -177,7 +196,7 @@ class ScoreEntry(msgspec.Struct, frozen=True):
     object: str = "score"
 
 
-class ScoreList(msgspec.Struct, frozen=True):
+class ScoreList(AnswerList, frozen=True):
     """The scores, in the order of the pairs."""
 
     model: str
@@ -191,10 +210,10 @@ class RankedDocument(msgspec.Struct, frozen=True):
 
     index: int
     relevance_score: float
-    document: RerankDocument | UnsetType = UNSET
+    document: dict[str, object] | UnsetType = UNSET
 
 
-class Ranking(msgspec.Struct, frozen=True):
+class Ranking(AnswerList, frozen=True):
     """The documents, the most relevant first."""
 
     model: str

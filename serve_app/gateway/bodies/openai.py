@@ -18,6 +18,7 @@ NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 TokenIds = Annotated[list[NaturalInt], Meta(max_length=1024)]
+TruncationSide = Literal["left", "right"]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
 
@@ -56,6 +57,7 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prompt_logprobs: NumLogprobs | None = None
     return_token_ids: bool | None = None
     truncate_prompt_tokens: PositiveInt | None = None
+    truncation_side: TruncationSide | None = None  # what truncate_prompt_tokens leaves out; None: left
     restore_redactions: bool | None = None  # in the answer, what the model's redact_pii has taken out
     user: str | None = None  # from here on: taken and without effect
     metadata: dict[str, str] | None = None

@@ -29,10 +29,16 @@ class ModelName(msgspec.Struct, frozen=True, rename="camel"):
     model_url: str
 
 
-class ModelNames(msgspec.Struct, frozen=True):
-    """`GET /models`."""
+class Version(msgspec.Struct, frozen=True):
+    """`GET /version`."""
 
-    models: list[ModelName]
+    version: str
+
+
+class Load(msgspec.Struct, frozen=True):
+    """`GET /load`."""
+
+    server_load: int  # requests that run or wait
 
 
 class TokenizedText(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import base64
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from serve_app.gateway.bodies.inference import (
     Prediction,
 )
 from serve_app.gateway.calls.inference import shorten
+from serve_app.preprocessing.arrays import to_bfloat16
 from serve_app.preprocessing.model_entries import ranked
 from serve_app.types.chains import LabelScore
 
@@ -31,8 +33,23 @@ def embeddings(vectors: Vectors, body: EmbeddingsBody) -> list[Embedding]:
             raise RequestError(message, field="dimensions")
         is_normalized = bool(np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-3))
         vectors = shorten(vectors, body.dimensions, is_normalized=is_normalized)
-    is_encoded = body.encoding_format == "base64"
-    return [Embedding(index, _base64(row) if is_encoded else row.tolist()) for index, row in enumerate(vectors)]
+    if body.encoding_format == "base64":
+        dtype, endianness = body.embed_dtype or "float32", body.endianness or "little"
+        return [Embedding(index, base64_of(row, dtype, endianness)) for index, row in enumerate(vectors)]
+    for name in ("embed_dtype", "endianness"):
+        if getattr(body, name) is not None:
+            raise RequestError(f'{name} is for encoding_format="base64"; leave it out', field=name)
+    return [Embedding(index, row.tolist()) for index, row in enumerate(vectors)]
+
+
+def base64_of(row: Vectors, dtype: str = "float32", endianness: str = "little") -> str:
+    """A vector's numbers [D] in the bytes of a dtype."""
+    if dtype == "bfloat16":
+        numbers = np.frombuffer(to_bfloat16(row).data, dtype="<u2")
+    else:
+        numbers = row.astype("<f2" if dtype == "float16" else "<f4")
+    is_swapped = (sys.byteorder if endianness == "native" else endianness) == "big"
+    return base64.b64encode((numbers.byteswap() if is_swapped else numbers).tobytes()).decode()
 
 
 def classifications(
@@ -59,7 +76,3 @@ def prediction(scores: list[LabelScore], *, is_multi_label: bool, top_k: int | N
     best = order[0]
     is_held = not is_multi_label or best.score >= _DEFAULT_THRESHOLD
     return Prediction(best.label if is_held else None, best.score, {one.label: one.score for one in order[:top_k]})
-
-
-def _base64(row: Vectors) -> str:
-    return base64.b64encode(row.astype("<f4").tobytes()).decode()

@@ -8,6 +8,7 @@ from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.calls.graph_calls import GraphCalls
 from serve_app.gateway.calls.inference import InferenceService
+from serve_app.gateway.calls.known_apis import KnownApiCalls
 from serve_app.gateway.calls.model_calls import ModelCalls
 from serve_app.gateway.calls.models import ServedModels
 from serve_app.gateway.calls.prompt_steps import PromptSteps
@@ -35,6 +36,7 @@ class DataPlane:
         self.watches = OpenStreams()
         self.infer_streams = OpenStreams(max_of_caller=256, max_in_all=2048)
         self.calls = ModelCalls(service, self.models, GraphCalls(backend, config.queue_timeout_s))
+        self.known_calls = KnownApiCalls(self.calls, self.models)
 
     def close(self) -> None:
         """End threads and processes."""

@@ -64,6 +64,10 @@ class InferenceService:
             return outputs[0]
         return (await self._models.answers(call, model, outputs)).json[0]
 
+    async def shortened(self, model: ServedModel, texts: list[str], max_tokens: int) -> list[str]:
+        """The texts, each no longer than so many tokens."""
+        return await self._models.shortened(model.tokenizer, texts, max_tokens)
+
     async def trace(self, model: ModelDescription, texts: list[str]) -> list[ChainOutcome]:
         """What each step of a model's preprocessing makes of texts."""
         return await self._models.run_steps(Call(), model, [ChainValue(text=text) for text in texts], has_trace=True)

@@ -24,7 +24,6 @@ from serve_app.gateway.bodies.inference import (
     RankedDocument,
     Ranking,
     RerankBody,
-    RerankDocument,
     ScoreBody,
     ScoreEntry,
     ScoreList,
@@ -45,6 +44,7 @@ from serve_app.gateway.calls.inference import (
     relevance,
 )
 from serve_app.gateway.calls.models import ServedModels
+from serve_app.gateway.calls.score_inputs import document_texts, side_of
 from serve_app.gateway.calls.tensor_inputs import read_inputs, write_output
 from serve_app.types.chains import ChainOutcome, ChainValue
 from serve_app.types.models import ModelDescription
@@ -93,40 +93,42 @@ class ModelCalls:
     async def score(self, body: ScoreBody) -> ScoreList:
         """How well pairs of texts fit: by a cross-encoder, or by the similarity of embeddings."""
         model = self._models.for_tasks(body.model, ("score", "embed"))
-        first = [body.text_1] if isinstance(body.text_1, str) else body.text_1
-        second = [body.text_2] if isinstance(body.text_2, str) else body.text_2
-        if not first or not second:
-            raise RequestError("text_1 or text_2 is empty; send texts", field="text_1" if not first else "text_2")
+        first, one = side_of(body, ("text_1", "queries", "data_1"))
+        second, two = side_of(body, ("text_2", "documents", "items", "data_2"))
         if len(first) == 1:
             first = first * len(second)
         if len(first) != len(second):
-            message = f"text_1 has {len(first)} entries and text_2 {len(second)}; send as many, or one text_1"
-            raise RequestError(message, field="text_2")
+            message = f"{one} has {len(first)} entries and {two} {len(second)}; send as many, or one {one}"
+            raise RequestError(message, field=two)
         prompt = named_prompt(model, body.prompt_name)
-        scores, usage = await self._score_pairs(model, body, first, second, _Sides("text_1", "text_2", prompt, prompt))
+        scores, usage = await self._score_pairs(model, body, first, second, _Sides(one, two, prompt, prompt))
         data = [ScoreEntry(index, score) for index, score in enumerate(scores)]
         return ScoreList(model.name, data, usage)
 
     async def rerank(self, body: RerankBody) -> Ranking:
         """Documents by their relevance to a query."""
         model = self._models.for_tasks(body.model, ("score", "embed"))
-        if not body.documents:
-            raise RequestError("documents is empty; send at least one", field="documents")
-        texts = [one if isinstance(one, str) else one.text for one in body.documents]
+        documents = [body.documents] if isinstance(body.documents, str) else body.documents
+        texts = document_texts(documents, body.rank_fields)
+        if body.max_tokens_per_doc is not None:
+            served = await self._models.with_tokenizer(model)
+            texts = await self._service.shortened(served, texts, body.max_tokens_per_doc)
         queries = [body.query] * len(texts)
         prompts = (default_prompt(model), "")
         if model.task == "embed":
             prompts = (typed_prompt(model, "query"), typed_prompt(model, "document"))
         scores, usage = await self._score_pairs(model, body, queries, texts, _Sides("query", "documents", *prompts))
-        order = sorted(range(len(texts)), key=lambda index: -scores[index])[: body.top_n]
-        has_texts = body.return_documents is True
-        results = [
-            RankedDocument(index, scores[index], RerankDocument(texts[index]))
-            if has_texts
-            else RankedDocument(index, scores[index])
-            for index in order
-        ]
+        order = sorted(range(len(texts)), key=lambda index: -scores[index])[: body.top_n or None]
+        results = [RankedDocument(index, scores[index]) for index in order]
+        if body.return_documents:
+            shown: list[dict[str, object]] = [{"text": one} if isinstance(one, str) else one for one in documents]
+            results = [RankedDocument(index, scores[index], shown[index]) for index in order]
         return Ranking(model.name, results, usage)
+
+    async def score_texts(self, model: ModelDescription, body: EmbeddingsBody) -> tuple[list[list[float]], TokenUsage]:
+        """A cross-encoder's score of each text alone."""
+        outputs = await self._run(model, body, entries_of(body.input, "input"))
+        return [[score] for score in relevance(model, outputs.values)], _usage(outputs)
 
     async def predict(self, body: PredictBody) -> object:
         """The label of a text, or of each of a list; or what a module makes of named tensors."""

@@ -235,9 +235,11 @@ def _split_prompts(body: CompletionBody) -> list[str | list[int]]:
 
 
 def _cut(token_ids: list[int], body: SamplingBody) -> list[int]:
-    """Keeps the last tokens, as vLLM does."""
+    """Keeps the last tokens, as vLLM does, or the first."""
     limit = body.truncate_prompt_tokens
-    return token_ids if limit is None else token_ids[-limit:]
+    if limit is None:
+        return token_ids
+    return token_ids[:limit] if body.truncation_side == "right" else token_ids[-limit:]
 
 
 def _template_variables(body: ChatBody | TokenizeBody, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from serve_app.errors import RayshardError
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
+from serve_app.gateway.http.aliases import alias_routes
 from serve_app.gateway.http.browser_guard import BrowserGuardMiddleware
 from serve_app.gateway.http.compatible_routes import compatible_routes
 from serve_app.gateway.http.docs_routes import docs_routes
@@ -31,7 +32,20 @@ def build_http_app(plane: DataPlane) -> Starlette:
     keys = [] if plane.keys is None else [Middleware(KeyMiddleware, plane.keys)]
     config = plane.config
     guard = Middleware(BrowserGuardMiddleware, config.allowed_hosts, config.cors_allowed_origins)
-    inference = inference_endpoints(plane.calls, shell)
+    inference = inference_endpoints(plane, shell, endpoints)
+    routes = [
+        Route("/health", health_endpoint(plane)),
+        *compatible_routes(plane, shell),
+        Route("/v1/models", endpoints.list_models),
+        Route("/v1/models/{name:path}", endpoints.get_model),
+        Route("/v1/completions", endpoints.complete, methods=["POST"]),
+        Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+        Route("/v1/tokenize", endpoints.tokenize, methods=["POST"]),
+        Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),
+        *open_inference_routes(OpenInference(plane), shell),
+        *docs_routes(),
+    ]
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -41,19 +55,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
             plane.close()
 
     app = Starlette(
-        routes=[
-            Route("/health", health_endpoint(plane)),
-            *compatible_routes(plane, shell),
-            Route("/v1/models", endpoints.list_models),
-            Route("/v1/models/{name:path}", endpoints.get_model),
-            Route("/v1/completions", endpoints.complete, methods=["POST"]),
-            Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
-            Route("/v1/tokenize", endpoints.tokenize, methods=["POST"]),
-            Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),
-            *open_inference_routes(OpenInference(plane), shell),
-            *docs_routes(),
-        ],
+        routes=[*alias_routes(routes), *routes],
         exception_handlers={
             RayshardError: on_rayshard_error,
             HTTPException: on_http_exception,

@@ -1,4 +1,4 @@
-"""Routes that callers of TorchServe, TF Serving and KServe v1 know.
+"""Routes that callers of TorchServe, TF Serving, KServe v1 and vLLM know.
 
 https://docs.pytorch.org/serve/inference_api.html, https://www.tensorflow.org/tfx/serving/api_rest,
 https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
@@ -15,14 +15,17 @@ from serve_app.gateway.bodies.convert import parse_body
 from serve_app.gateway.bodies.inference import Prediction
 from serve_app.gateway.bodies.json_body import parse_json_value
 from serve_app.gateway.bodies.others import (
+    Load,
     ModelName,
-    ModelNames,
     Ping,
     PredictInstancesBody,
     Predictions,
+    Version,
 )
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.instances import encoded, predict_instances
+from serve_app.gateway.calls.open_inference import server_version
+from serve_app.gateway.http.openai_responses import ModelList, model_card
 from serve_app.gateway.http.shell import RequestShell, json_answer, json_bytes
 from serve_app.types.models import ModelDescription
 
@@ -32,10 +35,18 @@ def compatible_routes(plane: DataPlane, shell: RequestShell) -> list[Route]:
     endpoints = _CompatibleEndpoints(plane, shell)
     return [
         Route("/ping", endpoints.ping),
+        Route("/version", endpoints.version),
+        Route("/load", endpoints.load),
         Route("/models", endpoints.models),
         Route("/predictions/{name:path}", endpoints.predictions, methods=["POST", "PUT"]),
         Route("/v1/models/{name:path}:predict", endpoints.predict, methods=["POST"]),
     ]
+
+
+class ModelNames(ModelList, frozen=True, kw_only=True):
+    """`GET /models`: TorchServe's list beside OpenAI's."""
+
+    models: list[ModelName]
 
 
 class _CompatibleEndpoints:
@@ -49,10 +60,21 @@ class _CompatibleEndpoints:
         status = HTTPStatus.OK if is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
         return json_answer(Ping("Healthy" if is_healthy else "Unhealthy"), status=status)
 
+    async def version(self, _request: Request) -> Response:
+        """vLLM's question."""
+        return json_answer(Version(server_version()))
+
+    async def load(self, _request: Request) -> Response:
+        """vLLM's question: what runs or waits, of the models that are there for the caller."""
+        copies = self._plane.backend.health().models
+        found = [copy for model in self._plane.models.all() for copy in copies.get(model.name, [])]
+        return json_answer(Load(sum(copy.num_running + copy.num_waiting for copy in found)))
+
     async def models(self, _request: Request) -> Response:
-        """TorchServe's list."""
-        names = [model.name for model in self._plane.models.all()]
-        return json_answer(ModelNames([ModelName(name, name) for name in names]))
+        """TorchServe's list, and OpenAI's beside it for clients that know no /v1."""
+        models = self._plane.models.all()
+        names = [ModelName(model.name, model.name) for model in models]
+        return json_answer(ModelNames([model_card(model) for model in models], models=names))
 
     async def predictions(self, request: Request) -> Response:
         """TorchServe's call: a text, a JSON value, or `{"instances": [...]}`."""

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from serve_app.errors import ContextLengthError, ModelNotFoundError, RayshardError, UnsupportedEncodingError
 from serve_app.gateway.failures import hidden_error, told_message
+from serve_app.gateway.http.aliases import is_protocol_path
 from serve_app.gateway.http.content_encoding import ENCODINGS
 
 
@@ -45,19 +46,23 @@ def _headers(error: RayshardError) -> dict[str, str]:
     return headers
 
 
-async def on_http_exception(_request: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's handler for its own: unknown paths and methods."""
     assert isinstance(error, HTTPException)
     message = {404: "no such path; see /v1/models", 405: "this path does not take that method"}.get(
         error.status_code, error.detail
     )
+    if is_protocol_path(request.url.path):
+        return _json_response(msgspec.json.encode(ProtocolError(message)), error.status_code, dict(error.headers or {}))
     detail = ErrorDetail(message, "invalid_request_error", None, _CODES_BY_STATUS.get(error.status_code))
     return _json_response(msgspec.json.encode(ErrorBody(detail)), error.status_code, dict(error.headers or {}))
 
 
-async def on_unexpected_error(_request: Request, error: Exception) -> Response:
+async def on_unexpected_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for our own faults: no details for the client; Starlette raises on, to the log."""
     internal = hidden_error(error)
+    if is_protocol_path(request.url.path):
+        return await on_protocol_error(request, internal)
     return _json_response(error_body(internal), internal.http_status, {})
 
 

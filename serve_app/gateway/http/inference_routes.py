@@ -7,7 +7,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.gateway.bodies.convert import parse_body
+from serve_app.errors import RequestError
+from serve_app.gateway.bodies.convert import convert_body
 from serve_app.gateway.bodies.inference import (
     ClassifyBody,
     EmbeddingsBody,
@@ -16,28 +17,82 @@ from serve_app.gateway.bodies.inference import (
     RerankBody,
     ScoreBody,
 )
-from serve_app.gateway.calls.model_calls import ModelCalls
+from serve_app.gateway.bodies.known_apis import CohereEmbedBody, PoolingBody, TeiEmbedBody, TeiRerankBody
+from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.http.openai_routes import OpenAIEndpoints
 from serve_app.gateway.http.shell import RequestShell, json_bytes
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+Call = Callable[[dict[str, Any]], Coroutine[Any, Any, object]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def inference_endpoints(calls: ModelCalls, shell: RequestShell) -> dict[str, Endpoint]:
+def inference_endpoints(plane: DataPlane, shell: RequestShell, openai: OpenAIEndpoints) -> dict[str, Endpoint]:
     """The endpoint of each path; all take POST."""
+    calls = _calls_by_path(plane)
 
-    def endpoint(body_type: type[Body], call: Callable[[Body], Coroutine[Any, Any, object]]) -> Endpoint:
+    def endpoint(call: Call) -> Endpoint:
         async def answer(request: Request) -> Response:
-            body = parse_body(await shell.read(request), body_type)
-            return json_bytes(msgspec.json.encode(await shell.run(request, call(body))))
+            return await run(request, call(await shell.read_object(request)))
 
         return answer
 
+    async def run(request: Request, work: Coroutine[Any, Any, object]) -> Response:
+        return json_bytes(msgspec.json.encode(await shell.run(request, work)))
+
+    async def invoke(request: Request) -> Response:
+        """SageMaker's one path: what is called follows from the body's keys."""
+        given = await shell.read_object(request)
+        if "messages" in given:
+            return await openai.answer_chat(request, given)
+        if "prompt" in given:
+            return await openai.answer_completion(request, given)
+        return await run(request, calls[_invoked_path(given, plane)](given))
+
+    return {**{path: endpoint(call) for path, call in calls.items()}, "/invocations": invoke}
+
+
+def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
+    def of(body_type: type[Body], call: Callable[[Body], Coroutine[Any, Any, object]]) -> Call:
+        async def run(given: dict[str, Any]) -> object:
+            return await call(convert_body(given, body_type))
+
+        return run
+
+    calls, known = plane.calls, plane.known_calls
+    rerank, rerank_texts = of(RerankBody, calls.rerank), of(TeiRerankBody, known.tei_rerank)
+
+    async def rerank_any(given: dict[str, Any]) -> object:
+        return await (rerank_texts if "texts" in given else rerank)(given)
+
     return {
-        "/v1/embeddings": endpoint(EmbeddingsBody, calls.embed),
-        "/v1/classify": endpoint(ClassifyBody, calls.classify),
-        "/v1/score": endpoint(ScoreBody, calls.score),
-        "/v1/rerank": endpoint(RerankBody, calls.rerank),
-        "/v1/preprocess": endpoint(PreprocessBody, calls.preprocess),
-        "/predict": endpoint(PredictBody, calls.predict),
+        "/v1/embeddings": of(EmbeddingsBody, calls.embed),
+        "/v1/classify": of(ClassifyBody, calls.classify),
+        "/v1/score": of(ScoreBody, calls.score),
+        "/v1/rerank": rerank_any,
+        "/v1/preprocess": of(PreprocessBody, calls.preprocess),
+        "/predict": of(PredictBody, calls.predict),
+        "/embed": of(TeiEmbedBody, known.tei_embed),
+        "/v2/embed": of(CohereEmbedBody, known.cohere_embed),
+        "/pooling": of(PoolingBody, known.pool),
     }
+
+
+def _invoked_path(given: dict[str, Any], plane: DataPlane) -> str:
+    """The path that takes such a body. Raises RequestError."""
+    if "query" in given:
+        return "/v1/rerank"
+    if not {"text_1", "queries", "data_1"}.isdisjoint(given):
+        return "/v1/score"
+    if "task" in given:
+        return "/pooling"
+    if "input" in given:
+        name = given.get("model")
+        model = plane.models.for_tasks(name if isinstance(name, str) else None, ("embed", "classify", "score", "graph"))
+        gives = {"embedding": "embed", "label": "classify"}.get(model.graph_gives or "", model.task)
+        return {"embed": "/v1/embeddings", "classify": "/v1/classify"}.get(gives, "/pooling")
+    if "text" in given or "inputs" in given:
+        return "/predict"
+    raise RequestError(
+        "body has none of messages, prompt, input, query, text_1, text and inputs; send one", field="body"
+    )

@@ -12,11 +12,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import HeadersTooLargeError, RayshardError
 from serve_app.gateway.api_keys import ApiKeys
+from serve_app.gateway.http.aliases import is_protocol_path
 from serve_app.gateway.http.errors import on_protocol_error, on_rayshard_error
 
 MAX_HEADER_BYTES = 65_536  # as many as common proxies take, or more
 OPEN_PATHS = frozenset(
-    {"/health", "/ping", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
+    {"/health", "/healthz", "/ping", "/version", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
 )  # for probes, and what names no model
 
 
@@ -64,7 +65,7 @@ class KeyMiddleware:
 
 async def refuse(error: RayshardError, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request with an error before it reaches its route, in the shape of its protocol."""
-    show = on_protocol_error if scope["path"].startswith("/v2") else on_rayshard_error
+    show = on_protocol_error if is_protocol_path(scope["path"]) else on_rayshard_error
     response = await show(Request(scope), error)
     await response(scope, receive, send)
 

@@ -1,12 +1,13 @@
 """HTTP endpoints of OpenAI's API, and of what stands beside it: models, tokens."""
 
 import time
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.errors import RequestError
-from serve_app.gateway.bodies.convert import parse_body
+from serve_app.gateway.bodies.convert import convert_body, parse_body
 from serve_app.gateway.bodies.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from serve_app.gateway.bodies.others import DetokenizedText, TokenizedText
 from serve_app.gateway.calls.data_plane import DataPlane
@@ -44,13 +45,21 @@ class OpenAIEndpoints:
 
     async def complete(self, request: Request) -> Response:
         """Text completion."""
-        body = parse_body(await self._shell.read(request), CompletionBody)
-        call = await self._reader.completion(body, await self._models.find(body.model))
-        return await self._answer(request, call, is_chat=False)
+        return await self.answer_completion(request, await self._shell.read_object(request))
 
     async def chat(self, request: Request) -> Response:
         """Chat completion."""
-        body = parse_body(await self._shell.read(request), ChatBody)
+        return await self.answer_chat(request, await self._shell.read_object(request))
+
+    async def answer_completion(self, request: Request, given: dict[str, Any]) -> Response:
+        """The answer to a body that is parsed already."""
+        body = convert_body(given, CompletionBody)
+        call = await self._reader.completion(body, await self._models.find(body.model))
+        return await self._answer(request, call, is_chat=False)
+
+    async def answer_chat(self, request: Request, given: dict[str, Any]) -> Response:
+        """The answer to a body that is parsed already."""
+        body = convert_body(given, ChatBody)
         call = await self._reader.chat(body, await self._models.find(body.model))
         return await self._answer(request, call, is_chat=True)
 

@@ -4,7 +4,7 @@ https://spec.openapis.org/oas/v3.1.0
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +23,13 @@ from serve_app.gateway.bodies.inference import (
     ScoreBody,
     ScoreList,
 )
+from serve_app.gateway.bodies.known_apis import (
+    CohereEmbedBody,
+    CohereEmbeddings,
+    PooledList,
+    PoolingBody,
+    TeiEmbedBody,
+)
 from serve_app.gateway.bodies.open_inference import (
     InferBody,
     ServerLive,
@@ -35,12 +42,15 @@ from serve_app.gateway.bodies.openai import ChatBody, CompletionBody, Detokenize
 from serve_app.gateway.bodies.others import (
     DetokenizedText,
     HealthBody,
-    ModelNames,
+    Load,
     Ping,
     PredictInstancesBody,
     Predictions,
     TokenizedText,
+    Version,
 )
+from serve_app.gateway.http.aliases import ALIASES, is_protocol_path
+from serve_app.gateway.http.compatible_routes import ModelNames
 from serve_app.gateway.http.errors import ErrorBody, ProtocolError
 from serve_app.gateway.http.openai_responses import ChatResponse, CompletionResponse, ModelList, ModelState
 from serve_app.gateway.http.openai_stream import ChatChunk
@@ -88,7 +98,7 @@ class Operation:
     @property
     def is_protocol(self) -> bool:
         """Whether errors have the Open Inference Protocol's shape."""
-        return self.path.startswith("/v2")
+        return is_protocol_path(self.path)
 
     @property
     def errors(self) -> dict[int, str]:
@@ -103,7 +113,14 @@ class Operation:
 
 def operations() -> list[Operation]:
     """Every method of every path."""
-    return [*_health_operations(), *_generation_operations(), *_inference_operations(), *_protocol_operations()]
+    found = [*_health_operations(), *_generation_operations(), *_inference_operations(), *_known_operations()]
+    aliases = [
+        replace(operation, path=alias, summary=f"{operation.summary}: as {operation.path}")
+        for alias, path in ALIASES.items()
+        for operation in found
+        if operation.path == path
+    ]
+    return [*found, *_protocol_operations(), *aliases]
 
 
 def openapi_document() -> bytes:
@@ -139,7 +156,9 @@ def _health_operations() -> list[Operation]:
                   {_JSON: Ping}, other_answers={503: Ping}, is_open=True),
         Operation("GET", "/openapi.json", "health", "This document", {_JSON: _ANY_JSON}, is_open=True),
         Operation("GET", "/docs", "health", "This document, to be read", {_HTML: _STRING}, is_open=True),
-        Operation("GET", "/models", "models", "Models in TorchServe's words", {_JSON: ModelNames}),
+        Operation("GET", "/version", "health", "The version of this software", {_JSON: Version}, is_open=True),
+        Operation("GET", "/load", "health", "How many requests run or wait", {_JSON: Load}),
+        Operation("GET", "/models", "models", "Models in TorchServe's words and OpenAI's", {_JSON: ModelNames}),
         Operation("GET", "/v1/models", "models", "Models in OpenAI's words", {_JSON: ModelList}),
         Operation("GET", "/v1/models/{name}", "models", "One model, in the words of OpenAI, KServe v1 and TF Serving",
                   {_JSON: ModelState}),
@@ -168,8 +187,9 @@ def _inference_operations() -> list[Operation]:
                   {_JSON: ClassificationList}, {_JSON: ClassifyBody}),
         Operation("POST", "/v1/score", "inference", "How well pairs of texts fit", {_JSON: ScoreList},
                   {_JSON: ScoreBody}),
-        Operation("POST", "/v1/rerank", "inference", "Documents by their relevance", {_JSON: Ranking},
-                  {_JSON: RerankBody}),
+        Operation("POST", "/v1/rerank", "inference",
+                  "Documents by their relevance; in text-embeddings-inference's shape where they are called texts",
+                  {_JSON: Ranking}, {_JSON: RerankBody}),
         Operation("POST", "/v1/preprocess", "inference", "What a model's steps make of texts",
                   {_JSON: PreprocessedList}, {_JSON: PreprocessBody}),
         Operation("POST", "/predict", "inference",
@@ -179,6 +199,20 @@ def _inference_operations() -> list[Operation]:
                     {_JSON: _ANY_JSON}, given_text) for method in ("POST", "PUT")),
         Operation("POST", "/v1/models/{name}:predict", "inference", "The call of TF Serving and KServe v1",
                   {_JSON: Predictions}, {_JSON: PredictInstancesBody}),
+    ]  # fmt: skip
+
+
+def _known_operations() -> list[Operation]:
+    tag = "other APIs"
+    return [
+        Operation("POST", "/embed", tag, "Vectors of texts, as text-embeddings-inference gives them",
+                  {_JSON: list[list[float]]}, {_JSON: TeiEmbedBody}),
+        Operation("POST", "/v2/embed", tag, "Vectors of texts, as Cohere gives them",
+                  {_JSON: CohereEmbeddings}, {_JSON: CohereEmbedBody}),
+        Operation("POST", "/pooling", tag, "Vectors, probabilities or scores of texts, as vLLM gives them",
+                  {_JSON: PooledList}, {_JSON: PoolingBody}),
+        Operation("POST", "/invocations", tag, "SageMaker's one path: the body's keys say what is called",
+                  {_JSON: _ANY_JSON, _EVENTS: _ANY_JSON}, {_JSON: _ANY_JSON}),
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import RequestAbortedError, RequestError, RequestTooLargeError, SlowRequestError
+from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.http.content_encoding import ContentDecoder
 from serve_app.gateway.http.sse import wait_for_disconnect
 from serve_app.gateway.time_limits import time_limit_of, within
@@ -45,6 +46,10 @@ class RequestShell:
             raise RequestAbortedError("the client left while sending") from error
         decoder.finish()
         return bytes(content)
+
+    async def read_object(self, request: Request) -> dict[str, Any]:
+        """The body as a JSON object."""
+        return parse_json_object(await self.read(request))
 
     def time_limit(self, request: Request) -> float | None:
         """Seconds that a request may take; None: any. Raises RequestError."""

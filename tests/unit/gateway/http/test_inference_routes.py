@@ -100,7 +100,7 @@ async def test_base64_holds_the_same_numbers_and_usage_counts_the_tokens(served:
     encoded = await served.post("/v1/embeddings", input="ab", encoding_format="base64")
     (entry,) = encoded.json()["data"]
     assert list(struct.unpack("<3f", base64.b64decode(entry["embedding"]))) == floats(plain)[0].tolist()
-    assert plain.json()["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    assert plain.json()["usage"] == {"prompt_tokens": 3, "total_tokens": 3, "completion_tokens": 0}
 
 
 async def test_dimensions_cuts_vectors(served: Served) -> None:

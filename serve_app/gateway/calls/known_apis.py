@@ -1,0 +1,109 @@
+"""Calls that users of Cohere, text-embeddings-inference and vLLM know, by our own."""
+
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve_app.errors import RequestError
+from serve_app.gateway.bodies.convert import convert_body
+from serve_app.gateway.bodies.inference import ClassifyBody, EmbeddingsBody, RerankBody
+from serve_app.gateway.bodies.known_apis import (
+    CohereEmbedBody,
+    CohereEmbeddings,
+    CohereMeta,
+    CohereTokens,
+    Pooled,
+    PooledList,
+    PoolingBody,
+    TeiEmbedBody,
+    TeiRank,
+    TeiRerankBody,
+)
+from serve_app.gateway.calls.answers import base64_of, embeddings
+from serve_app.gateway.calls.model_calls import ModelCalls
+from serve_app.gateway.calls.models import ServedModels
+
+Rows = NDArray[np.float32]
+
+
+class KnownApiCalls:
+    """One method for each call."""
+
+    def __init__(self, calls: ModelCalls, models: ServedModels) -> None:
+        self._calls = calls
+        self._models = models
+
+    async def cohere_embed(self, body: CohereEmbedBody) -> CohereEmbeddings:
+        """Vectors of texts in each of the formats asked for."""
+        if not body.texts:
+            raise RequestError("texts is empty; send at least one", field="texts")
+        given = {"input": body.texts, "model": body.model, "dimensions": body.output_dimension}
+        cut: dict[str, object] = {} if body.truncate == "NONE" else {"truncate": True}
+        if body.max_tokens is not None:
+            cut = {"truncate_prompt_tokens": body.max_tokens}
+        answer = await self._calls.embed(convert_body({**given, **cut}, EmbeddingsBody))
+        rows = np.array([one.embedding for one in answer.data], dtype=np.float32)
+        formats = body.embedding_types or ["float"]
+        tokens = CohereTokens(answer.usage.prompt_tokens)
+        vectors = {str(name): _cohere_rows(rows, name) for name in formats}
+        return CohereEmbeddings(secrets.token_hex(16), vectors, body.texts, CohereMeta(tokens, tokens))
+
+    async def tei_embed(self, body: TeiEmbedBody) -> list[list[float]]:
+        """Vectors of texts, of length one unless they are wanted as the model gives them."""
+        given = {name: getattr(body, name) for name in ("model", "truncate", "dimensions", "prompt_name")}
+        given = {name: value for name, value in given.items() if value is not None}
+        answer = await self._calls.embed(convert_body({**given, "input": body.inputs}, EmbeddingsBody))
+        rows = np.array([one.embedding for one in answer.data], dtype=np.float32)
+        if body.normalize is not False:
+            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+            rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+        vectors: list[list[float]] = rows.tolist()
+        return vectors
+
+    async def tei_rerank(self, body: TeiRerankBody) -> list[TeiRank]:
+        """Texts by their relevance to a query."""
+        if not body.texts:
+            raise RequestError("texts is empty; send at least one", field="texts")
+        given = {"model": body.model, "query": body.query, "documents": body.texts, "truncate": body.truncate}
+        ranking = await self._calls.rerank(convert_body(given, RerankBody))
+        return [
+            TeiRank(one.index, one.relevance_score, body.texts[one.index] if body.return_text else None)
+            for one in ranking.results
+        ]
+
+    async def pool(self, body: PoolingBody) -> PooledList:
+        """Vectors of a model that embeds, probabilities of one that classifies, scores of a cross-encoder."""
+        model = self._models.for_tasks(body.model, ("embed", "classify", "score"))
+        if body.task not in (None, model.task):
+            raise RequestError(f"task={body.task}: model={model.name} does {model.task}; leave it out", field="task")
+        given = {name: getattr(body, name) for name in ("model", "input", "truncate", "truncate_prompt_tokens")}
+        if model.task == "embed":
+            own = {name: getattr(body, name) for name in EmbeddingsBody.__struct_fields__}
+            answer = await self._calls.embed(EmbeddingsBody(**own))
+            data = [Pooled(one.index, one.embedding) for one in answer.data]
+            return PooledList(answer.model, data, answer.usage)
+        if body.dimensions is not None:
+            raise RequestError("dimensions is for models that embed; leave it out", field="dimensions")
+        if model.task == "classify":
+            classes = await self._calls.classify(convert_body(given, ClassifyBody))
+            rows, usage = [one.probs for one in classes.data], classes.usage
+        else:
+            rows, usage = await self._calls.score_texts(model, body)
+        return PooledList(model.name, _pooled(rows, body), usage)
+
+
+def _pooled(rows: Sequence[Sequence[float]], body: PoolingBody) -> list[Pooled]:
+    shown = [embeddings(np.array([row], dtype=np.float32), body)[0].embedding for row in rows]
+    return [Pooled(index, one) for index, one in enumerate(shown)]
+
+
+def _cohere_rows(rows: Rows, name: str) -> list[list[int | float] | str]:
+    """rows [B, D] in one of Cohere's formats; the binary ones hold a bit for each number above zero."""
+    if name == "base64":
+        return [base64_of(row) for row in rows]
+    if name == "float":
+        return list(rows.tolist())
+    packed = np.packbits(rows > 0, axis=1)
+    return list(packed.tolist() if name == "ubinary" else (packed.astype(np.int16) - 128).tolist())
