@@ -91,6 +91,17 @@ class TextModels:
         jobs = [self._pool.run(shorten, texts[start : start + _TEXTS_PER_JOB]) for start in starts]
         return [text for job in await asyncio.gather(*jobs) for text in job]
 
+    async def far_too_long(
+        self, tokenizer: Tokenizer, entries: Sequence[TextEntry], max_tokens: int
+    ) -> TextEntry | None:
+        """The first entry whose text has far more tokens than that, found without tokenizing all of it."""
+        for entry in entries:
+            texts = [text for text in (entry.text, entry.pair) if isinstance(text, str) and len(text) > max_tokens]
+            for text in texts:
+                if await self._pool.run(tokenizer.surely_exceeds, text, max_tokens):
+                    return entry
+        return None
+
     async def run_items(self, call: Call, model: ModelDescription, items: list[Item]) -> list[Item]:
         """The model's outputs for each entry, in order. Raises a RayshardError."""
         request = InferRequest(call.request_id, model.name, items, call.queue_timeout_s)

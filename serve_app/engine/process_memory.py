@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from serve_app.preprocessing.freed_memory import give_back_freed_memory
+
 logger = logging.getLogger(__name__)
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
@@ -22,20 +24,13 @@ _PRESENT_BIT = np.uint64(63)  # of an entry of /proc/PID/pagemap, 64 bits for ea
 
 
 def settle_memory(device: torch.device) -> None:
-    """Once a model is loaded: give freed pages back, and move weights on CPU into huge pages."""
-    give_back_freed_memory()
-    if device.type == "cpu":
-        collapse_to_huge_pages()
-
-
-def give_back_freed_memory() -> None:
-    """Have glibc return the pages it keeps of what was freed (malloc_trim(3)); other C libraries are left alone.
+    """Once a model is loaded: give freed pages back, and move weights on CPU into huge pages.
 
     A loader that has read, rounded and packed each matrix leaves holes as large as a third of what it holds.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    give_back_freed_memory()
+    if device.type == "cpu":
+        collapse_to_huge_pages()
 
 
 def ask_for_huge_pages(tensor: Tensor) -> None:

@@ -55,9 +55,7 @@ class ScoreBody(EntriesBody):
     documents: str | list[str] | None = None
     items: str | list[str] | None = None
     data_2: str | list[str] | None = None
-    prompt_name: str | None = (
-        None  # of the model's prompts: before each text of an embedder, else before the first side
-    )
+    prompt_name: str | None = None  # of the model's prompts: before each text of an embedder, else the first
 
 
 class RerankBody(EntriesBody):

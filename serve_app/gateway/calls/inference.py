@@ -83,6 +83,8 @@ class InferenceService:
             raise RequestError(message, field=name)
         if description.has_preprocessing:
             entries = await self._preprocess(call, description, entries)
+        if max_tokens is None:
+            await self._refuse_long(model, entries)
         encodings = await self._models.encode(description, model.tokenizer, entries, max_tokens)
         for entry, encoding in zip(entries, encodings, strict=True):
             _check(entry, encoding, description)
@@ -92,6 +94,16 @@ class InferenceService:
             outputs = await self._models.run_items(call, description, items)
             use.num_tokens = num_tokens
         return outputs, num_tokens
+
+    async def _refuse_long(self, model: ServedModel, entries: list[TextEntry]) -> None:
+        limit = model.description.max_model_len
+        entry = await self._models.far_too_long(model.tokenizer, entries, limit)
+        if entry is not None:
+            raise RequestError(
+                f"{entry.field} has more tokens than the model takes ({limit}); shorten it, or send "
+                '"truncate": true to have its end cut off',
+                field=entry.field,
+            )
 
     async def _preprocess(self, call: Call, model: ModelDescription, entries: list[TextEntry]) -> list[TextEntry]:
         """The entries with what the model's chain makes of their texts; token ids are taken as they are."""

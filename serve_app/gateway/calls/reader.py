@@ -3,7 +3,7 @@
 import secrets
 from typing import Any
 
-from serve_app.errors import RequestError
+from serve_app.errors import ContextLengthError, RequestError
 from serve_app.gateway.bodies.openai import (
     ChatBody,
     CompletionBody,
@@ -83,6 +83,7 @@ class RequestReader:
         options = _output_options(body, model, num_logprobs=num_logprobs, is_prompt_only=is_prompt_only)
         redactions = await self._steps.change_messages(body.messages, model.description)
         text = await self.chat_text(body, model)
+        await self._refuse_long(text, body, model, "messages")
         token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
         check_token_ids(token_ids, model, "messages")
         token_ids = _cut(token_ids, body)
@@ -120,6 +121,18 @@ class RequestReader:
             return tokenizer.encode(text, add_special_tokens=is_special_added)
         return await self._pool.run(tokenizer.encode, text, add_special_tokens=is_special_added)
 
+    async def _refuse_long(self, text: str, body: SamplingBody, model: ServedModel, field: str) -> None:
+        """Raises ContextLengthError for a text that is far too long, before all of it is tokenized."""
+        context = model.max_context_tokens
+        if body.truncate_prompt_tokens is not None or len(text) <= context:
+            return
+        if await self._pool.run(model.tokenizer.surely_exceeds, text, context):
+            raise ContextLengthError(
+                f"{field}: a text of {len(text)} characters has more tokens than this model's context of {context}; "
+                "send less",
+                field=field,
+            )
+
     async def _decode_each(self, token_ids: list[int], model: ServedModel, options: OutputOptions) -> list[str]:
         is_skipped = options.skip_special_tokens
         return await self._pool.run(model.tokenizer.decode_each, token_ids, skip_special_tokens=is_skipped)
@@ -129,6 +142,7 @@ class RequestReader:
             is_special_added = body.add_special_tokens is not False
             if model.description.is_prompt_templated:  # the template has written them
                 is_special_added = bool(body.add_special_tokens)
+            await self._refuse_long(prompt, body, model, "prompt")
             token_ids = await self.encode(prompt, model.tokenizer, is_special_added=is_special_added)
         else:
             token_ids = prompt

@@ -33,13 +33,14 @@ def test_the_ends_of_a_range_are_taken_and_draw_a_token(name: str, value: float)
     convert_body({"prompt": "a", name: value}, CompletionBody)
     params = SamplingParams(max_tokens=9, seed=1, num_logprobs=2)
     for base in (params, replace(params, temperature=0.0), replace(params, top_k=3, top_p=0.5, frequency_penalty=2.0)):
-        check_draws(replace(base, **{name: value}))
+        changes: dict[str, Any] = {name: value}
+        check_draws(replace(base, **changes))
 
 
 def test_the_ends_of_all_ranges_together_draw_a_token() -> None:
     for values in product(*(sorted({ends[0], ends[1], ends[-1]}) for ends in ENDS.values())):
-        params = SamplingParams(max_tokens=9, seed=1, logit_bias={3: 100.0, 5: -100.0, 7: TINY})
-        check_draws(replace(params, **dict(zip(ENDS, values, strict=True))))
+        changes: dict[str, Any] = dict(zip(ENDS, values, strict=True))
+        check_draws(SamplingParams(max_tokens=9, seed=1, logit_bias={3: 100.0, 5: -100.0, 7: TINY}, **changes))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -168,3 +169,20 @@ def test_loading_imports_neither_torch_nor_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_text_that_is_far_too_long_shows_by_its_beginning(tokenizer: Tokenizer) -> None:
+    for text in (TEXT, "a", " ", "the ", "\n"):
+        num_tokens = len(tokenizer.encode(text * 10, add_special_tokens=False))
+        for limit in (num_tokens // 2, num_tokens, num_tokens + 1):
+            for times in (1, 5, 10):
+                if tokenizer.surely_exceeds(text * times, limit):
+                    assert len(tokenizer.encode(text * times, add_special_tokens=False)) > limit
+    assert tokenizer.surely_exceeds(TEXT * 1000, 512)
+    assert not tokenizer.surely_exceeds(TEXT * 1000, 10**6)
+
+
+def test_the_work_for_a_text_that_is_far_too_long_does_not_grow_with_it(byte_level: Tokenizer) -> None:
+    started = time.perf_counter()
+    assert byte_level.surely_exceeds("the cafe " * 10_000_000, 64)  # 90 MB, minutes if all of it were tokenized
+    assert time.perf_counter() - started < 5

@@ -304,6 +304,15 @@ async def test_a_ten_megabyte_body_gets_413_and_the_next_request_works(client: h
     assert (await client.post(COMPLETIONS, json=prompt_body())).status_code == 200
 
 
+async def test_prompts_far_too_long_are_refused_before_they_are_tokenized(client: httpx.AsyncClient) -> None:
+    text = "hello there " * 80_000
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": text}]}
+    for path, body, field in ((COMPLETIONS, prompt_body(prompt=text), "prompt"), (CHAT, chat, "messages")):
+        answer = (await client.post(path, json=body)).json()["error"]
+        assert (answer["code"], answer["param"]) == ("context_length_exceeded", field)
+        assert "has more tokens than this model's context of 512" in answer["message"]
+
+
 # The openai client
 
 

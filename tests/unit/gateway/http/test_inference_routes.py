@@ -325,6 +325,8 @@ async def test_probabilities_stand_by_output_even_where_two_labels_have_one_name
         ("/v1/embeddings", {"input": [[]]}, "input[0]"),
         ("/v1/embeddings", {"input": [[1], [-1]]}, "input"),
         ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 13}, "truncate_prompt_tokens"),
+        ("/v1/embeddings", {"input": ["a", "far too long " * 70_000]}, "input[1]"),
+        ("/v1/classify", {"model": "colours", "input": "far too long " * 70_000}, "input"),
         ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format"),
         ("/v1/embeddings", {"input": "a", "dimensions": 0}, "dimensions"),
