@@ -19,7 +19,7 @@ from serve_app.errors import ConfigError
 from serve_app.models.int8_linear import Int8Linear
 from serve_app.models.quantization import QuantizedEmbedding
 from serve_app.parallel.communicator import LoneCommunicator
-from tests.encoder_checkpoints import EMBEDDERS_ONLY, ENCODERS, VOCAB_SIZE, make_encoder, reference_outputs
+from tests.encoder_checkpoints import ENCODERS, VOCAB_SIZE, make_encoder, reference_outputs
 from tests.stage_group import CPU, settings_of
 
 _SEEDED = torch.Generator().manual_seed(3)
@@ -44,13 +44,12 @@ def outputs(stage: Any) -> Tensor:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_is_quantized_near_to_what_it_was(name: str, tmp_path: Path) -> None:
-    task = "embed" if name in EMBEDDERS_ONLY else "classify"
-    source = make_encoder(name, tmp_path / "source", is_classifier=task == "classify")
+    source = make_encoder(name, tmp_path / "source", is_classifier=True)
     quantize(source, tmp_path / "small", QuantizeSettings("int8", has_embedding=True))
-    small = load(tmp_path / "small", task)
+    small = load(tmp_path / "small", "classify")
     kinds = {type(module) for module in small.model.modules()}
     assert {Int8Linear, QuantizedEmbedding} <= kinds
-    expected, found = outputs(load(source, task)), outputs(small)
+    expected, found = outputs(load(source, "classify")), outputs(small)
     assert (found - expected).norm() < 0.15 * (expected - expected.mean(dim=0)).norm()
     assert not torch.equal(found, expected)
 
@@ -97,8 +96,9 @@ def test_pooling_and_projections_come_along(tmp_path: Path) -> None:
         {"linear.weight": torch.randn(8, 32), "linear.bias": torch.randn(8)}, source / "2_Dense/model.safetensors"
     )
     quantize(source, tmp_path / "small", QuantizeSettings("int8"))
-    spec = read_encoder_spec(EncoderChoices("embed"), tmp_path / "small")
-    assert (spec.pooling, spec.embedding_size) == ("cls", 8)
+    head = read_encoder_spec(EncoderChoices("embed"), tmp_path / "small").embedding
+    assert head is not None
+    assert ([step.modes for step in head.poolings], head.size) == ([("cls",)], 8)
     (source / "modules.json").write_text(json.dumps(modules))
     quantize(source, tmp_path / "again", QuantizeSettings("int8"))
     assert not (tmp_path / "outside").exists()
