@@ -81,10 +81,13 @@ def embed_texts(
     return output
 
 
-def packed(spec: EncoderSpec, texts: Sequence[str], prompt: str | None = None) -> dict[str, torch.Tensor]:
-    """The inputs of a stage."""
+def packed(
+    spec: EncoderSpec, texts: Sequence[str | tuple[str, str]], prompt: str | None = None
+) -> dict[str, torch.Tensor]:
+    """The inputs of a stage, for texts or pairs."""
     tokenizer = Tokenizer.load(spec.spec.source_dir)
-    encodings = [tokenizer.encode_entry(text, prompt=prompt, max_tokens=spec.max_tokens) for text in texts]
+    entries = [(text,) if isinstance(text, str) else text for text in texts]
+    encodings = [tokenizer.encode_entry(*entry, prompt=prompt, max_tokens=spec.max_tokens) for entry in entries]
     inputs = {
         "input_ids": torch.tensor([token for one in encodings for token in one.token_ids]),
         "lengths": torch.tensor([len(one.token_ids) for one in encodings]),

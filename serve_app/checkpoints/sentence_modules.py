@@ -9,6 +9,7 @@ from serve_app.errors import ConfigError
 
 TRANSFORMER = "Transformer"
 _PACKAGE = "sentence_transformers."
+_WITH_CONFIG = (TRANSFORMER, "Pooling", "Dense", "LayerNorm")
 _MAX_MODULES = 64
 
 
@@ -37,19 +38,18 @@ def read_module_entries(source_dir: Path) -> list[ModuleEntry]:
     return [_entry_of(entry, path) for entry in entries]
 
 
+def module_paths(source_dir: Path) -> list[str]:
+    """The sub-directories that modules.json names. Raises ConfigError."""
+    return list(dict.fromkeys(entry.path for entry in _own_entries(source_dir) if entry.path))
+
+
 def transformer_directory(source_dir: Path) -> Path:
     """Where config.json, weights and tokenizer are: the source itself, or its Transformer module's. Raises ConfigError.
 
     For any source: a modules.json that is not sentence-transformers' own is none.
     """
-    path = source_dir / MODULES_FILE
-    if not path.is_file():
-        return source_dir
-    first = next(iter(read_json_list(path)), None)
-    if not isinstance(first, dict) or not str(first.get("type", "")).startswith(_PACKAGE):
-        return source_dir
-    entry = _entry_of(first, path)
-    return source_dir / entry.path if entry.kind == TRANSFORMER else source_dir
+    first = next(iter(_own_entries(source_dir)), None)
+    return source_dir / first.path if first is not None and first.kind == TRANSFORMER else source_dir
 
 
 def read_model_kind(source_dir: Path) -> str:
@@ -74,6 +74,14 @@ def read_transformer_options(directory: Path) -> tuple[Path, dict[str, object]]:
     return directory / TRANSFORMER_CONFIGS[0], {}
 
 
+def missing_module(source_dir: Path) -> str | None:
+    """A directory of modules.json without the config.json that its module needs; None: there is none."""
+    for entry in _own_entries(source_dir):
+        if entry.kind in _WITH_CONFIG and not (source_dir / entry.path / "config.json").is_file():
+            return entry.path or "."
+    return None
+
+
 def module_config(source_dir: Path, entry: ModuleEntry) -> dict[str, object]:
     """What a module's own config.json says. Raises ConfigError when there is none."""
     path = source_dir / entry.path / "config.json"
@@ -83,6 +91,16 @@ def module_config(source_dir: Path, entry: ModuleEntry) -> dict[str, object]:
             "copy the whole directory, with what is below it"
         )
     return read_json(path)
+
+
+def _own_entries(source_dir: Path) -> list[ModuleEntry]:
+    """The modules of a modules.json that is sentence-transformers' own, as its first one tells; of another none."""
+    path = source_dir / MODULES_FILE
+    if not path.is_file():
+        return []
+    first = next(iter(read_json_list(path)), None)
+    is_own = isinstance(first, dict) and str(first.get("type", "")).startswith(_PACKAGE)
+    return read_module_entries(source_dir) if is_own else []
 
 
 def _entry_of(entry: object, path: Path) -> ModuleEntry:

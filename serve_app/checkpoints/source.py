@@ -1,6 +1,7 @@
 """From the `source` of a model to a directory on this node: a path, or a snapshot of a hub repository."""
 
 import difflib
+import glob
 import logging
 import platform
 import re
@@ -16,6 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from serve_app.checkpoints.sentence_modules import missing_module, module_paths, transformer_directory
 from serve_app.checkpoints.weights_download import directory_with_weights
 from serve_app.config.environment import Environment
 from serve_app.errors import ConfigError
@@ -92,7 +94,7 @@ def local_directory(source: ModelSource, environment: Environment, *, needs_weig
             return directory
         return directory_with_weights(directory, source.weights, environment.weights_cache_dir)
     directory = Path(source.directory)
-    if directory.is_dir() and (any(directory.glob("*.safetensors")) or not needs_weights):
+    if directory.is_dir() and (source.hub_id is None or _is_whole(directory, needs_weights=needs_weights)):
         return directory
     if source.hub_id is None:
         raise ConfigError(
@@ -112,11 +114,18 @@ def is_hub_id(source: str, base_dir: Path) -> bool:
 def find_snapshot(source: str, revision: str | None, environment: Environment) -> Path | None:
     """Directory of a hub repository that is already on this node; None when it is not, or not whole."""
     try:
-        return _snapshot(source, revision, environment, is_local=True)
+        path = _snapshot(source, revision, environment, is_local=True)
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
         raise ConfigError(_not_on_hub(source)) from error
+    return path if _is_whole(path, needs_weights=False) else None
+
+
+def _is_whole(directory: Path, *, needs_weights: bool) -> bool:
+    """Whether a directory holds what its modules need, as far as names tell."""
+    has_weights = any(transformer_directory(directory).glob("*.safetensors"))
+    return missing_module(directory) is None and (has_weights or not needs_weights)
 
 
 def _absolute(source: str, base_dir: Path) -> Path:
@@ -144,6 +153,7 @@ def _download(source: str, revision: str | None, environment: Environment, files
         lock_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(lock_dir / f"{source.replace('/', '--')}.lock"):  # the node's other processes find it done
             path = _snapshot(source, revision, environment, is_local=environment.is_hub_offline, files=files)
+            _fetch_modules(source, path, environment, files or ALLOWED_FILES)
     except GatedRepoError as error:
         raise ConfigError(f"source={source} is gated; accept its terms on the hub and log in") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -163,8 +173,35 @@ def _download(source: str, revision: str | None, environment: Environment, files
     return path
 
 
+def _fetch_modules(source: str, directory: Path, environment: Environment, files: list[str]) -> None:
+    """Bring the sub-directories that modules.json names: of its Transformer `files`, of the others all that is read."""
+    wanted = [
+        f"{glob.escape(path)}/{pattern}"
+        for path in module_paths(directory)
+        for pattern in (files if directory / path == transformer_directory(directory) else ALLOWED_FILES)
+    ]
+    if not wanted:
+        return
+    if environment.is_hub_offline:
+        missing = missing_module(directory)
+        if missing is not None:
+            raise ConfigError(
+                f"source={source}: {missing}, which modules.json names, is not on this node and the hub is switched off "
+                "by HF_HUB_OFFLINE; download it first, or give a path"
+            )
+        return
+    deeper = [f"{glob.escape(path)}/*/*" for path in module_paths(directory)]
+    _snapshot(source, directory.name, environment, is_local=False, files=wanted, ignored=deeper)
+
+
 def _snapshot(
-    source: str, revision: str | None, environment: Environment, *, is_local: bool, files: list[str] | None = None
+    source: str,
+    revision: str | None,
+    environment: Environment,
+    *,
+    is_local: bool,
+    files: list[str] | None = None,
+    ignored: list[str] | None = None,
 ) -> Path:
     path = huggingface_hub.snapshot_download(
         source,
@@ -173,7 +210,7 @@ def _snapshot(
         endpoint=environment.hub_endpoint,
         local_files_only=is_local,
         allow_patterns=files or ALLOWED_FILES,
-        ignore_patterns=IGNORED_FILES,
+        ignore_patterns=IGNORED_FILES if ignored is None else ignored,
     )
     return Path(path).resolve()
 

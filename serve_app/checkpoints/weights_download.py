@@ -17,6 +17,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from filelock import FileLock
 
+from serve_app.checkpoints.sentence_modules import transformer_directory
 from serve_app.config.weights import weights_url_problem
 from serve_app.errors import ConfigError
 from serve_app.types.models import RemoteWeights
@@ -77,11 +78,16 @@ def _cached(weights: RemoteWeights, cache_dir: Path) -> Path:
 
 
 def directory_with_weights(directory: Path, weights: RemoteWeights, cache_dir: Path) -> Path:
-    """A directory of the cache: links to the files of `directory`, and to the weights. Raises ConfigError."""
+    """A directory of the cache: links to what is in `directory`, and to the weights. Raises ConfigError."""
+    if transformer_directory(directory) != directory:
+        raise ConfigError(
+            f"weights.url={weights.url} cannot stand in for the weights of source={directory}, which are in the "
+            "sub-directory that modules.json names; put model.safetensors there and leave weights out"
+        )
     file = fetch_weights(weights, cache_dir)
     label = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
     joined = cache_dir / f"{weights.sha256[:16]}-{label}"
-    wanted = {path.name: path for path in directory.iterdir() if path.is_file() and not _is_weights(path)}
+    wanted = {path.name: path for path in directory.iterdir() if not _is_weights(path)}
     wanted["model.safetensors"] = file
     with FileLock(cache_dir / f"{joined.name}.lock"):
         joined.mkdir(exist_ok=True)

@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 import pytest
 from filelock import FileLock
 
-from serve_app.checkpoints.source import find_snapshot, is_hub_id, resolve_source
+from serve_app.checkpoints.source import find_snapshot, is_hub_id, local_directory, resolve_source
 from serve_app.config.environment import Environment
 from serve_app.errors import ConfigError
+from serve_app.types.models import ModelSource
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -35,6 +36,7 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[str] = []
+        self.files = dict(FILES)
 
     @property
     def endpoint(self) -> str:
@@ -55,11 +57,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == f"/api/models/org/model/tree/{COMMIT}":
             tree = [
                 {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in FILES.items()
+                for name, content in self.server.files.items()
             ]
             self._answer(json.dumps(tree).encode())
-        elif path.removeprefix(f"/org/model/resolve/{COMMIT}/") in FILES:
-            content = FILES[path.removeprefix(f"/org/model/resolve/{COMMIT}/")]
+        elif path.removeprefix(f"/org/model/resolve/{COMMIT}/") in self.server.files:
+            content = self.server.files[path.removeprefix(f"/org/model/resolve/{COMMIT}/")]
             tag = hashlib.sha1(content).hexdigest()
             self._answer(content, headers={"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
         elif "/gated/" in path:
@@ -176,6 +178,55 @@ def test_a_downloaded_model_is_found_again_offline(tmp_path: Path, hub: FakeHub)
     assert resolve_source("org/model", None, tmp_path, environment(cache_dir, hub.endpoint, is_offline=True)) == found
     assert find_snapshot("org/model", None, environment(cache_dir, hub.endpoint)) == found
     assert len(hub.requests) == num_requests
+
+
+def modules_json(*modules: tuple[str, str]) -> bytes:
+    entries = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in modules]
+    return json.dumps(entries).encode()
+
+
+def files_below(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def test_the_directories_of_modules_come_with_a_hub_model(tmp_path: Path, hub: FakeHub) -> None:
+    hub.files |= {
+        "modules.json": modules_json(("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")),
+        "1_Pooling/config.json": b"{}",
+        "2_Dense/config.json": b"{}",
+        "2_Dense/model.safetensors": b"dense",
+        "2_Dense/pytorch_model.bin": b"pickle",
+        "onnx/model.safetensors": b"the weights in another format",
+    }
+    env = environment(tmp_path / "cache", hub.endpoint)
+    found = resolve_source("org/model", None, tmp_path, env)
+    modules = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"]
+    assert files_below(found) == [*modules, "chat_template.jinja", "config.json", "model.safetensors", "modules.json"]
+    assert find_snapshot("org/model", None, env) == found
+    (found / "1_Pooling" / "config.json").unlink()  # as an older version of ours had fetched it
+    assert find_snapshot("org/model", None, env) is None
+    with pytest.raises(ConfigError, match=r"source=org/model: 1_Pooling, which modules\.json names, is not on this"):
+        resolve_source("org/model", None, tmp_path, environment(tmp_path / "cache", hub.endpoint, is_offline=True))
+    pinned = ModelSource(str(found), "org/model", COMMIT)
+    assert local_directory(pinned, env) == found
+    assert (found / "1_Pooling" / "config.json").is_file()
+
+
+def test_a_transformer_in_a_directory_of_its_own_comes_with_its_weights(tmp_path: Path, hub: FakeHub) -> None:
+    del hub.files["model.safetensors"], hub.files["original/model.safetensors"]
+    hub.files |= {
+        "modules.json": modules_json(("Transformer", "0_Transformer"), ("Pooling", "1_Pooling")),
+        "0_Transformer/config.json": b"{}",
+        "0_Transformer/tokenizer.json": b"{}",
+        "0_Transformer/model.safetensors": b"weights",
+        "0_Transformer/old/model.safetensors": b"other weights",
+        "1_Pooling/config.json": b"{}",
+    }
+    env = environment(tmp_path / "cache", hub.endpoint)
+    text = local_directory(ModelSource("/not/here", "org/model", COMMIT), env, needs_weights=False)
+    assert files_below(text / "0_Transformer") == ["config.json", "tokenizer.json"]
+    found = resolve_source("org/model", None, tmp_path, env)
+    assert files_below(found / "0_Transformer") == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
 def test_processes_of_a_node_download_one_after_another(tmp_path: Path, hub: FakeHub) -> None:
