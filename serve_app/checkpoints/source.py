@@ -186,8 +186,8 @@ def _fetch_modules(source: str, directory: Path, environment: Environment, files
         missing = missing_module(directory)
         if missing is not None:
             raise ConfigError(
-                f"source={source}: {missing}, which modules.json names, is not on this node and the hub is switched off "
-                "by HF_HUB_OFFLINE; download it first, or give a path"
+                f"source={source}: {missing}, which modules.json names, is not on this node and the hub is switched "
+                "off by HF_HUB_OFFLINE; download it first, or give a path"
             )
         return
     deeper = [f"{glob.escape(path)}/*/*" for path in module_paths(directory)]
