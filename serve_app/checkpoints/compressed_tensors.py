@@ -38,7 +38,7 @@ def read_compressed_tensors(section: Mapping[str, object], path: Path) -> Checkp
 
 def _has_order(groups: Mapping[str, Mapping[str, Mapping[str, object]]]) -> bool:
     """Whether a weight may have its inputs in an order of its own."""
-    return any(group["weights"].get("actorder") in ("group", True) for group in groups.values())
+    return any(group["weights"].get("actorder") in ("group", "dynamic", True) for group in groups.values())
 
 
 def _check_sparsity(given: object, path: Path) -> bool:

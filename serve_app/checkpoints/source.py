@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_source(
-    source: str, revision: str | None, base_dir: Path, environment: Environment, weights: RemoteWeights | None = None
+    source: str, revision: str | None, base_dir: Path, environment: Environment, weights: tuple[RemoteWeights, ...] = ()
 ) -> Path:
     """Absolute directory of the model; a hub repository is downloaded, and the directory is named by its commit.
 
     `weights` are downloaded too: the directory is then one that joins both. Raises ConfigError. `base_dir` is what a
     relative path is relative to.
     """
-    if weights is not None:
+    if weights:
         base = _resolve(source, revision, base_dir, environment, TEXT_FILES)
         return directory_with_weights(base, weights, environment.weights_cache_dir)
     return _resolve(source, revision, base_dir, environment, ALLOWED_FILES)
@@ -74,12 +74,12 @@ def pin_revision(hub_id: str, revision: str | None, environment: Environment) ->
 
 
 def pin_source(
-    source: str, revision: str | None, base_dir: Path, environment: Environment, weights: RemoteWeights | None = None
+    source: str, revision: str | None, base_dir: Path, environment: Environment, weights: tuple[RemoteWeights, ...] = ()
 ) -> ModelSource:
     """The source as every node can find it: an absolute directory, or a hub id with its commit. Raises ConfigError."""
-    base = _resolve(source, revision, base_dir, environment, ALLOWED_FILES if weights is None else TEXT_FILES)
+    base = _resolve(source, revision, base_dir, environment, TEXT_FILES if weights else ALLOWED_FILES)
     hub_id, commit = (source, base.name) if is_hub_id(source, base_dir) else (None, None)
-    if weights is None:
+    if not weights:
         return ModelSource(str(base), hub_id, commit)
     directory = directory_with_weights(base, weights, environment.weights_cache_dir)
     return ModelSource(str(directory), hub_id, commit, weights, str(base))
@@ -87,7 +87,7 @@ def pin_source(
 
 def local_directory(source: ModelSource, environment: Environment, *, needs_weights: bool = True) -> Path:
     """A pinned source on this node; a hub repository is downloaded once per node. Raises ConfigError."""
-    if source.weights is not None:
+    if source.weights:
         base = ModelSource(source.base_directory or source.directory, source.hub_id, source.commit)
         directory = local_directory(base, environment, needs_weights=False)
         if not needs_weights:

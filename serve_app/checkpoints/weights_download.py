@@ -12,11 +12,13 @@ import shutil
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from filelock import FileLock
 
+from serve_app.checkpoints.safetensors_header import read_safetensors_header
 from serve_app.checkpoints.sentence_modules import transformer_directory
 from serve_app.config.weights import weights_url_problem
 from serve_app.errors import ConfigError
@@ -77,19 +79,20 @@ def _cached(weights: RemoteWeights, cache_dir: Path) -> Path:
     return cache_dir / f"{weights.sha256}.safetensors"
 
 
-def directory_with_weights(directory: Path, weights: RemoteWeights, cache_dir: Path) -> Path:
+def directory_with_weights(directory: Path, weights: Sequence[RemoteWeights], cache_dir: Path) -> Path:
     """A directory of the cache: links to what is in `directory`, and to the weights. Raises ConfigError."""
     if transformer_directory(directory) != directory:
         raise ConfigError(
-            f"weights.url={weights.url} cannot stand in for the weights of source={directory}, which are in the "
+            f"weights cannot replace those of source={directory}, which are in the "
             "sub-directory that modules.json names; put model.safetensors there and leave weights out"
         )
-    file = fetch_weights(weights, cache_dir)
+    files = [fetch_weights(one, cache_dir) for one in weights]
     label = hashlib.sha256(str(directory).encode()).hexdigest()[:16]
-    joined = cache_dir / f"{weights.sha256[:16]}-{label}"
+    own = weights[0].sha256 if len(weights) == 1 else _sha256_of_all(weights)
+    joined = cache_dir / f"{own[:16]}-{label}"
     wanted = {path.name: path for path in directory.iterdir() if not _is_weights(path)}
-    wanted["model.safetensors"] = file
     with FileLock(cache_dir / f"{joined.name}.lock"):
+        wanted |= _named(weights, files, cache_dir / f"{own}.index.json")
         joined.mkdir(exist_ok=True)
         for link in joined.iterdir():
             if wanted.get(link.name) != link.readlink():
@@ -100,8 +103,33 @@ def directory_with_weights(directory: Path, weights: RemoteWeights, cache_dir: P
     return joined
 
 
+def _sha256_of_all(weights: Sequence[RemoteWeights]) -> str:
+    return hashlib.sha256("".join(one.sha256 for one in weights).encode()).hexdigest()
+
+
+def _named(weights: Sequence[RemoteWeights], files: list[Path], index: Path) -> dict[str, Path]:
+    """The weights' files by the names that a model's directory has; of several, `index` says what is in which."""
+    if len(files) == 1:
+        return {"model.safetensors": files[0]}
+    names = [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    urls: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
+    for one, file, name in zip(weights, files, names, strict=True):
+        for tensor in read_safetensors_header(file):
+            if tensor in urls:
+                raise ConfigError(
+                    f"weights: the tensor {tensor[:200]} is in {urls[tensor]} and in {one.url}; give the files of one "
+                    "model, each once"
+                )
+            urls[tensor], weight_map[tensor] = one.url, name
+    part = index.with_suffix(".part")
+    part.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    part.replace(index)
+    return {**dict(zip(names, files, strict=True)), "model.safetensors.index.json": index}
+
+
 def _is_weights(path: Path) -> bool:
-    return path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json")
+    return path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json") or path.name.startswith(".")
 
 
 class _Connection(http.client.HTTPSConnection):

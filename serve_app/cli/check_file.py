@@ -100,10 +100,8 @@ def _not_here(config: ModelConfig, base_dir: Path, environment: Environment) -> 
     is_on_hub = is_hub_id(config.source, base_dir)
     if is_on_hub and find_snapshot(config.source, config.revision, environment) is None:
         return config.source
-    weights = config.remote_weights
-    if weights is not None and find_weights(weights, environment.weights_cache_dir) is None:
-        return weights.url
-    return None
+    missing = (one.url for one in config.remote_weights if find_weights(one, environment.weights_cache_dir) is None)
+    return next(missing, None)
 
 
 def _check_graph(graph: GraphApplication, ports: dict[str, ModelKinds]) -> _CheckedModel:

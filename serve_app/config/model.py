@@ -22,7 +22,7 @@ from serve_app.config.engine import (
     ParallelConfig,
     TimeoutConfig,
 )
-from serve_app.config.weights import WeightsConfig
+from serve_app.config.weights import WeightsFiles
 from serve_app.types.models import RemoteWeights
 
 Task = Literal["generate", "embed", "classify", "score", "predict"]
@@ -76,7 +76,7 @@ class ModelConfig(ConfigModel):
     name: str
     source: str  # directory or hub id
     revision: str | None = None  # of a hub id
-    weights: WeightsConfig | None = None  # None: those of the source
+    weights: WeightsFiles | None = None  # None: those of the source
     task: Task = "generate"
     architecture: str | None = None  # package.module:Class of an nn.Module; None: a transformers model
     arguments: dict[str, JsonValue] = {}  # of that class's constructor
@@ -124,6 +124,15 @@ class ModelConfig(ConfigModel):
             raise ValueError(problem)
         return self
 
+    @field_validator("weights")
+    @classmethod
+    def _has_files_of_their_own(cls, value: WeightsFiles | None) -> WeightsFiles | None:
+        names = [one.sha256.lower() for one in value or ()]
+        twice = next((one.url for one in value or () if names.count(one.sha256.lower()) > 1), None)
+        if twice is not None:
+            raise ValueError(f"weights has the file of {twice[:200]} twice, by its sha256; give each file once")
+        return value
+
     @field_validator("source", "revision")
     @classmethod
     def _is_not_blank(cls, value: str | None, info: ValidationInfo) -> str | None:
@@ -145,11 +154,9 @@ class ModelConfig(ConfigModel):
         return value
 
     @property
-    def remote_weights(self) -> RemoteWeights | None:
-        """The weights that are not the source's."""
-        if self.weights is None:
-            return None
-        return RemoteWeights(self.weights.url, self.weights.sha256.lower(), tuple(self.weights.private_hosts))
+    def remote_weights(self) -> tuple[RemoteWeights, ...]:
+        """The weights that are not the source's; empty: they are."""
+        return tuple(RemoteWeights(one.url, one.sha256.lower(), tuple(one.private_hosts)) for one in self.weights or ())
 
     @property
     def has_chains(self) -> bool:

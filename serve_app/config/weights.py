@@ -4,6 +4,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import (
+    BeforeValidator,
     Field,
     field_validator,
 )
@@ -12,7 +13,7 @@ from serve_app.config.base import ConfigModel
 
 
 class WeightsConfig(ConfigModel):
-    """A safetensors file at an https URL, in place of the source's weights."""
+    """A safetensors file at an https URL, in place of the source's weights, or of a part of them."""
 
     url: str
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
@@ -25,6 +26,14 @@ class WeightsConfig(ConfigModel):
         if problem is not None:
             raise ValueError(f"the URL {problem}")
         return value
+
+
+# One file, or those that the weights are spread over.
+WeightsFiles = Annotated[
+    list[WeightsConfig],
+    BeforeValidator(lambda given: [given] if isinstance(given, dict | WeightsConfig) else given),
+    Field(min_length=1, max_length=1024),
+]
 
 
 def weights_url_problem(url: str) -> str | None:

@@ -23,7 +23,7 @@ class ModelSource:
     directory: str  # absolute, on the Router's node
     hub_id: str | None = None
     commit: str | None = None
-    weights: RemoteWeights | None = None  # in place of the weights there
+    weights: tuple[RemoteWeights, ...] = ()  # in place of the weights there
     base_directory: str | None = None  # with weights: where the other files are
 
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save
 
+from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.checkpoints.source import local_directory, pin_source
 from serve_app.checkpoints.weights_download import _is_public, directory_with_weights, fetch_weights
 from serve_app.config.environment import read_environment
@@ -21,6 +22,7 @@ from serve_app.config.model import ModelConfig
 from serve_app.config.weights import weights_url_problem
 from serve_app.errors import ConfigError
 from serve_app.types.models import RemoteWeights
+from tests.checkpoints import load_reference, make_checkpoint
 
 FILE = save({"weight": torch.arange(6.0)})
 SHA256 = hashlib.sha256(FILE).hexdigest()
@@ -207,11 +209,11 @@ def test_a_directory_is_joined_with_the_weights_and_follows_its_changes(server: 
     (source / "config.json").write_text("{}")
     (source / "model.safetensors").write_bytes(b"other weights")
     (source / "model.safetensors.index.json").write_text("{}")
-    joined = directory_with_weights(source, server.weights(), cache)
+    joined = directory_with_weights(source, [server.weights()], cache)
     assert sorted(path.name for path in joined.iterdir()) == ["config.json", "model.safetensors"]
     assert (joined / "model.safetensors").read_bytes() == FILE
     (source / "config.json").rename(source / "tokenizer.json")
-    assert directory_with_weights(source, server.weights(), cache) == joined
+    assert directory_with_weights(source, [server.weights()], cache) == joined
     assert sorted(path.name for path in joined.iterdir()) == ["model.safetensors", "tokenizer.json"]
 
 
@@ -219,7 +221,7 @@ def test_a_pinned_source_is_found_by_every_process_of_a_node(server: Server, tmp
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")
     environment = read_environment({"XDG_CACHE_HOME": str(tmp_path / "cache")})
-    source = pin_source("m", None, tmp_path, environment, server.weights())
+    source = pin_source("m", None, tmp_path, environment, (server.weights(),))
     assert local_directory(source, environment) == Path(source.directory)
     assert load_file(f"{source.directory}/model.safetensors").keys() == {"weight"}
     assert local_directory(source, environment, needs_weights=False) == tmp_path / "m"
@@ -233,9 +235,15 @@ def test_a_pinned_source_is_found_by_every_process_of_a_node(server: Server, tmp
         ({"url": "http://example.org/x", "sha256": SHA256}, "only https is fetched"),
         ({"url": "https://example.org/x", "sha256": "abc"}, "sha256"),
         ({"url": "https://example.org/x"}, "sha256"),
+        ([], "at least 1 item"),
+        ([{"url": "https://example.org/x", "sha256": SHA256}, {"url": "http://x/y"}], r"only https is fetched"),
+        (
+            [{"url": "https://example.org/x", "sha256": SHA256}, {"url": "https://x/y", "sha256": SHA256.upper()}],
+            "weights has the file of https://example.org/x twice",
+        ),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(weights: dict[str, str], says: str) -> None:
+def test_settings_that_cannot_be_meant_are_refused(weights: object, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         ModelConfig.model_validate({"name": "m", "source": "m", "weights": weights})
 
@@ -243,4 +251,47 @@ def test_settings_that_cannot_be_meant_are_refused(weights: dict[str, str], says
 def test_settings_become_weights() -> None:
     weights = {"url": "https://example.org/x", "sha256": SHA256.upper(), "private_hosts": ["example.org"]}
     config = ModelConfig.model_validate({"name": "m", "source": "m", "weights": weights})
-    assert config.remote_weights == RemoteWeights("https://example.org/x", SHA256, ("example.org",))
+    assert config.remote_weights == (RemoteWeights("https://example.org/x", SHA256, ("example.org",)),)
+    more = {"url": "https://example.org/y", "sha256": "0" * 64}
+    config = ModelConfig.model_validate({"name": "m", "source": "m", "weights": [weights, more]})
+    assert [one.url for one in config.remote_weights] == ["https://example.org/x", "https://example.org/y"]
+    assert ModelConfig.model_validate({"name": "m", "source": "m"}).remote_weights == ()
+
+
+def spread(server: Server, *states: dict[str, torch.Tensor]) -> list[RemoteWeights]:
+    """Files at the server, one for each state."""
+    found = []
+    for number, state in enumerate(states):
+        body = save(state)
+        server.answers[f"/{number}"] = Answer(body)
+        found.append(server.weights(f"/{number}", hashlib.sha256(body).hexdigest()))
+    return found
+
+
+def test_weights_of_several_files_get_an_index(server: Server, tmp_path: Path) -> None:
+    source, cache = tmp_path / "source", tmp_path / "cache"
+    make_checkpoint("llama", source)
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text("{}")
+    state = load_file(str(source / "model.safetensors"))
+    names = sorted(state)
+    halves = [{name: state[name] for name in part} for part in (names[:9], names[9:])]
+    weights = spread(server, *halves)
+    joined = directory_with_weights(source, weights, cache)
+    assert directory_with_weights(source, weights, cache) == joined
+    assert directory_with_weights(source, weights[::-1], cache) != joined
+    assert not (joined / "model.safetensors").exists()
+    assert (joined / "1_Pooling" / "config.json").read_text() == "{}"
+    spec, whole = read_model_spec(joined), read_model_spec(source)
+    assert {name: one.shape for name, one in spec.tensors.items()} == {
+        name: one.shape for name, one in whole.tensors.items()
+    }
+    assert load_reference(joined).state_dict().keys() == load_reference(source).state_dict().keys()
+    assert server.num_requests == 2
+
+
+def test_a_tensor_in_two_files_is_refused_with_both(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    weights = spread(server, {"a": torch.zeros(1)}, {"a": torch.ones(1)})
+    with pytest.raises(ConfigError, match=r"the tensor a is in https://localhost:.*/0 and in https://localhost:.*/1;"):
+        directory_with_weights(tmp_path / "source", weights, tmp_path / "cache")
