@@ -59,8 +59,11 @@ class WindowDetokenizer:
         """Text that became certain with this token."""
         self._window.append(token_id)
         text = self._decode(self._window)
-        if text.endswith("\ufffd") and len(self._window) - self._num_shown <= _MAX_HELD_TOKENS:
+        is_long_held = len(self._window) - self._num_shown > _MAX_HELD_TOKENS
+        if text.endswith("\ufffd") and not is_long_held:
             return ""
+        if is_long_held and len(text) <= len(self._shown_text):  # they give no text, and never will
+            del self._window[self._num_shown :]
         return self._show(text)
 
     def flush(self) -> str:

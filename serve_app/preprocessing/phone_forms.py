@@ -3,20 +3,21 @@
 import re
 from collections.abc import Iterator
 
-from serve_app.preprocessing.text_windows import NOT_AFTER_WORD, NOT_BEFORE_WORD, WORD, Span, accepted, without
+from serve_app.preprocessing.text_windows import NOT_BEFORE_WORD, WORD, Span, accepted, beginning, without
 
+_BEGINNING = re.compile(beginning("[0-9+(]", r"\+", r"[0-9]\."))
 _PHONE = re.compile(
-    rf"{NOT_AFTER_WORD}(?<!\+)(?<![0-9]\.)(?:"
     rf"(?P<paired>0[1-9](?:[ .-]?[0-9]{{2}}){{4}}{NOT_BEFORE_WORD}(?![./-][0-9]))"
     r"|(?P<open>\(?(?:\+[1-9]|0(?:0?[1-9]|0? ?[1-9][0-9]|-[1-9][0-9]|\) ?[1-9]))[0-9 ()/.-]{4,30})"
     r"|(?<![0-9][/-])(?P<american>(?:1[ .-]?)?(?:\([0-9]{3}\)|[0-9]{3})[ .-]{0,2}[0-9]{3}[ .-][0-9]{4})"
-    rf"{NOT_BEFORE_WORD}(?![./-][0-9]))"
+    rf"{NOT_BEFORE_WORD}(?![./-][0-9])"
 )
 # A date is not a phone number; 01.23.45.67.89 is not a date.
-_DAY, _YEAR = "([0-9]{1,2})", "(?:(?:1[89]|2[01])[0-9]{2}|[0-9]{2})"
+_YEAR = "(?:(?:1[89]|2[01])[0-9]{2}|[0-9]{2})"
 _DATES = [
     re.compile(
-        rf"{NOT_AFTER_WORD}(?<![0-9][{marks}]){_DAY}([{marks}]){_DAY}\2{_YEAR}{NOT_BEFORE_WORD}(?![{marks}][0-9])"
+        rf"{beginning('[0-9]', f'[0-9][{marks}]')}[0-9]?([{marks}])[0-9]{{1,2}}\1{_YEAR}"
+        rf"{NOT_BEFORE_WORD}(?![{marks}][0-9])"
     )
     for marks in ("./", "-")
 ]
@@ -33,19 +34,20 @@ def find_phones(text: str) -> Iterator[Span]:
     """The places of phone numbers, in their order."""
     for form in _DATES:
         text = without(text, list(accepted(form, text, _date_in)))
-    return accepted(_PHONE, text, _phone_in)
+    return accepted(_BEGINNING, text, _phone_at)
 
 
 def _date_in(found: re.Match[str], _last_end: int) -> Span | None:
     """A day and a month, in either order."""
-    first, second = sorted((int(found[1]), int(found[3])))
+    first, second = sorted(map(int, found[0].split(found[1])[:2]))
     return found.span() if 1 <= first <= 12 and 1 <= second <= 31 else None
 
 
-def _phone_in(found: re.Match[str], last_end: int) -> Span | None:
-    text, start = found.string, found.start()
-    if found.lastgroup == "american":
-        return found.span()
+def _phone_at(place: re.Match[str], last_end: int) -> Span | None:
+    text, start = place.string, place.start()
+    found = _PHONE.match(text, start)
+    if found is None or found.lastgroup == "american":
+        return None if found is None else found.span()
     is_later_part = _LONG_GROUP_BEFORE.search(text, max(last_end, start - 4), start) is not None
     if is_later_part and "+" not in found[0][:2]:  # of a longer number, which is none of these
         return None

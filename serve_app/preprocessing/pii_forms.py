@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from serve_app.preprocessing.phone_forms import find_phones
 from serve_app.preprocessing.text_windows import (
-    NOT_AFTER_WORD,
     NOT_BEFORE_WORD,
     WORD,
     Span,
     accepted,
+    beginning,
     translated,
     without,
 )
@@ -33,7 +33,9 @@ _DOMAINS = [
     for one in (WORD, r"\w")
 ]
 
-_IBAN_START = re.compile(rf"{NOT_AFTER_WORD}[A-Za-z]{{2}}[0-9]{{2}}(?=[ -]{{0,2}}[A-Za-z0-9])")
+_IBAN_DIGITS = re.compile(
+    rf"[0-9]{{2}}(?<=[A-Za-z]{{2}}[0-9]{{2}})(?<!{WORD}[A-Za-z]{{2}}[0-9]{{2}})"
+)  # the check digits
 # Lengths by country, ISO 13616.
 _IBAN_TABLE = """
 AD:24 AE:23 AL:28 AT:20 AZ:28 BA:20 BE:16 BG:22 BH:22 BR:29 BY:28 CH:21 CR:22 CY:28 CZ:24 DE:22 DK:18 DO:28 EE:20 EG:29
@@ -46,15 +48,16 @@ _IBANS = {
     for country, length in (pair.split(":") for pair in _IBAN_TABLE.split())
 }
 
-_IPV4 = re.compile(rf"{NOT_AFTER_WORD}(?<!\.)(?:[0-9]{{1,3}}\.){{3}}[0-9]{{1,3}}{NOT_BEFORE_WORD}(?!\.[0-9])")
+_IPV4 = re.compile(rf"{beginning('[0-9]', '[.]')}[0-9]{{0,2}}(?:\.[0-9]{{1,3}}){{3}}{NOT_BEFORE_WORD}(?!\.[0-9])")
 _IPV6 = re.compile(  # a word and a colon may stand before it, a colon may follow
-    rf"{NOT_AFTER_WORD}(?<![:.])(?:[A-Za-z]\w{{0,20}}:)??(?P<address>(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}[0-9A-Fa-f]{{0,4}}"
+    rf"(?<!{WORD})(?<![:.])(?:[A-Za-z]\w{{0,20}}:)??(?P<address>(?:[0-9A-Fa-f]{{0,4}}:){{2,7}}[0-9A-Fa-f]{{0,4}}"
     rf"(?:(?:\.[0-9]{{1,3}}){{3}})?){NOT_BEFORE_WORD}(?!:[0-9A-Za-z:])"
 )
 
+_CARD_BEGINNING = re.compile(rf"{beginning('[0-9]', '[+]', '[0-9][.]')}(?=(?:[ .-]{{0,3}}[0-9]){{12}})")
 _PRINTED_CARDS = ((4, 4, 4, 4, 3), (4, 4, 4, 4, 2), (4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 5))
 _CARDS = [
-    re.compile(rf"{NOT_AFTER_WORD}(?<!\+)(?<![0-9]\.){form}{NOT_BEFORE_WORD}(?!\.[0-9])")
+    re.compile(rf"{form}{NOT_BEFORE_WORD}(?!\.[0-9])")
     for form in (
         *("[ .-]{1,3}".join(f"[0-9]{{{size}}}" for size in sizes) for sizes in _PRINTED_CARDS),
         "[0-9]{13,19}",
@@ -103,13 +106,14 @@ def _find_emails(text: str) -> Iterator[Span]:
 
 
 def _find_ibans(text: str) -> Iterator[Span]:
-    return accepted(_IBAN_START, text, _iban_at)
+    return accepted(_IBAN_DIGITS, text, _iban_at)
 
 
-def _iban_at(start: re.Match[str], _last_end: int) -> Span | None:
+def _iban_at(digits: re.Match[str], _last_end: int) -> Span | None:
     """ISO 13616: the country's length, and 1 modulo 97 with the first four characters moved to the end."""
-    form = _IBANS.get(start[0][:2].upper())
-    found = form.match(start.string, start.start()) if form is not None else None
+    text, start = digits.string, digits.start() - 2
+    form = _IBANS.get(text[start : start + 2].upper())
+    found = form.match(text, start) if form is not None else None
     if found is None:
         return None
     compact = found[0].replace(" ", "").replace("-", "")
@@ -117,8 +121,13 @@ def _iban_at(start: re.Match[str], _last_end: int) -> Span | None:
     return found.span() if is_valid else None
 
 
-def _card_finder(form: re.Pattern[str]) -> Callable[[str], Iterator[Span]]:
-    return lambda text: accepted(form, text, lambda found, _last_end: found.span() if _has_luhn(found[0]) else None)
+def _find_cards(text: str) -> Iterator[Span]:
+    return accepted(_CARD_BEGINNING, text, _card_at)
+
+
+def _card_at(place: re.Match[str], _last_end: int) -> Span | None:
+    forms = (form.match(place.string, place.start()) for form in _CARDS)
+    return next((found.span() for found in forms if found and _has_luhn(found[0])), None)
 
 
 def _has_luhn(candidate: str) -> bool:
@@ -129,7 +138,7 @@ def _has_luhn(candidate: str) -> bool:
 
 
 def _find_ipv6(text: str) -> Iterator[Span]:
-    return accepted(_IPV6, text, _ipv6_in)
+    return accepted(_IPV6, text, _ipv6_in) if text.count(":") > 1 else iter(())
 
 
 def _ipv6_in(found: re.Match[str], _last_end: int) -> Span | None:
@@ -154,7 +163,7 @@ def _is_ip(candidate: str) -> bool:
 _FINDERS: tuple[tuple[str, Callable[[str], Iterator[Span]]], ...] = (
     ("email", _find_emails),
     ("iban", _find_ibans),
-    *(("card", _card_finder(form)) for form in _CARDS),
+    ("card", _find_cards),
     ("ip", _find_ipv6),
     ("ip", _find_ipv4),
     ("phone", find_phones),

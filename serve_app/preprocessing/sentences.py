@@ -4,7 +4,8 @@ A full stop after an abbreviation, an initial or a number ends a sentence only w
 """
 
 import re
-from collections.abc import Iterator
+
+from serve_app.preprocessing.text_windows import Span, accepted
 
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1780-\u17ff\u2e80-\u2fff\u3005-\u303f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 # Ideographic and fullwidth ones, danda, Arabic, Urdu, Armenian, Ethiopic, Khmer, Burmese: a blank need not follow.
@@ -12,8 +13,9 @@ _FULL_MARKS = "\u3002\uff01\uff1f\uff61\uff0e\u0964\u0965\u061f\u06d4\u0589\u136
 _MARKS = f".!?\u2026\u203c\u2047-\u2049{_FULL_MARKS}"
 _CLOSERS = "\"'\u201d\u2019\u00bb)\\]\u300d\u300f\u3011\u300b\u3009\u3015\uff09\uff3d\uff63"
 _OPENERS = "\"'\u201c\u2018\u00ab(\\[\u300c\u300e\u3010\u300a\u3008\u3014\uff08\uff3b\uff62"
+_BEGINNING = re.compile(rf"[{_MARKS}](?<![{_MARKS}]{{2}})|\n(?=\s)")
 _ENDING = re.compile(
-    rf"(?<![{_MARKS}])(?P<marks>[{_MARKS}]++)(?P<closers>[{_CLOSERS}]{{0,4}}+)(?P<blanks>\s{{0,8}}+)"
+    rf"(?P<marks>[{_MARKS}]++)(?P<closers>[{_CLOSERS}]{{0,4}}+)(?P<blanks>\s{{0,8}}+)"
     rf"[{_OPENERS}]{{0,3}}+(?P<word>\w{{0,16}}+)|\n\s*\n"
 )
 _GOES_ON = re.compile(
@@ -51,21 +53,19 @@ _INITIALS = re.compile(r"[^\W\d_]|(?:[^\W\d_]{1,3}\.)+[^\W\d_]{1,3}")
 def split_sentences(text: str) -> list[str]:
     """The sentences of a text, without the blanks around them. Blank lines end one too."""
     sentences, start = [], 0
-    for end in _ends(text):
+    for _, end in accepted(_BEGINNING, text, _ending_at):
         sentences.append(text[start:end].strip())
         start = end
     sentences.append(text[start:].strip())
     return [sentence for sentence in sentences if sentence]
 
 
-def _ends(text: str) -> Iterator[int]:
-    start = position = 0
-    while (match := _ENDING.search(text, position)) is not None:
-        is_blank_line = match["marks"] is None
-        position = match.end() if is_blank_line else match.end("closers")
-        if is_blank_line or _is_end(text, start, match):
-            start = position
-            yield position
+def _ending_at(place: re.Match[str], start: int) -> Span | None:
+    """Marks with the quotes and brackets that they close, or a blank line, which end what begins at `start`."""
+    match = _ENDING.match(place.string, place.start())
+    if match is None or match["marks"] is None:
+        return None if match is None else match.span()
+    return (match.start(), match.end("closers")) if _is_end(place.string, start, match) else None
 
 
 def _is_end(text: str, start: int, match: re.Match[str]) -> bool:

