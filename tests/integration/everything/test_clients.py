@@ -26,25 +26,37 @@ from serve_app.protos import rayshard_pb2_grpc as rayshard_services
 from tests.integration.everything.calls import post, vectors
 from tests.integration.serve_cluster import ROOT, ServeCluster
 
-CALLS = Path(__file__).with_name("triton_grpc_calls.py")
+TRITON_CALLS = Path(__file__).with_name("triton_grpc_calls.py")
+OTHER_CALLS = Path(__file__).with_name("other_client_calls.py")
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a file may be the one that starts the cluster
 
 
-def test_tritonclient_over_grpc(cluster: ServeCluster, port: int) -> None:
-    environment = {**os.environ, "TEST_GRPC_ADDRESS": f"127.0.0.1:{port}", "TEST_HTTP_URL": cluster.url}
+def run_calls(path: Path, *options: str, **places: str) -> str:
+    """The output of the tests of a file that pytest does not collect, in a process of their own."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", str(CALLS)],
-        env=environment,
+        [sys.executable, "-m", "pytest", "-q", *options, str(path)],
+        env={**os.environ, **places},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 passed" in done.stdout
+    return done.stdout
+
+
+def test_tritonclient_over_grpc(cluster: ServeCluster, port: int) -> None:
+    output = run_calls(TRITON_CALLS, TEST_GRPC_ADDRESS=f"127.0.0.1:{port}", TEST_HTTP_URL=cluster.url)
+    assert "8 passed" in output
+
+
+def test_langchain_litellm_and_cohere(cluster: ServeCluster) -> None:
+    source = next(one["args"]["source"] for one in cluster.applications if one["name"] == "minilm")
+    output = run_calls(OTHER_CALLS, "-W", "ignore", TEST_HTTP_URL=cluster.url, TEST_EMBEDDER_SOURCE=source)
+    assert "6 passed" in output
 
 
 def test_tritonclient_over_http(cluster: ServeCluster) -> None:

@@ -79,7 +79,7 @@ DYNAMIC = {
         {"group": 24, "has_groups": False},  # 32 inputs: the last group is shorter
         {"group": 24},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_gptq_of_every_writer_gives_what_it_stands_for(source: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     settings = dict(settings)
