@@ -34,35 +34,55 @@ def read_csv(path: Path, text_column: str, label_column: str) -> CsvRows:
     """The rows of a CSV file with a header. Raises ConfigError that names the line."""
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; give a CSV file with a header line")
-    rows: list[LabelledText] = []
-    num_blank = 0
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE_CHARS))  # the module has one for all of its readers
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(_bounded_lines(file, path), strict=True)
-            text_index, label_index = _columns(path, next(reader, None), text_column, label_column)
-            for fields in reader:
-                if not fields:
-                    continue
-                if len(fields) <= max(text_index, label_index):
-                    raise ConfigError(
-                        f"{path}, line {reader.line_num}: {len(fields)} fields are too few; mend the line"
-                    )
-                text, label = fields[text_index].strip(), fields[label_index].strip()
-                if not label:
-                    raise ConfigError(f"{path}, line {reader.line_num}: {label_column} is blank; write a label")
-                if text:
-                    rows.append(LabelledText(text, label))
-                else:
-                    num_blank += 1
-                if len(rows) > MAX_ROWS:
-                    raise ConfigError(f"{path} has more than {MAX_ROWS} rows; train on a part of it")
+            read = _read_rows(file, path, text_column, label_column)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 (byte {error.start} of a block); save it as UTF-8") from error
-    except csv.Error as error:
-        raise ConfigError(f"{path} is not CSV: {error}") from error
-    if not rows:
+    if not read.rows:
         raise ConfigError(f"{path} has no row with a text; add some below the header")
+    return read
+
+
+def _read_rows(file: TextIO, path: Path, text_column: str, label_column: str) -> CsvRows:
+    lines = _numbered_rows(file, path)
+    _, header = next(lines, (0, None))
+    text_index, label_index = _columns(path, header, text_column, label_column)
+    num_columns = len(header or ())
+    rows: list[LabelledText] = []
+    num_blank = 0
+    for number, fields in lines:
+        if len(fields) <= max(text_index, label_index) and any(fields):
+            raise ConfigError(f"{path}, line {number}: {len(fields)} fields are too few; mend the line")
+        if any(fields[num_columns:]):
+            told = f"{len(fields)} fields are too many for {num_columns} columns"
+            raise ConfigError(f"{path}, line {number}: {told}; put a text that holds commas in quotes")
+        row = LabelledText(fields[text_index], fields[label_index]) if any(fields) else LabelledText("", "")
+        if not row.text:
+            num_blank += 1
+        elif not row.label:
+            raise ConfigError(f"{path}, line {number}: {label_column} is blank; write a label")
+        else:
+            rows.append(row)
+        if len(rows) > MAX_ROWS:
+            raise ConfigError(f"{path} has more than {MAX_ROWS} rows; train on a part of it")
     return CsvRows(rows, num_blank)
+
+
+def _numbered_rows(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each row that is not an empty line, and the line that it begins in."""
+    reader = csv.reader(_bounded_lines(file, path), strict=True)
+    number = 1
+    try:
+        for fields in reader:
+            if fields:
+                yield number, [field.strip() for field in fields]
+            number = reader.line_num + 1
+    except csv.Error as error:
+        is_long = "field larger than field limit" in str(error)
+        told = f"a field is longer than {MAX_LINE_CHARS} characters" if is_long else f"is not CSV: {error}"
+        raise ConfigError(f"{path}, line {number}: {told}; is a quote left open?") from error
 
 
 def labels_of(rows: list[LabelledText]) -> list[str]:

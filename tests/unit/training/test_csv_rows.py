@@ -6,7 +6,7 @@ import pytest
 
 from serve_app.errors import ConfigError
 from serve_app.training import csv_rows
-from serve_app.training.csv_rows import LabelledText, labels_of, read_csv, split_rows
+from serve_app.training.csv_rows import CsvRows, LabelledText, labels_of, read_csv, split_rows
 
 
 def write(tmp_path: Path, content: str | bytes) -> Path:
@@ -34,7 +34,9 @@ def test_rows_are_read_by_their_columns_names(tmp_path: Path) -> None:
         ("text,label\nx,a\ny,\n", "line 3: label is blank"),
         (b"text,label\nx,a\xff\n", "is not UTF-8"),
         (b"text,label\nx\0,a\n", "line 2 holds a NUL"),
-        ('text,label\n"x,a\n', "is not CSV"),
+        ('text,label\nx,a\n"y\n,a\n', "line 3: is not CSV"),
+        ("text,label\nx,a\nit was slow, awful,neg\n", "line 3: 3 fields are too many for 2 columns; put a text"),
+        ("a,text,label\n1,x\n", "line 2: 2 fields are too few"),
         ("text,label\n" + "x" * 2000 + ",a\n", "line 2 is longer than 1000 characters"),
     ],
 )
@@ -53,6 +55,22 @@ def test_a_hundred_megabytes_without_a_line_end_are_not_read_whole(tmp_path: Pat
         file.truncate(100_000_000)
     with pytest.raises(ConfigError, match="line 2 is longer"):
         read_csv(path, "text", "label")
+
+
+def test_rows_that_a_spreadsheet_leaves_empty_are_counted_as_blank(tmp_path: Path) -> None:
+    path = write(tmp_path, "id,text,label\n1,x,a\n,,\n,\n2,,\n , ,\n3,y,b,,\n")
+    assert read_csv(path, "text", "label") == CsvRows([LabelledText("x", "a"), LabelledText("y", "b")], num_blank=4)
+
+
+def test_a_text_may_be_as_long_as_a_line(tmp_path: Path) -> None:
+    long = "x" * 150_000
+    assert read_csv(write(tmp_path, f"text,label\n{long},a\n"), "text", "label").rows == [LabelledText(long, "a")]
+
+
+def test_a_quoted_text_of_many_lines_is_bounded_by_its_first_line(tmp_path: Path) -> None:
+    endless = 'text,label\nx,a\n"' + ("x" * 10_000 + "\n") * 101
+    with pytest.raises(ConfigError, match="line 3: a field is longer than 1000000 characters"):
+        read_csv(write(tmp_path, endless), "text", "label")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
