@@ -1,5 +1,6 @@
 """Steps as a user would write them."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,22 @@ class Touchy:
         """The text as it is."""
         if self._word in text:
             raise ValueError(f"cannot take {text}")
+        return text
+
+
+class Slow:
+    """Computes for some time, as pure Python does."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.num_texts = 0
+
+    def __call__(self, text: str) -> str:
+        """The text as it is, late."""
+        self.num_texts += 1
+        end_s = time.monotonic() + self._seconds
+        while time.monotonic() < end_s:
+            sum(range(100))
         return text
 
 

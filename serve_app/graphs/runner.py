@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from serve_app.backend.text_models import Call
 from serve_app.config.graph import GraphConfig, GraphStepConfig
@@ -33,6 +34,14 @@ class _Request:
         """What a step has taken out of some of the inputs."""
         for index, found in zip(indexes, redactions, strict=True):
             self.redactions[index] += found
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a chain has made of one value, and what it has taken out."""
+
+    value: GraphValue
+    redactions: list[Redaction]
 
 
 class GraphRunner:
@@ -83,9 +92,9 @@ class GraphRunner:
         if step.input is not None and step.input != self._config.input:
             given = await run.steps[step.input]
         if step.chain is not None:
-            values, redactions = await self._pool.run(_run_chain, self._chains[step.name], given)
-            run.keep(redactions, range(len(given)))
-            return values
+            made = await self._pool.run_each(partial(_run_chain, self._chains[step.name]), given)
+            run.keep([one.redactions for one in made], range(len(given)))
+            return [one.value for one in made]
         if step.choose is None:
             assert step.model is not None
             values = await self._call(step, step.model, given, run, range(len(given)))
@@ -138,19 +147,15 @@ def _chosen(step: GraphStepConfig, decider: GraphValue) -> str:
     return model
 
 
-def _run_chain(chain: Chain, values: Values) -> tuple[Values, list[list[Redaction]]]:
-    """The values after a chain, and what it has taken out of each."""
-    made, redactions = [], []
-    for value in values:
-        given = ChainValue(texts=value.texts) if value.is_list else ChainValue(text=value.texts[0])
-        outcome = chain.run(given, has_trace=False)
-        redactions.append(outcome.redactions)
-        result = outcome.value
-        texts = [result.text] if result.text is not None else result.texts
-        if texts is None:
-            raise InternalError("a chain of a graph gave token ids")
-        made.append(GraphValue("text", is_list=result.text is None, texts=texts))
-    return made, redactions
+def _run_chain(chain: Chain, value: GraphValue) -> _Made:
+    """A value after a chain, and what it has taken out."""
+    given = ChainValue(texts=value.texts) if value.is_list else ChainValue(text=value.texts[0])
+    outcome = chain.run(given, has_trace=False)
+    result = outcome.value
+    texts = [result.text] if result.text is not None else result.texts
+    if texts is None:
+        raise InternalError("a chain of a graph gave token ids")
+    return _Made(GraphValue("text", is_list=result.text is None, texts=texts), outcome.redactions)
 
 
 def _restored(values: Values, redactions: Sequence[list[Redaction]]) -> Values:

@@ -1,6 +1,7 @@
 """The chains of an application's models, run in threads."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from serve_app.config.model import ModelConfig
@@ -14,6 +15,7 @@ _NUM_THREADS = 2
 _MAX_WAITING = 4096
 _INLINE_CHARS = 256  # a chain over so little takes less than handing it to a thread
 _INLINE_NUMBERS = 256
+_INLINE_VALUES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,8 @@ class ChainHost:
         if chain is None:
             raise InternalError(f"model={request.model} has no steps here")
         if key not in self._slow and _is_small(request.values):
-            return _run(chain, request)
-        return await self._pool.run(_run, chain, request)
+            return ChainResult([chain.run(value, has_trace=request.has_trace) for value in request.values])
+        return ChainResult(await self._pool.run_each(partial(chain.run, has_trace=request.has_trace), request.values))
 
     def close(self) -> None:
         """End threads and processes."""
@@ -70,8 +72,4 @@ class ChainHost:
 def _is_small(values: list[ChainValue]) -> bool:
     num_chars = sum(len(value.text or "") + sum(map(len, value.texts or ())) for value in values)
     num_numbers = sum(len(value.numbers or ()) for value in values)
-    return num_chars <= _INLINE_CHARS and num_numbers <= _INLINE_NUMBERS
-
-
-def _run(chain: Chain, request: ChainRequest) -> ChainResult:
-    return ChainResult([chain.run(value, has_trace=request.has_trace) for value in request.values])
+    return len(values) <= _INLINE_VALUES and num_chars <= _INLINE_CHARS and num_numbers <= _INLINE_NUMBERS

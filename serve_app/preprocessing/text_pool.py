@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -15,6 +16,7 @@ _LONG_S = 0.1  # a text that takes longer leaves megabytes behind: each token is
 
 P = ParamSpec("P")
 T = TypeVar("T")
+GivenT = TypeVar("GivenT")
 
 
 class TextPool:
@@ -39,6 +41,14 @@ class TextPool:
         wrapped.add_done_callback(self._finished)
         return await wrapped
 
+    async def run_each(self, function: Callable[[GivenT], T], values: Iterable[GivenT]) -> list[T]:
+        """Result of `function` for each value, in one thread; cancelled, it ends with the value at hand."""
+        is_given_up = threading.Event()
+        try:
+            return await self.run(_call_each, function, values, is_given_up)
+        finally:
+            is_given_up.set()
+
     def close(self, *, is_waiting: bool = False) -> None:
         """Stop taking work; running work ends by itself, and may be waited for."""
         self._executor.shutdown(wait=is_waiting, cancel_futures=True)
@@ -56,3 +66,12 @@ class TextPool:
             self._has_freed_much = False
             with contextlib.suppress(RuntimeError):  # the pool is closed
                 self._executor.submit(give_back_freed_memory)
+
+
+def _call_each(function: Callable[[GivenT], T], values: Iterable[GivenT], is_given_up: threading.Event) -> list[T]:
+    results: list[T] = []
+    for value in values:
+        if is_given_up.is_set():
+            break
+        results.append(function(value))
+    return results

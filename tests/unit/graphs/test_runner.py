@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +323,39 @@ async def test_a_graph_that_takes_too_long_is_ended(models: FakeModels, pool: Te
     with pytest.raises(TimeoutExceededError, match=r"longer than timeout_s=0.2"):
         await graph.run(request("text"))
     assert models.num_cancelled == 1
+
+
+async def count_turns(turns: list[float]) -> None:
+    """When the event loop gets its turn."""
+    while True:
+        turns.append(time.monotonic())
+        await asyncio.sleep(0.001)
+
+
+async def test_a_step_that_works_too_long_ends_in_time_and_soon_leaves_its_thread(pool: TextPool) -> None:
+    slow = {"name": "slow", "chain": [{"tests.user_steps:Slow": {"seconds": 0.3}}]}
+    graph = runner(FakeModels([]), pool, slow, timeout_s=0.2)
+    turns: list[float] = []
+    counting = asyncio.create_task(count_turns(turns))
+    started_s = time.monotonic()
+    with pytest.raises(TimeoutExceededError, match=r"longer than timeout_s=0.2"):
+        await graph.run(request(*["text"] * 100))  # 30 s
+    assert time.monotonic() - started_s < 3
+    await pool.run(str)  # the one thread is free again
+    assert time.monotonic() - started_s < 10
+    counting.cancel()
+    assert len(turns) > 10
+
+
+@pytest.mark.parametrize("piece", [".", "a. ", "a\u0301\u0323", "+49 30 1234567 ", "<a &amp;"])
+async def test_a_long_text_leaves_the_event_loop_its_turns(pool: TextPool, piece: str) -> None:
+    steps = ["strip_html", "normalize_unicode", "lowercase", "collapse_whitespace", "redact_pii", "split_sentences"]
+    graph = runner(FakeModels([]), pool, {"name": "clean", "chain": steps})
+    turns: list[float] = []
+    counting = asyncio.create_task(count_turns(turns))
+    await graph.run(request(piece * (200_000 // len(piece))))
+    counting.cancel()
+    assert max(later - sooner for sooner, later in pairwise(turns)) < 1
 
 
 async def test_a_request_that_is_given_up_gives_up_its_calls(models: FakeModels, pool: TextPool) -> None:
