@@ -12,14 +12,20 @@ _PHONE = re.compile(
     r"|(?<![0-9][/-])(?P<american>(?:1[ .-]?)?(?:\([0-9]{3}\)|[0-9]{3})[ .-]{0,2}[0-9]{3}[ .-][0-9]{4})"
     rf"{NOT_BEFORE_WORD}(?![./-][0-9])"
 )
-# A date is not a phone number; 01.23.45.67.89 is not a date.
-_YEAR = "(?:(?:1[89]|2[01])[0-9]{2}|[0-9]{2})"
-_DATES = [
-    re.compile(
-        rf"{beginning('[0-9]', f'[0-9][{marks}]')}[0-9]?([{marks}])[0-9]{{1,2}}\1{_YEAR}"
-        rf"{NOT_BEFORE_WORD}(?![{marks}][0-9])"
-    )
-    for marks in ("./", "-")
+
+
+def _alone(form: str, marks: str) -> re.Pattern[str]:
+    """A form that begins with a digit and is not a part of more digits behind such marks."""
+    return re.compile(f"{beginning('[0-9]', f'[0-9][{marks}]')}{form}{NOT_BEFORE_WORD}(?![{marks}][0-9])")
+
+
+_YEAR = "(?:1[89]|2[01])[0-9]{2}"
+_DATES = [  # none of them is a phone number, and 01.23.45.67.89 is none of them
+    _alone(rf"[0-9]?([./])[0-9]{{1,2}}\1(?:{_YEAR}|[0-9]{{2}})", "./"),
+    _alone(rf"[0-9]?(-)[0-9]{{1,2}}-(?:{_YEAR}|[0-9]{{2}})", "-"),
+    _alone(f"[0-9]?( )[0-9]{{1,2}} {_YEAR}", " "),
+    _alone(f"[0-9][./]{_YEAR}", "./"),  # a month
+    _alone(r"[0-9]?\.[0-5][0-9] ?- ?[0-9]{1,2}\.[0-5][0-9]", "."),  # hours
 ]
 _WORD = re.compile(WORD)
 _ENDS = re.compile(r"(?<=[0-9])(?![0-9])|(?<=[0-9]\))")
@@ -38,7 +44,9 @@ def find_phones(text: str) -> Iterator[Span]:
 
 
 def _date_in(found: re.Match[str], _last_end: int) -> Span | None:
-    """A day and a month, in either order."""
+    """A month, hours, or a day and a month in either order."""
+    if found.lastindex is None:
+        return found.span()
     first, second = sorted(map(int, found[0].split(found[1])[:2]))
     return found.span() if 1 <= first <= 12 and 1 <= second <= 31 else None
 

@@ -24,10 +24,13 @@ _GOES_ON = re.compile(
 _WORD_BREAK = re.compile(rf"[\s{_OPENERS}]")
 _MAX_WORD_CHARS = 24
 
-_NEVER_LAST_WORDS = "mr mrs ms dr prof rev gen capt messrs vs cf e.g i.e approx z.b d.h u.a bzw ca"
-_NUMBERED_WORDS = "no nr nos fig figs sec vol vols pp art ch eq abb kap bd"
+_NEVER_LAST_WORDS = """
+mr mrs ms dr prof rev hon gen col capt maj lt sgt gov sen rep pres messrs sra dra
+vs cf e.g i.e approx z.b d.h u.a bzw ca evtl ggf inkl vgl sog bspw insb
+"""
+_NUMBERED_WORDS = "no nr nos fig figs sec vol vols pp art ch eq abb kap bd max min tel str"
 _SHORTENED_WORDS = """
-etc inc ltd co corp al st sr jr ave blvd dept est usw
+etc inc ltd co corp al st mt ft sr jr ave blvd dept est usw chr jh
 jan feb mar apr jun jul aug sep sept oct nov dec
 """
 _BEGINNING_WORDS = """

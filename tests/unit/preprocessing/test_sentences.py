@@ -26,6 +26,7 @@ from serve_app.preprocessing.sentences import split_sentences
         ["Am 3. Oktober war es z.B. warm.", "Danach nicht."],
         ["Visit www.example.com.", "Now read v1.2.3 of a.b.c."],
         ['He said "I did."', "(She did too.)", "Ok."],
+        ["Lt. Dan climbed Mt. Everest with max. 5 others.", "Sr. L\u00f3pez kam ggf. 300 v. Chr. dazu."],
         ["no end", "next part"],
     ],
 )
