@@ -29,7 +29,7 @@ class AnswerFacts(TextFacts):
 def read_text_facts(directory: Path, vocab_size: int) -> TextFacts:
     """Of a model whose embedding has `vocab_size` rows. Raises ConfigError for a tokenizer that cannot be read."""
     tokenizer = _load(directory)
-    return TextFacts() if tokenizer is None else TextFacts(_rowless(tokenizer, vocab_size))
+    return TextFacts() if tokenizer is None else TextFacts(_warnings(tokenizer, vocab_size))
 
 
 def read_answer_facts(directory: Path, vocab_size: int, *, has_defaults: bool) -> AnswerFacts:
@@ -53,7 +53,7 @@ def read_answer_facts(directory: Path, vocab_size: int, *, has_defaults: bool) -
         if defaults.not_done:
             warnings.append(f"generation_config.json asks for {', '.join(defaults.not_done)}, which is not done here")
     if tokenizer is not None:
-        warnings += _rowless(tokenizer, vocab_size)
+        warnings += _warnings(tokenizer, vocab_size)
     return AnswerFacts(tuple(warnings), end_token_ids, sampling, tuple(lines))
 
 
@@ -81,6 +81,11 @@ def _end_line(token_ids: frozenset[int], tokenizer: Tokenizer | None) -> str:
 
 def _is_set(sampling: SamplingDefaults, name: str) -> bool:
     return getattr(sampling, name) is not None
+
+
+def _warnings(tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:
+    unlike = [f"the tokenizer's files ask for {one}, which is not done here" for one in tokenizer.not_followed]
+    return (*unlike, *_rowless(tokenizer, vocab_size))
 
 
 def _rowless(tokenizer: Tokenizer, vocab_size: int) -> tuple[str, ...]:

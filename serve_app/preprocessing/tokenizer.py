@@ -9,6 +9,7 @@ import tokenizers
 from serve_app.errors import ConfigError
 from serve_app.preprocessing.detokenizer import ByteLevelDetokenizer, IncrementalDetokenizer, WindowDetokenizer
 from serve_app.preprocessing.token_table import TokenTable
+from serve_app.preprocessing.tokenizer_class import not_followed, remake, remake_ends
 from serve_app.preprocessing.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 _CHARS_PER_TOKEN = 8  # twice what a token of English has
@@ -36,6 +37,8 @@ class Tokenizer:
         self.chat_template = files.chat_template
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_id = self._id_of("eos_token")
+        self.not_followed = not_followed(files.class_name, files.config, core)  # settings that would change tokens
+        self.not_followed += _other_ids(core, files)
         self.num_tokens = core.get_vocab_size(with_added_tokens=True)
         self._prompt_lengths: dict[str, int] = {}  # of the prompts that the model's files name
 
@@ -45,6 +48,9 @@ class Tokenizer:
         files = read_tokenizer_files(source_dir)
         try:
             core = tokenizers.Tokenizer.from_file(str(files.tokenizer_json))
+            remake(core, files.class_name, files.config)
+            _add_tokens(core, files)
+            remake_ends(core, files.class_name, files.special_tokens)
         except Exception as error:  # the library raises plain Exception for whatever it cannot read
             raise ConfigError(f"{files.tokenizer_json}: not a tokenizer ({error})", field="source") from error
         if files.is_lowercased:
@@ -136,6 +142,22 @@ class Tokenizer:
     def _id_of(self, name: str) -> int | None:
         token = self.special_tokens.get(name)
         return None if token is None else self._core.token_to_id(token)
+
+
+def _add_tokens(core: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+    """The tokens that tokenizer.json lacks, as transformers adds them: they get the next ids, not those of files."""
+    known = {token.content for token in core.get_added_tokens_decoder().values()}
+    core.add_tokens([token for token in files.added_tokens if token.content not in known])
+    core.encode_special_tokens = files.config.get("split_special_tokens") is True
+
+
+def _other_ids(core: tokenizers.Tokenizer, files: TokenizerFiles) -> list[str]:
+    ids = {text: core.token_to_id(text) for text in files.added_ids}
+    return [
+        f"{text!r} as id {token_id} (it is {ids[text]})"
+        for text, token_id in files.added_ids.items()
+        if ids[text] != token_id
+    ]
 
 
 def _fit(lengths: list[int], room: int) -> list[int]:

@@ -161,6 +161,25 @@ def test_the_jinja_file_wins_over_the_config(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).chat_template == "from jinja"
 
 
+def test_a_folder_of_templates_is_read(tmp_path: Path) -> None:
+    save_model_dir(tmp_path, chat_template="from config")
+    folder = tmp_path / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "tool_use.jinja").write_text("for tools")
+    assert Tokenizer.load(tmp_path).chat_template == "from config"
+    (folder / "default.jinja").write_text("from the folder")
+    assert Tokenizer.load(tmp_path).chat_template == "from the folder"
+
+
+@pytest.mark.parametrize(
+    "values", [{"added_tokens_decoder": []}, {"added_tokens_decoder": {"x": "<a>"}}, {"extra_special_tokens": [5]}]
+)
+def test_added_tokens_that_are_none_are_refused(tmp_path: Path, values: dict[str, object]) -> None:
+    (save_model_dir(tmp_path) / "tokenizer_config.json").write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json: .*token"):
+        Tokenizer.load(tmp_path)
+
+
 def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
     save_model_dir(tmp_path)
     named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
