@@ -24,7 +24,8 @@ PAIRS = [
     ("Dog", "the mat and the cat slept on a mat !"),
     ("a mat " * 40, "dog " * 41),
 ]
-FAMILIES = ["bert", "roberta", "distilbert", "modernbert", "deberta-v2", "llama", "qwen2", "qwen3", "mistral"]
+ENCODER_FAMILIES = ("bert", "roberta", "distilbert", "modernbert", "deberta-v2")
+DECODER_FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 
 
 def outputs_of(directory: Path, task: str, prompt: str | None = None) -> torch.Tensor:
@@ -83,12 +84,14 @@ def test_token_types_are_given_as_the_tokenizer_says(names: list[str], tmp_path:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"is_causal": False}, {"pad_token_id": 3}], ids=["", "both ways", "ends in pad"]
+    ("name", "changes"),
+    [
+        *((name, {}) for name in ENCODER_FAMILIES),
+        *((name, changes) for name in DECODER_FAMILIES for changes in ({}, {"is_causal": False}, {"pad_token_id": 3})),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("name", FAMILIES)
 def test_pairs_are_classified_as_transformers_does(name: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    if changes and name not in FAMILIES[5:]:
-        return
     directory = make_transformer(name, tmp_path, kind="classifier", **changes)
     tokenizer = BertTokenizerFast.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory, attn_implementation="eager").eval()
