@@ -81,6 +81,13 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "qwen3": {**_DECODER, "model_type": "qwen3", "head_dim": 16},
 }
 OTHER_DECODERS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {
+        **_DECODER,
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
     "llama": {**_DECODER, "model_type": "llama"},
     "mistral": {**_DECODER, "model_type": "mistral", "sliding_window": 4},
     "qwen2": {

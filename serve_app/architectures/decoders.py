@@ -92,6 +92,7 @@ _GEMMA3 = replace(
     _GEMMA2,
     sizes=replace(_GEMMA2.sizes, vocab_size=262_208, max_positions=131_072),
     keys=replace(_GEMMA2.keys, has_stretched_positions=True),
+    encoder=EncoderFacts(head_pools="last", is_causal=True),
 )
 
 _MIXTRAL = Architecture(

@@ -13,11 +13,13 @@ from serve_app.checkpoints.prompts import Prompts, read_prompts
 from serve_app.checkpoints.sentence_modules import (
     read_model_kind,
     read_module_entries,
+    read_sentence_config,
     read_transformer_options,
     transformer_directory,
 )
 from serve_app.errors import ConfigError
 
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TYPED_TOKENIZERS = ("BertTokenizer", "DebertaTokenizer", "DebertaV2Tokenizer", "ElectraTokenizer")
 _TASKS = {"embed": "feature-extraction", "classify": "sequence-classification", "score": "sequence-classification"}
@@ -45,6 +47,7 @@ class EncoderSpec:
     has_token_types: bool
     is_causal: bool  # a token sees none that comes after it
     prompts: Prompts
+    similarity: str  # of two vectors: cosine, dot, euclidean or manhattan
     embedding: EmbeddingHead | None
     classifier: ClassifierHead | None
 
@@ -92,6 +95,7 @@ def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
         has_token_types=_has_token_types(spec, config),
         is_causal=_is_causal(spec, config),
         prompts=read_prompts(source_dir, choices.task, choices.default_prompt_name),
+        similarity="cosine" if embedding is None else _similarity(source_dir),
         embedding=embedding,
         classifier=classifier,
     )
@@ -129,6 +133,17 @@ def _read_embedding(
     return plain_head(pooling, spec.hidden_size, head_choices)
 
 
+def _similarity(source_dir: Path) -> str:
+    name = read_sentence_config(source_dir).get("similarity_fn_name")
+    if name is None or read_model_kind(source_dir) != "SentenceTransformer":
+        return "cosine"
+    if name not in SIMILARITIES:
+        raise ConfigError(
+            f"source={source_dir}: similarity_fn_name={shown(name)} is not served; {', '.join(SIMILARITIES)} are"
+        )
+    return str(name)
+
+
 def _facts_of(spec: ModelSpec) -> EncoderFacts:
     facts = EMBEDDERS[spec.model_type].encoder
     assert facts is not None
@@ -161,7 +176,7 @@ def _check_modality(path: Path, value: object) -> None:
 
 def _is_causal(spec: ModelSpec, config: dict[str, object]) -> bool:
     if _facts_of(spec).is_causal:
-        return config.get("is_causal") is not False
+        return config.get("is_causal") is not False and config.get("use_bidirectional_attention") is not True
     if config.get("is_decoder") is True:
         raise ConfigError(f"source={spec.source_dir}: is_decoder=true in config.json is not served; give an encoder")
     return False

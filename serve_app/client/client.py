@@ -65,13 +65,13 @@ class AsyncClient:
         return self._stream(lambda options: self._carrier.chat(model, messages, sampling, options))
 
     async def embed(self, texts: Sequence[str], *, model: str | None = None, **settings: object) -> NDArray[np.float32]:
-        """Vectors [N, D] float32 of texts; settings: dimensions, truncate."""
+        """Vectors [N, D] float32 of texts; settings: dimensions, truncate; over HTTP prompt_name, input_type."""
         return await self._call(lambda options: self._carrier.embed(model, texts, settings, options))
 
     async def classify(
         self, texts: Sequence[str], *, model: str | None = None, **settings: object
     ) -> list[Classification]:
-        """The labels of each text; settings: top_k, threshold, truncate."""
+        """The labels of each text; settings: top_k, threshold, truncate; over HTTP text_pair."""
         return await self._call(lambda options: self._carrier.classify(model, texts, settings, options))
 
     async def predict(self, inputs: Arrays, *, model: str) -> dict[str, NDArray[np.generic]]:

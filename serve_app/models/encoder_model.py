@@ -83,9 +83,10 @@ class EncoderStage:
 
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Run this stage over packed texts; see BatchStage. Hidden states are [T, D]."""
-        is_causal = self._spec.is_causal
-        has_farther_window = self._facts.is_causal and not is_causal
-        entries = PackedEntries(inputs["lengths"], is_causal=is_causal, has_farther_window=has_farther_window)
+        has_farther_window = self._facts.is_causal and getattr(self.config, "is_causal", True) is False
+        entries = PackedEntries(
+            inputs["lengths"], is_causal=self._spec.is_causal, has_farther_window=has_farther_window
+        )
         arguments = self._arguments(inputs, hidden, entries)
         self._entries = entries
         try:

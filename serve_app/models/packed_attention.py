@@ -23,7 +23,9 @@ class PackedEntries:
     def __init__(self, lengths: Tensor, *, is_causal: bool, has_farther_window: bool = False) -> None:
         self.lengths = lengths  # [B] int64, on the device
         self.is_causal = is_causal
-        self.has_farther_window = has_farther_window  # a decoder that attends both ways sees one token more each way
+        self.has_farther_window = (
+            has_farther_window  # as transformers has it for `is_causal: false`: one token more each way
+        )
         self.ends = lengths.cumsum(0)  # [B]
         self.starts = self.ends - lengths  # [B]
         self.entry_of = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)  # [T]

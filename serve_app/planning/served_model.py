@@ -116,6 +116,7 @@ class BatchModelPlan:
             labels=self.labels,
             is_multi_label=self._is_multi_label,
             score_activation=_activation(spec),
+            similarity=spec.similarity if isinstance(spec, EncoderSpec) else "cosine",
             prompts=spec.prompts.texts if isinstance(spec, EncoderSpec) else {},
             default_prompt_name=spec.prompts.default_name if isinstance(spec, EncoderSpec) else None,
             embedding_size=size if isinstance(size, int) else None,

@@ -51,6 +51,7 @@ class ModelDescription:
     prompts: dict[str, str] = field(default_factory=dict)  # by name: what may be put before a text
     default_prompt_name: str | None = None  # of the one that is, when a request names none
     embedding_size: int | None = None
+    similarity: str = "cosine"  # of two vectors: cosine, dot, euclidean or manhattan
     inputs: dict[str, TensorSpec] = field(default_factory=dict)
     outputs: dict[str, TensorSpec] = field(default_factory=dict)
     graph_gives: str | None = None  # of a graph: kind of its one result for a text, or "results"; None: a model

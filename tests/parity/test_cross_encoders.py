@@ -25,7 +25,7 @@ PAIRS = [
     ("a mat " * 40, "dog " * 41),
 ]
 ENCODER_FAMILIES = ("bert", "roberta", "distilbert", "modernbert", "deberta-v2")
-DECODER_FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+DECODER_FAMILIES = ("llama", "qwen2", "qwen3", "mistral", "gemma3_text")
 
 
 def outputs_of(directory: Path, task: str, prompt: str | None = None) -> torch.Tensor:

@@ -33,7 +33,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_same(directory: Path, texts: list[str] = TEXTS, prompt: str | None = None, **choices: Any) -> torch.Tensor:
     model = SentenceTransformer(str(directory), device="cpu")
-    if "qwen2" in (directory / "config.json").read_text():  # whose own tokenizer cannot read the words
+    if (
+        "qwen2" in (text := (directory / "config.json").read_text()) or "gemma3" in text
+    ):  # their tokenizers know no words
         names = ["input_ids", "attention_mask"]
         model[0].processor = BertTokenizerFast.from_pretrained(directory, model_input_names=names)
     expected = torch.tensor(model.encode(texts, prompt=prompt))
@@ -140,7 +142,12 @@ def test_a_directory_of_another_head_embeds(name: str, tmp_path: Path) -> None:
     assert_same(make_transformer(name, tmp_path, kind="masked"))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral"])
+def test_a_decoder_may_attend_both_ways_by_a_name_of_its_own(tmp_path: Path) -> None:
+    directory = make_transformer("gemma3_text", tmp_path, kind="generator", use_bidirectional_attention=True)
+    assert_same(save_modules(tmp_path / "m", [Transformer(str(directory)), Pooling(SIZE), Dense(SIZE, 8), Normalize()]))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gemma3_text"])
 @pytest.mark.parametrize("changes", [{}, {"is_causal": False}], ids=["causal", "both ways"])
 @pytest.mark.parametrize("kind", ["base", "generator"])
 def test_a_decoder_embeds(name: str, changes: dict[str, Any], kind: str, tmp_path: Path) -> None:

@@ -136,11 +136,17 @@ def relevance(model: ModelDescription, logits: Vectors) -> list[float]:
     return [float(value) for value in activated(model, logits)[:, 0]]
 
 
-def cosine(first: Vectors, second: Vectors) -> list[float]:
-    """Similarity of vectors pair by pair. Both [B, D]; a zero vector is like nothing."""
+def similarity(model: ModelDescription, first: Vectors, second: Vectors) -> list[float]:
+    """How alike vectors are, pair by pair, as the model's files measure it: more is nearer. Both [B, D]."""
     one, two = first.astype(np.float64), second.astype(np.float64)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)
+    if model.similarity == "euclidean":
+        return [float(value) for value in -np.linalg.norm(one - two, axis=1)]
+    if model.similarity == "manhattan":
+        return [float(value) for value in -np.abs(one - two).sum(axis=1)]
     products = (one * two).sum(axis=1)
+    if model.similarity == "dot":
+        return [float(value) for value in products]
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(two, axis=1)  # a zero vector is like nothing
     return [float(value) for value in np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)]
 
 

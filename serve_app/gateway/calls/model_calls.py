@@ -40,8 +40,8 @@ from serve_app.gateway.calls.inference import (
     InferenceService,
     Outputs,
     TextAnswers,
-    cosine,
     relevance,
+    similarity,
 )
 from serve_app.gateway.calls.models import ServedModels
 from serve_app.gateway.calls.score_inputs import document_texts, side_of
@@ -211,7 +211,7 @@ class ModelCalls:
         outputs = await self._run(model, body, entries)
         places = {text: index for index, text in enumerate(queries)}
         vectors: Vectors = outputs.values[[places[text] for text in first]]
-        return cosine(vectors, outputs.values[len(queries) :]), _usage(outputs)
+        return similarity(model, vectors, outputs.values[len(queries) :]), _usage(outputs)
 
 
 @dataclass(frozen=True, slots=True)

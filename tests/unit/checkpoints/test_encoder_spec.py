@@ -168,6 +168,16 @@ def test_prompts_are_read_and_the_yaml_chooses_among_them(modules: Path) -> None
         read_encoder_spec(EncoderChoices("embed", default_prompt_name="x"), modules)
 
 
+def test_the_files_say_how_vectors_are_compared(modules: Path) -> None:
+    write_modules(modules, ("Pooling", {}))
+    assert read_encoder_spec(EMBED, modules).similarity == "cosine"
+    write_sentence_config(modules, similarity_fn_name="dot")
+    assert read_encoder_spec(EMBED, modules).similarity == "dot"
+    write_sentence_config(modules, similarity_fn_name="maxsim")
+    with pytest.raises(ConfigError, match="similarity_fn_name='maxsim' is not served; cosine, dot,"):
+        read_encoder_spec(EMBED, modules)
+
+
 def test_other_models_of_sentence_transformers_are_refused(modules: Path) -> None:
     write_modules(modules, ("Pooling", {}))
     write_sentence_config(modules, model_type="SparseEncoder")

@@ -217,3 +217,15 @@ async def test_a_regression_of_several_numbers_is_shown_as_it_is(served: Served)
     ]
     predicted = await served.post("/predict", model="r", text="a")
     assert predicted["probabilities"] == {"a": 2.0, "b": -0.25, "c": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("dot", 2 * 3 + 0.0625 + 1), ("euclidean", -1.0), ("manhattan", -1.0), ("cosine", None)]
+)
+async def test_embeddings_are_compared_as_the_files_say(served: Served, name: str, expected: float | None) -> None:
+    directory = Path(served.backend.source_dir)
+    served.backend.extra_models = [model(directory, "m", "embed", 3, embedding_size=3, similarity=name)]
+    scores = await served.post("/v1/score", model="m", text_1="a", text_2="bc")  # [2, -0.25, 1] and [3, -0.25, 1]
+    if expected is None:
+        expected = (2 * 3 + 0.0625 + 1) / np.sqrt((4 + 1.0625) * (9 + 1.0625))
+    assert scores["data"][0]["score"] == pytest.approx(expected)
