@@ -11,7 +11,7 @@ from serve_app.checkpoints.word_quantization import read_awq, read_gptq
 from serve_app.errors import ConfigError
 
 # Where AutoGPTQ and AutoAWQ have kept the settings of weights in words, before config.json had them.
-_SIDE_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
+_SIDE_FILES = ("quantize_config.json", "quant_config.json")
 _READERS = {
     "compressed-tensors": read_compressed_tensors,
     "gptq": read_gptq,
@@ -28,15 +28,16 @@ def read_quantization(
     has_words: whether weights are stored as `qweight`, whose settings a file beside config.json may hold.
     """
     section = config.get("quantization_config") or config.get("compression_config")
-    method = None
     if not section and has_words:
-        path, section, method = _read_side_file(path)
+        path, section = _read_side_file(path)
     if not section:
         return None
     if not isinstance(section, dict):
         raise ConfigError(f"{path}: quantization_config={shown(section)} is not an object; download the model again")
-    method = section.get("quant_method", method)
-    reader = _READERS.get(method) if isinstance(method, str) else None
+    method = section.get("quant_method")
+    if method is None:  # as old files have it
+        method = _method_of(section, has_words=has_words)
+    reader = _READERS.get(str(method).lower())
     if reader is None:
         raise ConfigError(
             f"{path}: quant_method={shown(method)} is not served; give a checkpoint of {', '.join(_READERS)}, or the "
@@ -45,11 +46,14 @@ def read_quantization(
     return reader(section, path)
 
 
-def _read_side_file(path: Path) -> tuple[Path, object, str | None]:
-    """The settings beside config.json, and the method that they mean where they name none."""
-    for name, method in _SIDE_FILES.items():
-        beside = path.parent / name
-        if beside.is_file():
-            section = read_json(beside)
-            return beside, section, "awq" if "w_bit" in section or "q_group_size" in section else method
-    return path, None, None
+def _read_side_file(path: Path) -> tuple[Path, object]:
+    """The settings beside config.json, and the file that has them."""
+    found = next((path.parent / name for name in _SIDE_FILES if (path.parent / name).is_file()), None)
+    return (path, None) if found is None else (found, read_json(found))
+
+
+def _method_of(section: Mapping[str, object], *, has_words: bool) -> str | None:
+    """The method of settings that name none, by what else they have."""
+    if has_words:
+        return "awq" if {"w_bit", "q_group_size", "zero_point"} & section.keys() else "gptq"
+    return "compressed-tensors" if {"config_groups", "sparsity_config"} & section.keys() else None

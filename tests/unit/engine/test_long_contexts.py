@@ -1,5 +1,6 @@
 """Sequences longer than a model was first made for: what transformers gives, at every length that is served."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from serve_app.engine.encoder_loader import load_encoder_stage
 from serve_app.engine.loader import load_stage
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.parallel.communicator import LoneCommunicator
-from serve_app.types.shards import ShardSpec
+from serve_app.types.shards import EngineLimits, ShardSpec
 from tests.checkpoints import load_reference, make_checkpoint
+from tests.plain_driver import Split, driven_copy, greedy
 from tests.stage_group import settings_of
 
 ORIGINAL = 32
@@ -144,3 +146,22 @@ def test_an_embedder_has_the_frequencies_of_its_longest_text(tmp_path: Path) -> 
         given = {"input_ids": torch.tensor(tokens(max_tokens)), "lengths": torch.tensor([max_tokens])}
         stage.forward(given, None)
         assert torch.allclose(stage.base.rotary_emb.inv_freq, expected, rtol=1e-5)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", ["longrope", "linear"])
+async def test_a_split_copy_serves_long_prompts_beside_short_ones(kind: str, tmp_path: Path) -> None:
+    directory = make(kind, tmp_path)
+    prompts = [tokens(ORIGINAL + 38), tokens(ORIGINAL + 1)]
+    limits = EngineLimits(
+        max_num_seqs=4, max_num_batched_tokens=64, max_model_len=LONGEST, block_size=16, num_blocks=32
+    )
+    async with driven_copy(directory, Split(2, 1), limits) as copy:
+        requests = [greedy(str(index), prompt, 4, with_prompt_logprobs=True) for index, prompt in enumerate(prompts)]
+        outcomes = await asyncio.wait_for(copy.generate(requests), 60)
+    for prompt, outcome in zip(prompts, outcomes, strict=True):
+        rows = reference(directory, prompt + outcome.token_ids).log_softmax(-1)
+        expected = rows[: len(prompt) - 1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+        got = torch.tensor([entry.logprob for entry in outcome.prompt_logprobs])
+        assert error_of(got, expected) < 1e-4
+        assert rows[len(prompt) - 1 : -1].argmax(-1).tolist() == outcome.token_ids

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from serve_app.checkpoints.model_spec import read_model_spec
+from serve_app.cli.main import main
 from serve_app.compress.local_model import LocalModel
 from serve_app.engine.loader import load_stage
 from serve_app.errors import ConfigError
@@ -304,6 +305,7 @@ def keep(_state: dict[str, Tensor]) -> None:
         ({"quant_method": "awq"}, keep, r"scales has shape \[4, 32\].* needs \[1, 256\]"),
         ({"quant_method": "awq", "version": "gemv_fast"}, keep, "version='gemv_fast' is not served; use gemm or gemv"),
         ({"quant_method": "fp8"}, keep, "qweight is not of this quant_method"),
+        ({"quant_method": "AWQ"}, keep, r"scales has shape"),
         ({"quant_method": "exl2"}, keep, "quant_method='exl2' is not served; give a checkpoint of compressed-tensors"),
     ],
 )
@@ -321,6 +323,31 @@ def test_gptq_that_does_not_fit_is_refused_from_its_headers(
     save_file(state, str(directory / "model.safetensors"))
     with pytest.raises(ConfigError, match=message):
         read_model_spec(directory)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"dynamic": {r"+:.*\.layers\.0\..*": {"bits": 8}}}, "down_proj.weight: scales has shape [4, 32]"),
+        ({"desc_act": True}, "parallel.tensor=2 cannot cut source="),
+        ({}, None),
+    ],
+)
+def test_validate_refuses_what_loading_refuses(
+    source: Path, tmp_path: Path, section: dict[str, object], message: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = pack_gptq(source, tmp_path / "packed")
+    set_section(directory, **section)
+    model = f"{{name: m, source: {directory}, dtype: float32, parallel: {{tensor: 2}}}}"
+    lines = (
+        "http_options: {host: 127.0.0.1, port: 8000}",
+        "applications:",
+        "  - {name: gateway, route_prefix: /, import_path: serve_app.app:build_gateway, args: {}}",
+        f"  - {{name: m, route_prefix: null, import_path: serve_app.app:build_model, args: {model}}}",
+    )
+    (tmp_path / "serve.yaml").write_text("\n".join(lines))
+    assert main(["validate", str(tmp_path / "serve.yaml")]) == (1 if message else 0)
+    assert (message or "") in capsys.readouterr().err
 
 
 TENSOR = {"strategy": "tensor"}
