@@ -16,6 +16,8 @@ from tests.fakes import save_model_dir
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # which column each nibble holds, from the lowest
 GROUP = 16
+WEIGHTS = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False}
+INPUTS = {**WEIGHTS, "dynamic": True}
 INPUT_SCALE = 0.02  # of static float8 inputs: up to 9 in size
 _LAST_OF_LAYER = ("o_proj.weight", "down_proj.weight", "out_proj.weight", "fc2.weight", "c_proj.weight")
 
@@ -172,3 +174,18 @@ def _save(
     config = json.loads((source / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "quantization_config": dict(section)}))
     return target
+
+
+def set_section(directory: Path, **changes: object) -> None:
+    """Change keys of a checkpoint's quantization_config."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] |= changes
+    path.write_text(json.dumps(config))
+
+
+def compressed(weights: Mapping[str, object], inputs: Mapping[str, object] | None, **more: object) -> dict[str, object]:
+    """quantization_config of compressed-tensors for 8-bit floats."""
+    group = {"targets": ["Linear"], "weights": {**WEIGHTS, **weights}, "input_activations": inputs}
+    layout = {"format": "float-quantized", "quantization_status": "compressed", "ignore": ["lm_head"]}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}, **layout, **more}
