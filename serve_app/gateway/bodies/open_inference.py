@@ -71,6 +71,71 @@ class ShownModel(msgspec.Struct):
     outputs: list[ShownPort]
 
 
+class ConfiguredPort(msgspec.Struct):
+    """One input or output of a model's configuration."""
+
+    name: str
+    data_type: str
+    dims: list[int]
+
+
+class ShownConfig(msgspec.Struct):
+    """`GET /v2/models/{name}/config`: the parts of Triton's configuration that there are."""
+
+    name: str
+    platform: str
+    backend: str
+    max_batch_size: int  # 0: the shapes of inputs and outputs say all
+    input: list[ConfiguredPort]
+    output: list[ConfiguredPort]
+
+
+class CountedTime(msgspec.Struct):
+    """How many calls, and how long they took together."""
+
+    count: int
+    ns: int
+
+
+class InferStats(msgspec.Struct):
+    """Calls that have ended well, and others."""
+
+    success: CountedTime
+    fail: CountedTime
+
+
+class ModelStats(msgspec.Struct):
+    """Calls of one model since this Gateway replica has started."""
+
+    name: str
+    version: str
+    last_inference: int  # Unix time in milliseconds
+    inference_count: int
+    inference_stats: InferStats
+
+
+class ShownStats(msgspec.Struct):
+    """`GET /v2/models/{name}/stats`."""
+
+    model_stats: list[ModelStats]
+
+
+class IndexBody(msgspec.Struct, forbid_unknown_fields=True):
+    """`POST /v2/repository/index`."""
+
+    ready: bool | None = None  # only models that can answer
+    repository_name: str | None = None  # there is one, whatever it is called
+
+
+class IndexEntry(msgspec.Struct):
+    """One model of the index."""
+
+    name: str
+    version: str
+    state: str
+    reason: str = ""
+
+
 class ShownServer(msgspec.Struct):
     """`GET /v2`."""
 

@@ -11,6 +11,7 @@ from serve_app.gateway.calls.inference import InferenceService
 from serve_app.gateway.calls.known_apis import KnownApiCalls
 from serve_app.gateway.calls.model_calls import ModelCalls
 from serve_app.gateway.calls.models import ServedModels
+from serve_app.gateway.calls.open_inference_counts import InferenceCounts
 from serve_app.gateway.calls.prompt_steps import PromptSteps
 from serve_app.gateway.calls.reader import RequestReader
 from serve_app.gateway.open_streams import OpenStreams
@@ -35,6 +36,7 @@ class DataPlane:
         service = InferenceService(text_models, config.queue_timeout_s)
         self.watches = OpenStreams()
         self.infer_streams = OpenStreams(max_of_caller=256, max_in_all=2048)
+        self.inference_counts = InferenceCounts()
         self.calls = ModelCalls(service, self.models, GraphCalls(backend, config.queue_timeout_s))
         self.known_calls = KnownApiCalls(self.calls, self.models)
 

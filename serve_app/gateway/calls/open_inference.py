@@ -9,13 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 from serve_app.errors import ModelNotFoundError, RequestError
 from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.calls.open_inference_classes import check_classes, classified
+from serve_app.gateway.calls.open_inference_counts import CallCounts
 from serve_app.gateway.calls.open_inference_ports import InferCall, ModelPort, port_of
-from serve_app.gateway.calls.open_inference_tensors import NamedTensor, PortSpec
+from serve_app.gateway.calls.open_inference_tensors import BYTES, NamedTensor, PortSpec
 from serve_app.types.models import ModelDescription
 
 VERSION = "1"  # of every model: a new one is deployed under a name of its own
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 PLATFORM = "rayshard_pytorch"
+BACKEND = "rayshard"
+READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,14 @@ class ModelMetadata:
     name: str
     inputs: list[PortSpec]
     outputs: list[PortSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedModel:
+    """One model of the index."""
+
+    name: str
+    state: str  # READY, UNAVAILABLE
 
 
 class OpenInference:
@@ -64,19 +76,34 @@ class OpenInference:
         port = port_of(self._describe(name, model_version), self._plane)
         return ModelMetadata(name, port.inputs, port.outputs)
 
+    def index(self, *, is_ready_only: bool) -> list[IndexedModel]:
+        """The models that are there for the caller."""
+        found = [
+            IndexedModel(model.name, READY if self.is_model_ready(model.name, "") else UNAVAILABLE)
+            for model in self._plane.models.all()
+        ]
+        return [one for one in found if one.state == READY or not is_ready_only]
+
+    def statistics(self, name: str, model_version: str) -> list[tuple[str, CallCounts]]:
+        """How often a model was called here, or each when no name is given. Raises ModelNotFoundError."""
+        models = [self._describe(name, model_version)] if name else self._plane.models.all()
+        return [(model.name, self._plane.inference_counts.of(model.name)) for model in models]
+
     async def infer(self, call: InferCall) -> InferAnswer:
         """The whole answer. Raises a RayshardError."""
         model = self._describe(call.model, call.version)
-        port = self._checked_port(model, call)
-        outputs = await port.run(call)
-        return InferAnswer(model.name, call.call_id, _requested(outputs, call))
+        with self._plane.inference_counts.counted(model.name):
+            port = self._checked_port(model, call)
+            outputs = await port.run(call)
+            return InferAnswer(model.name, call.call_id, _requested(outputs, call, port))
 
     async def stream(self, call: InferCall) -> AsyncIterator[InferAnswer]:
         """The answer in pieces, as they come. Raises a RayshardError."""
         model = self._describe(call.model, call.version)
-        port = self._checked_port(model, call)
-        async for outputs in port.stream(call):
-            yield InferAnswer(model.name, call.call_id, _requested(outputs, call))
+        with self._plane.inference_counts.counted(model.name):
+            port = self._checked_port(model, call)
+            async for outputs in port.stream(call):
+                yield InferAnswer(model.name, call.call_id, _requested(outputs, call, port))
 
     def _describe(self, name: str, model_version: str) -> ModelDescription:
         model = self._plane.models.describe(name)
@@ -96,6 +123,7 @@ class OpenInference:
                 raise RequestError(
                     f"outputs: {name[:64]!r} is not an output of the model; it gives {known}", field="outputs"
                 )
+        check_classes(call.classes, port.outputs)
         return port
 
 
@@ -105,6 +133,11 @@ def server_version() -> str:
         return version("rayshard")
     except PackageNotFoundError:
         return "0"
+
+
+def type_name(port: PortSpec) -> str:
+    """A datatype as model configurations call it."""
+    return "TYPE_STRING" if port.datatype == BYTES else f"TYPE_{port.datatype}"
 
 
 def check_inputs(call: InferCall, specs: list[PortSpec]) -> None:
@@ -134,8 +167,12 @@ def check_inputs(call: InferCall, specs: list[PortSpec]) -> None:
         raise RequestError(f"inputs.{missing[0]} is missing; the model takes {sorted(by_name)}", field="inputs")
 
 
-def _requested(outputs: list[NamedTensor], call: InferCall) -> list[NamedTensor]:
+def _requested(outputs: list[NamedTensor], call: InferCall, port: ModelPort) -> list[NamedTensor]:
     if not call.outputs:
         return outputs
-    by_name = {tensor.name: tensor for tensor in outputs}
+    labels = {spec.name: spec.labels for spec in port.outputs}
+    by_name = {
+        one.name: classified(one, call.classes[one.name], labels[one.name]) if one.name in call.classes else one
+        for one in outputs
+    }
     return [by_name[name] for name in call.outputs]

@@ -1,7 +1,7 @@
 """What each kind of model takes and gives in the Open Inference Protocol: one class for each."""
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import msgspec
@@ -32,6 +32,7 @@ class InferCall:
     inputs: list[NamedTensor]
     outputs: list[str] = field(default_factory=list)  # wanted; empty: all
     parameters: Parameters = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)  # of outputs of which only the largest numbers are wanted
 
 
 class ModelPort(Protocol):
@@ -89,7 +90,11 @@ class ClassifyPort(_WholePort):
         super().__init__(model, plane)
         self.inputs = [PortSpec(TEXT_INPUT, BYTES, [-1])]
         num_labels = len(model.labels) if model.labels and model.postprocessing_gives is None else -1
-        self.outputs = [PortSpec("label", BYTES, [-1]), PortSpec("probabilities", "FP32", [-1, num_labels])]
+        labels = model.labels if num_labels > 0 else []
+        self.outputs = [
+            PortSpec("label", BYTES, [-1]),
+            PortSpec("probabilities", "FP32", [-1, num_labels], tuple(labels)),
+        ]
 
     async def run(self, call: InferCall) -> list[NamedTensor]:
         """The best label of each text, empty where none holds; and all probabilities in the labels' order."""
@@ -128,6 +133,8 @@ class TensorPort(_WholePort):
         super().__init__(model, plane)
         self.inputs = [spec_of(name, spec) for name, spec in model.inputs.items()]
         self.outputs = [spec_of(name, spec) for name, spec in model.outputs.items()]
+        if len(self.outputs) == 1:
+            self.outputs = [replace(self.outputs[0], labels=tuple(model.labels))]
         if model.postprocessing_gives is not None:
             self.outputs = [PortSpec("answer", BYTES, [1])]
 

@@ -26,6 +26,7 @@ class PortSpec:
     name: str
     datatype: str
     shape: list[int]  # -1: any size
+    labels: tuple[str, ...] = ()  # of its numbers, by index
 
 
 @dataclass(frozen=True, slots=True)

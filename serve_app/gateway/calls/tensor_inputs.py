@@ -124,8 +124,9 @@ def tensor_of(field: str, values: list[Any], shape: tuple[int, ...], dtype: str)
     for index in _misfits(values, dtype):
         raise RequestError(f"{field}: element {index} is not {dtype}, or outside its range", field=field)
     numpy_dtype = np.dtype(np.float32) if dtype == "bfloat16" else NUMPY_DTYPES[dtype]
+    exact = np.float64 if "float" in dtype else numpy_dtype  # of integers numpy would choose float64 for some
     with np.errstate(over="ignore"):
-        array = np.asarray(values).astype(numpy_dtype).reshape(shape)
+        array = np.asarray(values, dtype=exact).astype(numpy_dtype).reshape(shape)
     tensor = to_bfloat16(array) if dtype == "bfloat16" else to_tensor_data(array)
     if array.dtype.kind == "f" and not np.isfinite(to_array(tensor)).all():  # rounding may have made it infinite
         raise RequestError(f"{field} holds a number that is too large for {dtype}", field=field)

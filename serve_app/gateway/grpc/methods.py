@@ -14,7 +14,15 @@ from serve_app.gateway.caller import CALLER
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
 from serve_app.gateway.failures import as_rayshard_error, told_message
-from serve_app.gateway.grpc.open_inference import infer, model_metadata, server_metadata, stream_infer
+from serve_app.gateway.grpc.open_inference import (
+    infer,
+    model_config,
+    model_metadata,
+    model_statistics,
+    repository_index,
+    server_metadata,
+    stream_infer,
+)
 from serve_app.gateway.grpc.rayshard import chat, classify, embed, generate, predict
 from serve_app.gateway.time_limits import time_limit_of, within
 from serve_app.protos import open_inference_pb2 as pb
@@ -81,6 +89,34 @@ class GrpcMethods:
             return model_metadata(self._open_inference, request)
 
         return await self._answered(look, pb.ModelMetadataResponse(), grpc_context)
+
+    async def ModelConfig(self, request: pb.ModelConfigRequest, grpc_context: CallContext) -> pb.ModelConfigResponse:
+        """A model as Triton's clients know it."""
+
+        async def look() -> pb.ModelConfigResponse:
+            return model_config(self._open_inference, request)
+
+        return await self._answered(look, pb.ModelConfigResponse(), grpc_context)
+
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, grpc_context: CallContext
+    ) -> pb.ModelStatisticsResponse:
+        """How often models were called."""
+
+        async def look() -> pb.ModelStatisticsResponse:
+            return model_statistics(self._open_inference, request)
+
+        return await self._answered(look, pb.ModelStatisticsResponse(), grpc_context)
+
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, grpc_context: CallContext
+    ) -> pb.RepositoryIndexResponse:
+        """The models that there are."""
+
+        async def look() -> pb.RepositoryIndexResponse:
+            return repository_index(self._open_inference, request)
+
+        return await self._answered(look, pb.RepositoryIndexResponse(), grpc_context)
 
     async def ModelInfer(self, request: pb.ModelInferRequest, grpc_context: CallContext) -> pb.ModelInferResponse:
         """One whole answer."""

@@ -9,13 +9,16 @@ import numpy as np
 
 from serve_app.errors import RequestError
 from serve_app.gateway.calls.open_inference import (
+    BACKEND,
     EXTENSIONS,
     PLATFORM,
     VERSION,
     InferAnswer,
     OpenInference,
     server_version,
+    type_name,
 )
+from serve_app.gateway.calls.open_inference_classes import class_count, refuse_shared_memory
 from serve_app.gateway.calls.open_inference_ports import InferCall
 from serve_app.gateway.calls.open_inference_tensors import (
     BYTES,
@@ -63,6 +66,48 @@ def model_metadata(service: OpenInference, request: pb.ModelMetadataRequest) -> 
         inputs=_ports(found.inputs),
         outputs=_ports(found.outputs),
     )
+
+
+def model_config(service: OpenInference, request: pb.ModelConfigRequest) -> pb.ModelConfigResponse:
+    """A model as Triton's clients know it. Raises ModelNotFoundError."""
+    found = service.metadata(request.name, request.version)
+    config = pb.ModelConfig(
+        name=found.name,
+        platform=PLATFORM,
+        backend=BACKEND,
+        input=[pb.ModelInput(name=one.name, data_type=type_name(one), dims=one.shape) for one in found.inputs],
+        output=[pb.ModelOutput(name=one.name, data_type=type_name(one), dims=one.shape) for one in found.outputs],
+    )
+    return pb.ModelConfigResponse(config=config)
+
+
+def model_statistics(service: OpenInference, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
+    """How often models were called. Raises ModelNotFoundError."""
+    shown = []
+    for name, counts in service.statistics(request.name, request.version):
+        stats = pb.InferStatistics(
+            success=pb.StatisticDuration(count=counts.num_good, ns=counts.good_ns),
+            fail=pb.StatisticDuration(count=counts.num_failed, ns=counts.failed_ns),
+        )
+        shown.append(
+            pb.ModelStatistics(
+                name=name,
+                version=VERSION,
+                last_inference=counts.last_ms,
+                inference_count=counts.num_good,
+                inference_stats=stats,
+            )
+        )
+    return pb.ModelStatisticsResponse(model_stats=shown)
+
+
+def repository_index(service: OpenInference, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
+    """The models that there are."""
+    models = [
+        pb.RepositoryIndexResponse.ModelIndex(name=one.name, version=VERSION, state=one.state)
+        for one in service.index(is_ready_only=request.ready)
+    ]
+    return pb.RepositoryIndexResponse(models=models)
 
 
 async def infer(service: OpenInference, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
@@ -148,9 +193,13 @@ def _call_of(request: pb.ModelInferRequest) -> InferCall:
         inputs = [NamedTensor.of_raw(one.name, one.datatype, list(one.shape), raw) for one, raw in pairs]
     else:
         inputs = [_tensor_of_contents(one) for one in request.inputs]
+    for one in request.inputs:
+        refuse_shared_memory(f"inputs.{one.name[:64]}", one.parameters)
     names = [one.name for one in request.outputs]
+    counts = {one.name: class_count(one.name, _parameters(one.parameters)) for one in request.outputs}
+    classes = {name: count for name, count in counts.items() if count is not None}
     parameters = _parameters(request.parameters)
-    return InferCall(request.model_name, request.model_version, request.id, inputs, names, parameters)
+    return InferCall(request.model_name, request.model_version, request.id, inputs, names, parameters, classes)
 
 
 def _tensor_of_contents(tensor: pb.ModelInferRequest.InferInputTensor) -> NamedTensor:
@@ -167,7 +216,7 @@ def _tensor_of_contents(tensor: pb.ModelInferRequest.InferInputTensor) -> NamedT
         raw = b"".join(len(text).to_bytes(4, "little") + text for text in values)
         return NamedTensor.of_raw(tensor.name, BYTES, shape, raw)
     dtype = NUMPY_DTYPES[DTYPE_OF[tensor.datatype]]
-    wide = np.array(values, dtype=None if len(values) else dtype)
+    wide = np.array(values, dtype={"i": np.int64, "u": np.uint64}.get(dtype.kind, dtype))
     if dtype.kind in "iu" and len(values):
         limits = np.iinfo(DTYPE_OF[tensor.datatype])
         if int(wide.min()) < limits.min or int(wide.max()) > limits.max:

@@ -12,31 +12,44 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve_app.errors import RayshardError, RequestError
+from serve_app.gateway.bodies.convert import parse_body
 from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.bodies.open_inference import (
+    ConfiguredPort,
+    CountedTime,
+    IndexBody,
+    IndexEntry,
     InferBody,
+    InferStats,
+    ModelStats,
     ServerLive,
     ServerReady,
     ShownAnswer,
+    ShownConfig,
     ShownModel,
     ShownPort,
     ShownServer,
+    ShownStats,
     ShownTensor,
     TensorBody,
 )
 from serve_app.gateway.calls.open_inference import (
+    BACKEND,
     EXTENSIONS,
     PLATFORM,
     VERSION,
     InferAnswer,
     OpenInference,
     server_version,
+    type_name,
 )
+from serve_app.gateway.calls.open_inference_classes import class_count, refuse_shared_memory
+from serve_app.gateway.calls.open_inference_counts import CallCounts
 from serve_app.gateway.calls.open_inference_ports import InferCall
 from serve_app.gateway.calls.open_inference_tensors import BYTES, DTYPE_OF, NamedTensor, PortSpec, checked_shape
 from serve_app.gateway.calls.tensor_inputs import flatten, tensor_of, write_output
 from serve_app.gateway.http.errors import on_protocol_error
-from serve_app.gateway.http.shell import RequestShell, json_answer
+from serve_app.gateway.http.shell import RequestShell, json_answer, json_bytes
 from serve_app.types.tensors import TensorData
 
 JSON_LENGTH = "inference-header-content-length"
@@ -63,6 +76,10 @@ def open_inference_routes(service: OpenInference, shell: RequestShell) -> list[R
         Route("/v2/health/live", _answered(endpoints.live)),
         Route("/v2/health/ready", _answered(endpoints.ready)),
         *(Route(f"{path}/infer", _answered(endpoints.infer), methods=["POST"]) for path in (version, model)),
+        Route("/v2/models/stats", _answered(endpoints.stats)),
+        Route("/v2/repository/index", _answered(endpoints.index), methods=["POST"]),
+        *(Route(f"{path}/config", _answered(endpoints.config)) for path in (version, model)),
+        *(Route(f"{path}/stats", _answered(endpoints.stats)) for path in (version, model)),
         *(Route(f"{path}/ready", _answered(endpoints.model_ready)) for path in (version, model)),
         *(Route(path, _answered(endpoints.model)) for path in (version, model)),
     ]
@@ -91,6 +108,21 @@ class _ProtocolEndpoints:
         found = self._service.metadata(*_model_of(request))
         inputs, outputs = (_shown_ports(ports) for ports in (found.inputs, found.outputs))
         return json_answer(ShownModel(found.name, [VERSION], PLATFORM, inputs, outputs))
+
+    async def config(self, request: Request) -> Response:
+        found = self._service.metadata(*_model_of(request))
+        inputs, outputs = (_configured_ports(ports) for ports in (found.inputs, found.outputs))
+        return json_answer(ShownConfig(found.name, PLATFORM, BACKEND, 0, inputs, outputs))
+
+    async def stats(self, request: Request) -> Response:
+        found = self._service.statistics(request.path_params.get("name", ""), request.path_params.get("version", ""))
+        return json_answer(ShownStats([_shown_stats(name, counts) for name, counts in found]))
+
+    async def index(self, request: Request) -> Response:
+        content = await self._shell.read(request)
+        body = parse_body(content, IndexBody) if content.strip() else IndexBody()
+        found = self._service.index(is_ready_only=body.ready is True)
+        return json_bytes(msgspec.json.encode([IndexEntry(one.name, VERSION, one.state) for one in found]))
 
     async def infer(self, request: Request) -> Response:
         content = await self._shell.read(request)
@@ -121,6 +153,15 @@ def _shown_ports(ports: list[PortSpec]) -> list[ShownPort]:
     return [ShownPort(port.name, port.datatype, port.shape) for port in ports]
 
 
+def _configured_ports(ports: list[PortSpec]) -> list[ConfiguredPort]:
+    return [ConfiguredPort(port.name, type_name(port), port.shape) for port in ports]
+
+
+def _shown_stats(name: str, counts: CallCounts) -> ModelStats:
+    good, failed = CountedTime(counts.num_good, counts.good_ns), CountedTime(counts.num_failed, counts.failed_ns)
+    return ModelStats(name, VERSION, counts.last_ms, counts.num_good, InferStats(good, failed))
+
+
 def _split(content: bytes, json_length: str | None) -> tuple[bytes, bytes]:
     """The JSON and the bytes after it."""
     if json_length is None:
@@ -145,11 +186,17 @@ def _parsed(content: bytes) -> InferBody:
 def _call_of(body: InferBody, binary: bytes, name: str, version: str) -> tuple[InferCall, _Binary]:
     parameters = dict(body.parameters)
     is_default = parameters.pop("binary_data_output", False) is True
-    wants = {output.name: output.parameters.get("binary_data", is_default) is True for output in body.outputs}
+    wants, classes = {}, {}
+    for output in body.outputs:
+        wants[output.name] = output.parameters.pop("binary_data", is_default) is True
+        count = class_count(output.name, output.parameters)
+        if count is not None:
+            classes[output.name] = count
     inputs, position = [], 0
     for tensor in body.inputs:
         size = tensor.parameters.get("binary_data_size")
         where = f"inputs.{tensor.name[:64]}"
+        refuse_shared_memory(where, tensor.parameters)
         if size is None:
             inputs.append(_tensor_of_json(tensor))
             continue
@@ -162,7 +209,7 @@ def _call_of(body: InferBody, binary: bytes, name: str, version: str) -> tuple[I
     if position != len(binary):
         raise RequestError(f"{len(binary) - position} bytes after the JSON belong to no input", field="inputs")
     names = [output.name for output in body.outputs]
-    return InferCall(name, version, body.id, inputs, names, parameters), _Binary(is_default, wants)
+    return InferCall(name, version, body.id, inputs, names, parameters, classes), _Binary(is_default, wants)
 
 
 def _tensor_of_json(tensor: TensorBody) -> NamedTensor:

@@ -31,12 +31,16 @@ from serve_app.gateway.bodies.known_apis import (
     TeiEmbedBody,
 )
 from serve_app.gateway.bodies.open_inference import (
+    IndexBody,
+    IndexEntry,
     InferBody,
     ServerLive,
     ServerReady,
     ShownAnswer,
+    ShownConfig,
     ShownModel,
     ShownServer,
+    ShownStats,
 )
 from serve_app.gateway.bodies.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from serve_app.gateway.bodies.others import (
@@ -72,7 +76,7 @@ _WORK_ERRORS = {
     413: "The body is larger than max_request_bytes.",
     415: "The body is compressed otherwise than by gzip or deflate.",
     422: "Well-formed, but its values cannot be served.",
-    431: "The headers are larger than 64 KiB; the error is in OpenAI's shape.",
+    431: "The headers are larger than 64 KiB.",
     429: "Too much is waiting, or the key has used what it may; see Retry-After.",
     500: "A fault of the server.",
     503: "No copy of the model can take it now; see Retry-After.",
@@ -224,8 +228,15 @@ def _protocol_operations() -> list[Operation]:
         Operation("GET", "/v2/health/ready", tag, "Whether every model can answer",
                   {_JSON: ServerReady}, other_answers={503: ServerReady}, is_open=True),
     ]  # fmt: skip
+    found += [
+        Operation("GET", "/v2/models/stats", tag, "How often models were called here", {_JSON: ShownStats}),
+        Operation("POST", "/v2/repository/index", tag, "The models that there are",
+                  {_JSON: list[IndexEntry]}, {_JSON: IndexBody}),
+    ]  # fmt: skip
     for path in (model, f"{model}/versions/{{version}}"):
         found += [
+            Operation("GET", f"{path}/config", tag, "A model as Triton's clients know it", {_JSON: ShownConfig}),
+            Operation("GET", f"{path}/stats", tag, "How often a model was called here", {_JSON: ShownStats}),
             Operation("GET", path, tag, "What a model takes and gives", {_JSON: ShownModel}),
             Operation("GET", f"{path}/ready", tag, "Whether a copy of a model can answer",
                       {_JSON: ServerReady}, other_answers={503: ServerReady}),
@@ -255,7 +266,6 @@ def _described(operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, 
 
     error = content({_JSON: ProtocolError if operation.is_protocol else ErrorBody})
     responses = {str(status): {"description": text, "content": error} for status, text in operation.errors.items()}
-    responses["431"]["content"] = content({_JSON: ErrorBody})
     for status, kind in (operation.other_answers or {}).items():
         responses[str(status)] = {"description": "Not now.", "content": content({_JSON: kind})}
     responses["200"] = {"description": "The answer.", "content": content(operation.answer)}

@@ -1,6 +1,9 @@
 """The Open Inference Protocol over a real gRPC server, without Serve: what is taken, what is refused and how."""
 
+import asyncio
 import inspect
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +121,48 @@ async def test_typed_contents_come_back_as_raw_ones(stub: Any, datatype: str, fi
     assert (answer.id, answer.model_version, list(answer.raw_output_contents)) == ("7", "1", [expected])
     again = call(f"of_{datatype}", datatype=datatype, raw_input_contents=[expected])
     assert (await stub.ModelInfer(again)).raw_output_contents == answer.raw_output_contents
+
+
+async def test_large_integers_come_back_whole(stub: Any) -> None:
+    request = call("of_UINT64", datatype="UINT64")
+    request.inputs[0].contents.uint64_contents.extend([1, 2**64 - 1])
+    raw = (await stub.ModelInfer(request)).raw_output_contents[0]
+    assert np.frombuffer(raw, np.uint64).tolist() == [1, 2**64 - 1]
+
+
+async def test_tritons_additions_are_as_its_own_client_reads_them(stub: Any) -> None:
+    request = call("of_FP32", raw_input_contents=[bytes(8)])
+    await stub.ModelInfer(request)
+    config = await stub.ModelConfig(pb.ModelConfigRequest(name="of_FP32"))
+    stats = await stub.ModelStatistics(pb.ModelStatisticsRequest(name="of_FP32"))
+    index = await stub.RepositoryIndex(pb.RepositoryIndexRequest(ready=True))
+    read = """if True:
+        import sys
+        from tritonclient.grpc import service_pb2 as pb
+        config, stats, index = (bytes.fromhex(one) for one in sys.argv[1:])
+        config = pb.ModelConfigResponse.FromString(config).config
+        print(config.name, config.backend, config.input[0].data_type, list(config.output[0].dims))
+        stats = pb.ModelStatisticsResponse.FromString(stats).model_stats[0]
+        print(stats.name, stats.version, stats.inference_count, stats.inference_stats.success.count)
+        models = pb.RepositoryIndexResponse.FromString(index).models
+        print(sorted(one.name for one in models)[-1], models[0].version, models[0].state)
+    """  # both descriptions of the protocol do not fit into one process
+    arguments = [one.SerializeToString().hex() for one in (config, stats, index)]
+    command = [sys.executable, "-c", read, *arguments]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    shown = done.stdout
+    assert shown.splitlines() == ["of_FP32 rayshard 11 [-1, 2]", "of_FP32 1 1 1", "tiny 1 READY"]
+
+
+async def test_classes_and_shared_memory_over_grpc(stub: Any) -> None:
+    request = call("of_FP32", raw_input_contents=[np.array([1, 2], np.float32).tobytes()])
+    output = request.outputs.add(name="x_again")
+    output.parameters["classification"].int64_param = 1
+    answer = await stub.ModelInfer(request)
+    assert (answer.outputs[0].datatype, answer.outputs[0].shape) == ("BYTES", [1, 1])
+    assert answer.raw_output_contents[0][4:] == b"2.000000:1"
+    output.parameters["shared_memory_region"].string_param = "r"
+    assert "shared memory" in (await refused(stub, request)).details()
 
 
 def hostile() -> list[tuple[Any, str, str]]:

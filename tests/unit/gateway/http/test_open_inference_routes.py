@@ -121,6 +121,114 @@ async def test_a_tensor_comes_back_as_it_was_sent(url: str, datatype: str, is_bi
     assert result.get_response()["id"] == "7"
 
 
+async def test_large_integers_of_json_come_back_whole(url: str) -> None:
+    array = np.array([[1, 2**64 - 1], [2**53 + 1, 2**63]], np.uint64)
+    outputs = [triton.InferRequestedOutput("x_again", binary_data=False)]
+    given = [tensor("x", array, "UINT64", is_binary=False)]
+    result = await ask(url, lambda client: client.infer("of_UINT64", given, outputs=outputs))
+    assert result.as_numpy("x_again").tolist() == array.tolist()
+
+
+async def test_a_client_of_tritons_sees_configurations_the_index_and_statistics(url: str) -> None:
+    config = await ask(url, lambda client: client.get_model_config("two"))
+    assert (config["name"], config["max_batch_size"]) == ("two", 0)
+    assert config["input"] == [
+        {"name": "a", "data_type": "TYPE_FP32", "dims": [-1, 2]},
+        {"name": "b", "data_type": "TYPE_INT64", "dims": [-1]},
+    ]
+    colours = await ask(url, lambda client: client.get_model_config("team/colours", "1"))
+    assert colours["output"][0]["data_type"] == "TYPE_STRING"
+    index = await ask(url, lambda client: client.get_model_repository_index())
+    assert {"name": "team/colours", "version": "1", "state": "READY", "reason": ""} in index
+    await ask(url, lambda client: client.infer("of_FP32", [tensor("x", np.ones((1, 2), np.float32), "FP32")]))
+    with pytest.raises(InferenceServerException):
+        await ask(url, lambda client: client.infer("of_FP32", [tensor("x", np.ones((1, 3), np.float32), "FP32")]))
+    (stats,) = (await ask(url, lambda client: client.get_inference_statistics("of_FP32")))["model_stats"]
+    assert (stats["inference_count"], stats["inference_stats"]["fail"]["count"]) == (1, 1)
+    assert stats["inference_stats"]["success"]["ns"] > 0
+    every = (await ask(url, lambda client: client.get_inference_statistics()))["model_stats"]
+    assert {one["name"]: one["inference_count"] for one in every}["two"] == 0
+
+
+async def test_the_index_shows_what_can_answer(url: str, backend: ScriptedBackend) -> None:
+    backend.is_healthy = False
+    async with httpx.AsyncClient(base_url=url) as client:
+        every = (await client.post("/v2/repository/index")).json()
+        ready = (await client.post("/v2/repository/index", json={"ready": True})).json()
+    assert {one["state"] for one in every} == {"UNAVAILABLE"}
+    assert ready == []
+
+
+async def test_the_largest_classes_come_as_texts(url: str) -> None:
+    given = [tensor("text_input", texts("ab", "c"), "BYTES")]
+    plain = await ask(url, lambda client: client.infer("team/colours", given))
+    rows = plain.as_numpy("probabilities")
+    outputs = [triton.InferRequestedOutput("probabilities", class_count=2), triton.InferRequestedOutput("label")]
+    result = await ask(url, lambda client: client.infer("team/colours", given, outputs=outputs))
+    shown = result.as_numpy("probabilities")
+    assert shown.shape == (2, 2)
+    for row, found, label in zip(rows, shown, result.as_numpy("label"), strict=True):
+        order = np.argsort(-row, kind="stable")[:2]
+        assert [one.decode() for one in found] == [f"{row[index]:f}:{index}:{LABELS[index]}" for index in order]
+        assert found[0].decode().endswith(f":{label.decode()}")
+    numbers = [tensor("x", np.array([[3, 7], [9, 9]], np.int32), "INT32")]
+    outputs = [triton.InferRequestedOutput("x_again", binary_data=False, class_count=5)]
+    result = await ask(url, lambda client: client.infer("of_INT32", numbers, outputs=outputs))
+    assert result.as_numpy("x_again").tolist() == [["7:1", "3:0"], ["9:0", "9:1"]]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"classification": -1}, "not a number of classes"),
+        ({"classification": 1.5}, "not a number of classes"),
+        ({"classification": True}, "not a number of classes"),
+        ({"shared_memory_region": "r", "shared_memory_byte_size": 8}, "shared memory"),
+        ({"typo": 1}, "'typo' is unknown"),
+    ],
+)
+async def test_what_an_output_cannot_be_is_refused(url: str, parameters: dict[str, Any], message: str) -> None:
+    given = {**body(), "outputs": [{"name": "x_again", "parameters": parameters}]}
+    async with httpx.AsyncClient(base_url=url) as client:
+        refused = await client.post("/v2/models/of_FP32/infer", json=given)
+        assert (refused.status_code, message in refused.json()["error"]) == (400, True), refused.text
+        given["outputs"] = [{"name": "x_again", "parameters": {"classification": 0, "content_type": "np"}}]
+        assert (await client.post("/v2/models/of_FP32/infer", json=given)).status_code == 200
+        shared = body(parameters={"shared_memory_region": "r"})
+        assert "shared memory" in (await client.post("/v2/models/of_FP32/infer", json=shared)).json()["error"]
+
+
+async def test_classes_of_texts_are_refused(url: str) -> None:
+    given = [tensor("text_input", texts("ab"), "BYTES")]
+    outputs = [triton.InferRequestedOutput("label", class_count=2)]
+    with pytest.raises(InferenceServerException, match="is for outputs of numbers"):
+        await ask(url, lambda client: client.infer("team/colours", given, outputs=outputs))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/nope", 404),
+        ("GET", "/v2/models/nope/config", 404),
+        ("GET", "/v2/models/of_FP32/versions/7/stats", 404),
+        ("POST", "/v2/models/of_FP32", 405),
+        ("POST", "/v2/repository/models/of_FP32/load", 404),
+        ("GET", "/v2/logging", 404),
+    ],
+)
+async def test_every_error_under_v2_is_a_text(url: str, method: str, path: str, status: int) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        answer = await client.request(method, path)
+        assert (answer.status_code, type(answer.json()["error"])) == (status, str)
+        large = await client.request(method, path, headers={f"x-{index}": "a" * 1000 for index in range(66)})
+        assert (large.status_code, type(large.json()["error"])) == (431, str)
+
+
+async def test_coheres_paths_keep_their_own_errors(url: str) -> None:
+    async with httpx.AsyncClient(base_url=url) as client:
+        assert (await client.post("/v2/rerank", json={})).json()["error"]["param"] == "query"
+
+
 async def test_bfloat16_comes_as_bytes(url: str) -> None:
     array = np.array([[0.5, -1.25]], ml_dtypes.bfloat16)
     result = await ask(url, lambda client: client.infer("of_BF16", [tensor("x", array, "BF16")]))
