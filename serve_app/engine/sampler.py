@@ -45,6 +45,7 @@ class Sampler:
         self._ranked: dict[int, int] = {}  # slot rows that draw by top_k, top_p as well -> tokens to rank, at most
         self._penalized: set[int] = set()
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}  # ids [n] int64, values [n] float32
+        self._allowed: dict[int, Tensor] = {}  # ids [n] int64, where others are not
         self._unended: dict[int, _Unended] = {}  # slot rows below min_tokens
         self._num_logprobs: dict[int, int] = {}
         self._in_prompt: Tensor | None = None  # [max_num_seqs, V] bool
@@ -53,7 +54,7 @@ class Sampler:
     def start(self, start: SequenceStart) -> None:
         """Give `start.slot_row` to a sequence; what it held before is forgotten."""
         slot_row, params = start.slot_row, start.params
-        for states in (self._ranked, self._biases, self._unended, self._num_logprobs):
+        for states in (self._ranked, self._biases, self._allowed, self._unended, self._num_logprobs):
             states.pop(slot_row, None)
         self._plain.discard(slot_row)
         self._penalized.discard(slot_row)
@@ -64,6 +65,8 @@ class Sampler:
         if params.logit_bias:
             values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32)
             self._biases[slot_row] = self._upload(torch.tensor(list(params.logit_bias))), self._upload(values)
+        if params.allowed_token_ids:
+            self._allowed[slot_row] = self._upload(torch.tensor(params.allowed_token_ids))
         if start.num_outputs < params.min_tokens and start.end_token_ids:
             end_ids = self._upload(torch.tensor(start.end_token_ids))
             self._unended[slot_row] = _Unended(end_ids, params.min_tokens - start.num_outputs)
@@ -125,8 +128,9 @@ class Sampler:
         self._penalized.add(slot_row)
 
     def _adjusted(self, logits: Tensor, slot_rows: list[int]) -> Tensor:
-        """Logits [B, V] after bias, min_tokens and penalties; `logits` itself when no sequence has any."""
-        if all(group.isdisjoint(slot_rows) for group in (self._biases.keys(), self._unended.keys(), self._penalized)):
+        """Logits [B, V] after bias, min_tokens, allowed tokens and penalties; `logits` itself when none has any."""
+        groups = (self._biases.keys(), self._unended.keys(), self._allowed.keys(), self._penalized)
+        if all(group.isdisjoint(slot_rows) for group in groups):
             return logits
         scores = logits.to(torch.float32, copy=True)
         for b, slot_row in enumerate(slot_rows):
@@ -135,6 +139,9 @@ class Sampler:
                 scores[b].index_add_(0, ids, values)
             if slot_row in self._unended:
                 scores[b].index_fill_(0, self._unended[slot_row].end_ids, -torch.inf)
+            if slot_row in self._allowed:
+                ids = self._allowed[slot_row]
+                scores[b] = torch.full_like(scores[b], -torch.inf).index_copy_(0, ids, scores[b][ids])
         penalized = [b for b, slot_row in enumerate(slot_rows) if slot_row in self._penalized]
         if penalized:
             assert self._in_prompt is not None

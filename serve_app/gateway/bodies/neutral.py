@@ -7,7 +7,6 @@ from typing import Any
 from serve_app.errors import RequestError
 
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (None,),
     "audio": (None,),
     "bad_words": (None, []),
     "best_of": (None,),  # and n: see below

@@ -18,6 +18,7 @@ NumLogprobs = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 TokenIds = Annotated[list[NaturalInt], Meta(max_length=1024)]
+AllowedTokenIds = Annotated[list[NaturalInt], Meta(min_length=1, max_length=2**18)]
 TruncationSide = Literal["left", "right"]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 
@@ -48,6 +49,7 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     repetition_penalty: Annotated[float, Meta(ge=1e-6, le=2)] | None = None
     logit_bias: Annotated[dict[str, Bias], Meta(max_length=1024)] | None = None
     seed: Seed | None = None
+    allowed_token_ids: AllowedTokenIds | None = None  # nothing else is drawn
     stop: str | list[str] | None = None
     stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool | None = None

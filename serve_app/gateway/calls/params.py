@@ -34,6 +34,15 @@ def sampling_params(
         raise RequestError(f"min_tokens={min_tokens} is more than max_tokens={max_tokens}", field="min_tokens")
     stop_token_ids = body.stop_token_ids or []
     check_token_ids(stop_token_ids, model, "stop_token_ids")
+    allowed_token_ids = list(dict.fromkeys(body.allowed_token_ids or []))
+    check_token_ids(allowed_token_ids, model, "allowed_token_ids")
+    ends = {*stop_token_ids, *([] if body.ignore_eos else model.description.eos_token_ids)}
+    if min_tokens and allowed_token_ids and ends.issuperset(allowed_token_ids):
+        raise RequestError(
+            f"allowed_token_ids holds only tokens that end the answer, and min_tokens={min_tokens} are to come before; "
+            "allow others, or leave min_tokens out",
+            field="allowed_token_ids",
+        )
     defaults = model.description.sampling
     top_k = _given(body.top_k, defaults.top_k, 0)
     return SamplingParams(
@@ -48,6 +57,7 @@ def sampling_params(
         presence_penalty=_given(body.presence_penalty, None, 0.0),
         frequency_penalty=_given(body.frequency_penalty, None, 0.0),
         logit_bias=_logit_bias(body, model),
+        allowed_token_ids=tuple(allowed_token_ids),
         stop_token_ids=tuple(stop_token_ids),
         ignore_eos=bool(body.ignore_eos),
         num_logprobs=num_logprobs,

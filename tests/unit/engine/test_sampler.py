@@ -329,3 +329,31 @@ def test_greedy_costs_about_one_argmax() -> None:
         logits.max(dim=-1)
         argmax_s.append(time.perf_counter() - began_s)
     assert min(sample_s) < 3 * min(argmax_s) + 0.001
+
+
+@pytest.mark.parametrize("params", [GREEDY, RANDOM, replace(RANDOM, top_p=0.9), replace(RANDOM, min_p=0.1)])
+def test_only_allowed_tokens_are_drawn_and_neighbours_draw_freely(params: SamplingParams) -> None:
+    allowed = (3, 9, 27)
+    sampler = Sampler(2, VOCAB, "cpu")
+    sampler.start(start_of(0, replace(params, allowed_token_ids=allowed, repetition_penalty=1.3, num_logprobs=1)))
+    sampler.start(start_of(1, params))
+    free = Sampler(1, VOCAB, "cpu")
+    free.start(start_of(0, params))
+    for seed in range(50):
+        logits = logits_of(2, seed=seed)
+        drawn = sampler.sample(logits, [0, 1])
+        assert drawn.token_ids[0] in allowed
+        assert drawn.token_ids[1] == free.sample(logits[1:], [0]).token_ids[0]
+        assert drawn.logprobs is not None
+        entry = drawn.logprobs[0]
+        assert entry is not None
+        assert entry.top_token_ids == [int(logits[0].argmax())]  # of the model's own logits
+
+
+def test_a_slot_row_forgets_what_its_sequence_was_allowed() -> None:
+    sampler = Sampler(1, VOCAB, "cpu")
+    sampler.start(start_of(0, replace(GREEDY, allowed_token_ids=(3,))))
+    logits = logits_of(1)
+    assert sampler.sample(logits, [0]).token_ids == [3]
+    sampler.start(start_of(0, GREEDY))
+    assert sampler.sample(logits, [0]).token_ids == [int(logits.argmax())]

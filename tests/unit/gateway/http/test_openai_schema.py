@@ -224,3 +224,19 @@ async def test_an_answer_of_one_token_still_ends_by_length(backend: ScriptedBack
     backend.script = say(5, 6, 7)
     answer = await ask(backend, COMPLETIONS, max_tokens=1, return_token_ids=True)
     assert (answer["choices"][0]["token_ids"], answer["choices"][0]["finish_reason"]) == ([5], "length")
+
+
+async def test_allowed_tokens_reach_the_router(backend: ScriptedBackend) -> None:
+    await ask(backend, COMPLETIONS, allowed_token_ids=[7, 5, 7])
+    assert backend.requests[0].params.allowed_token_ids == (7, 5)
+
+
+@pytest.mark.parametrize("keys", [{"allowed_token_ids": []}, {"allowed_token_ids": [900]}, {"allowed_token_ids": [-1]}])
+async def test_allowed_tokens_that_nothing_can_be_drawn_of_are_refused(backend: ScriptedBackend, keys: Any) -> None:
+    async with calling(backend) as client:
+        refused = await client.post(COMPLETIONS, json={"prompt": "a", **keys})
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"].startswith("allowed_token_ids")
+        ends = {"allowed_token_ids": [backend.eos_token_id], "min_tokens": 1}
+        assert (await client.post(COMPLETIONS, json={"prompt": "a", **ends})).status_code == 400
+        assert (await client.post(COMPLETIONS, json={"prompt": "a", **ends, "min_tokens": 0})).status_code == 200
