@@ -19,12 +19,19 @@ from serve_app.types.generation import FinishReason, TokenLogprobs
 from serve_app.types.models import ModelDescription
 
 
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    """Of a prompt's tokens those that had not to be computed: none, as nothing is kept between requests."""
+
+    cached_tokens: int = 0
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts; every prompt is counted once, whatever n."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
@@ -35,9 +42,9 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
-    prompt_token_ids: list[int] | UnsetType = UNSET
-    token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: list[PromptTokenLogprobs | None] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType | None = UNSET  # null in whole answers, left out of pieces
+    token_ids: list[int] | UnsetType | None = UNSET
+    prompt_logprobs: list[PromptTokenLogprobs | None] | UnsetType | None = UNSET
 
 
 class CompletionResponse(msgspec.Struct, frozen=True):
@@ -67,7 +74,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: int | str | None
-    token_ids: list[int] | UnsetType = UNSET
+    token_ids: list[int] | None = None
 
 
 class ChatResponse(msgspec.Struct, frozen=True):
@@ -79,8 +86,8 @@ class ChatResponse(msgspec.Struct, frozen=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
-    prompt_token_ids: list[int] | UnsetType = UNSET
-    prompt_logprobs: list[PromptTokenLogprobs | None] | UnsetType = UNSET
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[PromptTokenLogprobs | None] | None = None
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -193,7 +200,7 @@ class WholeAnswer:
                 logprobs=chat_logprobs(answer.logprobs, self._call),
                 finish_reason=answer.finish_reason,
                 stop_reason=answer.stop_reason,
-                token_ids=answer.token_ids if has_token_ids else UNSET,
+                token_ids=answer.token_ids if has_token_ids else None,
             )
             for index, answer in enumerate(self._answers[0])
         ]
@@ -205,7 +212,7 @@ class WholeAnswer:
                 self._model_name,
                 choices,
                 count_usage(self._runs),
-                prompt_token_ids=run.request.prompt_token_ids if has_token_ids else UNSET,
+                prompt_token_ids=run.request.prompt_token_ids if has_token_ids else None,
                 prompt_logprobs=self._prompt_logprobs(run),
             )
         )
@@ -222,14 +229,14 @@ class WholeAnswer:
             logprobs=logprobs,
             finish_reason=answer.finish_reason,
             stop_reason=answer.stop_reason,
-            prompt_token_ids=run.request.prompt_token_ids if options.has_token_ids else UNSET,
-            token_ids=answer.token_ids if options.has_token_ids else UNSET,
+            prompt_token_ids=run.request.prompt_token_ids if options.has_token_ids else None,
+            token_ids=answer.token_ids if options.has_token_ids else None,
             prompt_logprobs=self._prompt_logprobs(run),
         )
 
-    def _prompt_logprobs(self, run: PromptRun) -> list[PromptTokenLogprobs | None] | UnsetType:
+    def _prompt_logprobs(self, run: PromptRun) -> list[PromptTokenLogprobs | None] | None:
         if self._call.options.num_prompt_logprobs is None:
-            return UNSET
+            return None
         return prompt_token_logprobs(run, self._call)
 
     @property

@@ -397,7 +397,12 @@ async def test_choices_are_numbered_prompt_by_prompt(client: httpx.AsyncClient) 
         (2, "ccc"),
         (3, "ccc"),
     ]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 12, "total_tokens": 15}
+    assert answer["usage"] == {
+        "prompt_tokens": 3,
+        "completion_tokens": 12,
+        "total_tokens": 15,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 async def test_more_prompts_than_run_at_once_are_all_answered(client: httpx.AsyncClient) -> None:

@@ -240,3 +240,11 @@ async def test_allowed_tokens_that_nothing_can_be_drawn_of_are_refused(backend: 
         ends = {"allowed_token_ids": [backend.eos_token_id], "min_tokens": 1}
         assert (await client.post(COMPLETIONS, json={"prompt": "a", **ends})).status_code == 400
         assert (await client.post(COMPLETIONS, json={"prompt": "a", **ends, "min_tokens": 0})).status_code == 200
+
+
+async def test_whole_answers_show_what_was_not_asked_for_as_null(backend: ScriptedBackend) -> None:
+    (choice,) = (await ask(backend, COMPLETIONS, max_tokens=1))["choices"]
+    assert [choice[name] for name in ("token_ids", "prompt_token_ids", "prompt_logprobs")] == [None, None, None]
+    chat = await ask(backend, CHAT, max_tokens=1)
+    assert [chat["prompt_token_ids"], chat["prompt_logprobs"], chat["choices"][0]["token_ids"]] == [None, None, None]
+    assert chat["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
