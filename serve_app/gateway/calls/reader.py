@@ -13,6 +13,7 @@ from serve_app.gateway.bodies.openai import (
 from serve_app.gateway.caller import output_allowance
 from serve_app.gateway.calls.chat_messages import check_messages, template_message
 from serve_app.gateway.calls.generation import GenerationCall, OutputOptions
+from serve_app.gateway.calls.logprob_limits import check_logprobs, num_of
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.calls.params import OutputLimit, check_token_ids, fit_output, sampling_params
 from serve_app.gateway.calls.prompt_steps import PromptSteps
@@ -44,7 +45,11 @@ class RequestReader:
     async def completion(self, body: CompletionBody, model: ServedModel) -> GenerationCall:
         """One GenerateRequest for each prompt. Raises RequestError."""
         options = _output_options(
-            body, model, num_logprobs=body.logprobs, has_echo=bool(body.echo), is_prompt_only=body.max_tokens == 0
+            body,
+            model,
+            num_logprobs=num_of(body.logprobs, model),
+            has_echo=bool(body.echo),
+            is_prompt_only=body.max_tokens == 0,
         )
         prompts = _split_prompts(body)
         if len(prompts) * options.num_choices > MAX_SEQUENCES:
@@ -79,7 +84,7 @@ class RequestReader:
             )
         check_messages(body.messages)
         is_prompt_only = 0 in (body.max_tokens, body.max_completion_tokens)
-        num_logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        num_logprobs = num_of(body.top_logprobs or 0, model) if body.logprobs else None
         options = _output_options(body, model, num_logprobs=num_logprobs, is_prompt_only=is_prompt_only)
         redactions = await self._steps.change_messages(body.messages, model.description)
         text = await self.chat_text(body, model)
@@ -171,6 +176,7 @@ class RequestReader:
             num_logprobs=options.num_logprobs,
             num_prompt_logprobs=max((number for number in asked_logprobs if number is not None), default=None),
         )
+        check_logprobs(params, len(token_ids), options.num_choices)
         return GenerateRequest(
             request_id=secrets.token_hex(16),
             prompt_token_ids=token_ids,
@@ -209,7 +215,7 @@ def _output_options(
         has_usage=has_usage,
         has_continuous_usage=body.stream_options is not None and bool(body.stream_options.continuous_usage_stats),
         num_logprobs=num_logprobs,
-        num_prompt_logprobs=body.prompt_logprobs,
+        num_prompt_logprobs=num_of(body.prompt_logprobs, model),
         has_token_ids=bool(body.return_token_ids),
         has_echo=has_echo,
         is_prompt_only=is_prompt_only,

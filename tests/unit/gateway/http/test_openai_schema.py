@@ -248,3 +248,30 @@ async def test_whole_answers_show_what_was_not_asked_for_as_null(backend: Script
     chat = await ask(backend, CHAT, max_tokens=1)
     assert [chat["prompt_token_ids"], chat["prompt_logprobs"], chat["choices"][0]["token_ids"]] == [None, None, None]
     assert chat["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
+
+
+async def test_minus_one_is_the_whole_vocabulary(backend: ScriptedBackend) -> None:
+    size = backend.models()[0].vocab_size
+    (choice,) = (await ask(backend, COMPLETIONS, max_tokens=2, logprobs=-1, prompt_logprobs=-1))["choices"]
+    assert (backend.requests[0].params.num_logprobs, backend.requests[0].params.num_prompt_logprobs) == (size, size)
+    assert len(choice["prompt_logprobs"][1]) >= size
+    chat = await ask(backend, CHAT, max_tokens=2, logprobs=True, top_logprobs=-1)
+    assert len(chat["choices"][0]["logprobs"]["content"][0]["top_logprobs"]) == size
+
+
+@pytest.mark.parametrize(
+    ("path", "keys", "field"),
+    [
+        (CHAT, {"logprobs": True, "top_logprobs": -1, "n": 4}, "logprobs"),
+        (COMPLETIONS, {"prompt": "x" * 400, "prompt_logprobs": -1, "max_tokens": 1}, "prompt_logprobs"),
+    ],
+)
+async def test_whole_vocabularies_of_many_tokens_are_refused(
+    backend: ScriptedBackend, path: str, keys: dict[str, Any], field: str
+) -> None:
+    backend.changes = {"vocab_size": 1000}
+    async with calling(backend) as client:
+        base = {"messages": [USER]} if path == CHAT else {}
+        response = await client.post(path, json={**base, **keys})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+    assert backend.requests == []
