@@ -14,7 +14,7 @@ from serve_app.errors import RequestError
 from serve_app.gateway.bodies.convert import parse_body
 from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.bodies.openai import ChatBody
-from serve_app.gateway.calls.prompt_steps import content_of
+from serve_app.gateway.calls.chat_messages import content_of
 from serve_app.preprocessing.chain import Chain, make_chain
 from serve_app.preprocessing.detokenizer import ByteLevelDetokenizer, WindowDetokenizer
 from serve_app.preprocessing.pii import KIND_NAMES, Originals, Restorer, redact
