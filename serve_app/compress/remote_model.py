@@ -21,6 +21,7 @@ from serve_app.errors import ConfigError
 _TIMEOUT_S = 600.0
 _NUM_AT_ONCE = 8
 _SHOWN_CHARS = 300
+_GREEDY: dict[str, object] = {"temperature": 0, "repetition_penalty": 1}  # whatever its generation_config.json says
 _SPEED_PROMPT = "0 1 2 3 4 5 6 7 8 9"
 
 
@@ -56,14 +57,12 @@ class RemoteModel:
 
     def answers(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
         """The most probable continuation of each prompt."""
-        bodies = [
-            {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "model": self.name} for prompt in prompts
-        ]
+        bodies = [{"prompt": prompt, "max_tokens": max_tokens, "model": self.name, **_GREEDY} for prompt in prompts]
         return [str(choice["text"]) for choice in self._complete_all(bodies, "answer")]
 
     def measure_speed(self, batch_sizes: Sequence[int] = BATCH_SIZES, num_tokens: int = 32) -> dict[int, float]:
         """Tokens a second over HTTP, by how many requests are under way at once; after a warm-up, wall-clock."""
-        body = {"prompt": _SPEED_PROMPT, "temperature": 0, "ignore_eos": True, "model": self.name}
+        body = {"prompt": _SPEED_PROMPT, "ignore_eos": True, "model": self.name, **_GREEDY}
         found = {}
         for batch_size in batch_sizes:
             self._complete_all([{**body, "max_tokens": 2}] * batch_size, None, batch_size)

@@ -34,11 +34,11 @@ class Tokenizer:
         self._core = core
         self.table = TokenTable(core)
         self.special_tokens = files.special_tokens
-        self.chat_template = files.chat_template
+        self.chat_template = files.chat_templates.get("default")
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_id = self._id_of("eos_token")
         self.not_followed = not_followed(files.class_name, files.config, core)  # settings that would change tokens
-        self.not_followed += _other_ids(core, files)
+        self.not_followed += _not_taken(core, files)
         self.num_tokens = core.get_vocab_size(with_added_tokens=True)
         self._prompt_lengths: dict[str, int] = {}  # of the prompts that the model's files name
 
@@ -151,9 +151,12 @@ def _add_tokens(core: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
     core.encode_special_tokens = files.config.get("split_special_tokens") is True
 
 
-def _other_ids(core: tokenizers.Tokenizer, files: TokenizerFiles) -> list[str]:
+def _not_taken(core: tokenizers.Tokenizer, files: TokenizerFiles) -> list[str]:
+    """Added tokens with another id than files have for them, and chat templates that are not the default one."""
+    others = [name for name in files.chat_templates if name != "default"]
+    templates = [f"the chat template {name!r} (only 'default' is used)" for name in others]
     ids = {text: core.token_to_id(text) for text in files.added_ids}
-    return [
+    return templates + [
         f"{text!r} as id {token_id} (it is {ids[text]})"
         for text, token_id in files.added_ids.items()
         if ids[text] != token_id

@@ -25,7 +25,7 @@ class TokenizerFiles:
     special_tokens: dict[str, str]  # "bos_token" -> "<s>"; only those the model names
     added_tokens: list[AddedToken]  # in the order in which they get ids, where tokenizer.json lacks them
     added_ids: dict[str, int]  # the ids that the files have for some of them
-    chat_template: str | None
+    chat_templates: dict[str, str]  # by name: "default" and others
     is_lowercased: bool = False  # sentence-transformers makes text small before it is tokenized
 
 
@@ -68,7 +68,7 @@ def read_tokenizer_files(source_dir: str | Path) -> TokenizerFiles:
         special_tokens=special_tokens,
         added_tokens=[*(added[token_id] for token_id in sorted(added)), *more],
         added_ids={token.content: token_id for token_id, token in added.items()},
-        chat_template=_read_chat_template(directory, config),
+        chat_templates=_read_chat_templates(directory, config),
         is_lowercased=_is_lowercased(directory),
     )
 
@@ -118,22 +118,17 @@ def _added_token(path: Path, value: object, *, special: bool | None = None) -> A
     return AddedToken(text, **(flags if special is None else {**flags, "special": special}))
 
 
-def _read_chat_template(directory: Path, config: dict[str, Any]) -> str | None:
-    """The `.jinja` files win over chat_template.json, which wins over tokenizer_config.json; `default` of several."""
-    jinja_file = directory / "chat_template.jinja"
-    if not jinja_file.is_file():
-        jinja_file = directory / "additional_chat_templates" / "default.jinja"
-    if jinja_file.is_file():
-        return jinja_file.read_text(encoding="utf-8")
+def _read_chat_templates(directory: Path, config: dict[str, Any]) -> dict[str, str]:
+    """By name. The `.jinja` files win over chat_template.json, which wins over tokenizer_config.json."""
+    folder = directory / "additional_chat_templates"
+    files = {"default": directory / "chat_template.jinja"} | {one.stem: one for one in sorted(folder.glob("*.jinja"))}
     found = _read_json(directory / "chat_template.json").get("chat_template") or config.get("chat_template")
-    if isinstance(found, list):  # several templates by name
-        by_name = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
-        found = by_name.get("default")
-    if isinstance(found, dict):
-        found = found.get("default")
-    if found is not None and not isinstance(found, str):
+    if isinstance(found, list):
+        found = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
+    templates = found if isinstance(found, dict) else {} if found is None else {"default": found}
+    if not all(isinstance(template, str) for template in templates.values()):
         raise ConfigError(f"source={directory}: chat_template is not a text", field="source")
-    return found
+    return templates | {name: path.read_text(encoding="utf-8") for name, path in files.items() if path.is_file()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

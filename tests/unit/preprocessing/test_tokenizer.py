@@ -184,7 +184,9 @@ def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
     save_model_dir(tmp_path)
     named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    assert Tokenizer.load(tmp_path).chat_template == "b"
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.chat_template == "b"
+    assert tokenizer.not_followed == ["the chat template 'tool_use' (only 'default' is used)"]
 
 
 @pytest.mark.process
