@@ -46,6 +46,7 @@ ACTIVATIONS = (  # of torch.nn, made without arguments
     "Tanh",
     "Tanhshrink",
 )
+_KINDS = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 _OLD_KEYS = {  # of pooling, in the order in which several are joined
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -131,10 +132,7 @@ def plain_head(pooling: str, size: int, choices: HeadChoices) -> EmbeddingHead:
 
 def read_head(source_dir: Path, hidden_size: int, choices: HeadChoices) -> EmbeddingHead:
     """The head that modules.json names. Raises ConfigError for a module that is not served."""
-    entries = read_module_entries(source_dir)
-    if entries[0].kind != TRANSFORMER or entries[0].is_custom:
-        raise _not_served(source_dir, entries[0])
-    steps = [step for entry in entries[1:] for step in _read_module(source_dir, entry)]
+    steps = [step for entry in read_module_entries(source_dir)[1:] for step in _read_module(source_dir, entry)]
     if not any(isinstance(step, PoolStep) for step in steps):
         raise ConfigError(f"source={source_dir}: modules.json names no Pooling, so there is no vector for a text")
     steps = _chosen(steps, choices)
@@ -145,9 +143,18 @@ def read_head(source_dir: Path, hidden_size: int, choices: HeadChoices) -> Embed
     return EmbeddingHead(tuple(steps), size)
 
 
+def check_modules(source_dir: Path) -> None:
+    """Raises ConfigError that names the first module of modules.json that is not served, before anything is read."""
+    for index, entry in enumerate(read_module_entries(source_dir)):
+        if entry.is_custom or entry.kind not in (TRANSFORMER, *_KINDS):
+            raise _not_served(source_dir, entry)
+        if (entry.kind == TRANSFORMER) != (index == 0):
+            raise ConfigError(
+                f"{source_dir}/modules.json: {entry.kind} stands in place {index}; begin with one Transformer"
+            )
+
+
 def _read_module(source_dir: Path, entry: ModuleEntry) -> list[HeadStep]:
-    if entry.is_custom:
-        raise _not_served(source_dir, entry)
     match entry.kind:
         case "Pooling":
             return [_read_pooling(source_dir, entry)]
@@ -157,16 +164,15 @@ def _read_module(source_dir: Path, entry: ModuleEntry) -> list[HeadStep]:
             return [_read_layer_norm(source_dir, entry)]
         case "Normalize":
             return [_read_normalize(source_dir, entry)]
-        case "Dropout":  # only in training
+        case _:  # Dropout, which is for training only
             return []
-    raise _not_served(source_dir, entry)
 
 
 def _not_served(source_dir: Path, entry: ModuleEntry) -> ConfigError:
     why = "is code of its own, which is never run" if entry.is_custom else "is not served"
     return ConfigError(
         f"{source_dir}/modules.json names a module {shown(entry.type_name if entry.is_custom else entry.kind)}, which "
-        f"{why}; use a model of Transformer, Pooling, Dense, LayerNorm, Normalize and Dropout"
+        f"{why}; use a model of {TRANSFORMER}, {', '.join(_KINDS)}"
     )
 
 

@@ -7,7 +7,7 @@ from serve_app.architectures.lookup import EMBEDDERS
 from serve_app.architectures.record import EncoderFacts
 from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown
 from serve_app.checkpoints.classifier_head import ClassifierHead, read_classifier_head
-from serve_app.checkpoints.embedding_head import EmbeddingHead, HeadChoices, plain_head, read_head
+from serve_app.checkpoints.embedding_head import EmbeddingHead, HeadChoices, check_modules, plain_head, read_head
 from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut, read_checkpoint
 from serve_app.checkpoints.prompts import Prompts, read_prompts
 from serve_app.checkpoints.sentence_modules import (
@@ -20,6 +20,7 @@ from serve_app.checkpoints.sentence_modules import (
 from serve_app.errors import ConfigError
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_EMBEDDER = "SentenceTransformer"  # model_type of an embedder's config_sentence_transformers.json
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TYPED_TOKENIZERS = ("BertTokenizer", "DebertaTokenizer", "DebertaV2Tokenizer", "ElectraTokenizer")
 _TASKS = {"embed": "feature-extraction", "classify": "sequence-classification", "score": "sequence-classification"}
@@ -79,7 +80,9 @@ class EncoderChoices:
 
 def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
     """The encoder in `source_dir` as it is to be served. Raises ConfigError."""
-    directory = transformer_directory(source_dir) if source_dir.is_dir() else source_dir
+    if choices.task == "embed":
+        _check_embedder(source_dir)
+    directory = transformer_directory(source_dir)
     spec = replace(read_checkpoint(directory, EMBEDDERS), is_tied=False)
     config = read_json(directory / "config.json")
     _check_options(directory, choices.task)
@@ -121,21 +124,26 @@ def _read_embedding(
     source_dir: Path, spec: ModelSpec, config: dict[str, object], choices: EncoderChoices
 ) -> EmbeddingHead:
     head_choices = HeadChoices(choices.pooling, choices.normalize)
-    kind = read_model_kind(source_dir)
-    if kind not in ("SentenceTransformer", "CrossEncoder"):
-        raise ConfigError(
-            f"source={source_dir} is a {kind} of sentence-transformers, which is not served; give an embedder"
-        )
-    if kind == "SentenceTransformer" and read_module_entries(source_dir):
+    if read_model_kind(source_dir) == _EMBEDDER and read_module_entries(source_dir):
         return read_head(source_dir, spec.hidden_size, head_choices)
     is_generator = spec.architectures[:1] and spec.architectures[0].endswith("ForCausalLM")
     pooling = "last" if is_generator and _is_causal(spec, config) else "mean"
     return plain_head(pooling, spec.hidden_size, head_choices)
 
 
+def _check_embedder(source_dir: Path) -> None:
+    kind = read_model_kind(source_dir)
+    if kind == _EMBEDDER:
+        check_modules(source_dir)
+    elif kind != "CrossEncoder":
+        raise ConfigError(
+            f"source={source_dir} is a {kind} of sentence-transformers, which is not served; give an embedder"
+        )
+
+
 def _similarity(source_dir: Path) -> str:
     name = read_sentence_config(source_dir).get("similarity_fn_name")
-    if name is None or read_model_kind(source_dir) != "SentenceTransformer":
+    if name is None or read_model_kind(source_dir) != _EMBEDDER:
         return "cosine"
     if name not in SIMILARITIES:
         raise ConfigError(

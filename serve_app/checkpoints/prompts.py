@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.architectures.sentence_files import SENTENCE_CONFIG
+from serve_app.architectures.sentence_files import MODULES_FILE, SENTENCE_CONFIG
 from serve_app.checkpoints.checkpoint_json import damaged, shown
 from serve_app.checkpoints.sentence_modules import read_model_kind, read_sentence_config
 from serve_app.errors import ConfigError
@@ -25,7 +25,8 @@ def read_prompts(source_dir: Path, task: str, default_name: str | None) -> Promp
     if default_name is not None:
         own_name = default_name or None
     if own_name is not None and own_name not in texts:
-        known = f"use one of {', '.join(sorted(texts))}" if texts else f"{SENTENCE_CONFIG} has no prompts; remove it"
+        none = f"there are none in its {SENTENCE_CONFIG}, which is read beside a {MODULES_FILE}; remove it"
+        known = f"use one of {', '.join(sorted(texts))}" if texts else none
         raise ConfigError(f"default_prompt_name={shown(own_name)} is not a prompt of source={source_dir}; {known}")
     return Prompts(texts, own_name)
 

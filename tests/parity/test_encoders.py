@@ -109,15 +109,15 @@ def test_a_mistake_in_the_packing_would_be_seen(
     texts, types = random_texts()
     original = PackedEntries.__init__
 
-    def broken(self: PackedEntries, lengths: Tensor, *, is_causal: bool) -> None:
-        original(self, lengths, is_causal=is_causal)
+    def broken(self: PackedEntries, lengths: Tensor, **options: bool) -> None:
+        original(self, lengths, **options)
         if mistake == "positions":
             self.positions = torch.arange(len(self.entry_of)) % 64
         elif mistake == "pooled token":
             self.starts = self.starts + 1
         else:
             joined = torch.tensor([int(lengths.sum())])
-            self._groups = PackedEntries(joined, is_causal=is_causal)._groups if len(lengths) > 1 else self._groups
+            self._groups = PackedEntries(joined, **options)._groups if len(lengths) > 1 else self._groups
 
     texts, types = [*texts[:3], [5] * 2], [*types[:3], [0] * 2]  # the last entry has a token behind its first
     with group_of(directory, "classify", (1, 1), pool) as group:

@@ -122,6 +122,20 @@ def test_code_of_a_models_own_and_paths_out_of_it_are_refused(modules: Path) -> 
             read_encoder_spec(EMBED, modules)
 
 
+def test_a_model_that_is_no_transformer_is_refused_before_its_files_are_looked_for(tmp_path: Path) -> None:
+    for kind, message in (
+        (
+            "StaticEmbedding",
+            "names a module 'StaticEmbedding', which is not served; use a model of Transformer, Pooling",
+        ),
+        ("Pooling", "Pooling stands in place 0; begin with one Transformer"),
+    ):
+        entries = [{"type": f"sentence_transformers.models.{kind}", "path": ""}]
+        (tmp_path / "modules.json").write_text(json.dumps(entries))
+        with pytest.raises(ConfigError, match=message):
+            read_encoder_spec(EMBED, tmp_path)
+
+
 def test_vectors_of_another_size_than_a_module_takes_are_refused(modules: Path) -> None:
     write_modules(modules, ("Pooling", {"pooling_mode": ["cls", "mean"]}), ("Dense", {}))
     save_file({"linear.weight": torch.zeros(5, 32)}, str(modules / "2_Dense" / "model.safetensors"))
