@@ -27,12 +27,12 @@ _OVERRIDES = ("bits", "group_size", "desc_act", "sym")  # that a rule of `dynami
 
 def read_gptq(section: Mapping[str, object], path: Path) -> CheckpointQuantization:
     """What the section says. Raises ConfigError where it is not served."""
-    layout_name = section.get("checkpoint_format", section.get("format", "gptq"))
-    layout = _GPTQ_LAYOUTS.get(str(layout_name))
+    layout_name = section.get("checkpoint_format") or section.get("format") or "gptq"
+    layout = _GPTQ_LAYOUTS.get(str(layout_name).lower())
     if layout is None or section.get("is_marlin_format"):
         told = shown("marlin" if layout else layout_name)
         raise ConfigError(f"{path}: checkpoint_format={told} is not served; use {' or '.join(_GPTQ_LAYOUTS)}")
-    if section.get("pack_dtype", "int32") not in ("int32", "torch.int32"):
+    if (section.get("pack_dtype") or "int32") not in ("int32", "torch.int32"):
         raise ConfigError(f"{path}: pack_dtype={shown(section.get('pack_dtype'))} is not served; use int32")
     if section.get("adapter"):
         raise ConfigError(f"{path}: quantization_config.adapter is not served; merge it, or save the model without it")
@@ -81,7 +81,7 @@ def read_awq(section: Mapping[str, object], path: Path) -> CheckpointQuantizatio
         raise ConfigError(
             f"{path}: awq with {shown(bits)} bits in groups of {shown(group_size)} is not served; use 4 bits"
         )
-    version = section.get("version", section.get("checkpoint_format", section.get("format", "gemm")))
+    version = section.get("version") or section.get("checkpoint_format") or section.get("format") or "gemm"
     layout = _AWQ_LAYOUTS.get(str(version).lower())
     if layout is None:
         raise ConfigError(f"{path}: awq version={shown(version)} is not served; use {' or '.join(_AWQ_LAYOUTS)}")

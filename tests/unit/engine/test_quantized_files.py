@@ -69,6 +69,7 @@ DYNAMIC = {
         {"has_groups": False, "group": -1},
         {"group": -1},
         {"is_v2": True, "checkpoint_format": "gptq_v2"},
+        {"is_v2": True, "checkpoint_format": None, "format": "GPTQ_V2", "pack_dtype": None},
         {"checkpoint_format": "gptq", "meta": {"quantizer": ["gptqmodel:2.0"]}, "pack_dtype": "int32"},
         {"bits": lambda _name: 8} | {"section_bits": 8},
         {"bits": lambda _name: 3, "has_groups": False} | {"section_bits": 3},
