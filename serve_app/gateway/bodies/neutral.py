@@ -7,6 +7,7 @@ from typing import Any
 from serve_app.errors import RequestError
 
 _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "add_special_tokens": (None, True),
     "audio": (None,),
     "bad_words": (None, []),
     "best_of": (None,),  # and n: see below
@@ -26,6 +27,7 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
+    "use_activation": (None, True),
     "use_beam_search": (None, False),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),

@@ -60,6 +60,12 @@ class ServedModels:
         """The model that generates text under this name; None will do when there is only one."""
         return await self.with_tokenizer(self.for_tasks(name, ("generate",)))
 
+    async def find_text_model(self, name: str | None) -> ServedModel:
+        """Any model that takes text; without a name the one that generates, or the only one."""
+        has_generator = any(description.task == "generate" for description in self.all())
+        tasks = ("generate",) if name is None and has_generator else ("generate", "embed", "classify", "score")
+        return await self.with_tokenizer(self.for_tasks(name, tasks))
+
     def for_tasks(self, name: str | None, tasks: tuple[str, ...]) -> ModelDescription:
         """The model of this name that does one of these tasks; None will do when there is only one that does."""
         if name is None:

@@ -18,6 +18,7 @@ from serve_app.gateway.bodies.inference import (
     ScoreBody,
 )
 from serve_app.gateway.bodies.known_apis import CohereEmbedBody, PoolingBody, TeiEmbedBody, TeiRerankBody
+from serve_app.gateway.calls.chat_inputs import TASKS, with_input
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.openai_routes import OpenAIEndpoints
 from serve_app.gateway.http.shell import RequestShell, json_bytes
@@ -43,7 +44,7 @@ def inference_endpoints(plane: DataPlane, shell: RequestShell, openai: OpenAIEnd
     async def invoke(request: Request) -> Response:
         """SageMaker's one path: what is called follows from the body's keys."""
         given = await shell.read_object(request)
-        if "messages" in given:
+        if "messages" in given and not _is_for_input(given, plane):
             return await openai.answer_chat(request, given)
         if "prompt" in given:
             return await openai.answer_completion(request, given)
@@ -59,6 +60,12 @@ def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
 
         return run
 
+    def of_chat(body_type: type[Body], call: Callable[[Body], Coroutine[Any, Any, object]]) -> Call:
+        async def run(given: dict[str, Any]) -> object:
+            return await call(convert_body(await with_input(plane, given), body_type))
+
+        return run
+
     calls, known = plane.calls, plane.known_calls
     rerank, rerank_texts = of(RerankBody, calls.rerank), of(TeiRerankBody, known.tei_rerank)
 
@@ -66,16 +73,22 @@ def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
         return await (rerank_texts if "texts" in given else rerank)(given)
 
     return {
-        "/v1/embeddings": of(EmbeddingsBody, calls.embed),
-        "/v1/classify": of(ClassifyBody, calls.classify),
+        "/v1/embeddings": of_chat(EmbeddingsBody, calls.embed),
+        "/v1/classify": of_chat(ClassifyBody, calls.classify),
         "/v1/score": of(ScoreBody, calls.score),
         "/v1/rerank": rerank_any,
         "/v1/preprocess": of(PreprocessBody, calls.preprocess),
         "/predict": of(PredictBody, calls.predict),
         "/embed": of(TeiEmbedBody, known.tei_embed),
         "/v2/embed": of(CohereEmbedBody, known.cohere_embed),
-        "/pooling": of(PoolingBody, known.pool),
+        "/pooling": of_chat(PoolingBody, known.pool),
     }
+
+
+def _is_for_input(given: dict[str, Any], plane: DataPlane) -> bool:
+    """Whether messages are for a model that embeds or classifies. Raises ModelNotFoundError."""
+    name = given.get("model")
+    return isinstance(name, str) and plane.models.describe(name).task in TASKS
 
 
 def _invoked_path(given: dict[str, Any], plane: DataPlane) -> str:
@@ -86,7 +99,7 @@ def _invoked_path(given: dict[str, Any], plane: DataPlane) -> str:
         return "/v1/score"
     if "task" in given:
         return "/pooling"
-    if "input" in given:
+    if "input" in given or "messages" in given:
         name = given.get("model")
         model = plane.models.for_tasks(name if isinstance(name, str) else None, ("embed", "classify", "score", "graph"))
         gives = {"embedding": "embed", "label": "classify"}.get(model.graph_gives or "", model.task)

@@ -68,7 +68,7 @@ class OpenAIEndpoints:
         body = parse_body(await self._shell.read(request), TokenizeBody)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("send either prompt or messages", field="prompt")
-        model = await self._models.find(body.model)
+        model = await self._models.find_text_model(body.model)
         is_chat = body.prompt is None
         text = await self._reader.chat_text(body, model) if body.prompt is None else body.prompt
         is_special_added = bool(body.add_special_tokens) if is_chat else body.add_special_tokens is not False
@@ -82,7 +82,7 @@ class OpenAIEndpoints:
     async def detokenize(self, request: Request) -> Response:
         """Text of token ids, special tokens shown."""
         body = parse_body(await self._shell.read(request), DetokenizeBody)
-        model = await self._models.find(body.model)
+        model = await self._models.find_text_model(body.model)
         check_token_ids(body.tokens, model, "tokens")
         text = await self._pool.run(model.tokenizer.decode, body.tokens, skip_special_tokens=False)
         return json_answer(DetokenizedText(text))

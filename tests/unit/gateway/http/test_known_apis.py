@@ -244,3 +244,30 @@ async def test_invocations_calls_what_the_body_is_for(client: httpx.AsyncClient,
         body = {**body, "seed": 1}
     assert without_id(await post(client, "/invocations", **body)) == without_id(await post(client, path, **body))
     assert await refused(client, "/invocations", nothing=1) == "body"
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/classify", "/pooling", "/invocations"])
+async def test_a_conversation_is_one_input_in_the_models_template(client: httpx.AsyncClient, path: str) -> None:
+    model = "colours" if path == "/classify" else "vectors"
+    chat = {"model": model, "messages": [{"role": "user", "content": "a"}]}
+    tokens = (await post(client, "/tokenize", **chat, add_generation_prompt=False))["tokens"]
+    plain = await post(client, path, model=model, input=[tokens])
+    assert without_id(await post(client, path, **chat)) == without_id(plain)
+    longer = await post(client, path, **chat, add_special_tokens=True, truncate=True)
+    assert longer["usage"]["prompt_tokens"] >= plain["usage"]["prompt_tokens"]
+    assert await refused(client, path, **chat, add_generation_prompt=True) == "input[0]"  # too long for twelve tokens
+    assert await refused(client, path, **chat, input="a") == "messages"
+    assert await refused(client, path, model=model, messages=[]) == "messages"
+
+
+async def test_every_model_that_takes_text_tokenizes(client: httpx.AsyncClient) -> None:
+    answers = [await post(client, "/tokenize", model=name, prompt="ab") for name in ("tiny", "vectors", "judge")]
+    assert [one["tokens"] for one in answers] == [answers[0]["tokens"]] * 3
+    assert (await post(client, "/detokenize", model="colours", tokens=answers[0]["tokens"]))["prompt"].endswith("ab")
+    assert (await post(client, "/tokenize", prompt="ab"))["max_model_len"] == 512
+
+
+@pytest.mark.parametrize("name", ["add_special_tokens", "use_activation"])
+async def test_what_is_done_anyway_may_be_asked_for(client: httpx.AsyncClient, name: str) -> None:
+    await post(client, "/classify", model="colours", input="a", **{name: True})
+    assert await refused(client, "/classify", model="colours", input="a", **{name: False}) == name
