@@ -52,8 +52,10 @@ def hidden_error(error: Exception) -> InternalError:
 
 
 def told_message(error: RayshardError) -> str:
-    """The error's message as a client sees it. What is wrong with a request quotes the request, and stays as it is."""
-    return error.message if isinstance(error, RequestError) else without_places(error.message)
+    """The error's message as a client sees it; what is wrong with a request quotes it, terminal codes left out."""
+    if isinstance(error, RequestError):
+        return _TERMINAL_CODE.sub("", error.message)
+    return without_places(error.message)
 
 
 def without_places(text: str) -> str:

@@ -72,9 +72,11 @@ _STRING = {"type": "string"}
 _NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _WORK_ERRORS = {
     400: "The request is wrong; the message names the field.",
+    403: "The host, or the page that sends it, is not allowed.",
     404: "No such model, for this key.",
+    408: "The body did not arrive within body_timeout_s.",
     413: "The body is larger than max_request_bytes.",
-    415: "The body is compressed otherwise than by gzip or deflate.",
+    415: "Content of a form where JSON is read, or compressed otherwise than by gzip or deflate.",
     422: "Well-formed, but its values cannot be served.",
     431: "The headers are larger than 64 KiB.",
     429: "Too much is waiting, or the key has used what it may; see Retry-After.",
@@ -82,7 +84,7 @@ _WORK_ERRORS = {
     503: "No copy of the model can take it now; see Retry-After.",
     504: "It did not end within its time limit.",
 }
-_LOOK_ERRORS = {status: _WORK_ERRORS[status] for status in (404, 429, 431, 500)}
+_LOOK_ERRORS = {status: _WORK_ERRORS[status] for status in (403, 404, 429, 431, 500)}
 _NO_KEY = "No API key, or one that is not known (where keys are set)."
 
 
@@ -108,7 +110,7 @@ class Operation:
     def errors(self) -> dict[int, str]:
         """What can go wrong, by status."""
         if self.is_open:
-            return {status: _WORK_ERRORS[status] for status in (431, 500)}
+            return {status: _WORK_ERRORS[status] for status in (403, 431, 500)}
         errors = dict(_WORK_ERRORS if self.body is not None else _LOOK_ERRORS)
         if self.body is None and "{name}" not in self.path:
             errors.pop(404)

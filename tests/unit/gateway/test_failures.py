@@ -52,5 +52,9 @@ def test_a_request_s_own_error_quotes_the_request() -> None:
     assert told_message(RequestError("model='10.0.0.7:80' is not served")) == "model='10.0.0.7:80' is not served"
 
 
+def test_no_error_colours_a_terminal() -> None:
+    assert told_message(RequestError("\x1b[31mred\x1b[0m is unknown\nin line 2")) == "red is unknown\nin line 2"
+
+
 def test_long_texts_are_cut() -> None:
     assert len(without_places("pid (" * 100_000)) <= 2000
