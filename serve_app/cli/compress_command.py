@@ -20,6 +20,7 @@ from serve_app.compress.compare_served import (
     open_model,
 )
 from serve_app.compress.distill import DistillSettings
+from serve_app.compress.distill_module import ModuleTexts, train_small_module
 from serve_app.compress.evaluate import Scored, compare, score_tasks, take
 from serve_app.compress.local_model import LocalModel
 from serve_app.compress.modules import (
@@ -118,9 +119,7 @@ def _quantize_gptq(arguments: argparse.Namespace, settings: QuantizeSettings) ->
     try:
         from serve_app.compress.gptq import quantize_gptq  # only with the extra `compress`
     except ImportError as error:
-        raise ConfigError(
-            f"--calibration needs llm-compressor ({error}); run: pip install 'rayshard[compress]'"
-        ) from error
+        raise ConfigError(f"--calibration needs llm-compressor ({error}); run: pip install '.[compress]'") from error
     quantize_gptq(
         arguments.source,
         arguments.target,
@@ -197,6 +196,9 @@ def _distill(arguments: argparse.Namespace) -> int:
         direction=arguments.direction,
         seed=arguments.seed,
     )
+    settings.check()
+    if is_module(arguments.teacher):
+        return _distill_module(arguments, settings)
     losses = train_student(
         arguments.teacher,
         arguments.student,
@@ -209,6 +211,25 @@ def _distill(arguments: argparse.Namespace) -> int:
         served=_teacher(arguments),
     )
     print(f"student of {arguments.teacher} in {arguments.target}; {_shown(losses)}")
+    return 0
+
+
+def _distill_module(arguments: argparse.Namespace, settings: DistillSettings) -> int:
+    given = [name for name in ("teacher_url", "teacher_name", "storage") if getattr(arguments, name) is not None]
+    if given or arguments.num_workers != 1:
+        option = (given or ["num_workers"])[0].replace("_", "-")
+        raise ConfigError(f"--{option} has no effect on a plain module; leave it out")
+    losses = train_small_module(
+        arguments.teacher,
+        arguments.student,
+        arguments.target,
+        ModuleTexts(arguments.texts, arguments.unlabelled, arguments.text_column, arguments.label_column),
+        settings,
+        checkpoint=arguments.checkpoint,
+        can_replace=arguments.overwrite,
+    )
+    print(f"student of {arguments.teacher} in {arguments.target}; {_shown(losses)}")
+    print(f"measure it: rayshard compress eval {arguments.target} --original {arguments.teacher} --texts FILE")
     return 0
 
 
@@ -227,7 +248,7 @@ def _runner(arguments: argparse.Namespace) -> Callable[[Lesson], Learnt] | None:
     try:
         from serve_app.compress.distill_workers import learn_on_workers  # only with the extra `train`
     except ImportError as error:
-        raise ConfigError(f"--num-workers needs Ray Train ({error}); run: pip install 'rayshard[train]'") from error
+        raise ConfigError(f"--num-workers needs Ray Train ({error}); run: pip install '.[train]'") from error
     is_local = prepare_ray_client()
     return lambda lesson: learn_on_workers(
         lesson, arguments.num_workers, arguments.storage, arguments.threads, is_local=is_local

@@ -36,12 +36,12 @@ def add_compress_command(commands: "argparse._SubParsersAction[argparse.Argument
     evaluating.add_argument("--original-name", metavar="NAME")
     evaluating.add_argument("--json", type=Path, metavar="FILE", help="where figures of a URL go; without it, nowhere")
     _add_measuring(evaluating, needs_texts=True)
-    for parser in (quantizing, evaluating):
+    pruning, distilling = _add_smaller(steps)
+    for parser in (quantizing, evaluating, distilling):
         parser.add_argument("--text-column", default="text", metavar="NAME", help="of a CSV file of labelled texts")
         parser.add_argument("--label-column", default="label", metavar="NAME")
     inspecting = steps.add_parser("inspect", help="what a model consists of, and how it was made")
     inspecting.add_argument("model", type=Path, metavar="MODEL")
-    pruning, distilling = _add_smaller(steps)
     for parser in (quantizing, pruning, distilling, evaluating, inspecting):
         parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
     for parser in (quantizing, pruning, distilling):
@@ -67,7 +67,11 @@ def _add_smaller(
     distilling.add_argument("target", type=Path, metavar="DST")
     distilling.add_argument("--student", type=Path, required=True, metavar="PATH", help="a model, or a config.json")
     distilling.add_argument(
-        "--texts", type=Path, required=True, metavar="FILE", help="what to learn, a text on each line"
+        "--texts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="what to learn, a text on each line, or a .csv",
     )
     distilling.add_argument("--unlabelled", type=Path, metavar="FILE", help="texts on which only the teacher counts")
     distilling.add_argument("--steps", type=int, default=200, metavar="N")

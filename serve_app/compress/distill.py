@@ -5,8 +5,9 @@ Texts without labels add to the divergence alone. The same settings draw the sam
 """
 
 import json
+import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -38,6 +39,20 @@ class DistillSettings:
     temperature: float = 1.0
     direction: Literal["reverse", "forward"] = "reverse"  # KL(student || teacher), KL(teacher || student)
     seed: int = 0
+
+    def check(self) -> None:
+        """Raises ConfigError that names every value that nothing can be trained with."""
+        positive: dict[str, float] = {"--steps": self.num_steps, "--batch-tokens": self.batch_tokens}
+        positive |= {"--learning-rate": self.learning_rate, "--temperature": self.temperature}
+        bad = [
+            f"{name} {value:g} cannot be; give more than 0"
+            for name, value in positive.items()
+            if not 0 < value < math.inf
+        ]
+        if not 0 <= self.kl_weight < math.inf:
+            bad.append(f"--kl-weight {self.kl_weight:g} cannot be; give 0 or more")
+        if bad:
+            raise ConfigError("\n".join(bad))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,23 @@ def distill(
     """Train the student in place; gives the losses of the steps that were taken. An interrupted run is taken up again
     from `checkpoint`, a folder, when its settings are the same. Each of several workers takes its share of the
     sequences of every batch, and all end with what a single one would have. Raises ConfigError."""
+    own = workers or LoneWorker()
+
+    def losses_of(wrapped: nn.Module, step: int) -> Iterator[Tensor]:
+        for batch in _draw(labelled, unlabelled, settings, step, own):
+            yield _loss(teacher, wrapped, batch, settings)
+
+    return take_steps(student, losses_of, settings, checkpoint, own)
+
+
+def take_steps(
+    student: nn.Module,
+    losses_of: Callable[[nn.Module, int], Iterator[Tensor]],
+    settings: DistillSettings,
+    checkpoint: Path | None = None,
+    workers: Workers | None = None,
+) -> list[float]:
+    """Train the student in place on the sum of the losses that it has in each step; see distill."""
     workers = workers or LoneWorker()
     parameters = [parameter for parameter in student.parameters() if parameter.requires_grad_(True) is not None]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -103,8 +135,7 @@ def distill(
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * _scale(settings, step)
         loss = torch.zeros(())
-        for batch in _draw(labelled, unlabelled, settings, step, workers):
-            part = _loss(teacher, wrapped, batch, settings)
+        for part in losses_of(wrapped, step):
             torch.autograd.backward(part * workers.world_size)  # gradients are averaged over the workers
             loss += part.detach()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -205,7 +236,7 @@ def _scale(settings: DistillSettings, step: int) -> float:
 
 
 def _save(
-    folder: Path, student: PreTrainedModel, optimizer: torch.optim.Optimizer, settings: DistillSettings, step: int
+    folder: Path, student: nn.Module, optimizer: torch.optim.Optimizer, settings: DistillSettings, step: int
 ) -> None:
     """Write all that goes on from here; it takes the place of what was there at once."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +249,7 @@ def _save(
     partial.replace(folder / "checkpoint.safetensors")
 
 
-def _resume(folder: Path, student: PreTrainedModel, optimizer: torch.optim.Optimizer, settings: DistillSettings) -> int:
+def _resume(folder: Path, student: nn.Module, optimizer: torch.optim.Optimizer, settings: DistillSettings) -> int:
     """Take up what was written; gives the next step."""
     path = folder / "checkpoint.safetensors"
     if not path.is_file():

@@ -24,6 +24,7 @@ from serve_app.compress.report import Size
 from serve_app.compress.schemes import nearest_numbers, scheme_of
 from serve_app.engine.module_loader import load_module_stage
 from serve_app.errors import ConfigError
+from serve_app.models.batch_stage import BatchStage
 from serve_app.models.torch_model import build_module
 from serve_app.training.csv_rows import LabelledText
 from serve_app.types.shards import BatchModelSettings, ShardSpec
@@ -112,7 +113,7 @@ def label_texts(original: Path, model: Path, rows: Sequence[LabelledText]) -> La
     spare = sorted({row.label for row in rows} - set(labels))
     if spare:
         raise ConfigError(f"the texts have a label {spare[0][:80]!r} that the model does not know; leave it out")
-    token_ids = _encode(original, rows)
+    token_ids = encode_texts(original, [row.text for row in rows])
     theirs, ours = _log_probabilities(original, token_ids), _log_probabilities(model, token_ids)
     truth = torch.tensor([labels.index(row.label) for row in rows])
     return Labelling(
@@ -177,28 +178,53 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 def _embedding_names(source: Path, config: Mapping[str, Any]) -> set[str]:
     """Parameters that embeddings look rows up in, by the class itself."""
-    module = build_module(str(config["architecture"]), _arguments(config, source))
+    module = build_module(str(config["architecture"]), module_arguments(config, source))
     embeddings = [name for name, one in module.named_modules() if isinstance(one, torch.nn.Embedding)]
     return {f"{name}.weight" for name in embeddings}
 
 
-def _arguments(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
+def module_arguments(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The arguments of the class that a module's config.json names. Raises ConfigError."""
     arguments = config.get("arguments", {})
     if not isinstance(arguments, dict):
         raise ConfigError(f"{source / 'config.json'}: arguments are not an object; correct it")
     return arguments
 
 
-def _encode(directory: Path, rows: Sequence[LabelledText]) -> list[list[int]]:
+def encode_texts(directory: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, by the tokenizer of a module. Raises ConfigError when it has none."""
+    return [one.ids for one in _tokenizer_of(directory).encode_batch(list(texts))]
+
+
+def unknown_id_of(directory: Path) -> int | None:
+    """The token that a module's tokenizer gives for a word that it does not know; None: it has none."""
+    tokenizer = _tokenizer_of(directory)
+    name = getattr(tokenizer.model, "unk_token", None)
+    return tokenizer.token_to_id(name) if isinstance(name, str) else None
+
+
+def _tokenizer_of(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ConfigError(f"{directory} has no tokenizer.json; only modules that take texts can be measured on them")
-    return [one.ids for one in Tokenizer.from_file(str(path)).encode_batch([row.text for row in rows])]
+    return Tokenizer.from_file(str(path))
 
 
 @torch.inference_mode()
 def _log_probabilities(directory: Path, token_ids: Sequence[list[int]]) -> Tensor:
     """Of the labels, [B, C] float64, by the stage that shards run."""
+    stage = load_classifier(directory)
+    found = []
+    for first in range(0, len(token_ids), _BATCH_TEXTS):
+        batch = token_ids[first : first + _BATCH_TEXTS]
+        flat = torch.tensor([token for one in batch for token in one], dtype=torch.int64)
+        lengths = torch.tensor([len(one) for one in batch])
+        found.append(stage.forward({"input_ids": flat, "lengths": lengths}, None)["logits"])
+    return torch.cat(found).double().log_softmax(dim=1)
+
+
+def load_classifier(directory: Path) -> BatchStage:
+    """A whole module of input_ids and lengths to logits, as a shard runs it. Raises ConfigError when it is another."""
     config = read_json(directory / "config.json")
     settings = BatchModelSettings(
         name=directory.name,
@@ -207,15 +233,11 @@ def _log_probabilities(directory: Path, token_ids: Sequence[list[int]]) -> Tenso
         dtype="auto",
         shard=ShardSpec(0, 1, 0, 1, 0, 0),
         architecture=str(config["architecture"]),
-        arguments=_arguments(config, directory),
+        arguments=module_arguments(config, directory),
     )
     stage = load_module_stage(settings, torch.device("cpu"))
     if set(stage.inputs) != {"input_ids", "lengths"} or "logits" not in stage.outputs:
-        raise ConfigError(f"{directory}: only modules of input_ids and lengths to logits can be measured on texts")
-    found = []
-    for first in range(0, len(token_ids), _BATCH_TEXTS):
-        batch = token_ids[first : first + _BATCH_TEXTS]
-        flat = torch.tensor([token for one in batch for token in one], dtype=torch.int64)
-        lengths = torch.tensor([len(one) for one in batch])
-        found.append(stage.forward({"input_ids": flat, "lengths": lengths}, None)["logits"])
-    return torch.cat(found).double().log_softmax(dim=1)
+        raise ConfigError(
+            f"{directory}: only modules of input_ids and lengths to logits can be measured on texts, or teach"
+        )
+    return stage
