@@ -1,11 +1,11 @@
 """What the files of an nn.Module say, without torch: its tensors, arguments and labels."""
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.checkpoints.checkpoint_json import damaged, read_json
 from serve_app.checkpoints.module_files import read_labels, read_module_quantization, read_module_tensors
+from serve_app.checkpoints.python_source import find_problem
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
@@ -49,13 +49,6 @@ def read_module_spec(config: ModelConfig, source_dir: Path) -> ModuleSpec:
 
 
 def _check_importable(architecture: str) -> None:
-    module_name = architecture.partition(":")[0]
-    try:
-        found = importlib.util.find_spec(module_name)
-    except (ImportError, ValueError):
-        found = None
-    if found is None:
-        raise ConfigError(
-            f"architecture={architecture}: there is no module {module_name} to import; install it, or correct the path",
-            field="architecture",
-        )
+    problem = find_problem(*architecture.split(":"))
+    if problem is not None:
+        raise ConfigError(f"architecture={architecture}: {problem}", field="architecture")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from serve_app.checkpoints.source import find_snapshot, is_hub_id
 from serve_app.checkpoints.weights_download import find_weights
+from serve_app.cli.module_check_process import find_module_problems
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.model import ModelConfig
@@ -12,12 +13,14 @@ from serve_app.errors import ConfigError
 from serve_app.gateway.key_file import read_key_file
 from serve_app.graphs.check import ModelKinds, check_graph, port_of_config, result_kind
 from serve_app.planning.generator_plan import plan_generator
+from serve_app.planning.reservations import Machine, machine_problems
 from serve_app.planning.serve_file import GraphApplication, ModelApplication, ServeFile, inspect_serve_file
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.text_facts import TextFacts
 from serve_app.preprocessing.chain import ChainModel, check_chains
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
+from serve_app.types.shards import BatchModelSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,20 +38,27 @@ class _CheckedModel:
     problems: list[Problem]
     labels: list[str] | None = None  # by output index; None: not known
     config: ModelConfig | None = None  # with what its files say; None: they could not be read
+    stages: list[BatchModelSettings] | None = None  # of a plain module, whose class is to be asked
 
 
-def check_file(path: Path, *, can_download: bool) -> CheckedFile:
-    """Every mistake in a Serve file, in its models and graphs and in the files that it names; Ray is not started."""
+def check_file(path: Path, *, can_download: bool, machine: Machine | None = None) -> CheckedFile:
+    """Every mistake in a Serve file, in its models and graphs and in the files that it names; Ray is not started.
+
+    machine: where it is to run; None: it is not known what there is.
+    """
     report = inspect_serve_file(path)
     environment = read_environment()
     keys = _check_keys(report.gateway, path)
     models = [_check_model(model, path, environment, can_download=can_download) for model in report.models]
+    modules = _check_modules(report.models, models)
+    lacks = [] if machine is None else machine_problems(report.models, report.graphs, machine)
     ports: dict[str, ModelKinds] = {}
     for model, known in zip(report.models, models, strict=True):
         ports[model.config.name] = port_of_config(known.config or model.config, known.labels)
     if not report.has_unread_models:  # else it is not known which models there are
         models += [_check_graph(graph, ports) for graph in report.graphs]
-    problems = [*report.problems, *keys, *(problem for model in models for problem in model.problems)]
+    found = [problem for model in models for problem in model.problems]
+    problems = [*report.problems, *keys, *lacks, *found, *modules]
     plan_text = "\n\n".join(model.text for model in models)
     return CheckedFile(None if problems else report.serve_file, plan_text, problems)
 
@@ -79,7 +89,17 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
     unfit = [*plan.problems, *check_chains(config, ChainModel(plan.text_directory, plan.spec.labels))]
     text = _with_warnings(plan.text, plan.facts)
     problems = [Problem(model.where, message) for message in unfit]
-    return _CheckedModel(text, problems, plan.labels or None, plan.config)
+    is_module = plan.config.architecture is not None
+    stages = [plan.settings(shard) for shard in plan.shards] if is_module else None
+    return _CheckedModel(text, problems, plan.labels or None, plan.config, stages)
+
+
+def _check_modules(models: list[ModelApplication], checked: list[_CheckedModel]) -> list[Problem]:
+    """What loading says of plain modules: their classes, arguments, parts and tensors."""
+    asked = [(model.where, one.stages) for model, one in zip(models, checked, strict=True) if one.stages is not None]
+    answers = find_module_problems([stages for _where, stages in asked])
+    found = zip(asked, answers, strict=True)
+    return [Problem(where, answer) for (where, _stages), answer in found if answer is not None]
 
 
 def _check_generator(model: ModelApplication, base_dir: Path, environment: Environment) -> _CheckedModel:

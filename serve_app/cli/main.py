@@ -1,6 +1,7 @@
 """The command `rayshard`: parsing and printing only. Neither Ray nor torch is loaded, but by `train` and `compress`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -8,10 +9,13 @@ from pathlib import Path
 
 from serve_app.cli.check_file import check_file
 from serve_app.cli.compress_options import add_compress_command
+from serve_app.cli.deploy_command import deploy
 from serve_app.cli.key_command import add_key_command, make_key
 from serve_app.cli.serve_command import serve
 from serve_app.cli.train_options import add_train_command
+from serve_app.config.environment import read_environment
 from serve_app.errors import ConfigError
+from serve_app.planning.reservations import Machine, find_gpus
 from serve_app.planning.serve_file import ServeFile
 from serve_app.planning.setting_problems import Problem
 
@@ -21,13 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "serve":
         return _serve(arguments.file)
+    if arguments.command == "deploy":
+        return _deploy(arguments.file, arguments.address)
     if arguments.command == "train":
         return _train(arguments)
     if arguments.command == "compress":
         return _compress(arguments)
     if arguments.command == "key":
         return make_key(arguments)
-    return _validate(arguments.file, can_download=arguments.download)
+    return _validate(arguments.file, can_download=arguments.download, is_elsewhere=arguments.elsewhere)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="name every mistake in a Serve file, without starting Ray")
     validate.add_argument("file", type=Path, metavar="FILE")
     validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
+    elsewhere = "it will run on another machine: do not compare with the CPUs and GPUs of this one"
+    validate.add_argument("--elsewhere", action="store_true", help=elsewhere)
+    deploying = commands.add_parser("deploy", help="check a Serve file, then hand it to a running cluster")
+    deploying.add_argument("file", type=Path, metavar="FILE", help="relative paths in it are those of its folder")
+    deploying.add_argument("-a", "--address", metavar="URL", help="of the dashboard (default: that of `serve deploy`)")
     add_train_command(commands)
     add_compress_command(commands)
     add_key_command(commands)
@@ -73,18 +84,30 @@ def _version() -> str:
 
 
 def _serve(path: Path) -> int:
-    checked = check_file(path, can_download=True)
+    checked = check_file(path, can_download=True, machine=_this_machine())
     if checked.serve_file is None:
         return _refuse(checked.problems)
     return serve(checked.serve_file, checked.plan_text)
 
 
-def _validate(path: Path, *, can_download: bool) -> int:
-    checked = check_file(path, can_download=can_download)
+def _deploy(path: Path, address: str | None) -> int:
+    checked = check_file(path, can_download=False)
+    if checked.serve_file is None:
+        return _refuse(checked.problems)
+    return deploy(checked.serve_file, address)
+
+
+def _validate(path: Path, *, can_download: bool, is_elsewhere: bool) -> int:
+    checked = check_file(path, can_download=can_download, machine=None if is_elsewhere else _this_machine())
     if checked.serve_file is None:
         return _refuse(checked.problems)
     print(_headline(checked.serve_file), checked.plan_text, sep="\n\n")
     return 0
+
+
+def _this_machine() -> Machine | None:
+    """What Ray will find here; None: it is told something else."""
+    return None if read_environment().has_own_resources else Machine(os.cpu_count() or 1, find_gpus())
 
 
 def _refuse(problems: Sequence[Problem]) -> int:

@@ -15,7 +15,6 @@ from serve_app.cli.ray_dashboard import ApplicationState, application_states, au
 from serve_app.cli.serve_process import ServeProcess, without_colours
 from serve_app.cli.serve_texts import base_url, ray_text, ready_text
 from serve_app.errors import ConfigError, RayshardError
-from serve_app.planning.reservations import reserved_cpus
 from serve_app.planning.serve_file import ServeFile
 
 _MAX_STARTS = 3  # a raylet has 30 s to come up, and on a busy machine it sometimes misses them
@@ -50,7 +49,6 @@ def serve(serve_file: ServeFile, plan_text: str, serve_run: Sequence[str] | None
     try:
         environment = child_environment()
         _check_port(serve_file)
-        _check_cpus(serve_file, environment, os.cpu_count() or 1)
         log_path = _log_path(serve_file.http_port)
         with StopSignals() as stop:
             for num_left in reversed(range(_MAX_STARTS)):
@@ -203,16 +201,6 @@ def _stop(process: ServeProcess, stop: StopSignals, shutdown_s: float) -> None:
 def _why_it_failed(state: ApplicationState) -> str:
     lines = [line for line in without_colours(state.message).splitlines() if line.strip()]
     return "\n".join([f"application {state.name} could not be deployed:", *lines[-_MAX_REASON_LINES:]])
-
-
-def _check_cpus(serve_file: ServeFile, environment: Mapping[str, str], num_cores: int) -> None:
-    """Raises ConfigError when Ray would wait for ever for cores that this machine has not."""
-    needed = reserved_cpus(serve_file)
-    if needed > num_cores and not environment.get("RAY_OVERRIDE_RESOURCES"):
-        raise ConfigError(
-            f"the applications reserve {needed:g} CPUs, and this machine has {num_cores}; lower device.cpus_per_shard, "
-            "or serve fewer models or copies (a reservation is no limit: shards may use all cores)"
-        )
 
 
 def _check_port(serve_file: ServeFile) -> None:

@@ -15,6 +15,7 @@ class Environment:
     hub_endpoint: str | None  # None: the hub's own
     weights_cache_dir: Path
     openai_api_key: str | None = None  # sent to servers whose models are evaluated
+    has_own_resources: bool = False  # Ray is told how many CPUs and GPUs there are
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
@@ -30,6 +31,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         hub_endpoint=given.get("HF_ENDPOINT") or None,
         weights_cache_dir=cache_dir / "rayshard" / "weights",
         openai_api_key=given.get("OPENAI_API_KEY") or None,
+        has_own_resources=bool(given.get("RAY_OVERRIDE_RESOURCES")),
     )
 
 

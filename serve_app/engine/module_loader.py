@@ -61,6 +61,22 @@ def load_module_stage(settings: BatchModelSettings, device: torch.device) -> Bat
     return stage
 
 
+def check_module_stage(settings: BatchModelSettings) -> None:
+    """What load_module_stage refuses before it reads a tensor. Raises ConfigError."""
+    stage = ModuleStage(settings)
+    headers = read_module_tensors(Path(settings.source_dir))
+    parameters = stage.own_parameters()
+    stored = read_module_quantization(Path(settings.source_dir))
+    _check_names(stage.module, headers, stored)
+    for name, meta in parameters.items():
+        tensor_name = _stored_name(name, meta, parameters, headers)
+        if tensor_name not in stored:
+            _check_shape(tensor_name, meta, headers[tensor_name])
+    for name, buffer in stage.own_buffers().items():
+        if name in headers:
+            _check_shape(name, buffer, headers[name])
+
+
 def _check_names(module: nn.Module, headers: Mapping[str, TensorHeader], quantized: Mapping[str, WeightScheme]) -> None:
     """Every tensor of the files must be the module's: an extra one means weights of another model."""
     known = {name for name, _ in module.named_parameters(remove_duplicate=False)}

@@ -21,6 +21,7 @@ from serve_app.types.shards import BatchModelSettings
 from serve_app.types.tensors import TensorSpec
 
 _HIDDEN = "hidden"
+_TEXT_INPUTS = {"input_ids", "lengths", "token_type_ids"}  # what a text comes to
 
 
 class ModuleStage:
@@ -31,6 +32,7 @@ class ModuleStage:
         self.module = build_module(settings.architecture, settings.arguments)
         self.inputs = _specs(self.module, "inputs", settings.inputs, settings.architecture)
         self.outputs = _specs(self.module, "outputs", settings.outputs, settings.architecture)
+        _check_task(settings.task, self.inputs, settings.architecture)
         self.parameter_bytes = 0
         self._shard = settings.shard
         self._kind, parts = _find_parts(self.module, settings.architecture, settings.shard.num_stages)
@@ -183,6 +185,17 @@ def _specs(module: nn.Module, which: str, given: dict[str, TensorSpec] | None, p
             field=which,
         )
     return dict(specs)
+
+
+def _check_task(task: str, inputs: dict[str, TensorSpec], path: str) -> None:
+    """Every task but predict gives a module what texts come to. Raises ConfigError when it takes more."""
+    spare = sorted(inputs.keys() - _TEXT_INPUTS)
+    if task != "predict" and spare:
+        raise ConfigError(
+            f"task={task} gives a module the input_ids and lengths of texts, and architecture={path} takes {spare[0]}; "
+            "set task to predict",
+            field="task",
+        )
 
 
 def _find_parts(module: nn.Module, path: str, num_stages: int) -> tuple[str, list[nn.Module]]:

@@ -24,6 +24,8 @@ from serve_app.planning.serve_options import (
 from serve_app.planning.setting_problems import Problem, problems_of, shown
 from serve_app.planning.yaml_document import read_document
 
+_DASHBOARD_PORT = 8265
+
 
 @dataclass(frozen=True, slots=True)
 class ModelApplication:
@@ -109,6 +111,8 @@ class _Inspection:
             self._add(str(self._path), f"{shown(document.value)} is not a Serve file; begin with applications:")
             return ServeFileReport(None, [], self._problems)
         options = self._parse(ServeOptions, document.value, "")
+        if options is not None:
+            self._check_ports(options)
         applications = document.value.get("applications")
         self._check_applications(applications if isinstance(applications, list) else [])
         if options is None or self._problems:
@@ -129,6 +133,16 @@ class _Inspection:
         except ValidationError as error:
             self._problems += problems_of(error, model, where)
             return None
+
+    def _check_ports(self, options: ServeOptions) -> None:
+        ports = {"http_options": options.http_options.port}
+        if options.grpc_options.grpc_servicer_functions:  # without any, nothing listens
+            ports["grpc_options"] = options.grpc_options.port
+        if len(set(ports.values())) < len(ports):
+            self._add("grpc_options.port", f"{options.grpc_options.port} is http_options.port too; set another port")
+        for where, port in ports.items():
+            if port == _DASHBOARD_PORT:
+                self._add(f"{where}.port", f"{port} is the port of Ray's dashboard; set another port")
 
     def _check_applications(self, applications: list[object]) -> None:
         names = [raw.get("name") for raw in applications if isinstance(raw, dict)]

@@ -5,6 +5,7 @@ Ray is not imported: a test compares these names with Ray's.
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from serve_app.checkpoints.python_source import find_problem
 from serve_app.config.base import ConfigModel
 
 GATEWAY_IMPORT_PATH = "serve_app.app:build_gateway"
@@ -31,9 +32,19 @@ class GrpcOptions(ConfigModel):
     """Serve's `grpc_options`."""
 
     port: int = Field(default=9000, gt=0, le=65_535)
-    grpc_servicer_functions: object = None
+    grpc_servicer_functions: list[str] = Field(default_factory=list)
     request_timeout_s: object = None
     enable_reflection: object = None
+
+    @field_validator("grpc_servicer_functions")
+    @classmethod
+    def _are_there(cls, value: list[str]) -> list[str]:
+        for path in value:
+            module_name, _, function = path.rpartition(".")
+            problem = find_problem(module_name, function) if module_name else "write package.module.function"
+            if problem is not None:
+                raise ValueError(f"{path[:200]!r} cannot be called: {problem}")
+        return value
 
 
 class ActorOptions(ConfigModel):

@@ -64,6 +64,7 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/deployments/model_copy.py",
         "serve_app/deployments/replica_links.py",
         "serve_app/engine/batch_runner.py",
+        "serve_app/engine/module_check.py",
         "serve_app/engine/plain_processes.py",
         "serve_app/gateway/grpc/methods.py",
         "serve_app/gateway/grpc/open_inference.py",

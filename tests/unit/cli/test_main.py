@@ -73,7 +73,7 @@ def test_a_right_file_prints_ok_and_the_table_of_shards(tmp_path: Path, capsys: 
 def test_every_mistake_of_file_and_model_is_printed_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, "parallel: {pipeline: 9, tensor: 3}, max_model_len: 99999")
     path.write_text(path.read_text().replace("port:", "prt:"))
-    assert main(["validate", str(path)]) == 1
+    assert main(["validate", "--elsewhere", str(path)]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     lines = printed.err.splitlines()
@@ -94,6 +94,17 @@ def test_a_wrong_source_is_named(
 ) -> None:
     assert main(["validate", str(write(tmp_path, source=source))]) == 1
     assert expected in capsys.readouterr().err
+
+
+def test_what_this_machine_lacks_is_told_unless_another_one_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "device: {cpus_per_shard: 5000.0}")
+    assert main(["validate", str(path)]) == 1
+    assert "applications: the applications reserve 5000.1 CPUs, and this machine has" in capsys.readouterr().err
+    assert main(["validate", "--elsewhere", str(path)]) == 0
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 6000}')
+    assert main(["validate", str(path)]) == 0
 
 
 def test_a_model_without_a_fast_tokenizer_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,10 @@ from serve_app.cli.ray_dashboard import application_states
 from serve_app.cli.serve_command import child_environment, serve
 from serve_app.cli.serve_process import session_members
 from serve_app.cli.serve_texts import ready_text
-from serve_app.config.engine import DeviceConfig, ParallelConfig
 from serve_app.config.gateway import GatewayConfig
-from serve_app.config.model import ModelConfig, StepConfig
+from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
-from serve_app.planning.reservations import reserved_cpus
 from serve_app.planning.serve_file import ModelApplication, ServeFile
-from serve_app.planning.serve_options import DeploymentOptions
 
 # Serves /health and Serve's part of the dashboard on one port. On SIGINT it ends, but leaves a child behind, as Ray's
 # dashboard does; once healthy it has its parent told to stop.
@@ -198,22 +194,3 @@ def test_session_members_are_those_that_live() -> None:
         while session_members(process.pid):
             assert time.monotonic() < deadline_s
     assert os.getpid() in session_members(os.getsid(0))
-
-
-def test_more_reserved_cpus_than_cores_are_refused_before_anything_starts(
-    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    serve_file = file_of(port, tmp_path)
-    device = DeviceConfig(cpus_per_shard=1000.0)
-    config = ModelConfig(name="big", source="model", device=device, parallel=ParallelConfig(pipeline=2))
-    serve_file = replace(serve_file, models=[*serve_file.models, ModelApplication("big", "args", config, None)])
-    assert serve(serve_file, "", stand_in(port, "RUNNING", 0, tmp_path)) == 1
-    assert "the applications reserve 2000.25 CPUs, and this machine has" in capsys.readouterr().err
-    assert not (tmp_path / "starts").exists()
-
-
-def test_reserved_cpus_are_those_of_the_deployments(port: int, tmp_path: Path) -> None:
-    router = DeploymentOptions(name="Router", num_replicas=3)
-    config = ModelConfig(name="m", source="s", task="classify", preprocessing=[StepConfig(name="lowercase")])
-    serve_file = replace(file_of(port, tmp_path), models=[ModelApplication("m", "args", config, router)] * 2)
-    assert reserved_cpus(serve_file) == pytest.approx(0.05 + 3 * (0.05 + 0.1) + 0.05)
