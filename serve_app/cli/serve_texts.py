@@ -57,13 +57,13 @@ def _can_chat(serve_file: ServeFile) -> bool:
 def _example_request(serve_file: ServeFile) -> tuple[str, dict[str, object]]:
     """A route and a body that the first model answers."""
     model = serve_file.models[0].config
-    text = "date jan 8 2038"
+    text = "date jan 8 2038"  # what the demo model knows; a plain prompt ends with its sign for the answer
     sampling = {"max_tokens": 32, "temperature": 0}
     if model.task == "generate" and _can_chat(serve_file):
         messages = [{"role": "user", "content": text}]
         return "/v1/chat/completions", {"model": model.name, "messages": messages, **sampling}
     if model.task == "generate":
-        return "/v1/completions", {"model": model.name, "prompt": text, **sampling}
+        return "/v1/completions", {"model": model.name, "prompt": f"{text} =", **sampling}
     if model.task == "score":
         return "/v1/score", {"model": model.name, "text_1": "a question", "text_2": ["an answer", "another"]}
     if model.task == "predict":

@@ -1,7 +1,7 @@
 """The Python client: one small interface over HTTP and gRPC, asynchronous and not. Loads neither torch nor Ray.
 
     with Client("http://127.0.0.1:8000") as client:          # or grpc://127.0.0.1:9000
-        for piece in client.generate("12+34=", max_tokens=8):
+        for piece in client.generate("add 12 34 =", max_tokens=8):
             print(piece.text, end="")
 
 Calls raise the errors of serve_app.errors. What is refused because the server is busy or away is tried again, after a

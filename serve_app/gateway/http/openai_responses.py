@@ -95,7 +95,7 @@ class ModelCard(msgspec.Struct, frozen=True):
 
     id: str
     created: int
-    max_model_len: int
+    max_model_len: int | UnsetType = UNSET  # left out where a model has no limit of its own, as a graph
     object: str = "model"
     owned_by: str = "rayshard"
 
@@ -132,7 +132,7 @@ def model_state(description: ModelDescription, *, is_ready: bool) -> ModelState:
 
 def model_card(description: ModelDescription) -> ModelCard:
     """What clients learn of a model; its directory is not theirs to know."""
-    return ModelCard(description.name, description.created_s, description.max_model_len)
+    return ModelCard(description.name, description.created_s, description.max_model_len or UNSET)
 
 
 def count_usage(runs: list[PromptRun]) -> Usage:
