@@ -209,6 +209,7 @@ DECODERS = {
     "gemma3_text": _GEMMA3,
     "mixtral": _MIXTRAL,
     "gpt2": _GPT2,
+    "gpt-sw3": _GPT2,
     "opt": _OPT,
     "phi3": _PHI3,
 }

@@ -4,6 +4,18 @@ from dataclasses import replace
 
 from serve_app.architectures.record import Architecture, ConfigKeys, EncoderFacts, Parts, Sizes, TensorCut
 
+_LLAMA_PLAN = {
+    "layers.*.self_attn.q_proj": "colwise",
+    "layers.*.self_attn.k_proj": "colwise",
+    "layers.*.self_attn.v_proj": "colwise",
+    "layers.*.self_attn.o_proj": "rowwise",
+}
+_GATED_PLAN = _LLAMA_PLAN | {
+    "layers.*.mlp.gate_proj": "colwise",
+    "layers.*.mlp.up_proj": "colwise",
+    "layers.*.mlp.down_proj": "rowwise",
+}
+
 _BERT = Architecture(
     sizes=Sizes(
         num_layers=12,
@@ -74,6 +86,69 @@ _DEBERTA_V2 = Architecture(
     encoder=EncoderFacts(is_square=True),
 )
 
+_ELECTRA = replace(
+    _BERT,
+    sizes=replace(_BERT.sizes, hidden_size=256, num_heads=4, intermediate_size=1024),
+    parts=replace(_BERT.parts, entry=("embeddings_project",)),
+    encoder=EncoderFacts(),
+)
+
+_XLM_ROBERTA_XL = replace(
+    _XLM_ROBERTA,
+    sizes=Sizes(
+        num_layers=36,
+        num_heads=32,
+        hidden_size=2560,
+        intermediate_size=10240,
+        vocab_size=250_880,
+        max_positions=514,
+        num_token_types=1,
+    ),
+    parts=replace(_BERT.parts, exit=("encoder.LayerNorm",)),
+)
+
+_BERT_GENERATION = replace(
+    _BERT,
+    sizes=Sizes(
+        num_layers=24, num_heads=16, hidden_size=1024, intermediate_size=4096, vocab_size=50358, max_positions=512
+    ),
+    encoder=EncoderFacts(can_classify=False),
+)
+
+_EUROBERT = Architecture(
+    sizes=Sizes(
+        num_layers=12, num_heads=12, hidden_size=768, intermediate_size=3072, vocab_size=128_256, max_positions=8192
+    ),
+    parts=Parts(head=None),
+    tensor_cut=TensorCut(plan=_GATED_PLAN),
+    encoder=EncoderFacts(can_classify=False),
+    same_input=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
+)
+
+_NOMIC_BERT = Architecture(
+    sizes=replace(_BERT.sizes, vocab_size=30528, max_positions=2048),
+    parts=replace(_BERT.parts, layers="layers"),
+    tensor_cut=TensorCut(plan=_GATED_PLAN),
+    encoder=EncoderFacts(can_classify=False),
+    same_input=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
+)
+
+_JINA_EMBEDDINGS_V3 = Architecture(
+    sizes=Sizes(
+        num_layers=24,
+        num_heads=16,
+        hidden_size=1024,
+        intermediate_size=4096,
+        vocab_size=250_002,
+        max_positions=8194,
+        num_token_types=1,
+    ),
+    parts=replace(_BERT.parts, layers="layers"),
+    tensor_cut=TensorCut(plan=_LLAMA_PLAN | {"layers.*.mlp.fc1": "colwise", "layers.*.mlp.fc2": "rowwise"}),
+    encoder=EncoderFacts(can_classify=False, has_inner_pooler=True),
+    same_input=(("q_proj", "k_proj", "v_proj"),),
+)
+
 ENCODERS = {
     "bert": _BERT,
     "roberta": _ROBERTA,
@@ -81,4 +156,14 @@ ENCODERS = {
     "distilbert": _DISTILBERT,
     "modernbert": _MODERNBERT,
     "deberta-v2": _DEBERTA_V2,
+    "camembert": replace(_XLM_ROBERTA, sizes=_BERT.sizes),
+    "data2vec-text": replace(_XLM_ROBERTA, sizes=_BERT.sizes),
+    "electra": _ELECTRA,
+    "ernie": replace(_BERT, unserved_keys={"use_task_id": 0}),
+    "roberta-prelayernorm": replace(_ROBERTA, parts=replace(_BERT.parts, exit=("LayerNorm",))),
+    "xlm-roberta-xl": _XLM_ROBERTA_XL,
+    "bert-generation": _BERT_GENERATION,
+    "eurobert": _EUROBERT,
+    "nomic_bert": _NOMIC_BERT,
+    "jina_embeddings_v3": _JINA_EMBEDDINGS_V3,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from serve_app.architectures.head_sizes import Width
+from serve_app.architectures.other_heads import OtherHeads
 
 SHARED_NORM = "shared_norm"  # a style of ours: an RMSNorm over all that a colwise cut has spread over the ranks
 
@@ -20,6 +21,8 @@ class Sizes:
     num_heads: int
     num_kv_heads: int | None = None  # None: num_heads
     head_dim: int | None = None  # None: hidden_size / num_heads
+    latent_dims: tuple[int, int] | None = None  # qk_nope_head_dim and qk_rope_head_dim, with a key for each head
+    value_dim: int | None = None  # v_head_dim; None: values are as wide as keys
     hidden_size: int
     intermediate_size: int | None  # None: four times hidden_size
     vocab_size: int
@@ -59,6 +62,7 @@ class Parts:
     first_only: tuple[str, ...] = ()  # inside the loop over the layers, but on the first stage only
     exit: tuple[str, ...] = ("norm",)  # after the last layer
     head: str | None = "lm_head"  # of the whole model, not of its base; None: it does not generate
+    stored_head: str | None = None  # what checkpoints call it; None: the same
 
     @property
     def before_layers(self) -> tuple[str, ...]:
@@ -75,6 +79,8 @@ class TensorCut:
     divided: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # module -> attributes that shrink with it
     divided_config: str | None = None  # a module whose forward reads head counts from its config
     routers: tuple[str, ...] = ()  # held whole by each rank, as checkpoints call them
+    has_whole_attention: bool = False  # each rank holds all heads, and their keys and values
+    inner_sizes: Mapping[str, int] = field(default_factory=dict)  # further widths that the ranks share, by their keys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,7 @@ class EncoderFacts:
     has_positions_after_padding: bool = False  # a text's first position is the one after pad_token_id
     is_causal: bool = False  # unless config.json says `is_causal: false`
     is_square: bool = False  # its attention wants one rectangular batch: [B, L]
+    can_classify: bool = True  # transformers has a class of it with a sequence classification head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +116,13 @@ class Architecture:
     fused: FusedClasses = field(default_factory=FusedClasses)
     same_input: tuple[tuple[str, ...], ...] = ()  # linear layers of one module that read the same tensor
     has_transposed_matrices: bool = False  # its linear layers are Conv1D, which keep [in, out]
+    other_heads: OtherHeads | None = None  # None: all layers have keys and values of one shape
+    layer_kinds: tuple[str, ...] = ()  # values of layer_types that are served; empty: any
+    unserved_keys: Mapping[str, int] = field(default_factory=dict)  # to be 0, and what absent means
+    sparse_above: Mapping[str, int] = field(default_factory=dict)  # keys of sizes: up to their product of tokens, an
+    # indexer that chooses what attention sees chooses all; longer contexts are not served
+    streams_key: str | None = None  # of config.json: as many hidden states of a token as it says go from layer to layer
+    layers_give_tuples: bool = False  # the hidden states are the first of several things that a layer returns
 
     @property
     def can_generate(self) -> bool:

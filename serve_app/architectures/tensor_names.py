@@ -22,7 +22,8 @@ _CUTS = [one.tensor_cut for one in ARCHITECTURES.values() if one.tensor_cut is n
 _LAYER = re.compile(rf"(?:^|\.){_any_of(parts.layers for parts in _PARTS)}\.([0-9]{{1,6}})\.")
 _FIRST_STAGE = re.compile(rf"(?:^|\.){_any_of(name for parts in _PARTS for name in parts.before_layers)}\.")
 _EMBEDDING = re.compile(rf"(?:^|\.){_any_of(parts.embedding for parts in _PARTS)}\.weight$")
-_HEAD = re.compile(rf"(?:^|\.){_any_of(parts.head for parts in _PARTS if parts.head is not None)}\.")
+_HEADS = [name for parts in _PARTS for name in (parts.head, parts.stored_head) if name is not None]
+_HEAD = re.compile(rf"(?:^|\.){_any_of(_HEADS)}\.")
 _ROUTER = re.compile(rf"\.(?:{'|'.join(re.escape(name) for cut in _CUTS for name in cut.routers)})\.weight$")
 
 

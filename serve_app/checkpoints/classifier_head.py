@@ -56,6 +56,8 @@ def read_classifier_head(
 def _num_labels(spec: ModelSpec, task: str) -> int:
     facts = EMBEDDERS[spec.model_type].encoder
     assert facts is not None
+    if not facts.can_classify:
+        raise ConfigError(f"task={task} is not served for model_type={spec.model_type}; set task: embed")
     heads = _DECODER_HEADS if facts.head_pools == "last" else _ENCODER_HEADS
     others = [name for name in spec.architectures if not name.endswith("ForSequenceClassification")]
     found = next((spec.tensors[name] for name in heads if name in spec.tensors), None)

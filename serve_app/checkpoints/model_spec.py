@@ -1,12 +1,14 @@
 """What a checkpoint is, from its config.json and its safetensors headers alone: no torch, no weights read."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve_app.architectures.head_sizes import complete_head_sizes
-from serve_app.architectures.lookup import GENERATORS
+from serve_app.architectures.head_sizes import HeadSizes, complete_head_sizes, latent_head_sizes, other_head_sizes
+from serve_app.architectures.lookup import GENERATORS, why_not_served
+from serve_app.architectures.other_heads import OtherHeads
 from serve_app.architectures.record import Architecture
 from serve_app.architectures.tensor_names import is_head, layer_of
 from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown, some
@@ -44,6 +46,13 @@ class ModelSpec:
     quantization: CheckpointQuantization | None
     tensors: dict[str, TensorHeader]
     num_bytes: int  # of all tensors
+    value_dim: int | None = None  # None: head_dim
+    inner_sizes: dict[str, int] = field(default_factory=dict)  # further widths that tensor ranks share, by their keys
+
+    @property
+    def heads(self) -> HeadSizes:
+        """Of the layers with the widest keys and values."""
+        return HeadSizes(self.num_heads, self.num_kv_heads, self.head_dim, self.value_dim or self.head_dim)
 
     @property
     def default_max_tokens(self) -> int | None:
@@ -68,9 +77,9 @@ def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture])
     config = _read_config(source_dir)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in architectures:
+        reason = why_not_served(str(model_type), architectures, needs_own_code="auto_map" in config)
         raise ConfigError(
-            f"source={source_dir}: model_type={shown(model_type)} in config.json is not supported; "
-            f"use a model of type {', '.join(sorted(architectures))}"
+            f"source={source_dir}: model_type={shown(model_type)} in config.json is not supported: {reason}"
         )
     tensors = _read_tensors(source_dir, weight_files)
     spec = _spec_of(source_dir, architectures[model_type], config, tensors)
@@ -156,16 +165,19 @@ def _spec_of(
     source_dir: Path, architecture: Architecture, config: dict[str, object], tensors: dict[str, TensorHeader]
 ) -> ModelSpec:
     keys = _Keys(source_dir / "config.json", config)
+    _check_kinds(keys, architecture)
     names, defaults = architecture.keys, architecture.sizes
     hidden_size = keys.count(names.hidden_size, defaults.hidden_size)
-    heads = complete_head_sizes(
-        hidden_size,
-        keys.count(names.num_heads, defaults.num_heads),
-        keys.count_or_none(names.num_kv_heads, defaults.num_kv_heads),
-        keys.count_or_none(("head_dim",), defaults.head_dim),
-    )
+    heads, inner_sizes = _head_sizes(keys, architecture, hidden_size), _inner_sizes(keys, architecture)
+    if architecture.other_heads is not None:
+        others = _other_head_sizes(keys, architecture.other_heads, heads)
+        inner_sizes["num_kv_heads of other layers"] = others.num_kv_heads
+        heads = max(heads, others, key=lambda one: one.width)
     architectures = config.get("architectures")
     max_positions = keys.count(names.max_positions, defaults.max_positions)
+    if architecture.sparse_above:
+        sizes = architecture.sparse_above.items()
+        max_positions = min(max_positions, math.prod(keys.count((key,), default) for key, default in sizes))
     return ModelSpec(
         source_dir=source_dir,
         model_type=str(config["model_type"]),
@@ -186,14 +198,66 @@ def _spec_of(
         quantization=read_quantization(config, source_dir / "config.json", has_words=has_words(tensors)),
         tensors=tensors,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
+        value_dim=heads.value_dim,
+        inner_sizes=inner_sizes,
     )
+
+
+def _other_head_sizes(keys: "_Keys", other: OtherHeads, first: HeadSizes) -> HeadSizes:
+    """Of a second kind of layers; a file that transformers has saved tells it layer by layer."""
+    by_layer = keys.values.get("per_layer_config")
+    if not isinstance(by_layer, dict):
+        return other_head_sizes(first, other, keys.values)
+    own = OtherHeads(kv_heads_key="num_key_value_heads", head_dim_key="head_dim")
+    found = [other_head_sizes(first, own, values) for values in by_layer.values() if isinstance(values, dict)]
+    return max(found, key=lambda one: one.width, default=first)
+
+
+def _check_kinds(keys: "_Keys", architecture: Architecture) -> None:
+    """Raises ConfigError for parts that the type may have and that are not served."""
+    for key, default in architecture.unserved_keys.items():
+        value = keys.values.get(key, default)
+        if value:
+            raise ConfigError(
+                f"{keys.path}: {key}={shown(value)} is not served for model_type={keys.values['model_type']}; "
+                "give a model without it"
+            )
+    kinds = keys.values.get("layer_types")
+    for kind in kinds if architecture.layer_kinds and isinstance(kinds, list) else []:
+        if kind not in architecture.layer_kinds:
+            raise ConfigError(
+                f"{keys.path}: layer_types names {shown(kind)}, which is not served; give a model whose layers are "
+                f"{' or '.join(architecture.layer_kinds)}"
+            )
+
+
+def _head_sizes(keys: "_Keys", architecture: Architecture, hidden_size: int) -> HeadSizes:
+    names, defaults = architecture.keys, architecture.sizes
+    num_heads = keys.count(names.num_heads, defaults.num_heads)
+    value_dim = None if defaults.value_dim is None else keys.count(("v_head_dim",), defaults.value_dim)
+    if defaults.latent_dims is not None:
+        plain_dim = keys.count(("qk_nope_head_dim",), defaults.latent_dims[0])
+        rotated_dim = keys.count(("qk_rope_head_dim",), defaults.latent_dims[1])
+        return latent_head_sizes(num_heads, rotated_dim, plain_dim, value_dim or plain_dim)
+    return complete_head_sizes(
+        hidden_size,
+        num_heads,
+        keys.count_or_none(names.num_kv_heads, defaults.num_kv_heads),
+        keys.count_or_none(("head_dim",), defaults.head_dim),
+        value_dim,
+    )
+
+
+def _inner_sizes(keys: "_Keys", architecture: Architecture) -> dict[str, int]:
+    cut = architecture.tensor_cut
+    return {} if cut is None else {key: keys.count((key,), default) for key, default in cut.inner_sizes.items()}
 
 
 class _Keys:
     """Typed look-ups in config.json; the first key that is present counts."""
 
     def __init__(self, path: Path, values: dict[str, object]) -> None:
-        self._path = path
+        self.path = path
         self.values = values
 
     def count(self, keys: tuple[str, ...], default: int) -> int:
@@ -207,13 +271,13 @@ class _Keys:
         if value is None:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
-            raise ConfigError(f"{self._path}: {key}={shown(value)} is not a positive integer; download it again")
+            raise ConfigError(f"{self.path}: {key}={shown(value)} is not a positive integer; download it again")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.values.get(key)
         if value is not None and not isinstance(value, bool):
-            raise ConfigError(f"{self._path}: {key}={shown(value)} is neither true nor false; write one of them")
+            raise ConfigError(f"{self.path}: {key}={shown(value)} is neither true nor false; write one of them")
         return default if value is None else value
 
 

@@ -40,13 +40,14 @@ class CausalAttention:
         scaling: float,
         sliding_window: int | None,
         softcap: float | None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
-        """query [H, T, Dh], key and value [K, T, Dh] -> [T, H, Dh]."""
+        """query [H, T, Dh], key [K, T, Dh], value [K, T, Dv], sinks [H] -> [T, H, Dv]."""
         keys, values = key.transpose(0, 1), value.transpose(0, 1)  # [T, K, Dh]
         parts, start = [], 0
         for length in self.lengths:
             own = slice(start, start + length)
-            parts.append(attend_one(query[:, own], keys[own], values[own], scaling, sliding_window, softcap))
+            parts.append(attend_one(query[:, own], keys[own], values[own], scaling, sliding_window, softcap, sinks))
             start += length
         return torch.cat(parts)
 

@@ -48,16 +48,17 @@ class PagedAttention:
         scaling: float,
         sliding_window: int | None,
         softcap: float | None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Store the step's keys and values, then attend.
 
-        query [H, T, Dh], key and value [K, T, Dh] -> [T, H, Dh].
+        query [H, T, Dh], key [K, T, Dh], value [K, T, Dv], sinks [H] -> [T, H, Dv].
         """
         layer = layer_index - self._first_layer
         fresh_keys, fresh_values = key.transpose(0, 1), value.transpose(0, 1)  # [T, K, Dh]
         self._cache.write(layer, self._slots, fresh_keys, fresh_values)
         if isinstance(self._blocks, slice):
-            if len(self._spans) == 1 and query.shape[1] == 1 and softcap is None:
+            if len(self._spans) == 1 and query.shape[1] == 1 and softcap is None and sinks is None:
                 first, count = self._blocks.start * self._cache.block_size, self._spans[0].num_keys
                 seen = count if sliding_window is None else min(count, sliding_window)
                 return attend_last(query, *self._cache.read_run(layer, first + count - seen, seen), scaling)
@@ -68,9 +69,9 @@ class PagedAttention:
             old_keys, old_values = fresh_keys, fresh_values
         if len(self._spans) == 1:
             count = self._spans[0].num_keys
-            return attend_one(query, old_keys[:count], old_values[:count], scaling, sliding_window, softcap)
-        num_heads, num_tokens, head_dim = query.shape
-        output = query.new_empty(num_tokens, num_heads, head_dim)
+            return attend_one(query, old_keys[:count], old_values[:count], scaling, sliding_window, softcap, sinks)
+        num_heads, num_tokens, _ = query.shape
+        output = query.new_empty(num_tokens, num_heads, value.shape[-1])
         for span in self._spans:
             first, end = span.first_token, span.first_token + span.num_tokens
             if span.first_gathered < 0:
@@ -79,23 +80,29 @@ class PagedAttention:
                 stop = span.first_gathered + span.num_keys
                 keys, values = old_keys[span.first_gathered : stop], old_values[span.first_gathered : stop]
             queries = query[:, first:end]
-            output[first:end] = attend_one(queries, keys, values, scaling, sliding_window, softcap)
+            output[first:end] = attend_one(queries, keys, values, scaling, sliding_window, softcap, sinks)
         return output
 
 
 def attend_one(
-    query: Tensor, keys: Tensor, values: Tensor, scaling: float, window: int | None, softcap: float | None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scaling: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    """One sequence: query [H, q, Dh], its last q positions of keys and values [L, K, Dh] -> [q, H, Dh]."""
+    """One sequence: query [H, q, Dh], its last q positions of keys [L, K, Dh] and values [L, K, Dv] -> [q, H, Dv]."""
     num_heads, num_queries, _ = query.shape
     num_keys, num_kv_heads, _ = keys.shape
     if window is not None and num_queries == 1 and num_keys > window:
         keys, values = keys[-window:], values[-window:]
         num_keys = window
     key, value = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]  # [1, K, L, Dh]
-    if softcap is not None:
+    if softcap is not None or sinks is not None:
         mask = None if num_queries == 1 else _visible(num_queries, num_keys, window, query.device)
-        return _attend_softcapped(query, key[0], value[0], scaling, mask, softcap)
+        return _attend_by_scores(query, key[0], value[0], scaling, mask, softcap, sinks)
     if num_queries == 1:
         return attend_last(query, key, value, scaling)
     is_plain = num_queries == num_keys and (window is None or num_keys <= window)
@@ -107,15 +114,15 @@ def attend_one(
 
 
 def attend_last(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """A sequence's last token, that sees all: query [H, 1, Dh], key and value [1, K, L, Dh] -> [1, H, Dh].
+    """A sequence's last token, that sees all: query [H, 1, Dh], key [1, K, L, Dh], value [1, K, L, Dv] -> [1, H, Dv].
 
     The heads that share a key-value head become its queries: all see all keys, so no mask is needed.
     """
     num_heads, _, head_dim = query.shape
-    num_kv_heads = key.shape[1]
+    num_kv_heads, value_dim = key.shape[1], value.shape[-1]
     grouped = query.view(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
     output = F.scaled_dot_product_attention(grouped, key, value, scale=scaling)
-    return output.view(1, num_heads, head_dim)
+    return output.view(1, num_heads, value_dim)
 
 
 def _visible(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:
@@ -126,15 +133,29 @@ def _visible(num_queries: int, num_keys: int, window: int | None, device: torch.
     return mask if window is None else mask & (positions[None] > queries - window)
 
 
-def _attend_softcapped(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, softcap: float
+def _attend_by_scores(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    mask: Tensor | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
-    """Scores squeezed by tanh (Gemma 2, arXiv:2408.00118): query [H, q, Dh], key and value [K, L, Dh]."""
+    """Scores squeezed by tanh (Gemma 2, arXiv:2408.00118), or beside a sink's (arXiv:2309.17453).
+
+    query [H, q, Dh], key [K, L, Dh], value [K, L, Dv], sinks [H] -> [q, H, Dv].
+    """
     num_groups = query.shape[0] // key.shape[0]
     key, value = key.repeat_interleave(num_groups, dim=0), value.repeat_interleave(num_groups, dim=0)
     scores = query @ key.transpose(1, 2) * scaling  # [H, q, L]
-    scores = torch.tanh(scores / softcap) * softcap
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is not None:
+        beside = torch.cat((scores, sinks.view(-1, 1, 1).expand(-1, scores.shape[1], 1).to(scores.dtype)), dim=-1)
+        weights = beside.softmax(dim=-1, dtype=torch.float32)[..., :-1].to(query.dtype)
+        return (weights @ value).transpose(0, 1)
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(0, 1)

@@ -1,5 +1,7 @@
 """The paged KV cache of one shard."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,13 @@ class KvCache:
     def __init__(self, stage: TransformersStage, num_blocks: int, block_size: int, device: torch.device) -> None:
         kv = kv_shape_of(stage)
         self.block_size = block_size
-        shape = (num_blocks * block_size, kv.num_heads, kv.head_dim)
+        self._may_differ = stage.architecture.other_heads is not None  # layers in the shapes of their keys and values
+        shape = (num_blocks * block_size, kv.num_heads)
         self.keys: list[Tensor] = []  # one [num_slots, K, Dh] for each own layer
         self.values: list[Tensor] = []
         for _ in stage.own_layers:
-            self.keys.append(torch.zeros(shape, dtype=stage.dtype, device=device))
-            self.values.append(torch.zeros(shape, dtype=stage.dtype, device=device))
+            self.keys.append(torch.zeros((*shape, kv.head_dim), dtype=stage.dtype, device=device))
+            self.values.append(torch.zeros((*shape, kv.value_dim or kv.head_dim), dtype=stage.dtype, device=device))
         # The same memory as attention wants it: [1, K, num_slots, Dh].
         self._by_head = [
             tuple(tensor.transpose(0, 1)[None] for tensor in pair) for pair in zip(self.keys, self.values, strict=True)
@@ -30,6 +33,8 @@ class KvCache:
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store the step's keys and values [T, K, Dh] in their slots [T] int64."""
+        if self._may_differ and key.shape[1:] != self.keys[layer].shape[1:]:
+            self._reshape(layer, key, value)
         if self._arrays and len(slots) == 1:  # by calls that cost a third
             keys, values = self._arrays[layer]
             slot = int(slots.item())
@@ -37,6 +42,16 @@ class KvCache:
             return
         self.keys[layer].index_copy_(0, slots, key)
         self.values[layer].index_copy_(0, slots, value)
+
+    def _reshape(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Give a layer's memory, which has room for the widest, the shape of its own keys and values [T, K, Dh]."""
+        num_slots = len(self.keys[layer])
+        shapes = (num_slots, *key.shape[1:]), (num_slots, *value.shape[1:])
+        assert sum(map(math.prod, shapes)) <= self.keys[layer].numel() + self.values[layer].numel()
+        self.keys[layer], self.values[layer] = key.new_zeros(shapes[0]), value.new_zeros(shapes[1])
+        self._by_head[layer] = tuple(one.transpose(0, 1)[None] for one in (self.keys[layer], self.values[layer]))
+        if self._arrays:
+            self._arrays[layer] = (self.keys[layer].numpy(), self.values[layer].numpy())
 
     def read_run(self, layer: int, first_slot: int, num_slots: int) -> tuple[Tensor, Tensor]:
         """Keys and values [1, K, num_slots, Dh] of slots that lie one after the other, without a copy."""
@@ -50,9 +65,15 @@ class KvCache:
 
 def kv_shape_of(stage: TransformersStage) -> KvShape:
     """What one token of this shard's cache is made of."""
-    heads = head_sizes_of(stage.config)
+    cut = stage.architecture.tensor_cut
+    heads = stage.kv_heads or head_sizes_of(stage.config)
+    num_shares = 1 if cut is None or cut.has_whole_attention else stage.shard.num_ranks
     return KvShape(
-        len(stage.own_layers), heads.num_kv_heads // stage.shard.num_ranks, heads.head_dim, stage.dtype.itemsize
+        len(stage.own_layers),
+        heads.num_kv_heads // num_shares,
+        heads.head_dim,
+        stage.dtype.itemsize,
+        heads.value_dim,
     )
 
 

@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,6 +52,7 @@ def load_stage(
     config = read_config(source_dir)
     spec = read_model_spec(source_dir)
     stage = TransformersStage(config, resolve_dtype(config, dtype), shard)
+    stage.kv_heads = spec.heads
     fill_stage(source_dir, stage, communicator, device, spec.tensors, Quantizations(spec.quantization, quantization))
     if max_model_len is not None:
         fix_frequencies(stage.model, max_model_len)
@@ -68,7 +69,6 @@ def fill_stage(
 ) -> None:
     """Cut a stage to its rank's part, and read its tensors. Raises ConfigError."""
     parts = cut_stage(stage, communicator)
-    _fill_buffers(stage, device)
     _fill_parameters(source_dir, stage, parts, headers, device, quantizations or Quantizations())
 
 
@@ -84,6 +84,7 @@ def _fill_parameters(
     key_map = map_keys(stage, logical.headers)
     if key_map.unused and stage.shard.index == 0:
         logger.warning("checkpoint tensors unused count=%d first=%s", len(key_map.unused), key_map.unused[0])
+    _fill_buffers(stage, key_map.sources, device)
     tied: dict[str, nn.Parameter] = {}  # by checkpoint tensor: head and embedding of one shard share their memory
     is_tied = getattr(stage.config, "tie_word_embeddings", False)
     quantizer = StageQuantizer(stage, quantizations, logical.stored, device)
@@ -112,10 +113,22 @@ def _fill_parameters(
                 continue
             parameter = nn.Parameter(tensor, requires_grad=False)
             _set_parameter(stage.model, name, parameter)
-            if len(sources) == 1:
+            if len(sources) == 1 and sources[0].num_chunks == 1:
                 tied[sources[0].tensor_name] = parameter
+        _read_buffers(stage, key_map.sources, logical.headers, reader)
     quantizer.finish()
     settle_memory(device)
+
+
+def _read_buffers(
+    stage: CutStage, sources: Mapping[str, list[Source]], headers: Mapping[str, TensorHeader], reader: TensorReader
+) -> None:
+    """Buffers that a checkpoint does store: what routers add to the scores of experts."""
+    for name, buffer in stage.model.named_buffers():
+        for source in sources.get(name, [])[:1]:
+            header = headers[source.tensor_name]
+            _check_shape(name, buffer.shape, header)
+            reader.read(header, buffer, None, ())
 
 
 def _fill(
@@ -138,7 +151,7 @@ def _fill(
         if len(sources) > 1:
             names = ", ".join(source.tensor_name for source in sources)
             raise ConfigError(f"the tensors {names} are all parameter {name}; remove all but one", field="source")
-        header = headers[sources[0].tensor_name]
+        header = _chunk_of(headers[sources[0].tensor_name], sources[0])
         _check_shape(name, whole_shape, header)
         reader.read(header, tensor, part.dim, part.ranges)
         return
@@ -146,6 +159,15 @@ def _fill(
     _check_experts(name, whole_shape, sources, own)
     for source in sources:
         _fill_expert(name, tensor, whole_shape, source, part, own[source.tensor_name], reader)
+
+
+def _chunk_of(header: TensorHeader, source: Source) -> TensorHeader:
+    """The part of a stored tensor that a source is, as a tensor of its own."""
+    if source.num_chunks == 1:
+        return header
+    num_rows, num_bytes = header.shape[0] // source.num_chunks, header.num_bytes // source.num_chunks
+    shape, offset_bytes = (num_rows, *header.shape[1:]), header.offset_bytes + source.chunk * num_bytes
+    return replace(header, shape=shape, num_bytes=num_bytes, offset_bytes=offset_bytes)
 
 
 def _fill_expert(
@@ -209,8 +231,8 @@ def _set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None
     setattr(model.get_submodule(module_name), leaf, parameter)
 
 
-def _fill_buffers(stage: CutStage, device: torch.device) -> None:
-    """Compute the buffers that no checkpoint stores (rotary frequencies, embedding scales)."""
+def _fill_buffers(stage: CutStage, stored: Container[str], device: torch.device) -> None:
+    """Compute the buffers (rotary frequencies, embedding scales), save those that the checkpoint stores."""
     for module_name, module in stage.model.named_modules():
         own = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
         for name, buffer in own.items():
@@ -221,5 +243,7 @@ def _fill_buffers(stage: CutStage, device: torch.device) -> None:
         stage.model._init_weights(module)
         for name in own:
             filled = module.get_buffer(name)
+            if f"{module_name}.{name}" in stored:
+                continue
             if filled.is_floating_point() and bool(filled.isnan().any()):
                 raise ConfigError(f"buffer {module_name}.{name} of {stage.config.model_type} cannot be computed")

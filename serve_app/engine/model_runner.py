@@ -55,7 +55,7 @@ class ModelRunner:
         if shard.is_first:
             inputs = torch.tensor(step.token_ids, dtype=torch.int64).to(self._device, non_blocking=True)
         else:
-            shape = (len(step.token_ids), self._stage.config.hidden_size)
+            shape = (len(step.token_ids), *self._stage.hidden_shape)
             inputs = self._communicator.receive_previous(
                 torch.empty(shape, dtype=self._stage.dtype, device=self._device)
             )

@@ -55,6 +55,8 @@ class StageQuantizer:
         is_any = any(source.tensor_name in self._stored for source in sources)
         if is_any and (len(sources) > 1 or sources[0].expert is not None):
             raise ConfigError(f"quantized experts ({name}) are not served; give the unquantized model", field="source")
+        if is_any and sources[0].num_chunks > 1:
+            raise ConfigError(f"{sources[0].tensor_name} is quantized, and holds several parameters", field="source")
         return is_any
 
     def read(self, name: str, source: Source, shape: torch.Size, part: Part, reader: TensorReader) -> None:

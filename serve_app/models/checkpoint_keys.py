@@ -26,6 +26,8 @@ class Source:
     expert: int | None = None
     position: int = 0
     join_dim: int | None = None
+    num_chunks: int = 1  # the parameter is one of so many equal parts of the tensor's first dimension
+    chunk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +54,30 @@ def map_keys(stage: CutStage, tensor_names: Iterable[str]) -> KeyMap:
         elif pattern is None:
             sources[name].append(Source(tensor_name))
         else:
-            sources[name].append(_fused_source(tensor_name, pattern, converters))
+            converter = next(one for one in converters if pattern in one.source_patterns)
+            if _is_chunked(converter):
+                for target, source in _chunks(tensor_name, name, converter.target_patterns):
+                    sources[target].append(source)
+            else:
+                sources[name].append(_fused_source(tensor_name, pattern, converter))
     _tie_head(stage, sources)
     return KeyMap(dict(sources), unused)
 
 
-def _fused_source(tensor_name: str, pattern: str, converters: list[core_model_loading.WeightConverter]) -> Source:
-    converter = next(one for one in converters if pattern in one.source_patterns)
+def _is_chunked(converter: core_model_loading.WeightConverter) -> bool:
+    operations = converter.operations
+    return len(operations) == 1 and isinstance(operations[0], core_model_loading.Chunk) and operations[0].dim == 0
+
+
+def _chunks(tensor_name: str, first_name: str, targets: list[str]) -> list[tuple[str, Source]]:
+    """Parameters that one tensor holds one after the other (queries, keys and values), the first one's name given."""
+    return [
+        (first_name.replace(targets[0], target, 1), Source(tensor_name, num_chunks=len(targets), chunk=chunk))
+        for chunk, target in enumerate(targets)
+    ]
+
+
+def _fused_source(tensor_name: str, pattern: str, converter: core_model_loading.WeightConverter) -> Source:
     join_dim = None
     is_stacked = False
     for operation in converter.operations:

@@ -16,7 +16,7 @@ from serve_app.architectures.lookup import EMBEDDERS
 from serve_app.checkpoints.encoder_spec import EncoderSpec
 from serve_app.models.packed_attention import PACKED_ATTENTION, PackedEntries, forward_packed
 from serve_app.models.pooling import POOLS, PooledTokens, pool_first
-from serve_app.models.transformers_model import PassThrough, replace_module
+from serve_app.models.transformers_model import PairPassThrough, PassThrough, keep_facts, replace_module
 from serve_app.models.vector_head import VectorHead
 from serve_app.types.shards import ShardSpec
 from serve_app.types.tensors import TensorSpec
@@ -149,15 +149,16 @@ class EncoderStage:
     def _cut(self) -> None:
         """Replace what belongs to other stages, and let heads see one token of each packed entry."""
         shard, facts, parts = self.shard, self._facts, self.architecture.parts
-        stand_in = _PairPassThrough if facts.is_square else PassThrough
+        gives_pairs = facts.is_square or self.architecture.layers_give_tuples
         for index in range(len(self.layers)):
             if not shard.first_layer <= index < shard.end_layer:
-                kind = getattr(self.layers[index], "attention_type", None)
-                self.layers[index] = stand_in()
-                if kind is not None:  # the loop over the layers reads it
-                    self.layers[index].attention_type = kind
+                stand_in = PairPassThrough() if gives_pairs else PassThrough()
+                self.layers[index] = keep_facts(stand_in, self.layers[index])
         if not shard.is_first:
             replace_module(self.base, parts.embeddings or parts.embedding, _GivenEmbeddings())
+            for name in parts.entry:
+                if hasattr(self.base, name):  # only where embeddings are narrower than layers
+                    replace_module(self.base, name, PassThrough())
             for name in parts.first_only:
                 parent, _, child = name.rpartition(".")
                 setattr(self.base.get_submodule(parent), child, None)
@@ -209,10 +210,3 @@ class _GivenEmbeddings(nn.Module):
     def forward(self, *args: Tensor | None, inputs_embeds: Tensor | None = None, **_kwargs: object) -> Tensor:
         given = [inputs_embeds, *args]
         return next(tensor for tensor in given if tensor is not None and tensor.is_floating_point())
-
-
-class _PairPassThrough(nn.Module):
-    """A layer that gives its attention too."""
-
-    def forward(self, hidden_states: Tensor, *_args: object, **_kwargs: object) -> tuple[Tensor, None]:
-        return hidden_states, None

@@ -17,5 +17,9 @@ class StageAttention(Protocol):
         scaling: float,
         sliding_window: int | None,
         softcap: float | None,
+        sinks: Tensor | None = None,
     ) -> Tensor:
-        """query [H, T, D], key and value [K, T, D] of the step's tokens -> output [T, H, D]."""
+        """query [H, T, D], key [K, T, D] and value [K, T, Dv] of the step's tokens -> output [T, H, Dv].
+
+        sinks [H]: a score of each head that takes its share of the attention, and gives nothing.
+        """

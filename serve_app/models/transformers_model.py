@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from serve_app.architectures.head_sizes import HeadSizes
 from serve_app.architectures.lookup import GENERATORS
 from serve_app.errors import ConfigError
 from serve_app.models.fused_decoder import RotaryTables, fuse_layers
@@ -53,11 +54,14 @@ class TransformersStage:
         self.shard = shard
         self.architecture = GENERATORS[config.model_type]
         self.head = self.architecture.parts.head
+        self.kv_heads: HeadSizes | None = None  # of the layers with the widest; None: as its config has them
         AttentionInterface.register(ATTENTION_NAME, _forward_attention)  # without a mask function, so no mask is built
         with torch.device("meta"):
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
             )
+        if self.architecture.sparse_above:
+            _drop_indexers(self.model)
         fuse_norms(self.model, self.architecture.fused)
         self._is_fused = fuse_layers(self.model, self.architecture.fused)
         self.model.eval().requires_grad_(False)
@@ -67,6 +71,7 @@ class TransformersStage:
         self.base_prefix = f"{self.model.base_model_prefix}."
         self.whole_state = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         self._incoming: Tensor | None = None
+        self._outgoing: Tensor | None = None
         self._cut()
         self._own = self.own_layers
 
@@ -76,6 +81,12 @@ class TransformersStage:
         layers = self.base.get_submodule(self.architecture.parts.layers)
         assert isinstance(layers, nn.ModuleList)
         return layers
+
+    @property
+    def hidden_shape(self) -> tuple[int, ...]:
+        """Of one token's hidden states between stages."""
+        key = self.architecture.streams_key
+        return (self.config.hidden_size,) if key is None else (getattr(self.config, key), self.config.hidden_size)
 
     @property
     def own_layers(self) -> list[nn.Module]:
@@ -93,13 +104,18 @@ class TransformersStage:
         if self._is_fused:
             return self._forward_fused(inputs, positions, attention, logit_rows)
         arguments: dict[str, Any] = {"position_ids": positions[None], "use_cache": False, "paged_kv": attention}
+        if self.architecture.sparse_above:  # its class cuts an indexer's mask out of it
+            arguments["attention_mask"] = positions.new_zeros(1, 1, 1, 1)
         if self.shard.is_first:
             arguments["input_ids"] = inputs[None]
         else:
             self._incoming = arguments["inputs_embeds"] = inputs[None]
+            if self.architecture.streams_key is not None:
+                arguments["inputs_embeds"] = inputs[None, :, 0]
         if not self.shard.is_last:
-            hidden: Tensor = self.base(**arguments).last_hidden_state
-            return hidden[0]
+            self.base(**arguments)
+            assert self._outgoing is not None, "the last own layer has run"
+            return self._outgoing[0]
         logits: Tensor = self.model(**arguments, logits_to_keep=logit_rows).logits
         return logits[0]
 
@@ -122,7 +138,8 @@ class TransformersStage:
         shard, parts = self.shard, self.architecture.parts
         for index in range(len(self.layers)):
             if not shard.first_layer <= index < shard.end_layer:
-                self.layers[index] = PassThrough()
+                stand_in = PairPassThrough() if self.architecture.layers_give_tuples else PassThrough()
+                self.layers[index] = keep_facts(stand_in, self.layers[index])
         if not shard.is_first:
             for name in parts.positions:
                 replace_module(self.base, name, _NoPositions())
@@ -134,10 +151,15 @@ class TransformersStage:
                 replace_module(self.base, name, PassThrough())
             assert parts.head is not None, "it generates"
             replace_module(self.model, parts.head, PassThrough())
+            self.own_layers[-1].register_forward_hook(self._keep)
 
     def _inject(self, _layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Hand the previous stage's hidden states to the first own layer, whatever was done to them on the way."""
         return (self._incoming, *args[1:])
+
+    def _keep(self, _layer: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+        """Keep the last own layer's hidden states, whatever the model's forward does to them afterwards."""
+        self._outgoing = output[0] if isinstance(output, tuple) else output
 
 
 class PassThrough(nn.Module):
@@ -146,6 +168,35 @@ class PassThrough(nn.Module):
     def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         """The first argument, as it is."""
         return hidden_states
+
+
+class PairPassThrough(nn.Module):
+    """Takes the place of another stage's layer, of a class whose layers give more than their hidden states."""
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The first argument, as it is, and nothing beside it."""
+        return hidden_states, hidden_states.new_empty(0)
+
+
+class _AllChosen(nn.Module):
+    """Takes the place of an indexer, in contexts that are short enough for it to choose all."""
+
+    def forward(self, hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states.new_empty(0)
+
+
+def _drop_indexers(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        if isinstance(getattr(module, "indexer", None), nn.Module):
+            module.indexer = _AllChosen()
+
+
+def keep_facts(stand_in: nn.Module, layer: nn.Module) -> nn.Module:
+    """Give a stand-in what a model's forward reads of a layer: its kind of attention, its index."""
+    for name, value in vars(layer).items():
+        if isinstance(value, str | int | bool) and not name.startswith("_") and name != "training":
+            setattr(stand_in, name, value)
+    return stand_in
 
 
 class _NoPositions(nn.Module):
@@ -174,10 +225,15 @@ def _forward_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query [1, H, T, Dh], key and value [1, K, T, Dh] -> [1, T, H, Dh]."""
-    assert attention_mask is None, "no mask function is registered for the paged attention"
+    """transformers' attention function: query [1, H, T, Dh], key [1, K, T, Dh], value [1, K, T, Dv] -> [1, T, H, Dv].
+
+    s_aux [H]: the heads' sinks.
+    """
+    assert attention_mask is None or attention_mask.numel() == 1, "no mask is built for the paged attention"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer_index: int = module.layer_idx  # type: ignore[assignment]
-    return paged_kv.attend(layer_index, query[0], key[0], value[0], scale, sliding_window, softcap)[None], None
+    attended = paged_kv.attend(layer_index, query[0], key[0], value[0], scale, sliding_window, softcap, s_aux)
+    return attended[None], None

@@ -119,15 +119,17 @@ def _part_of(
     rank, num_ranks = stage.shard.rank, stage.shard.num_ranks
     is_bias = isinstance(target, nn.Module) and name.endswith(".bias")
     # Linear weights are [out, in], Conv1D weights [in, out], experts' [experts, out, in].
-    out_dim = 0 if is_bias else parameter.dim() - (1 if type(target).__name__ == "Conv1D" else 2)
+    out_dim = 0 if is_bias else max(0, parameter.dim() - (1 if type(target).__name__ == "Conv1D" else 2))
     in_dim = parameter.dim() - (2 if type(target).__name__ == "Conv1D" else 1)
     if style == SHARED_NORM:
         return Part(0, (even_range(parameter.shape[0], rank, num_ranks),))
     if style == "colwise":
         return Part(out_dim, (even_range(parameter.shape[out_dim], rank, num_ranks),))
     if style == "packed_colwise":
-        assert packed is not None, "the record tells what is packed"
-        sizes = tuple(num_rows(width, stage.config) for width in packed)
+        if packed is None:  # what a gate and its values are computed from
+            sizes: tuple[int, ...] = (parameter.shape[out_dim] // 2,) * 2
+        else:
+            sizes = tuple(num_rows(width, stage.config) for width in packed)
         return Part(out_dim, packed_ranges(sizes, rank, num_ranks))
     if style == "rowwise":
         if is_bias:
@@ -148,6 +150,8 @@ def _cut_vocabulary(stage: CutStage, communicator: Communicator) -> dict[str, Pa
     if stage.shard.is_last and stage.head is not None:
         parts[f"{stage.head}.weight"] = part
         head = stage.model.get_submodule(stage.head)
+        if getattr(head, "bias", None) is not None:
+            parts[f"{stage.head}.bias"] = part
         head.register_forward_hook(_gather_logits(communicator, num_tokens, stage.shard.num_ranks))
     return parts
 
@@ -214,7 +218,10 @@ def _shrink_attributes(stage: CutStage, cut: TensorCut) -> None:
     num_ranks = stage.shard.num_ranks
     for layer in stage.own_layers:
         for module_name, attributes in cut.divided.items():
-            module = layer.get_submodule(module_name)
+            try:
+                module = layer.get_submodule(module_name)
+            except AttributeError:
+                continue  # a layer of another kind
             for attribute in attributes:
                 if hasattr(module, attribute):
                     setattr(module, attribute, getattr(module, attribute) // num_ranks)

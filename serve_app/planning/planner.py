@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve_app.architectures.lookup import ARCHITECTURES, GENERATORS
+from serve_app.architectures.lookup import ARCHITECTURES, GENERATORS, why_not_served
 from serve_app.architectures.tensor_names import (
     is_before_layers,
     is_embedding,
@@ -78,7 +78,8 @@ def served_max_model_len(spec: ModelSpec, config: ModelConfig) -> int:
 def kv_shape_on(shard: ShardSpec, spec: ModelSpec, dtype: str) -> KvShape:
     """What one token of a shard's KV cache is made of."""
     num_layers = shard.end_layer - shard.first_layer
-    return KvShape(num_layers, spec.num_kv_heads // shard.num_ranks, spec.head_dim, DTYPES[dtype].num_bytes)
+    num_heads = spec.num_kv_heads // (1 if _has_whole_attention(spec) else shard.num_ranks)
+    return KvShape(num_layers, num_heads, spec.head_dim, DTYPES[dtype].num_bytes, spec.value_dim)
 
 
 def num_kv_blocks(spec: ModelSpec, plan: ShardPlan, config: ModelConfig, kv_cache_bytes: int) -> int:
@@ -173,8 +174,8 @@ def _pipeline_too_long(spec: ModelSpec, pipeline: int) -> str:
 def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     problems: list[str] = []
     if spec.model_type not in GENERATORS:
-        supported = ", ".join(sorted(GENERATORS))
-        problems.append(f"model_type={spec.model_type!r} is not supported; use a model of type {supported}")
+        reason = why_not_served(spec.model_type, GENERATORS)
+        problems.append(f"model_type={spec.model_type!r} is not supported: {reason}")
     problems += quantization_problems(spec, config) + dtype_problems(spec, config)
     return problems + _context_problems(spec, config)
 
@@ -237,9 +238,10 @@ def _tensor_problems(spec: ModelSpec, tensor: int) -> list[str]:
     architecture = ARCHITECTURES.get(spec.model_type)
     if tensor > 1 and architecture is not None and architecture.tensor_cut is None:
         return [no_tensor_cut(spec.model_type, tensor)]
-    sizes = {"num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
+    sizes = {} if _has_whole_attention(spec) else {"num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
     if spec.intermediate_size is not None:
         sizes["intermediate_size"] = spec.intermediate_size
+    sizes |= spec.inner_sizes
     common = math.gcd(*sizes.values())
     options = [str(number) for number in range(1, min(common, 1024) + 1) if common % number == 0]
     way_out = " or ".join(filter(None, [", ".join(options[:-1]), options[-1]]))
@@ -248,6 +250,12 @@ def _tensor_problems(spec: ModelSpec, tensor: int) -> list[str]:
         for name, size in sizes.items()
         if size % tensor
     ]
+
+
+def _has_whole_attention(spec: ModelSpec) -> bool:
+    architecture = ARCHITECTURES.get(spec.model_type)
+    cut = None if architecture is None else architecture.tensor_cut
+    return cut is not None and cut.has_whole_attention
 
 
 def _cache_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:

@@ -150,10 +150,12 @@ class KvShape:
     num_heads: int  # key-value heads on one rank
     head_dim: int
     dtype_bytes: int
+    value_dim: int | None = None  # None: as wide as keys
 
     def block_bytes(self, block_size: int) -> int:
         """Keys and values of as many tokens, over all layers."""
-        return 2 * self.num_layers * block_size * self.num_heads * self.head_dim * self.dtype_bytes
+        both = self.head_dim + (self.value_dim or self.head_dim)
+        return self.num_layers * block_size * self.num_heads * both * self.dtype_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -310,9 +310,9 @@ def test_a_task_without_its_head_and_a_split_that_cannot_be_are_refused(embedder
     assert "cannot cut model_type=distilbert; use parallel.pipeline" in check_encoder(distilbert, 2, None)[0]
 
 
-def test_another_kind_of_model_is_refused_with_those_that_can_be_served(embedder: Path, tmp_path: Path) -> None:
+def test_another_kind_of_model_is_refused_with_the_reason(embedder: Path, tmp_path: Path) -> None:
     config = json.loads((embedder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "squeezebert"}))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
     (tmp_path / "model.safetensors").symlink_to(embedder / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"'squeezebert' in config\.json is not supported; use a model of type bert"):
+    with pytest.raises(ConfigError, match=r"'gpt2' in config\.json is not supported: it generates, and does not embed"):
         read_encoder_spec(EMBED, tmp_path)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from serve_app.engine.attention import PagedAttention, SequenceSpan
+from serve_app.engine.attention import PagedAttention, SequenceSpan, attend_one
 from serve_app.engine.kv_cache import KvCache, kv_block_bytes, kv_shape_of
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.types.shards import ShardSpec
@@ -167,3 +167,16 @@ def test_a_cache_holds_the_heads_and_layers_of_its_shard() -> None:
     tensors = [*kv_cache.keys, *kv_cache.values]
     assert {tuple(tensor.shape) for tensor in tensors} == {(20, 2, 16)}
     assert sum(tensor.nbytes for tensor in tensors) == 5 * kv_block_bytes(stage, 4)
+
+
+def test_a_sink_takes_its_share_of_the_attention_and_values_may_be_narrower() -> None:
+    generator = torch.Generator().manual_seed(3)
+    query, keys = torch.randn(4, 3, 8, generator=generator), torch.randn(5, 2, 8, generator=generator)
+    values, sinks = torch.randn(5, 2, 6, generator=generator), torch.tensor([0.5, -1.0, 2.0, 0.0])
+    got = attend_one(query, keys, values, SCALING, None, None, sinks)
+    scores = query @ keys.transpose(0, 1).repeat_interleave(2, 0).transpose(1, 2) * SCALING  # [H, q, L]
+    seen = torch.ones(3, 5, dtype=torch.bool).tril(2)
+    weights = scores.masked_fill(~seen, float("-inf")).exp()
+    shares = weights / (weights.sum(-1, keepdim=True) + sinks.exp()[:, None, None])
+    expected = shares @ values.transpose(0, 1).repeat_interleave(2, 0)
+    torch.testing.assert_close(got, expected.transpose(0, 1))

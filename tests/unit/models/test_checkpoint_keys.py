@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.checkpoints.model_spec import read_model_spec
-from serve_app.models.checkpoint_keys import KeyMap, Source, map_keys
+from serve_app.models.checkpoint_keys import KeyMap, Source, _chunks, map_keys
 from serve_app.models.transformers_model import TransformersStage, read_config, resolve_dtype
 from serve_app.types.shards import ShardSpec
 from tests.checkpoints import ARCHITECTURES, make_checkpoint
@@ -81,3 +81,11 @@ def test_tensors_that_no_parameter_takes_are_listed(tmp_path: Path) -> None:
 
 def _tied(key_map: KeyMap) -> tuple[str, ...]:
     return tuple(key_map.sources[name][0].tensor_name for name in ("model.embed_tokens.weight", "lm_head.weight"))
+
+
+def test_a_tensor_that_holds_queries_keys_and_values_is_read_in_equal_parts() -> None:
+    targets = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+    assert _chunks("h.0.Wqkv.weight", "layers.0.self_attn.q_proj.weight", targets) == [
+        (f"layers.0.{target}.weight", Source("h.0.Wqkv.weight", num_chunks=3, chunk=chunk))
+        for chunk, target in enumerate(targets)
+    ]

@@ -55,6 +55,7 @@ class WholeAttention:
         scaling: float,
         sliding_window: int | None,
         _softcap: float | None,
+        _sinks: Tensor | None = None,
     ) -> Tensor:
         assert sliding_window is None or sliding_window >= query.shape[1]
         output = torch.nn.functional.scaled_dot_product_attention(

@@ -192,7 +192,7 @@ def test_quantizations_that_cannot_be_and_odd_types_are_refused() -> None:
     (problem,) = check_split(make_spec([4], num_experts=8), make_config(quantization={"scheme": "int8"}))
     assert "has experts, which are not served quantized" in problem
     (problem,) = check_split(make_spec([4], model_type="bert"), make_config())
-    assert problem.startswith("model_type='bert' is not supported; use a model of type gemma2")
+    assert problem.startswith("model_type='bert' is not supported: it does not generate; set task: embed")
     (problem,) = check_split(make_spec([4], dtype="float64"), make_config())
     assert problem == "dtype=auto means float64 here, which is not served; set dtype: float32 or bfloat16 or float16"
     assert check_split(make_spec([4], dtype="float64"), make_config(dtype="float32")) == []
