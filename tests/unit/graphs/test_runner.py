@@ -190,6 +190,15 @@ async def test_a_model_is_given_what_its_own_preprocessing_makes(
     assert to_array(first(result)[0].items[0]["embedding"])[0, 0] == num_tokens(directory, "ab")
 
 
+async def test_a_models_default_prompt_goes_before_its_texts(
+    models: FakeModels, pool: TextPool, directory: Path
+) -> None:
+    prompts = {"prompts": {"query": "q: "}, "default_prompt_name": "query"}
+    replaced(models, described(directory, "minilm", "embed", **prompts))
+    result = await runner(models, pool, {"name": "v", "model": "minilm"}).run(request("ab"))
+    assert to_array(first(result)[0].items[0]["embedding"])[0, 0] == num_tokens(directory, "q: ab")
+
+
 def chain_of(*steps: Any) -> Chain:
     values = {"name": "p", "output": "a", "steps": [{"name": "a", "chain": list(steps)}]}
     chain = GraphConfig.model_validate(values).steps[0].chain

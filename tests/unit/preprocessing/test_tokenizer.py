@@ -215,3 +215,34 @@ def test_the_work_for_a_text_that_is_far_too_long_does_not_grow_with_it(byte_lev
     started = time.perf_counter()
     assert byte_level.surely_exceeds("the cafe " * 10_000_000, 64)  # 90 MB, minutes if all of it were tokenized
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("max_tokens", [4, 5, 6, 7, 8])
+@pytest.mark.parametrize("pair", [("aaaaaa", "bbbbbb"), ("aaaaaa", "bb"), ("aa", "bbbbbb"), ("aaa", "bbb")])
+def test_pairs_are_cut_as_the_tokenizers_library_cuts_them(
+    pair: tuple[str, str], max_tokens: int, tmp_path: Path
+) -> None:
+    directory = save_model_dir(tmp_path)
+    core = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    core.enable_truncation(max_tokens, strategy="longest_first")
+    encoding = Tokenizer.load(directory).encode_entry(*pair, max_tokens=max_tokens)
+    assert encoding.token_ids == core.encode(*pair).ids
+
+
+def test_a_prompt_is_counted_without_what_ends_a_text(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(save_model_dir(tmp_path))
+    whole = tokenizer.encode_entry("cd", prompt="ab ")
+    assert whole.token_ids == tokenizer.encode_entry("ab cd").token_ids
+    assert whole.num_prompt_tokens == len(tokenizer.encode("ab "))
+    assert tokenizer.encode_entry("cd").num_prompt_tokens == 0
+
+
+def test_text_is_made_small_where_sentence_transformers_does_so(tmp_path: Path) -> None:
+    directory = save_model_dir(tmp_path)
+    assert (
+        Tokenizer.load(directory).encode_entry("AB").token_ids != Tokenizer.load(directory).encode_entry("ab").token_ids
+    )
+    (directory / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    assert (
+        Tokenizer.load(directory).encode_entry("AB").token_ids == Tokenizer.load(directory).encode_entry("ab").token_ids
+    )
