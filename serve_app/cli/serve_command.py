@@ -48,7 +48,7 @@ def serve(serve_file: ServeFile, plan_text: str, serve_run: Sequence[str] | None
     command = serve_run or [str(Path(sys.executable).with_name("serve")), "run", str(serve_file.path.resolve())]
     try:
         environment = child_environment()
-        _check_port(serve_file)
+        _check_ports(serve_file)
         log_path = _log_path(serve_file.http_port)
         with StopSignals() as stop:
             for num_left in reversed(range(_MAX_STARTS)):
@@ -203,9 +203,14 @@ def _why_it_failed(state: ApplicationState) -> str:
     return "\n".join([f"application {state.name} could not be deployed:", *lines[-_MAX_REASON_LINES:]])
 
 
-def _check_port(serve_file: ServeFile) -> None:
+def _check_ports(serve_file: ServeFile) -> None:
     """Raises ConfigError when something else listens already: its answers would be taken for ours."""
-    host, port = serve_file.http_host, serve_file.http_port
+    _check_port("http_options", serve_file.http_host, serve_file.http_port)
+    if serve_file.grpc_port is not None:
+        _check_port("grpc_options", "0.0.0.0", serve_file.grpc_port)
+
+
+def _check_port(where: str, host: str, port: int) -> None:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -213,7 +218,7 @@ def _check_port(serve_file: ServeFile) -> None:
             listener.bind(address)
     except OSError as error:
         raise ConfigError(
-            f"http_options: cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or set another port"
+            f"{where}: cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or set another port"
         ) from error
 
 

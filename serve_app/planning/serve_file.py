@@ -57,6 +57,7 @@ class ServeFile:
     gateway: GatewayConfig
     models: list[ModelApplication]
     graphs: list[GraphApplication] = field(default_factory=list)
+    grpc_port: int | None = None  # None: nothing listens for gRPC
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,17 @@ class _Inspection:
             unread = self._has_unread_models
             return ServeFileReport(None, self._models, self._problems, self._graphs, unread, gateway)
         ((gateway_name, gateway),) = self._gateways.items()
-        http = options.http_options
-        serve_file = ServeFile(self._path, http.host, http.port, gateway_name, gateway, self._models, self._graphs)
+        http, grpc = options.http_options, options.grpc_options
+        serve_file = ServeFile(
+            self._path,
+            http.host,
+            http.port,
+            gateway_name,
+            gateway,
+            self._models,
+            self._graphs,
+            grpc.port if grpc.grpc_servicer_functions else None,
+        )
         return ServeFileReport(serve_file, self._models, [], self._graphs, gateway=gateway)
 
     def _add(self, where: str, message: str) -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,15 @@ def test_a_port_in_use_is_refused_before_anything_starts(
     with socket.create_server(("127.0.0.1", port)):
         assert serve(file_of(port, tmp_path), "", stand_in(port, "RUNNING", 0, tmp_path)) == 1
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    assert not (tmp_path / "starts").exists()
+
+
+def test_a_grpc_port_in_use_is_refused_too(port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        serve_file = replace(file_of(port, tmp_path), grpc_port=taken)
+        assert serve(serve_file, "", stand_in(port, "RUNNING", 0, tmp_path)) == 1
+    assert f"grpc_options: cannot listen on 0.0.0.0:{taken}" in capsys.readouterr().err
     assert not (tmp_path / "starts").exists()
 
 
