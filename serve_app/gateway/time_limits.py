@@ -7,7 +7,7 @@ from typing import TypeVar
 from serve_app.errors import RequestError, TimeoutExceededError
 
 TIMEOUT_KEY = "x-request-timeout-ms"  # Serve shows a replica no gRPC deadline; HTTP has none
-_MAX_TIMEOUT_MS = 10**9
+_MAX_DIGITS = 9
 ResultT = TypeVar("ResultT")
 
 
@@ -16,11 +16,11 @@ def time_limit_of(given: Mapping[str, object], limit_s: float | None) -> float |
     asked = given.get(TIMEOUT_KEY)
     if asked is None:
         return limit_s
-    is_number = isinstance(asked, str) and asked.isascii() and asked.isdecimal()
-    if not is_number or not 0 < int(str(asked)[:12]) < _MAX_TIMEOUT_MS:
+    digits = asked.lstrip("0") if isinstance(asked, str) and asked.isascii() and asked.isdecimal() else ""
+    if not 0 < len(digits) <= _MAX_DIGITS:
         message = f"{TIMEOUT_KEY} is not a number of milliseconds; send an integer above 0"
         raise RequestError(message, field=TIMEOUT_KEY)
-    asked_s = int(str(asked)) / 1000
+    asked_s = int(digits) / 1000
     return asked_s if limit_s is None else min(asked_s, limit_s)
 
 

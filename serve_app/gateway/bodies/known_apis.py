@@ -19,7 +19,7 @@ class CohereEmbedBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     texts: list[str]
     model: str | None = None
-    input_type: CohereInput | None = None  # without effect: Cohere's client always sends one
+    input_type: CohereInput | None = None  # a query's or a document's prompt; others without effect
     embedding_types: list[CohereFormat] | None = None
     output_dimension: PositiveInt | None = None
     max_tokens: PositiveInt | None = None

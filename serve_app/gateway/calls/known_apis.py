@@ -27,6 +27,8 @@ from serve_app.gateway.calls.models import ServedModels
 
 Rows = NDArray[np.float32]
 
+_COHERE_INPUTS = {"search_query": "query", "search_document": "document"}
+
 
 class KnownApiCalls:
     """One method for each call."""
@@ -40,6 +42,8 @@ class KnownApiCalls:
         if not body.texts:
             raise RequestError("texts is empty; send at least one", field="texts")
         given = {"input": body.texts, "model": body.model, "dimensions": body.output_dimension}
+        if body.input_type in _COHERE_INPUTS and self._models.graph(body.model) is None:
+            given["input_type"] = _COHERE_INPUTS[body.input_type]
         cut: dict[str, object] = {} if body.truncate == "NONE" else {"truncate": True}
         if body.max_tokens is not None:
             cut = {"truncate_prompt_tokens": body.max_tokens}
