@@ -39,7 +39,7 @@ def cancelled_when_left(handler: StreamHandler) -> StreamHandler:
     """The same stream of messages; closed between two of them, it cancels the handler in its wait for the next."""
 
     async def stream(request: Any, context: Any) -> AsyncGenerator[bytes, None]:
-        messages = handler(request, context)
+        messages = handler(request, _KnownPeer(context))
         try:
             async for message in messages:
                 yield message
@@ -68,8 +68,29 @@ def _cancel_left_streams(server: Any) -> None:
 async def _cancel(messages: AsyncGenerator[bytes, None]) -> None:
     has_ended = False
     while not has_ended:  # a message that was there already comes first
-        waiting = asyncio.ensure_future(anext(messages, None))
+        waiting = asyncio.create_task(_next(messages))
         await asyncio.sleep(0)  # it has to wait before it can be cancelled there
         waiting.cancel()
         (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
-        has_ended = outcome is None or isinstance(outcome, BaseException)
+        has_ended = isinstance(outcome, BaseException)
+
+
+async def _next(messages: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(messages)
+
+
+class _KnownPeer:
+    """A call's context that says who has called after the call has ended too: grpcio's own crashes the process then.
+
+    Serve's proxy asks for its access log.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._peer = context.peer()
+
+    def peer(self) -> str:
+        return str(self._peer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)

@@ -54,7 +54,8 @@ def test_a_ten_megabyte_body_is_refused(cluster: ServeCluster) -> None:
 
 
 def test_unknown_paths_and_methods_have_openais_error_shape(cluster: ServeCluster) -> None:
-    assert httpx.get(f"{cluster.url}/v2/nothing").json()["error"]["type"]
+    assert httpx.get(f"{cluster.url}/v1/nothing").json()["error"]["type"]
+    assert "no such path" in httpx.get(f"{cluster.url}/v2/nothing").json()["error"], "the protocol's own shape"
     wrong = httpx.get(f"{cluster.url}/v1/completions")
     assert wrong.status_code == 405
     assert wrong.json()["error"]["message"]

@@ -21,10 +21,11 @@ class Source:
         self.num_chars = 1
         self.num_messages = 0
         self.endings: list[str] = []
+        self.peers: list[str] = []
         self.has_ended = asyncio.Event()
 
     def handler(self, **_which: Any) -> Callable[[Any, Any], AsyncGenerator[bytes, None]]:
-        async def stream(_request: Any, _context: Any) -> AsyncGenerator[bytes, None]:
+        async def stream(_request: Any, context: Any) -> AsyncGenerator[bytes, None]:
             try:
                 while True:
                     yield pb.GenerateResponse(text="a" * self.num_chars).SerializeToString()
@@ -34,6 +35,7 @@ class Source:
                 self.endings.append(type(error).__name__)
                 raise
             finally:
+                self.peers.append(context.peer())  # as Serve does for its log
                 self.has_ended.set()
 
         return stream
@@ -69,6 +71,7 @@ async def test_a_client_that_leaves_cancels_its_stream(source: Source, stub: Any
     stream.cancel()
     await asyncio.wait_for(source.has_ended.wait(), 5)
     assert source.endings == ["CancelledError"]
+    assert source.peers[0].startswith("ipv4:127.0.0.1:")
 
 
 async def test_a_message_that_is_ready_does_not_save_a_stream() -> None:
@@ -83,7 +86,7 @@ async def test_a_message_that_is_ready_does_not_save_a_stream() -> None:
             endings.append("cancelled")
         yield b"the status"
 
-    stream = servicers.cancelled_when_left(eager)(None, None)
+    stream = servicers.cancelled_when_left(eager)(None, Mock())
     assert await anext(stream) == b"1"
     await stream.aclose()
     assert endings == ["cancelled"]
