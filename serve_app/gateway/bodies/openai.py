@@ -58,6 +58,7 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     add_special_tokens: bool | None = None
     prompt_logprobs: NumLogprobs | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None  # in log-probabilities "token_id:5" in place of the token's text
     truncate_prompt_tokens: PositiveInt | None = None
     truncation_side: TruncationSide | None = None  # what truncate_prompt_tokens leaves out; None: left
     restore_redactions: bool | None = None  # in the answer, what the model's redact_pii has taken out

@@ -34,6 +34,7 @@ class OutputOptions:
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None  # asked for by name, not by echo
     has_token_ids: bool = False
+    names_tokens_by_id: bool = False  # in log-probabilities
     has_echo: bool = False
     is_prompt_only: bool = False  # nothing is wanted of the answer
     restores_redactions: bool = False

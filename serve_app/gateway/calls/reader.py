@@ -217,6 +217,7 @@ def _output_options(
         num_logprobs=num_logprobs,
         num_prompt_logprobs=num_of(body.prompt_logprobs, model),
         has_token_ids=bool(body.return_token_ids),
+        names_tokens_by_id=bool(body.return_tokens_as_token_ids),
         has_echo=has_echo,
         is_prompt_only=is_prompt_only,
         restores_redactions=bool(body.restore_redactions),

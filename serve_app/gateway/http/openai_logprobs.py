@@ -1,6 +1,6 @@
 """Log-probabilities in the three shapes clients know: OpenAI's two, and vLLM's for prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -77,7 +77,7 @@ def completion_logprobs(
     """
     if call.options.num_logprobs is None:
         return None
-    table = call.model.tokenizer.table
+    name = _names(call)
     rows: list[TokenLogprobs | None] = list(entries)
     tokens = list(texts)
     if echoed is not None:
@@ -87,13 +87,17 @@ def completion_logprobs(
     for token in tokens:
         offsets.append(text_offset)
         text_offset += len(token)
+    shown = tokens
+    if call.options.names_tokens_by_id:
+        ids = [entry.token_id for entry in entries]
+        shown = [name(one) for one in (*([] if echoed is None else echoed.run.request.prompt_token_ids), *ids)]
     return CompletionLogprobs(
         text_offset=offsets,
         token_logprobs=[None if row is None else _finite(row.logprob) for row in rows],
-        tokens=tokens,
+        tokens=shown,
         top_logprobs=[
-            None if row is None else _by_text(row, text, call.options.num_logprobs, table)
-            for row, text in zip(rows, tokens, strict=True)
+            None if row is None else _by_text(row, text, call.options.num_logprobs, name)
+            for row, text in zip(rows, shown, strict=True)
         ],
     )
 
@@ -102,8 +106,8 @@ def chat_logprobs(entries: Sequence[TokenLogprobs], call: GenerationCall) -> Cha
     """Of output tokens. None: not asked for."""
     if call.options.num_logprobs is None:
         return None
-    table, num_top = call.model.tokenizer.table, call.options.num_logprobs
-    return ChatLogprobs([_chat_entry(entry, num_top, table) for entry in entries])
+    table, num_top, name = call.model.tokenizer.table, call.options.num_logprobs, _names(call)
+    return ChatLogprobs([_chat_entry(entry, num_top, table, name) for entry in entries])
 
 
 def prompt_token_logprobs(run: PromptRun, call: GenerationCall) -> list[PromptTokenLogprobs | None]:
@@ -112,24 +116,28 @@ def prompt_token_logprobs(run: PromptRun, call: GenerationCall) -> list[PromptTo
     return [None, *(_by_id(entry, num_top, table) for entry in run.prompt_logprobs)]
 
 
-def _chat_entry(entry: TokenLogprobs, num_top: int, table: TokenTable) -> ChatTokenLogprob:
+def _names(call: GenerationCall) -> Callable[[int], str]:
+    """How a token is named: by its text, or by its id as vLLM writes it."""
+    return "token_id:{}".format if call.options.names_tokens_by_id else call.model.tokenizer.table.text_of
+
+
+def _chat_entry(entry: TokenLogprobs, num_top: int, table: TokenTable, name: Callable[[int], str]) -> ChatTokenLogprob:
     top = zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False)
     return ChatTokenLogprob(
-        token=table.text_of(entry.token_id),
+        token=name(entry.token_id),
         logprob=_finite(entry.logprob),
         bytes=list(table.bytes_of(entry.token_id)),
         top_logprobs=[
-            TopLogprob(table.text_of(token_id), _finite(logprob), list(table.bytes_of(token_id)))
-            for token_id, logprob in top
+            TopLogprob(name(token_id), _finite(logprob), list(table.bytes_of(token_id))) for token_id, logprob in top
         ],
     )
 
 
-def _by_text(entry: TokenLogprobs, text: str, num_top: int, table: TokenTable) -> dict[str, float]:
+def _by_text(entry: TokenLogprobs, text: str, num_top: int, name: Callable[[int], str]) -> dict[str, float]:
     """The chosen token is always among them, as `text`; of two that read the same, the likelier counts."""
     shown: dict[str, float] = {}
     for token_id, logprob in zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False):
-        shown.setdefault(text if token_id == entry.token_id else table.text_of(token_id), _finite(logprob))
+        shown.setdefault(text if token_id == entry.token_id else name(token_id), _finite(logprob))
     shown.setdefault(text, _finite(entry.logprob))
     return shown
 

@@ -613,6 +613,20 @@ async def test_chat_logprobs_carry_bytes(client: httpx.AsyncClient, backend: Scr
     assert answer["prompt_token_ids"] == backend.requests[-1].prompt_token_ids
 
 
+async def test_tokens_of_log_probabilities_may_be_named_by_their_ids(client: httpx.AsyncClient) -> None:
+    keys = {"max_tokens": 3, "return_tokens_as_token_ids": True, "return_token_ids": True}
+    body = prompt_body(prompt=[64, 65], echo=True, logprobs=2, **keys)
+    (choice,) = (await ask(client, COMPLETIONS, body))["choices"]
+    token_ids = [64, 65, *choice["token_ids"]]
+    assert choice["logprobs"]["tokens"] == [f"token_id:{token_id}" for token_id in token_ids]
+    top = choice["logprobs"]["top_logprobs"][-1]
+    assert list(top) == [f"token_id:{token_ids[-1] + offset}" for offset in range(2)]
+    (choice,) = (await ask(client, CHAT, chat_body(logprobs=True, top_logprobs=1, **keys)))["choices"]
+    shown = choice["logprobs"]["content"]
+    assert [one["token"] for one in shown] == [f"token_id:{token_id}" for token_id in choice["token_ids"]]
+    assert shown[0]["top_logprobs"][0]["token"] == shown[0]["token"]
+
+
 async def test_a_chat_stream_begins_with_the_role_and_ends_with_usage(
     client: httpx.AsyncClient, backend: ScriptedBackend
 ) -> None:
