@@ -32,6 +32,7 @@ class TextEntry:
     field: str
     pair: str | None = None
     prompt: str = ""  # goes before the (first) text; token ids are taken as they are
+    keeps_end: bool = False  # when it is too long
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +171,17 @@ def _encode(
     encodings = []
     for entry in entries:
         if isinstance(entry.text, list):
-            token_ids = entry.text if max_tokens is None else entry.text[:max_tokens]
+            token_ids = entry.text
+            if max_tokens is not None:
+                token_ids = token_ids[-max_tokens:] if entry.keeps_end else token_ids[:max_tokens]
             encodings.append(TextEncoding(token_ids, [0] * len(token_ids)))
         else:
             prompt = entry.prompt or None
-            encodings.append(tokenizer.encode_entry(entry.text, entry.pair, prompt=prompt, max_tokens=max_tokens))
+            encodings.append(
+                tokenizer.encode_entry(
+                    entry.text, entry.pair, prompt=prompt, max_tokens=max_tokens, keeps_end=entry.keeps_end
+                )
+            )
         check_token_ids(encodings[-1].token_ids, model, tokenizer, entry.field)
     return encodings
 

@@ -34,7 +34,8 @@ def check_token_ids(token_ids: Sequence[int], model: ModelDescription, tokenizer
     wrong = next(token_id for token_id in token_ids if not 0 <= token_id < size)
     spelling = tokenizer.token_string(wrong)
     named = f"token {spelling[:64]!r} (id {wrong})" if spelling else f"token id {wrong}"
-    raise RequestError(f"{field}: {named} is not in 0..{size - 1}, which the model knows; leave it out", field=field)
+    message = f"{field}: {named} is not in 0..{size - 1}, so it is out of vocabulary; leave it out"
+    raise RequestError(message, field=field)
 
 
 def activated(model: ModelDescription, logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -76,20 +76,31 @@ class Tokenizer:
         return len(beginning) > num_tokens + num_tokens // 4 + _CUT_TOKENS
 
     def encode_entry(
-        self, text: str, pair: str | None = None, *, prompt: str | None = None, max_tokens: int | None = None
+        self,
+        text: str,
+        pair: str | None = None,
+        *,
+        prompt: str | None = None,
+        max_tokens: int | None = None,
+        keeps_end: bool = False,
     ) -> TextEncoding:
         """An encoder's input: a text or a pair with its special tokens; the longer part is cut beyond max_tokens.
 
-        A prompt is put before the (first) text.
+        A prompt is put before the (first) text. What is cut is the end of each, with keeps_end its beginning.
         """
         text = (prompt or "") + text
         parts = [self._core.encode(one, add_special_tokens=False) for one in (text, pair) if one is not None]
+        num_cut = 0
         if max_tokens is not None:
             room = max(0, max_tokens - self._core.num_special_tokens_to_add(pair is not None))
             for part, length in zip(parts, _fit([len(part) for part in parts], room), strict=True):
-                part.truncate(length)
+                num_cut += max(0, len(part) - length)
+                part.truncate(length, direction="left" if keeps_end else "right")
         encoding = self._core.post_process(parts[0], parts[1] if pair is not None else None, add_special_tokens=True)
-        return TextEncoding(encoding.ids, encoding.type_ids, self._prompt_length(prompt) if prompt else 0)
+        num_prompt_tokens = self._prompt_length(prompt) if prompt else 0
+        if keeps_end:
+            num_prompt_tokens = max(0, num_prompt_tokens - num_cut)
+        return TextEncoding(encoding.ids, encoding.type_ids, num_prompt_tokens)
 
     def shorten(self, text: str, max_tokens: int) -> str:
         """The text up to the end of so many of its tokens."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from serve_app.gateway.bodies.openai import EncodingFormat, NaturalInt, PositiveInt
+from serve_app.gateway.bodies.openai import EncodingFormat, NaturalInt, PositiveInt, TruncationSide
 
 TruncateTokens = Annotated[int, Meta(ge=-1)]
 EmbedDtype = Literal["float32", "float16", "bfloat16"]
@@ -34,6 +34,7 @@ class EmbeddingsBody(EntriesBody):
     input_type: str | None = None  # query, document, or a prompt's name: in place of prompt_name
     embed_dtype: EmbedDtype | None = None  # of base64; None: float32
     endianness: Endianness | None = None  # of base64; None: little
+    truncation_side: TruncationSide | None = None  # of longer texts, what is cut off; None: right
 
 
 class ClassifyBody(EntriesBody):
@@ -42,6 +43,7 @@ class ClassifyBody(EntriesBody):
     input: Texts
     text_pair: str | list[str] | None = None  # the second text of each pair, for a model of pairs
     top_k: PositiveInt | None = None
+    use_activation: bool | None = None  # false: the model's numbers as they are
     threshold: Annotated[float, Meta(ge=0, le=1)] | None = None  # of several labels: the least score shown
 
 
@@ -55,6 +57,7 @@ class ScoreBody(EntriesBody):
     documents: str | list[str] | None = None
     items: str | list[str] | None = None
     data_2: str | list[str] | None = None
+    use_activation: bool | None = None  # false: a cross-encoder's numbers as they are
     prompt_name: str | None = None  # of the model's prompts: before each text of an embedder, else the first
 
 
@@ -64,6 +67,7 @@ class RerankBody(EntriesBody):
     query: str
     documents: str | list[str | dict[str, object]]
     top_n: NaturalInt | None = None  # 0: all
+    use_activation: bool | None = None  # false: a cross-encoder's numbers as they are
     return_documents: bool | None = None
     rank_fields: list[str] | None = None  # of documents that are objects: what is read of them, in this order
     max_tokens_per_doc: PositiveInt | None = None

@@ -9,8 +9,8 @@ from serve_app.gateway.bodies.openai import PositiveInt
 
 CohereInput = Literal["search_document", "search_query", "classification", "clustering"]
 CohereFormat = Literal["float", "base64", "binary", "ubinary"]
-CohereCut = Literal["NONE", "END"]
-Side = Literal["Right", "right"]
+CohereCut = Literal["NONE", "START", "END"]
+Side = Literal["Left", "Right", "left", "right"]
 PoolingTask = Literal["embed", "classify", "score"]
 
 
@@ -39,10 +39,16 @@ class CohereTokens(msgspec.Struct, frozen=True):
     input_tokens: int
 
 
+class CohereBilled(CohereTokens, frozen=True):
+    """What went in, of each kind."""
+
+    image_tokens: int = 0
+
+
 class CohereMeta(msgspec.Struct, frozen=True):
     """What stands beside the vectors."""
 
-    billed_units: CohereTokens
+    billed_units: CohereBilled
     tokens: CohereTokens
     api_version: CohereVersion = CohereVersion()
 
@@ -93,6 +99,7 @@ class PoolingBody(EmbeddingsBody):
     """`POST /pooling`: what a model makes of texts, whatever it is."""
 
     task: PoolingTask | None = None
+    use_activation: bool | None = None  # false: the numbers of a classifier or cross-encoder as they are
 
 
 class Pooled(msgspec.Struct, frozen=True):

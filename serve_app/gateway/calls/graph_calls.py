@@ -83,8 +83,11 @@ def _texts(body: EntriesBody, given: object, field: str) -> list[str]:
     for name in ("prompt_name", "input_type", "text_pair"):
         if getattr(body, name, None) is not None:
             raise RequestError(f"{name} is for one model, and not for graphs; leave it out", field=name)
-    for name in ("truncate", "truncate_prompt_tokens"):
-        if getattr(body, name) is not None:
+    if getattr(body, "use_activation", None) is False:
+        message = "use_activation=false is for one model, and not for graphs; leave it out"
+        raise RequestError(message, field="use_activation")
+    for name in ("truncate", "truncate_prompt_tokens", "truncation_side"):
+        if getattr(body, name, None) is not None:
             raise RequestError(f"{name} is not for graphs; put truncate into a chain of its steps", field=name)
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

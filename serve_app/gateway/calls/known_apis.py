@@ -10,6 +10,7 @@ from serve_app.errors import RequestError
 from serve_app.gateway.bodies.convert import convert_body
 from serve_app.gateway.bodies.inference import ClassifyBody, EmbeddingsBody, RerankBody
 from serve_app.gateway.bodies.known_apis import (
+    CohereBilled,
     CohereEmbedBody,
     CohereEmbeddings,
     CohereMeta,
@@ -22,7 +23,7 @@ from serve_app.gateway.bodies.known_apis import (
     TeiRerankBody,
 )
 from serve_app.gateway.calls.answers import base64_of, embeddings
-from serve_app.gateway.calls.model_calls import ModelCalls
+from serve_app.gateway.calls.model_calls import ModelCalls, as_activated
 from serve_app.gateway.calls.models import ServedModels
 
 Rows = NDArray[np.float32]
@@ -47,17 +48,22 @@ class KnownApiCalls:
         cut: dict[str, object] = {} if body.truncate == "NONE" else {"truncate": True}
         if body.max_tokens is not None:
             cut = {"truncate_prompt_tokens": body.max_tokens}
+        if body.truncate == "START":
+            cut["truncation_side"] = "left"
         answer = await self._calls.embed(convert_body({**given, **cut}, EmbeddingsBody))
         rows = np.array([one.embedding for one in answer.data], dtype=np.float32)
         formats = body.embedding_types or ["float"]
-        tokens = CohereTokens(answer.usage.prompt_tokens)
+        num_tokens = answer.usage.prompt_tokens
+        meta = CohereMeta(CohereBilled(num_tokens), CohereTokens(num_tokens))
         vectors = {str(name): _cohere_rows(rows, name) for name in formats}
-        return CohereEmbeddings(secrets.token_hex(16), vectors, body.texts, CohereMeta(tokens, tokens))
+        return CohereEmbeddings(secrets.token_hex(16), vectors, body.texts, meta)
 
     async def tei_embed(self, body: TeiEmbedBody) -> list[list[float]]:
         """Vectors of texts, of length one unless they are wanted as the model gives them."""
         given = {name: getattr(body, name) for name in ("model", "truncate", "dimensions", "prompt_name")}
         given = {name: value for name, value in given.items() if value is not None}
+        if body.truncation_direction is not None:
+            given["truncation_side"] = body.truncation_direction.lower()
         answer = await self._calls.embed(convert_body({**given, "input": body.inputs}, EmbeddingsBody))
         rows = np.array([one.embedding for one in answer.data], dtype=np.float32)
         if body.normalize is not False:
@@ -70,6 +76,9 @@ class KnownApiCalls:
         """Texts by their relevance to a query."""
         if not body.texts:
             raise RequestError("texts is empty; send at least one", field="texts")
+        if body.truncation_direction in ("Left", "left"):
+            message = "truncation_direction: the ends of texts are cut off here; leave it out"
+            raise RequestError(message, field="truncation_direction")
         given = {"model": body.model, "query": body.query, "documents": body.texts, "truncate": body.truncate}
         ranking = await self._calls.rerank(convert_body(given, RerankBody))
         return [
@@ -80,16 +89,20 @@ class KnownApiCalls:
     async def pool(self, body: PoolingBody) -> PooledList:
         """Vectors of a model that embeds, probabilities of one that classifies, scores of a cross-encoder."""
         model = self._models.for_tasks(body.model, ("embed", "classify", "score"))
-        if body.task not in (None, model.task):
+        is_score_wanted = model.task == "score" and body.task == "classify"  # vLLM's name for a cross-encoder's task
+        if body.task not in (None, model.task) and not is_score_wanted:
             raise RequestError(f"task={body.task}: model={model.name} does {model.task}; leave it out", field="task")
-        given = {name: getattr(body, name) for name in ("model", "input", "truncate", "truncate_prompt_tokens")}
+        model = as_activated(model, body.use_activation)
+        names = ("model", "input", "truncate", "truncate_prompt_tokens", "use_activation")
+        given = {name: getattr(body, name) for name in names}
         if model.task == "embed":
             own = {name: getattr(body, name) for name in EmbeddingsBody.__struct_fields__}
             answer = await self._calls.embed(EmbeddingsBody(**own))
             data = [Pooled(one.index, one.embedding) for one in answer.data]
             return PooledList(answer.model, data, answer.usage)
-        if body.dimensions is not None:
-            raise RequestError("dimensions is for models that embed; leave it out", field="dimensions")
+        for name in ("dimensions", "truncation_side"):
+            if getattr(body, name) is not None:
+                raise RequestError(f"{name} is for models that embed; leave it out", field=name)
         if model.task == "classify":
             classes = await self._calls.classify(convert_body(given, ClassifyBody))
             rows, usage = [one.probs for one in classes.data], classes.usage

@@ -70,6 +70,8 @@ class ModelCalls:
             message = f"dimensions={body.dimensions} is more than the model's {size}; send at most that"
             raise RequestError(message, field="dimensions")
         entries = _prompted(entries_of(body.input, "input"), model, body)
+        if body.truncation_side == "left":
+            entries = [replace(entry, keeps_end=True) for entry in entries]
         outputs = await self._run(model, body, entries)
         return EmbeddingList(model.name, embeddings(outputs.values, body), _usage(outputs))
 
@@ -78,7 +80,7 @@ class ModelCalls:
         graph = self._models.graph(body.model)
         if graph is not None:
             return await self._graphs.classify(body, graph)
-        model = self._models.for_tasks(body.model, ("classify",))
+        model = as_activated(self._models.for_tasks(body.model, ("classify",)), body.use_activation)
         if body.threshold is not None and not model.is_multi_label:
             raise RequestError("threshold is for models of several labels; leave it out", field="threshold")
         if model.postprocessing_gives == "json":
@@ -92,7 +94,7 @@ class ModelCalls:
 
     async def score(self, body: ScoreBody) -> ScoreList:
         """How well pairs of texts fit: by a cross-encoder, or by the similarity of embeddings."""
-        model = self._models.for_tasks(body.model, ("score", "embed"))
+        model = as_activated(self._models.for_tasks(body.model, ("score", "embed")), body.use_activation)
         first, one = side_of(body, ("text_1", "queries", "data_1"))
         second, two = side_of(body, ("text_2", "documents", "items", "data_2"))
         if len(first) == 1:
@@ -107,7 +109,7 @@ class ModelCalls:
 
     async def rerank(self, body: RerankBody) -> Ranking:
         """Documents by their relevance to a query."""
-        model = self._models.for_tasks(body.model, ("score", "embed"))
+        model = as_activated(self._models.for_tasks(body.model, ("score", "embed")), body.use_activation)
         documents = [body.documents] if isinstance(body.documents, str) else body.documents
         texts = document_texts(documents, body.rank_fields)
         if body.max_tokens_per_doc is not None:
@@ -222,6 +224,16 @@ class _Sides:
     second: str
     first_prompt: str
     second_prompt: str  # of embedders only
+
+
+def as_activated(model: ModelDescription, use_activation: bool | None) -> ModelDescription:
+    """The model, of which the numbers mean themselves where the request wants them so. Raises RequestError."""
+    if use_activation is not False:
+        return model
+    if model.task == "embed" or model.postprocessing_gives is not None:
+        whose = "its vectors are what it makes" if model.task == "embed" else "its answers are made by steps behind it"
+        raise RequestError(f"use_activation=false: model={model.name}: {whose}; leave it out", field="use_activation")
+    return replace(model, score_activation="identity", is_multi_label=False)
 
 
 def entries_of(given: str | list[str | list[int] | int] | list[str], field: str) -> list[TextEntry]:

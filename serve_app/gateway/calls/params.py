@@ -93,15 +93,16 @@ def check_token_ids(token_ids: list[int], model: ServedModel, field: str) -> Non
 
 
 def _logit_bias(body: SamplingBody, model: ServedModel) -> dict[int, float]:
-    bias: dict[int, float] = {}
-    for key, value in (body.logit_bias or {}).items():
-        if not (key.isascii() and key.isdecimal() and len(key) <= 10):
-            raise RequestError(f"logit_bias: key {key[:32]!r} is not a token id", field="logit_bias")
-        bias[int(key)] = value
+    given = body.logit_bias or {}
+    strange = [key[:32] for key in given if not (key.isascii() and key.isdecimal() and len(key) <= 10)]
+    if strange:
+        raise RequestError(f"logit_bias: keys {strange[:64]} are not token ids", field="logit_bias")
+    bias = {int(key): value for key, value in given.items()}
     vocab_size = model.description.vocab_size
     wrong = [token_id for token_id in bias if token_id >= vocab_size]
     if wrong:
-        raise RequestError(f"logit_bias: token ids {wrong[:64]} are not in 0..{vocab_size - 1}", field="logit_bias")
+        message = f"logit_bias: token ids {wrong[:64]} are out of vocabulary, which has {vocab_size} of them"
+        raise RequestError(message, field="logit_bias")
     return bias
 
 

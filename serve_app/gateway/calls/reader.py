@@ -213,7 +213,7 @@ def _output_options(
         skip_special_tokens=body.skip_special_tokens is not False,
         is_stream=is_stream,
         has_usage=has_usage,
-        has_continuous_usage=body.stream_options is not None and bool(body.stream_options.continuous_usage_stats),
+        has_continuous_usage=has_usage and bool(body.stream_options and body.stream_options.continuous_usage_stats),
         num_logprobs=num_logprobs,
         num_prompt_logprobs=num_of(body.prompt_logprobs, model),
         has_token_ids=bool(body.return_token_ids),
@@ -270,4 +270,6 @@ def _template_variables(body: ChatBody | TokenizeBody, tokenizer: Tokenizer) -> 
             raise RequestError(f"chat_template_kwargs.{name} is set by the server", field="chat_template_kwargs")
     if isinstance(body, ChatBody) and body.reasoning_effort is not None:
         extra = {"reasoning_effort": body.reasoning_effort, **extra}
+    if isinstance(body, TokenizeBody) and body.tools:
+        extra = {"tools": body.tools, **extra}
     return {"tools": None, "documents": None, **tokenizer.special_tokens, **extra}

@@ -134,12 +134,12 @@ def _chat_entry(entry: TokenLogprobs, num_top: int, table: TokenTable, name: Cal
 
 
 def _by_text(entry: TokenLogprobs, text: str, num_top: int, name: Callable[[int], str]) -> dict[str, float]:
-    """The chosen token is always among them, as `text`; of two that read the same, the likelier counts."""
+    """The chosen token always comes first, as `text`; of two that read the same, the likelier counts."""
     shown: dict[str, float] = {}
     for token_id, logprob in zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False):
         shown.setdefault(text if token_id == entry.token_id else name(token_id), _finite(logprob))
     shown.setdefault(text, _finite(entry.logprob))
-    return shown
+    return {text: shown.pop(text), **shown}
 
 
 def _by_id(entry: TokenLogprobs, num_top: int, table: TokenTable) -> PromptTokenLogprobs:

@@ -135,10 +135,10 @@ def model_card(description: ModelDescription) -> ModelCard:
     return ModelCard(description.name, description.created_s, description.max_model_len or UNSET)
 
 
-def count_usage(runs: list[PromptRun]) -> Usage:
-    """Tokens so far."""
+def count_usage(runs: list[PromptRun], *, num_to_come: int = 0) -> Usage:
+    """Tokens so far, without those of the answer that are still to come."""
     num_prompt = sum(len(run.request.prompt_token_ids) for run in runs)
-    num_output = sum(run.num_output_tokens for run in runs)
+    num_output = sum(run.num_output_tokens for run in runs) - num_to_come
     return Usage(num_prompt, num_output, num_prompt + num_output)
 
 

@@ -68,6 +68,8 @@ class OpenAIEndpoints:
         body = parse_body(await self._shell.read(request), TokenizeBody)
         if (body.prompt is None) == (body.messages is None):
             raise RequestError("send either prompt or messages", field="prompt")
+        if body.tools and body.messages is None:
+            raise RequestError("tools is for messages; leave it out beside prompt", field="tools")
         model = await self._models.find_text_model(body.model)
         is_chat = body.prompt is None
         text = await self._reader.chat_text(body, model) if body.prompt is None else body.prompt

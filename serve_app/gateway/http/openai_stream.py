@@ -54,7 +54,8 @@ class _EventEncoder:
         self._id = response_id
         self._created_s = created_s
         self._name = call.model.description.name
-        self._is_plain = not (options.num_logprobs is not None or options.has_token_ids or options.has_continuous_usage)
+        self._has_continuous_usage = options.has_usage and options.has_continuous_usage
+        self._is_plain = not (options.num_logprobs is not None or options.has_token_ids or self._has_continuous_usage)
         self._no_usage: UnsetType | None = None if options.has_usage else UNSET
         self._prefixes: dict[int, bytes] = {}  # of plain events, by choice index; set with a choice's first event
         self._plain_suffix = b""
@@ -64,8 +65,10 @@ class _EventEncoder:
         prefix, _mark, self._plain_suffix = event.rpartition(_MARK)  # the last: a model may have any name
         self._prefixes[index] = prefix
 
-    def _usage_so_far(self) -> Usage | UnsetType | None:
-        return count_usage(self._runs) if self._call.options.has_continuous_usage else self._no_usage
+    def _usage_so_far(self, num_to_come: int = 0) -> Usage | UnsetType | None:
+        if not self._has_continuous_usage:
+            return self._no_usage
+        return count_usage(self._runs, num_to_come=num_to_come)
 
     def _last_usage(self) -> bytes:
         """The event after all choices: counts only."""
@@ -142,7 +145,8 @@ class ChatEvents(_EventEncoder):
         opening = b""
         if prefix is None:
             self._prepare_plain(index, self._event(ChatChunkChoice(index, ChatDelta(content=_MARK.decode()[1:-1]))))
-            opening = self._event(ChatChunkChoice(index, ChatDelta(role="assistant", content="")), is_first=True)
+            role = ChatChunkChoice(index, ChatDelta(role="assistant", content=""))
+            opening = self._event(role, is_first=True, num_to_come=len(delta.token_ids))
         content = delta.text or None
         choice = ChatChunkChoice(
             index=index,
@@ -154,7 +158,7 @@ class ChatEvents(_EventEncoder):
         )
         return opening + self._event(choice)
 
-    def _event(self, choice: ChatChunkChoice, *, is_first: bool = False) -> bytes:
+    def _event(self, choice: ChatChunkChoice, *, is_first: bool = False, num_to_come: int = 0) -> bytes:
         has_prompt = is_first and self._call.options.has_token_ids
         return event_of(
             ChatChunk(
@@ -163,7 +167,7 @@ class ChatEvents(_EventEncoder):
                 self._created_s,
                 self._name,
                 [choice],
-                usage=self._usage_so_far(),
+                usage=self._usage_so_far(num_to_come),
                 prompt_token_ids=self._runs[0].request.prompt_token_ids if has_prompt else UNSET,
             )
         )

@@ -218,14 +218,16 @@ def test_the_work_for_a_text_that_is_far_too_long_does_not_grow_with_it(byte_lev
 
 
 @pytest.mark.parametrize("max_tokens", [4, 5, 6, 7, 8])
-@pytest.mark.parametrize("pair", [("aaaaaa", "bbbbbb"), ("aaaaaa", "bb"), ("aa", "bbbbbb"), ("aaa", "bbb")])
+@pytest.mark.parametrize("direction", ["left", "right"])
+@pytest.mark.parametrize("pair", [("abcdef", "ghijkl"), ("abcdef", "gh"), ("ab", "ghijkl"), ("abc", "ghi")])
 def test_pairs_are_cut_as_the_tokenizers_library_cuts_them(
-    pair: tuple[str, str], max_tokens: int, tmp_path: Path
+    pair: tuple[str, str], direction: str, max_tokens: int, tmp_path: Path
 ) -> None:
     directory = save_model_dir(tmp_path)
     core = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
-    core.enable_truncation(max_tokens, strategy="longest_first")
-    encoding = Tokenizer.load(directory).encode_entry(*pair, max_tokens=max_tokens)
+    core.enable_truncation(max_tokens, strategy="longest_first", direction=direction)
+    keeps_end = direction == "left"
+    encoding = Tokenizer.load(directory).encode_entry(*pair, max_tokens=max_tokens, keeps_end=keeps_end)
     assert encoding.token_ids == core.encode(*pair).ids
 
 
@@ -235,6 +237,9 @@ def test_a_prompt_is_counted_without_what_ends_a_text(tmp_path: Path) -> None:
     assert whole.token_ids == tokenizer.encode_entry("ab cd").token_ids
     assert whole.num_prompt_tokens == len(tokenizer.encode("ab "))
     assert tokenizer.encode_entry("cd").num_prompt_tokens == 0
+    for keeps_end, num_left in ((False, 4), (True, 2)):
+        cut = tokenizer.encode_entry("cd", prompt="ab ", max_tokens=4, keeps_end=keeps_end)
+        assert (len(cut.token_ids), cut.num_prompt_tokens) == (4, num_left)
 
 
 def test_text_is_made_small_where_sentence_transformers_does_so(tmp_path: Path) -> None:

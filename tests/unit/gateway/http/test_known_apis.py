@@ -1,6 +1,7 @@
 """Paths and shapes that clients of vLLM, text-embeddings-inference, Cohere, Jina and SageMaker know."""
 
 import base64
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -176,7 +177,7 @@ async def test_cohere_gets_its_formats(client: httpx.AsyncClient) -> None:
     [
         ({"texts": []}, "texts"),
         ({"embedding_types": ["int8"]}, "embedding_types[0]"),
-        ({"truncate": "START"}, "truncate"),
+        ({"truncate": "MIDDLE"}, "truncate"),
         ({"input_type": "nonexistent"}, "input_type"),
         ({"images": ["x"]}, "images"),
         ({"texts": ["abcdef" * 9], "truncate": "NONE"}, "input[0]"),
@@ -203,7 +204,8 @@ async def test_pooling_gives_what_the_model_makes(client: httpx.AsyncClient) -> 
     encoded = await post(client, "/pooling", model="colours", input="ab", encoding_format="base64")
     decoded = np.frombuffer(base64.b64decode(encoded["data"][0]["data"]), "<f4")
     assert decoded.tolist() == pytest.approx(classes["data"][0]["data"])
-    assert len((await post(client, "/pooling", model="judge", input="ab"))["data"][0]["data"]) == 1
+    for keys in ({}, {"task": "score"}, {"task": "classify"}):
+        assert len((await post(client, "/pooling", model="judge", input="ab", **keys))["data"][0]["data"]) == 1
     assert await refused(client, "/pooling", model="colours", input="a", task="embed") == "task"
     assert await refused(client, "/pooling", model="colours", input="a", dimensions=1) == "dimensions"
 
@@ -267,7 +269,55 @@ async def test_every_model_that_takes_text_tokenizes(client: httpx.AsyncClient) 
     assert (await post(client, "/tokenize", prompt="ab"))["max_model_len"] == 512
 
 
-@pytest.mark.parametrize("name", ["add_special_tokens", "use_activation"])
-async def test_what_is_done_anyway_may_be_asked_for(client: httpx.AsyncClient, name: str) -> None:
-    await post(client, "/classify", model="colours", input="a", **{name: True})
-    assert await refused(client, "/classify", model="colours", input="a", **{name: False}) == name
+async def test_long_texts_may_keep_their_ends(client: httpx.AsyncClient) -> None:
+    longer = "b" * 60 + "abcdef"
+    calls: list[tuple[str, dict[str, Any], Any]] = [
+        ("/v2/embed", {"texts": [longer], "truncate": "START", "max_tokens": 4}, {"texts": ["def"]}),
+        ("/v1/embeddings", {"input": longer, "truncate_prompt_tokens": 4, "truncation_side": "left"}, {"input": "def"}),
+        ("/embed", {"inputs": longer, "truncate": True, "truncation_direction": "Left"}, {"inputs": longer[-11:]}),
+    ]
+    for path, cut, short in calls:
+        answers = [await post(client, path, model="vectors", **body) for body in (cut, short)]
+        first, second = [
+            one if isinstance(one, list) else one["embeddings"] if "embeddings" in one else one["data"]
+            for one in answers
+        ]
+        assert first == second
+    rerank = {"model": "judge", "query": "q", "texts": ["a"], "truncation_direction": "left"}
+    assert await refused(client, "/rerank", **rerank) == "truncation_direction"
+    assert await refused(client, "/pooling", model="colours", input="a", truncation_side="left") == "truncation_side"
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling"])
+async def test_texts_may_go_without_special_tokens(client: httpx.AsyncClient, path: str) -> None:
+    bare = [(await post(client, "/tokenize", prompt=text, add_special_tokens=False))["tokens"] for text in ("ab", "c")]
+    body = {"model": "vectors", "add_special_tokens": False}
+    expected = (await post(client, path, model="vectors", input=bare))["data"]
+    assert (await post(client, path, **body, input=["ab", "c"]))["data"] == expected
+    assert (await post(client, path, **body, input=bare))["data"] == expected
+    pair = {"model": "colours", "input": "a", "text_pair": "b", "add_special_tokens": False}
+    assert await refused(client, "/classify", **pair) == "add_special_tokens"
+
+
+async def test_numbers_may_be_as_the_model_gives_them(client: httpx.AsyncClient) -> None:
+    def softmax(row: list[float]) -> list[float]:
+        powers = [math.exp(value) for value in row]
+        return [power / sum(powers) for power in powers]
+
+    for keys in ({}, {"use_activation": True}):
+        shown = (await post(client, "/classify", model="colours", input="ab", **keys))["data"][0]
+        raw = (await post(client, "/classify", model="colours", input="ab", use_activation=False))["data"][0]
+        assert softmax(raw["probs"]) == pytest.approx(shown["probs"])
+        assert raw["label"] == shown["label"]
+    body = {"model": "judge", "query": "q", "documents": ["a"]}
+    shown = (await post(client, "/rerank", **body))["results"][0]["relevance_score"]
+    raw = (await post(client, "/rerank", **body, use_activation=False))["results"][0]["relevance_score"]
+    assert 1 / (1 + math.exp(-raw)) == pytest.approx(shown)
+    sides = {"model": "judge", "text_1": "q", "text_2": "a", "use_activation": False}
+    assert (await post(client, "/score", **sides))["data"][0]["score"] == raw
+    pooled = (await post(client, "/pooling", model="colours", input="ab", use_activation=False))["data"][0]["data"]
+    assert softmax(pooled) == pytest.approx(
+        (await post(client, "/pooling", model="colours", input="ab"))["data"][0]["data"]
+    )
+    for path, given in (("/pooling", {"input": "a"}), ("/score", {"text_1": "a", "text_2": "b"})):
+        assert await refused(client, path, model="vectors", use_activation=False, **given) == "use_activation"

@@ -645,6 +645,13 @@ async def test_usage_can_come_with_every_chunk(client: httpx.AsyncClient) -> Non
     options = {"include_usage": True, "continuous_usage_stats": True}
     received = await events(client, COMPLETIONS, prompt_body(prompt=[64], max_tokens=3, stream_options=options))
     assert [event["usage"]["completion_tokens"] for event in received] == [1, 2, 3, 3]
+    received = await events(client, CHAT, chat_body(max_tokens=3, stream_options=options))
+    counts = [event["usage"]["completion_tokens"] for event in received]
+    assert (counts[0], counts[-2:], len(set(counts))) == (0, [3, 3], len(counts) - 1)
+    assert all(one["usage"]["total_tokens"] == sum(list(one["usage"].values())[:2]) for one in received)
+    only_continuous = {"include_usage": False, "continuous_usage_stats": True}
+    received = await events(client, COMPLETIONS, prompt_body(max_tokens=3, stream_options=only_continuous))
+    assert not any(event.get("usage") for event in received)
 
 
 async def test_events_are_one_line_even_with_unicode_separators(

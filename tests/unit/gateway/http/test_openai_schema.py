@@ -213,11 +213,32 @@ async def test_arguments_that_are_no_json_stay_the_text_that_the_model_wrote(tmp
     assert await rendered(tmp_path, [USER, assistant, USER], template) == '{"a": |'
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT])
+@pytest.mark.parametrize("has_usage", [True, False])
+async def test_usage_of_every_chunk_begins_with_none_of_the_answer(
+    backend: ScriptedBackend, path: str, has_usage: bool
+) -> None:
+    options = {"include_usage": has_usage, "continuous_usage_stats": True}
+    body = {"prompt": "hello", "messages": [USER], "max_tokens": 3, "stream": True, "stream_options": options}
+    del body["messages" if path == COMPLETIONS else "prompt"]
+    async with calling(backend) as client:
+        lines = (await client.post(path, json=body)).text.split("\n\n")
+    usages = [json.loads(line.removeprefix("data: ")).get("usage") for line in lines if line.startswith("data: {")]
+    if not has_usage:
+        assert not any(usages)
+        return
+    counts = [usage["completion_tokens"] for usage in usages]
+    assert (counts[-2:], len(set(counts))) == ([3, 3], len(counts) - 1)
+    assert (counts[0] == 0) == (path == CHAT)  # with the role
+    assert all(one["total_tokens"] == one["prompt_tokens"] + one["completion_tokens"] for one in usages)
+
+
 async def test_all_wrong_keys_of_a_logit_bias_are_named(backend: ScriptedBackend) -> None:
     async with calling(backend) as client:
-        body = {"prompt": "a", "logit_bias": {"5": 1, "900": 1, "901": 1}}
-        message = (await client.post(COMPLETIONS, json=body)).json()["error"]["message"]
-    assert "900, 901" in message
+        for keys, shown in (("900", "901"), "900, 901"), (("one", "two"), "'one', 'two'"):
+            body = {"prompt": "a", "logit_bias": {"5": 1} | dict.fromkeys(keys, 1)}
+            message = (await client.post(COMPLETIONS, json=body)).json()["error"]["message"]
+            assert shown in message
 
 
 async def test_an_answer_of_one_token_still_ends_by_length(backend: ScriptedBackend) -> None:

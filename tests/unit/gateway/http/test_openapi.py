@@ -49,7 +49,7 @@ NAMES = ("tiny", "vectors", "colours", "module")
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Starlette:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starlette]:
     directory = save_model_dir(tmp_path_factory.mktemp("models"))
     vector = {"embedding": TensorSpec("float32", ("batch", 3))}
     logits = {"logits": TensorSpec("float32", ("batch", 3))}
@@ -63,7 +63,9 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Starlette:
         description(directory, "colours", "classify", logits, labels=LABELS),
         description(directory, "module", "predict", outputs, inputs=tensors, has_tokenizer=False),
     ]
-    return build_http_app(DataPlane(backend, GatewayConfig()))
+    plane = DataPlane(backend, GatewayConfig())
+    yield build_http_app(plane)
+    plane.close()  # a process may run none of the tests that serve it
 
 
 @pytest.fixture(scope="module")
