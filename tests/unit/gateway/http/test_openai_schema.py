@@ -296,3 +296,14 @@ async def test_whole_vocabularies_of_many_tokens_are_refused(
         response = await client.post(path, json={**base, **keys})
     assert (response.status_code, response.json()["error"]["param"]) == (400, field)
     assert backend.requests == []
+
+
+async def test_a_conversations_tokens_are_counted_with_its_tools(tmp_path: Path) -> None:
+    template = "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}{{ messages[0].content }}"
+    backend = ScriptedBackend(save_model_dir(tmp_path, chat_template=template))
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    async with calling(backend) as client:
+        tokens = (await client.post("/v1/tokenize", json={"messages": [USER], "tools": tools})).json()["tokens"]
+        refused = await client.post("/v1/tokenize", json={"prompt": "a", "tools": tools})
+    assert backend.text(tokens) == "[add]hi"
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
