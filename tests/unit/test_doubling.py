@@ -118,6 +118,22 @@ def test_a_stop_matcher(stop: str, text: str) -> None:
     assert ratio_of(prepare) <= MAX_RATIO
 
 
+def test_special_tokens_that_are_not_shown_while_a_beginning_is_held_back() -> None:
+    def prepare(size: int) -> Work:
+        def run() -> None:
+            matcher = StopStrings(["abc", "aaaE"], special_tokens="EF").matcher()
+            assert matcher is not None
+            matcher.feed("xab")
+            for _ in range(size):
+                matcher.feed_hidden("F")
+                matcher.feed_hidden("E")
+            assert matcher.feed("d") == "abd"
+
+        return run
+
+    assert ratio_of(prepare) <= MAX_RATIO
+
+
 @pytest.mark.parametrize("token", ["byte", "unknown", "special", "word"])
 @pytest.mark.parametrize("kind", ["byte_level", "window"])
 def test_a_detokenizer(kind: str, token: str) -> None:
