@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve_app.preprocessing.freed_memory import give_back_freed_memory
+from serve_app.freed_memory import give_back_freed_memory
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from serve_app.errors import QueueFullError
-from serve_app.preprocessing.freed_memory import give_back_freed_memory
+from serve_app.freed_memory import give_back_freed_memory
 
 _LONG_S = 0.1  # a text that takes longer leaves megabytes behind: each token is 200 bytes while it is made
 

@@ -148,7 +148,7 @@ class AnswerList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Embedding(msgspec.Struct, frozen=True):
-    """One vector: numbers, or base64 of little-endian float32."""
+    """One vector: numbers, or base64 of float32, little-endian unless `embed_dtype` and `endianness` say otherwise."""
 
     index: int
     embedding: list[float] | str
