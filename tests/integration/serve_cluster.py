@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,12 @@ class ServeCluster:
                 if " ".join(process.cmdline()).startswith(title):
                     found.append(process.pid)
         return sorted(found)
+
+    def kill(self, pids: Iterable[int]) -> None:
+        """SIGKILL to each; one that has ended with another of its group is dead as well."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def complete(self, model: str, prompt: str, **arguments: Any) -> httpx.Response:
         """POST /v1/completions, greedy unless said."""

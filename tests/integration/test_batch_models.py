@@ -1,8 +1,6 @@
 """Encoders and classifiers on a real cluster: split, several in one process, called by clients written by others."""
 
-import os
 import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -180,8 +178,7 @@ def test_requests_survive_the_death_of_every_shard(running: ServeCluster) -> Non
     for worker in workers:
         worker.start()
     running.wait_until(lambda: len(statuses) > 20, 60, "the first answers")
-    for victim in before:  # whichever is MiniLM's; the other models lose theirs too
-        os.kill(victim, signal.SIGKILL)
+    running.kill(before)  # whichever is MiniLM's; the other models lose theirs too
     running.wait_until(lambda: len(set(running.pids("ray::Shard")) - before) == len(before), 120, "new shards")
     num_then = len(statuses)
     running.wait_until(lambda: len(statuses) > num_then + 20, 120, "answers of the new shards")
@@ -215,8 +212,7 @@ def test_no_text_of_a_request_is_found_in_any_log(running: ServeCluster) -> None
             target=client.post, args=(f"{running.url}/v1/embeddings",), kwargs={"json": bodies[0][1]}
         )
         flying.start()
-        for victim in running.pids("ray::Shard"):
-            os.kill(victim, signal.SIGKILL)
+        running.kill(running.pids("ray::Shard"))
         flying.join()
     running.wait_until(running.is_healthy, 120, "the rebuild")
     logs = [path for path in running.directory.rglob("*") if path.is_file() and not path.is_symlink()]

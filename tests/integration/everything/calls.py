@@ -1,7 +1,5 @@
 """What the tests of this folder share: the example, calls, and the death of a process under a call."""
 
-import os
-import signal
 import threading
 import time
 from typing import Any
@@ -36,7 +34,6 @@ def kill_under(cluster: ServeCluster, victim: str, path: str, body: dict[str, An
     caller.start()
     time.sleep(0.3)
     assert caller.is_alive(), "it was done before anything could die"
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    cluster.kill(pids)
     caller.join(120)
     return statuses[0]

@@ -14,6 +14,9 @@ from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster
 pytestmark = pytest.mark.timeout(600)
 
 TEXTS = "The water is still.\nReverse the word: stone\nIt rained all night, and the river rose.\n"
+# Weights of bfloat16: the server's batches and ours add the same products up in another order on some CPUs, which
+# moves a logit by about its last bit, 2**-8 of it. The same model in int8 is 3e-3 nats away.
+HALF_PRECISION_NATS = 5e-4
 
 
 def test_a_served_model_is_what_its_files_are(
@@ -27,9 +30,9 @@ def test_a_served_model_is_what_its_files_are(
     assert main(["compress", "eval", url, "--original", str(DEMO_MODEL), *options]) == 0
     assert f"demo at {url}" in capsys.readouterr().out
     found = json.loads(figures.read_text())
-    assert abs(found["perplexity_increase"]) < 1e-4
+    assert abs(found["perplexity_increase"]) < HALF_PRECISION_NATS
     assert found["top1_agreement"] == 1.0
-    assert found["kl_lower_bound"] == pytest.approx(0, abs=1e-6)
+    assert abs(found["kl_lower_bound"]) < HALF_PRECISION_NATS
     assert found["model"]["tasks"] == found["original"]["tasks"]
     assert found["num_tokens"] == found["model"]["perplexity"]["num_tokens"] > 20
     assert set(found["model"]["tokens_per_s"]) == {"1", "8", "32"}
