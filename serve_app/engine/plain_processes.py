@@ -22,7 +22,13 @@ from serve_app.types.shards import (
 from serve_app.wire.links import ControlAddress
 
 HOST = "127.0.0.1"
-_PRELOADED = ["serve_app.engine.shard", "transformers.models.auto.modeling_auto"]  # by the process that is forked
+_PRELOADED = [  # by the process that is forked
+    "serve_app.engine.shard",
+    "serve_app.engine.batch_engine",
+    "serve_app.engine.generation_engine",
+    "serve_app.engine.encoder_loader",
+    "transformers.models.auto.modeling_auto",
+]
 
 
 class PlainProcesses:

@@ -49,11 +49,13 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/deployments/shard.py",
         "serve_app/training/ray_training.py",
     ),
-    "late import": (  # the torch side of an actor, and commands that load torch or an extra
+    "late import": (  # torch of an actor, the engine of a shard's kind, commands that load torch or an extra
         "serve_app/cli/compress_command.py",
         "serve_app/cli/main.py",
         "serve_app/cli/train_command.py",
         "serve_app/deployments/shard.py",
+        "serve_app/engine/batch_loader.py",
+        "serve_app/engine/shard.py",
     ),
     "late torch": ("serve_app/cli/main.py", "serve_app/deployments/shard.py"),
     "environment": ("serve_app/cli/serve_command.py", "serve_app/config/environment.py"),

@@ -1,0 +1,42 @@
+"""The engine of a shard whose models are done with an entry after one step."""
+
+import torch
+
+from serve_app.engine.batch_loader import load_batch_stage
+from serve_app.engine.batch_runner import BatchRunner
+from serve_app.engine.shard_loop import ShardLoop
+from serve_app.models.batch_stage import BatchStage
+from serve_app.parallel.communicator import Communicator
+from serve_app.types.shards import BatchModelReport, BatchShardSettings, EngineLimits, ShardReport
+from serve_app.types.steps import BatchStep
+
+
+class BatchEngine:
+    """ShardEngine of models that are done with an entry after one step."""
+
+    def __init__(self, settings: BatchShardSettings, device: torch.device) -> None:
+        self._settings = settings
+        self._device = device
+        self._runner: BatchRunner | None = None
+
+    def load(self, communicator: Communicator) -> ShardReport:
+        """See ShardEngine."""
+        settings = self._settings
+        stages = [load_batch_stage(model, communicator, self._device) for model in settings.models]
+        self._runner = BatchRunner(stages, settings.shard, communicator, self._device)
+        reports = [_report(model.name, stage) for model, stage in zip(settings.models, stages, strict=True)]
+        return ShardReport(sum(stage.parameter_bytes for stage in stages), 0, 0.0, reports)
+
+    def allocate(self, _limits: EngineLimits) -> None:
+        """There is no cache to make."""
+
+    def run(self, loop: ShardLoop) -> None:
+        """See ShardEngine."""
+        assert self._runner is not None
+        loop.run(BatchStep, self._runner)
+
+
+def _report(name: str, stage: BatchStage) -> BatchModelReport:
+    return BatchModelReport(
+        name, stage.parameter_bytes, stage.first_part, stage.end_part, dict(stage.inputs), dict(stage.outputs)
+    )

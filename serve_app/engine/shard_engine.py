@@ -1,0 +1,23 @@
+"""What a shard asks of the engine in it."""
+
+from typing import Protocol
+
+from serve_app.engine.shard_loop import ShardLoop
+from serve_app.parallel.communicator import Communicator
+from serve_app.types.shards import EngineLimits, ShardReport
+
+
+class ShardEngine(Protocol):
+    """What a shard computes."""
+
+    def load(self, communicator: Communicator) -> ShardReport:
+        """Read this shard's tensors; `load_s` of the report is not known yet."""
+        ...
+
+    def allocate(self, limits: EngineLimits) -> None:
+        """Make the KV cache, of the size that all shards have room for; called for models that have one."""
+        ...
+
+    def run(self, loop: ShardLoop) -> None:
+        """Run the loop with this engine's steps."""
+        ...
