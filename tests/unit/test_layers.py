@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -124,14 +125,25 @@ class Import:
         return self.module.partition(".")[0]
 
 
-def imports_of(tree: ast.AST, is_in_function: bool = False, is_for_types: bool = False) -> Iterator[Import]:
+@cache
+def imports_of(tree: ast.Module) -> tuple[Import, ...]:
+    return tuple(imports_under(tree))
+
+
+@cache
+def nodes_of(tree: ast.Module) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree))
+
+
+def imports_under(tree: ast.AST, is_in_function: bool = False, is_for_types: bool = False) -> Iterator[Import]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             for module in modules_of(node):
                 yield Import(node.lineno, module, is_in_function, is_for_types)
-        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        is_guard = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        yield from imports_of(node, is_in_function or is_function, is_for_types or is_guard)
+        elif isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case):
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            is_guard = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            yield from imports_under(node, is_in_function or is_function, is_for_types or is_guard)
 
 
 def modules_of(node: ast.Import | ast.ImportFrom) -> list[str]:
@@ -217,7 +229,7 @@ def check_pickle(path: str, tree: ast.Module) -> Iterator[Finding]:
 
 
 def check_environment(path: str, tree: ast.Module) -> Iterator[Finding]:
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) and node.module == "os" else []
         if isinstance(node, ast.Attribute):
             names = [node.attr]
@@ -228,14 +240,14 @@ def check_environment(path: str, tree: ast.Module) -> Iterator[Finding]:
 
 
 def check_state(path: str, tree: ast.Module) -> Iterator[Finding]:
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Global):
             message = f"global {', '.join(node.names)}; keep the state in an object that is passed in"
             yield Finding(path, node.lineno, message)
 
 
 def check_excepts(path: str, tree: ast.Module) -> Iterator[Finding]:
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if not isinstance(node, ast.ExceptHandler):
             continue
         caught = ast.unparse(node.type) if node.type else "BaseException"
@@ -272,9 +284,10 @@ CHECKS = (
 )
 
 
-def findings() -> list[Finding]:
+@cache
+def findings() -> tuple[Finding, ...]:
     trees = {path: ast.parse((ROOT / path).read_text()) for path in SOURCES}
-    return [finding for path, tree in trees.items() for check in CHECKS for finding in check(path, tree)]
+    return tuple(finding for path, tree in trees.items() for check in CHECKS for finding in check(path, tree))
 
 
 def test_every_module_keeps_the_rules() -> None:

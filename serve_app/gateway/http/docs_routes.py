@@ -1,5 +1,6 @@
 """`/openapi.json`, and the same as a page without scripts."""
 
+from functools import cache
 from html import escape
 from typing import Any
 
@@ -28,9 +29,8 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0;
 
 
 def docs_routes() -> list[Route]:
-    """The document is made once; it names no model and needs no key."""
-    document = openapi_document()
-    page = _page(msgspec.json.decode(document)).encode()
+    """They name no model and need no key."""
+    document, page = _document_and_page()
 
     async def as_json(_request: Request) -> Response:
         return json_bytes(document)
@@ -39,6 +39,12 @@ def docs_routes() -> list[Route]:
         return Response(page, media_type="text/html", headers={"content-security-policy": _POLICY})
 
     return [Route("/openapi.json", as_json), Route("/docs", as_page)]
+
+
+@cache
+def _document_and_page() -> tuple[bytes, bytes]:
+    document = openapi_document()
+    return document, _page(msgspec.json.decode(document)).encode()
 
 
 def _page(document: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.key_file import digest_of, new_key, read_key_file
 from serve_app.protos import open_inference_pb2_grpc as services
-from tests.fakes import ScriptedBackend, save_model_dir, serving
+from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 from tests.unit.gateway.grpc.test_open_inference import Methods, Servicer, prompt
 from tests.unit.gateway.http.test_app import until
 
@@ -240,7 +240,7 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Guarded]:
     keys = write(path, *options, "name=few tokens_per_minute=9", "name=some tokens_per_minute=60")
     backend = ScriptedBackend(save_model_dir(tmp_path / "model"))
     plane = DataPlane(backend, GatewayConfig(api_keys_file=str(path)))
-    async with serving(build_http_app(plane)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(build_http_app(plane)) as url, httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         yield Guarded(client, backend, keys, plane)
 
 

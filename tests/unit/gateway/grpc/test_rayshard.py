@@ -18,7 +18,7 @@ from serve_app.protos import rayshard_pb2 as pb
 from serve_app.protos import rayshard_pb2_grpc as services
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import TensorSpec
-from tests.fakes import ScriptedBackend, save_model_dir, serving
+from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 from tests.unit.gateway.grpc.test_open_inference import Methods, Servicer
 from tests.unit.gateway.http.test_app import until
 from tests.unit.gateway.http.test_inference_routes import LABELS, TEXT_INPUTS, answer
@@ -65,7 +65,7 @@ async def plane(backend: ScriptedBackend) -> DataPlane:
 
 @pytest.fixture
 async def client(plane: DataPlane) -> AsyncIterator[httpx.AsyncClient]:
-    async with serving(build_http_app(plane)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(build_http_app(plane)) as url, httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         yield client
 
 

@@ -20,7 +20,7 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.http.sse import Outbox
 from serve_app.types.models import ModelDescription
-from tests.fakes import ScriptedBackend, echo_prompt, save_model_dir, say, serving
+from tests.fakes import NO_TLS, ScriptedBackend, echo_prompt, save_model_dir, say, serving
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
@@ -44,7 +44,7 @@ async def server(backend: ScriptedBackend) -> AsyncIterator[str]:
 
 @pytest_asyncio.fixture
 async def client(server: str) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=server, timeout=20) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=server, timeout=20) as client:
         yield client
 
 

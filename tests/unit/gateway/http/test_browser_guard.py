@@ -14,7 +14,7 @@ from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.http.browser_guard import hosts_when_bound_to
-from tests.fakes import ScriptedBackend, save_model_dir, serving
+from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 
 COMPLETIONS = "/v1/completions"
 BODY = json.dumps({"model": "tiny", "prompt": [64, 65], "max_tokens": 2}).encode()
@@ -31,7 +31,7 @@ async def client(model_dir: Path, request: pytest.FixtureRequest) -> AsyncIterat
     """Of a Gateway with the test's settings; bound to loopback where it says nothing of hosts."""
     settings: dict[str, Any] = {"allowed_hosts": hosts_when_bound_to("127.0.0.1"), **getattr(request, "param", {})}
     app = build_http_app(DataPlane(ScriptedBackend(model_dir), GatewayConfig(**settings)))
-    async with serving(app) as url, httpx.AsyncClient(base_url=url, timeout=20) as client:
+    async with serving(app) as url, httpx.AsyncClient(verify=NO_TLS, base_url=url, timeout=20) as client:
         yield client
 
 

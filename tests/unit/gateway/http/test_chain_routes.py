@@ -19,7 +19,7 @@ from serve_app.preprocessing.chain import ChainModel, make_chain
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import Item, TensorSpec
-from tests.fakes import ScriptedBackend, save_model_dir, serving
+from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 TEXT_INPUTS = {"input_ids": TensorSpec("int64", ("tokens",)), "lengths": TensorSpec("int64", ("batch",))}
@@ -36,7 +36,7 @@ def backend(tmp_path: Path) -> ScriptedBackend:
 async def client(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
     async with (
         serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(verify=NO_TLS, base_url=url) as client,
     ):
         yield client
 

@@ -15,7 +15,7 @@ from serve_app.gateway.http.app import build_http_app
 from serve_app.preprocessing.arrays import to_array, to_tensor_data
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import Item, TensorSpec
-from tests.fakes import ScriptedBackend, save_model_dir, serving
+from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 from tests.unit.gateway.http.test_inference_routes import LABELS, TEXT_INPUTS, answer, score
 
 
@@ -57,7 +57,7 @@ def backend(tmp_path: Path) -> ScriptedBackend:
 @pytest.fixture
 async def client(backend: ScriptedBackend) -> AsyncIterator[httpx.AsyncClient]:
     plane = DataPlane(backend, GatewayConfig())
-    async with serving(build_http_app(plane)) as url, httpx.AsyncClient(base_url=url) as client:
+    async with serving(build_http_app(plane)) as url, httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         yield client
 
 

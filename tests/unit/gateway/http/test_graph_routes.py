@@ -19,7 +19,7 @@ from serve_app.graphs.runner import GraphRunner
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.models import ModelDescription
-from tests.fakes import ScriptedBackend, save_model_dir, serving
+from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 from tests.fakes_graph import LABELS, FakeModels, described
 
 CLEAN = {"name": "clean", "chain": ["collapse_whitespace", "lowercase"]}
@@ -75,7 +75,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     backend.graph = run
     async with (
         serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(verify=NO_TLS, base_url=url) as client,
     ):
         yield Served(client, models)
     pool.close()

@@ -19,7 +19,7 @@ from serve_app.gateway.http.app import build_http_app
 from serve_app.preprocessing.arrays import to_array, to_tensor_data
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import Item, TensorSpec
-from tests.fakes import BOS, ScriptedBackend, byte_level_tokenizer, copy_item, save_model_dir, serving
+from tests.fakes import BOS, NO_TLS, ScriptedBackend, byte_level_tokenizer, copy_item, save_model_dir, serving
 
 TOKENS, LENGTHS = TensorSpec("int64", ("tokens",)), TensorSpec("int64", ("batch",))
 TEXT_INPUTS = {"input_ids": TOKENS, "lengths": LENGTHS}
@@ -74,7 +74,7 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
     ]
     async with (
         serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url,
-        httpx.AsyncClient(base_url=url) as client,
+        httpx.AsyncClient(verify=NO_TLS, base_url=url) as client,
     ):
         yield Served(client, backend)
 

@@ -21,7 +21,7 @@ from serve_app.gateway.calls.open_inference_tensors import DTYPE_OF
 from serve_app.gateway.http.app import build_http_app
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import Item, TensorSpec
-from tests.fakes import ScriptedBackend, save_model_dir, serving
+from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 from tests.unit.gateway.http.test_inference_routes import LABELS, TEXT_INPUTS, answer
 
 T = TypeVar("T")
@@ -152,7 +152,7 @@ async def test_a_client_of_tritons_sees_configurations_the_index_and_statistics(
 
 async def test_the_index_shows_what_can_answer(url: str, backend: ScriptedBackend) -> None:
     backend.is_healthy = False
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         every = (await client.post("/v2/repository/index")).json()
         ready = (await client.post("/v2/repository/index", json={"ready": True})).json()
     assert {one["state"] for one in every} == {"UNAVAILABLE"}
@@ -189,7 +189,7 @@ async def test_the_largest_classes_come_as_texts(url: str) -> None:
 )
 async def test_what_an_output_cannot_be_is_refused(url: str, parameters: dict[str, Any], message: str) -> None:
     given = {**body(), "outputs": [{"name": "x_again", "parameters": parameters}]}
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         refused = await client.post("/v2/models/of_FP32/infer", json=given)
         assert (refused.status_code, message in refused.json()["error"]) == (400, True), refused.text
         given["outputs"] = [{"name": "x_again", "parameters": {"classification": 0, "content_type": "np"}}]
@@ -217,7 +217,7 @@ async def test_classes_of_texts_are_refused(url: str) -> None:
     ],
 )
 async def test_every_error_under_v2_is_a_text(url: str, method: str, path: str, status: int) -> None:
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         answer = await client.request(method, path)
         assert (answer.status_code, type(answer.json()["error"])) == (status, str)
         large = await client.request(method, path, headers={f"x-{index}": "a" * 1000 for index in range(66)})
@@ -225,7 +225,7 @@ async def test_every_error_under_v2_is_a_text(url: str, method: str, path: str, 
 
 
 async def test_coheres_paths_keep_their_own_errors(url: str) -> None:
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         assert (await client.post("/v2/rerank", json={})).json()["error"]["param"] == "query"
 
 
@@ -249,7 +249,7 @@ async def test_several_inputs_and_only_the_outputs_that_are_asked_for(url: str) 
 @pytest.mark.parametrize("is_binary", [True, False])
 async def test_texts_become_vectors_and_labels(url: str, is_binary: bool) -> None:
     words = tensor("text_input", texts("ab", "c ü"), "BYTES", is_binary=is_binary)
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         plain = (await client.post("/v1/embeddings", json={"model": "vectors", "input": ["ab", "c ü"]})).json()
         classes = (await client.post("/v1/classify", json={"model": "team/colours", "input": ["ab", "c ü"]})).json()
     result = await ask(url, lambda client: client.infer("vectors", [words]))
@@ -265,7 +265,7 @@ async def test_a_generator_continues_a_text(url: str, backend: ScriptedBackend) 
     words = tensor("text_input", texts("hello"), "BYTES")
     parameters = {"max_tokens": 5, "temperature": 0, "seed": 3}
     result = await ask(url, lambda client: client.infer("tiny", [words], parameters=parameters))
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         body = {"model": "tiny", "prompt": "hello", **parameters}
         expected = (await client.post("/v1/completions", json=body)).json()["choices"][0]["text"]
     assert [text.decode() for text in result.as_numpy("text_output").tolist()] == [expected]
@@ -323,7 +323,7 @@ HOSTILE = [
 async def test_a_wrong_call_is_told_what_is_wrong_and_the_next_one_works(
     url: str, model: str, content: dict[str, Any], message: str
 ) -> None:
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         refused = await client.post(f"/v2/models/{model}/infer", json=content)
         assert 400 <= refused.status_code < 500, refused.text
         assert message in refused.json()["error"]
@@ -353,7 +353,7 @@ LYING_TEXTS = [b"", b"\x05\0\0\0a", b"\xff\xff\xff\xffab", b"\x01\0\0\0a\x01\0\0
     ],
 )
 async def test_bytes_that_lie_are_refused(url: str, content: bytes, headers: dict[str, str], message: str) -> None:
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         refused = await client.post("/v2/models/of_FP32/infer", content=content, headers=headers)
         assert 400 <= refused.status_code < 500, refused.text
         assert message in refused.json()["error"]
@@ -364,7 +364,7 @@ async def test_texts_whose_lengths_lie_are_refused(url: str, raw: bytes) -> None
     given = body(name="text_input", datatype="BYTES", shape=[1], parameters={"binary_data_size": len(raw)})
     del given["inputs"][0]["data"]
     head = json.dumps(given).encode()
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
         headers = {"inference-header-content-length": str(len(head))}
         refused = await client.post("/v2/models/vectors/infer", content=head + raw, headers=headers)
     assert refused.status_code == 400, refused.text
