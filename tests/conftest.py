@@ -3,10 +3,7 @@
 from pathlib import Path
 
 import pytest
-import torch
 from xdist.scheduler import LoadScopeScheduling
-
-torch.set_num_threads(1)  # two threads on a busy machine wait for each other far longer than they compute
 
 TESTS = Path(__file__).parent
 _TURN = {"integration": 0, "chaos": 1, "parity": 2}  # the rest comes after them
@@ -25,6 +22,18 @@ class RoomScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no ty
         if room == "integration":
             return "clusters"
         return path if room in ("parity", "chaos") else nodeid
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Where tests run: not in the process that only hands them out."""
+    if session.config.pluginmanager.hasplugin("dsession"):
+        return
+    import torch
+
+    from serve_app.models.light_transformers import leave_out_unused_libraries
+
+    torch.set_num_threads(1)  # two threads on a busy machine wait for each other far longer than they compute
+    leave_out_unused_libraries()  # as in a shard
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -88,7 +88,7 @@ def server(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> I
     context.load_cert_chain(chain, key)
     http_server.socket = context.wrap_socket(http_server.socket, server_side=True)
     served.port = http_server.server_address[1]
-    thread = threading.Thread(target=http_server.serve_forever)
+    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield served
     http_server.shutdown()

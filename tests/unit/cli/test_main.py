@@ -200,6 +200,7 @@ def test_validating_imports_neither_ray_nor_torch(tmp_path: Path) -> None:
     assert finished.stdout.startswith("ok ")
 
 
+@pytest.mark.process
 def test_the_gate_and_the_steps_of_a_module_are_told_together(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def test_what_cannot_be_trained_is_refused_without_torch(
     assert message in finished.stderr
 
 
+@pytest.mark.process
 def test_the_closing_lines_are_an_application_that_can_be_pasted(
     rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

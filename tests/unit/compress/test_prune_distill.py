@@ -113,6 +113,7 @@ def test_what_cannot_be_pruned_is_told(
     assert not (tmp_path / "t").exists()
 
 
+@pytest.mark.slow
 def test_healing_brings_a_pruned_model_nearer_to_its_source(source: Path, texts: Path, tmp_path: Path) -> None:
     command = ["compress", "prune", str(source), "DST", "--calibration", str(texts), "--layers", "2"]
     for target, steps in (("unhealed", "0"), ("healed", "30")):
@@ -142,6 +143,7 @@ def test_the_divergence_is_torchs_own() -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_one_that_was_not(source: Path, tmp_path: Path) -> None:
     settings = DistillSettings(num_steps=60, batch_tokens=32)
     teacher, whole, cut = load_trainable(source), load_trainable(source), load_trainable(source)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.backend import applications
 from serve_app.backend.serve_backend import ServeBackend
 from serve_app.config.graph import GraphConfig
 from serve_app.deployments.replica_links import ReplicaIdentity
@@ -38,6 +39,12 @@ class ModelOf(FakeReplica):
         name = next(iter(self.description.outputs))
         outputs: list[Item] = [{name: answer(item)[name]} for item in call.request.items]
         return InferReply(PROTOCOL_VERSION, 0, call.stream, InferResult(outputs))
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_DISCOVERY_INTERVAL_S", "_SETTLED_INTERVAL_S", "_REGISTER_INTERVAL_S"):
+        monkeypatch.setattr(applications, name, 0.1)
 
 
 @pytest.fixture

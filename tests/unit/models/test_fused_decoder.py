@@ -15,6 +15,7 @@ from tests.quantized_checkpoints import make_model
 
 # The last one is longer than a window, and as many numbers as go through torch rather than numpy.
 SEQUENCES = [[5, 9, 17, 250, 3], [44], list(range(30, 71)), [(7 * place) % 300 for place in range(1500)]]
+FAST = (("llama", "float32"), ("qwen3", "bfloat16"))  # the others are slow tests
 INT8 = LoadQuantization(WeightScheme(8, has_quantized_inputs=True), has_embedding=True, has_head=True)
 
 
@@ -25,9 +26,15 @@ def outputs_of(directory: Path, dtype: str, quantization: LoadQuantization | Non
     return model.logits(SEQUENCES), [*alone, *model.generate(SEQUENCES, 12, ignore_eos=True)]
 
 
-@pytest.mark.parametrize("quantization", [None, INT8], ids=["dense", "int8"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("name", "dtype", "quantization"),
+    [
+        pytest.param(name, dtype, quantization, marks=[] if (name, dtype) in FAST else pytest.mark.slow)
+        for name in ("llama", "mistral", "qwen2", "qwen3")
+        for dtype in ("float32", "bfloat16")
+        for quantization in (None, INT8)
+    ],
+)
 def test_the_numbers_are_equal_to_the_bit(
     name: str, dtype: str, quantization: LoadQuantization | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_predicting_needs_a_class(tmp_path: Path, environment: Environment) -> N
         plan_batch_model(config, tmp_path, environment)
 
 
+@pytest.mark.process
 def test_a_graph_takes_a_model_by_what_its_directory_names(tmp_path: Path) -> None:
     path = tmp_path / "serve.yaml"
     path.write_text(
