@@ -9,6 +9,9 @@ PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.tx
 PYTEST = .venv/bin/python -m pytest -n $(JOBS) --dist loadscope
 JOBS ?= 2
 
+# Where it is set, each of some thirty processes of a cluster would compile the project anew, and pytest every test.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install serve check test test-full lint types format lock cluster protos bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
 
