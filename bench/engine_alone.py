@@ -33,7 +33,7 @@ class EngineAlone:
 
     def run(self, items: Sequence[WorkItem], num_prompt_logprobs: int | None = None) -> list[Generated]:
         """Answer all requests, each from its arrival on."""
-        scheduler = Scheduler(self._limits, num_stages=1, max_queued=len(items))
+        scheduler = Scheduler(self._limits, num_stages=1, max_queued=len(items), has_prefix_cache=False)
         answers = [Generated([], []) for _ in items]
         order = sorted(range(len(items)), key=lambda index: items[index].arrival_s)
         begin_s = time.perf_counter()

@@ -173,6 +173,7 @@ def _measure_whole_road(scale: Scale, items: Sequence[WorkItem]) -> tuple[Throug
         "max_model_len": scale.max_model_len,
         "device": {"type": "cpu", "cpu_threads": scale.num_threads},
         "engine": {
+            "prefix_cache": False,  # as the engine alone has it
             "max_num_seqs": scale.max_num_seqs,
             "max_num_batched_tokens": scale.max_num_batched_tokens,
             "block_size": scale.block_size,

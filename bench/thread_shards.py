@@ -98,7 +98,7 @@ class ThreadShards:
 
     def generate(self, requests: Iterable[GenerateRequest], take: Callable[[list[SequenceOutput]], None]) -> None:
         """Run requests that come together to their ends, step after step."""
-        scheduler = Scheduler(self._limits, num_stages=1, max_queued=1000)
+        scheduler = Scheduler(self._limits, num_stages=1, max_queued=1000, has_prefix_cache=False)
         for request in requests:
             scheduler.add(request)
         while (step := scheduler.schedule()) is not None:

@@ -139,6 +139,7 @@ class ScriptedBackend:
     after: Chain | None = None  # after every model that has steps
     changes: dict[str, Any] = field(default_factory=dict)  # of the scripted model's description
     graph: Callable[[GraphRequest], Awaitable[GraphResult]] | None = None
+    num_cached_tokens: int = 0  # of each prompt
     num_open: int = 0
     num_aborted: int = 0
 
@@ -254,6 +255,7 @@ class ScriptedSteps:
                     logprobs=None if params.num_logprobs is None else [logprobs_of(token_id, params.num_logprobs)],
                     finish_reason=finish_reason,
                     stop_token_id=token_id if finish_reason == "stop" else None,
+                    num_cached_tokens=self._backend.num_cached_tokens if step == 0 else 0,
                 )
             )
         self._step += 1

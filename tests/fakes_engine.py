@@ -75,11 +75,15 @@ def logprob_at(token_id: int, position: int) -> TokenLogprobs:
 
 
 class Slot(NamedTuple):
-    """What a cache slot holds."""
+    """What a cache slot holds: keys and values of a token, which follow from it and all before it."""
 
-    sequence: tuple[int, int]  # seed, choice: each request has a seed of its own
     position: int
     token_id: int
+    before: int  # a hash of the tokens before it
+
+
+def _slot_of(history: list[int], position: int) -> Slot:
+    return Slot(position, history[position], zlib.crc32(repr(history[:position]).encode()))
 
 
 @dataclass(slots=True)
@@ -146,18 +150,20 @@ class CacheOracle:
 
     def _write(self, row: _Row, computed: int, token_ids: list[int]) -> None:
         history = self._histories[row.sequence]
+        for position in range(len(history), computed):  # another sequence has computed it
+            history.append(self._slots[self._slot(row, position)].token_id)
         for position, token_id in enumerate(token_ids, computed):
             assert position <= len(history), "a position was left out"
             if position == len(history):
                 history.append(token_id)
             assert history[position] == token_id, "the scheduler fed a token that was not drawn"
-            self._slots[self._slot(row, position)] = Slot(row.sequence, position, token_id)
+            self._slots[self._slot(row, position)] = _slot_of(history, position)
 
     def _read(self, row: _Row, num_positions: int) -> None:
         expected = self._histories[row.sequence]
         for position in range(num_positions):
             found = self._slots.get(self._slot(row, position))
-            assert found == Slot(row.sequence, position, expected[position]), f"position {position} reads {found}"
+            assert found == _slot_of(expected, position), f"position {position} reads {found}"
 
     def _slot(self, row: _Row, position: int) -> int:
         block_size = self._limits.block_size

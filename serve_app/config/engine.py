@@ -59,6 +59,7 @@ class EngineConfig(ConfigModel):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # cuda only
     kv_cache_bytes: ByteSize | None = None  # per shard; None: 256 MiB on cpu, by gpu_memory_utilization on cuda
     max_queued: int = Field(default=1024, gt=0, le=1_000_000)
+    prefix_cache: bool = True  # what is computed of a prompt's beginning is kept for the next prompt that begins so
 
     @model_validator(mode="after")
     def _can_step_all_sequences(self) -> "EngineConfig":

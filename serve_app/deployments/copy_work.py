@@ -21,6 +21,8 @@ class Load:
     num_waiting: int = 0
     num_free_blocks: int = 0
     num_blocks: int = 0
+    num_prompt_tokens: int = 0  # of all requests since the shards were started
+    num_cached_tokens: int = 0  # of those, found in the cache
 
 
 class CopyWork(Protocol):

@@ -77,6 +77,7 @@ class GenerationWork:
             num_stages=self.config.parallel.pipeline,
             max_queued=self.config.engine.max_queued,
             eos_token_ids=self._plan.facts.end_token_ids,
+            has_prefix_cache=self.config.engine.prefix_cache,
         )
         return self._scheduler
 
@@ -131,5 +132,10 @@ class GenerationWork:
         if scheduler is None:
             return Load()
         return Load(
-            scheduler.num_running, scheduler.num_waiting, scheduler.num_free_blocks, scheduler.limits.num_blocks
+            scheduler.num_running,
+            scheduler.num_waiting,
+            scheduler.num_free_blocks,
+            scheduler.limits.num_blocks,
+            scheduler.num_prompt_tokens,
+            scheduler.num_cached_tokens,
         )

@@ -110,6 +110,8 @@ class ModelCopy:
             num_waiting=load.num_waiting,
             num_free_blocks=load.num_free_blocks,
             num_blocks=load.num_blocks,
+            num_prompt_tokens=load.num_prompt_tokens,
+            num_cached_tokens=load.num_cached_tokens,
         )
 
     def close(self) -> None:

@@ -57,6 +57,13 @@ def may_see(model: str) -> bool:
     return caller is None or caller.may_use(model)
 
 
+def cache_salt(asked: str | None = None) -> str:
+    """What the caller's prompts are cached under: none finds, by the time an answer takes, what another has sent."""
+    caller = CALLER.get()
+    name = "" if caller is None else caller.name
+    return f"{len(name)} {name}{asked or ''}" if name or asked else ""
+
+
 @contextmanager
 def reserved(num_input_tokens: int, num_output_tokens: int = 0) -> Iterator[TokenUse]:
     """While a request of the caller's runs that may use so many tokens; what it has used is to be said in the end.

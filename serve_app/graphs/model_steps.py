@@ -120,7 +120,13 @@ class ModelSteps:
                 seed=secrets.randbits(_SEED_BITS),
                 temperature=call.step.temperature,
             )
-            request = GenerateRequest(call.call.request_id, prompt, params, queue_timeout_s=call.call.queue_timeout_s)
+            request = GenerateRequest(
+                call.call.request_id,
+                prompt,
+                params,
+                queue_timeout_s=call.call.queue_timeout_s,
+                cache_salt=call.call.cache_salt,
+            )
             token_ids = await self._token_ids(model, request)
             return _Generated(await self._pool.run(tokenizer.decode_after, prompt, token_ids), len(prompt))
 

@@ -129,7 +129,7 @@ class GraphRunner:
             raise UnprocessableError(
                 f"step {step.name} has {num_entries(joined)} entries to run, and may have {MAX_TEXTS}; send less"
             )
-        call = StepCall(step, Call(run.request.request_id, run.request.queue_timeout_s))
+        call = StepCall(step, Call(run.request.request_id, run.request.queue_timeout_s, run.request.cache_salt))
         output = await self._models.run(call, model, joined)
         run.num_tokens += output.num_tokens
         if output.redactions:

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from serve_app.errors import InternalError, QueueFullError, RequestError
-from serve_app.scheduling.block_manager import BlockManager
+from serve_app.scheduling.block_manager import BlockManager, extend_keys
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
 from serve_app.scheduling.step import Step
 from serve_app.types.generation import FinishReason, GenerateRequest, OutputChunk
@@ -41,10 +41,19 @@ class Scheduler:
     """Decides what each step computes. Has no clock, no thread and no tensor."""
 
     def __init__(
-        self, limits: EngineLimits, *, num_stages: int, max_queued: int, eos_token_ids: frozenset[int] = frozenset()
+        self,
+        limits: EngineLimits,
+        *,
+        num_stages: int,
+        max_queued: int,
+        eos_token_ids: frozenset[int] = frozenset(),
+        has_prefix_cache: bool = True,
     ) -> None:
         self.limits = limits
         self.num_preemptions = 0
+        self.num_prompt_tokens = 0  # of sequences that have run, whatever became of them
+        self.num_cached_tokens = 0  # of those, found in the cache
+        self._has_prefix_cache = has_prefix_cache
         self._num_stages = num_stages
         self._max_queued = max_queued
         self._eos_token_ids = eos_token_ids
@@ -184,18 +193,37 @@ class Scheduler:
             sequence = self._waiting[0]
             assert sequence.num_steps_in_flight == 0, "only what no step holds is pre-empted"
             # Room for one more block each keeps the newcomer from being pre-empted at once.
-            num_needed = self._blocks.num_blocks_for(len(sequence.token_ids)) + len(self._running)
-            if self._running and num_needed > self._blocks.num_free:
+            found = self._find_prefix(sequence)
+            num_free = self._blocks.num_free - self._blocks.num_unheld(found)
+            num_needed = self._blocks.num_blocks_for(len(sequence.token_ids)) - len(found) + len(self._running)
+            if self._running and num_needed > num_free:
                 return
-            num_tokens = _chunk_tokens(sequence, budget)
-            if not self._blocks.can_grow(sequence.block_table, num_tokens):
+            num_found_tokens = len(found) * self.limits.block_size
+            num_tokens = _chunk_tokens(sequence, budget, num_found_tokens)
+            if self._blocks.num_blocks_for(num_found_tokens + num_tokens) - len(found) > num_free:
                 return
             self._waiting.popleft()
-            self._start(step, sequence)
+            self._start(step, sequence, found)
             self._put(step, sequence, num_tokens)
             budget -= num_tokens
 
-    def _start(self, step: Step, sequence: Sequence) -> None:
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """Blocks that hold the beginning of a sequence already; its last token is always computed."""
+        if not self._has_prefix_cache or sequence.params.num_prompt_logprobs is not None:
+            return []
+        block_size = self.limits.block_size
+        num_blocks = (len(sequence.token_ids) - 1) // block_size
+        extend_keys(sequence.block_keys, sequence.token_ids, num_blocks, block_size, sequence.cache_salt)
+        return self._blocks.find(sequence.block_keys[:num_blocks])
+
+    def _start(self, step: Step, sequence: Sequence, found: list[int]) -> None:
+        self._blocks.hold(sequence.block_table, found)
+        sequence.num_shared_blocks = len(found)
+        sequence.num_scheduled = len(found) * self.limits.block_size
+        if sequence.num_preemptions == 0:
+            sequence.num_cached_tokens = sequence.num_scheduled
+            self.num_cached_tokens += sequence.num_scheduled
+            self.num_prompt_tokens += sequence.num_prompt_tokens
         sequence.state = SequenceState.RUNNING
         sequence.slot_row = self._free_slot_rows.pop()
         self._running.append(sequence)
@@ -236,6 +264,16 @@ class Scheduler:
         """Add a sequence's next tokens to the step, with blocks for them."""
         self._blocks.grow(sequence.block_table, sequence.num_scheduled + num_tokens)
         step.put(sequence, num_tokens)
+        num_full = sequence.num_scheduled // self.limits.block_size
+        if self._has_prefix_cache and num_full > sequence.num_shared_blocks:
+            self._share(sequence, num_full)
+
+    def _share(self, sequence: Sequence, num_full: int) -> None:
+        """Let others find the blocks that this step fills: theirs comes after it, or beside it, on every stage."""
+        extend_keys(sequence.block_keys, sequence.token_ids, num_full, self.limits.block_size, sequence.cache_salt)
+        for index in range(sequence.num_shared_blocks, num_full):
+            self._blocks.share(sequence.block_table[index], sequence.block_keys[index])
+        sequence.num_shared_blocks = num_full
 
     def _take(self, sequence: Sequence, output: StepOutput, index: int, drawn: int | None) -> SequenceOutput | None:
         """Append the drawn token, if any, and end the sequence when it is its last."""
@@ -248,13 +286,16 @@ class Scheduler:
             return SequenceOutput(sequence, first_index, more=chunk)
         token_id = output.token_ids[drawn]
         if token_id < 0:
+            self._blocks.forget(sequence.block_table)
             self._finish(sequence, "error")
             chunk = OutputChunk(sequence.choice, first_index, [], finish_reason="error")
             return SequenceOutput(sequence, first_index, more=chunk)
         sequence.token_ids.append(token_id)
         stop_token_id = self._end_if_due(sequence, token_id)
         logprobs = None if output.logprobs is None else output.logprobs[drawn]
-        if logprobs is None and prompt_logprobs is None and sequence.finish_reason is None:
+        num_cached_tokens = sequence.num_cached_tokens if first_index == 0 else 0
+        is_plain = logprobs is None and prompt_logprobs is None and not num_cached_tokens
+        if is_plain and sequence.finish_reason is None:
             return SequenceOutput(sequence, first_index, token_id)
         chunk = OutputChunk(
             choice=sequence.choice,
@@ -264,6 +305,7 @@ class Scheduler:
             prompt_logprobs=prompt_logprobs,
             finish_reason=sequence.finish_reason,
             stop_token_id=stop_token_id,
+            num_cached_tokens=num_cached_tokens,
         )
         return SequenceOutput(sequence, first_index, token_id, chunk)
 
@@ -288,6 +330,7 @@ class Scheduler:
         self._free_slot_rows.append(sequence.slot_row)
         sequence.slot_row = -1
         sequence.num_sent_blocks = 0
+        sequence.num_shared_blocks = 0
 
 
 def _turn(sequence: Sequence) -> tuple[bool, int]:
@@ -296,8 +339,8 @@ def _turn(sequence: Sequence) -> tuple[bool, int]:
     return is_prefilling, 0 if is_prefilling else sequence.last_step_id
 
 
-def _chunk_tokens(sequence: Sequence, budget: int) -> int:
-    """Tokens of a sequence that one step may take."""
+def _chunk_tokens(sequence: Sequence, budget: int, num_found: int = 0) -> int:
+    """Tokens of a sequence that one step may take, `num_found` of which are in the cache already."""
     if sequence.params.num_prompt_logprobs is not None:
         budget = min(budget, _MAX_LOGPROB_TOKENS)
-    return min(sequence.num_unscheduled, budget)
+    return min(sequence.num_unscheduled - num_found, budget)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from serve_app.scheduling.block_manager import BlockKey
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams
 
 
@@ -33,6 +34,10 @@ class Sequence:
     last_step_id: int = -1  # the step that took its latest tokens
     is_draw_in_flight: bool = False  # its next token is being drawn: nothing to schedule until it is back
     num_prompt_logprobs_sent: int = 0
+    cache_salt: str = ""
+    block_keys: list[BlockKey] = field(default_factory=list)  # of its full blocks, as far as they were needed
+    num_shared_blocks: int = 0  # prefix of block_table that others may find
+    num_cached_tokens: int = 0  # of the prompt, which were in the cache when it first ran
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
 
@@ -65,6 +70,7 @@ def sequences_of(request: GenerateRequest, eos_token_ids: frozenset[int]) -> lis
             end_token_ids=end_token_ids,
             num_prompt_tokens=len(request.prompt_token_ids),
             token_ids=list(request.prompt_token_ids),
+            cache_salt=request.cache_salt,
         )
         for choice in range(request.num_choices)
     ]

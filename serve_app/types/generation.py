@@ -54,6 +54,7 @@ class GenerateRequest:
     params: SamplingParams
     num_choices: int = 1
     queue_timeout_s: float | None = None
+    cache_salt: str = ""  # what is computed of a prompt is shared under one salt only
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class OutputChunk:
     prompt_logprobs: list[TokenLogprobs] | None = None  # prompt tokens 1..; sent in pieces with choice 0
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that ended it; the last of token_ids
+    num_cached_tokens: int = 0  # of the prompt; with the first token of choice 0
 
 
 @dataclass(frozen=True, slots=True)

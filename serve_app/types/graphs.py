@@ -30,6 +30,7 @@ class GraphRequest:
     inputs: list[str] = field(repr=False)
     queue_timeout_s: float | None = None
     restores_redactions: bool = False  # texts of the results hold again what steps have taken out
+    cache_salt: str = ""  # of what its generators compute
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,3 +68,5 @@ class CopyState:
     num_waiting: int
     num_free_blocks: int
     num_blocks: int
+    num_prompt_tokens: int = 0  # of all requests since its shards were started
+    num_cached_tokens: int = 0  # of those, found in the prefix cache

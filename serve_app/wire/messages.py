@@ -91,6 +91,7 @@ class TokenBatch(Message, frozen=True, array_like=True, tag="tokens"):
     def add(self, stream: int, chunk: OutputChunk) -> None:
         """Append a chunk of a stream."""
         is_plain = chunk.finish_reason is None and chunk.logprobs is None and chunk.prompt_logprobs is None
+        is_plain = is_plain and chunk.num_cached_tokens == 0
         if is_plain and len(chunk.token_ids) == 1 and not any(other.stream == stream for other in self.others):
             self.add_token(stream, chunk.choice, chunk.first_index, chunk.token_ids[0])
         else:

@@ -58,6 +58,7 @@ async def test_a_batch_with_preemptions_and_single_requests_give_what_transforme
         )
         assert copy.scheduler.num_preemptions > 0
         singles = await _one_at_a_time(copy, alone)
+        assert copy.scheduler.num_cached_tokens > 0, "the batch has left none of their prompts in the cache"
         await copy.until_idle()
         copy.scheduler.check()
         assert copy.scheduler.num_free_blocks == LIMITS.num_blocks

@@ -61,6 +61,7 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     return_tokens_as_token_ids: bool | None = None  # in log-probabilities "token_id:5" in place of the token's text
     truncate_prompt_tokens: PositiveInt | None = None
     truncation_side: TruncationSide | None = None  # what truncate_prompt_tokens leaves out; None: left
+    cache_salt: str | None = None  # prompts share what is computed of their beginnings under one salt only
     restore_redactions: bool | None = None  # in the answer, what the model's redact_pii has taken out
     user: str | None = None  # from here on: taken and without effect
     metadata: dict[str, str] | None = None
@@ -71,7 +72,6 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prediction: dict[str, object] | None = None  # a guess at the answer, which only makes it faster elsewhere
     service_tier: str | None = None
     store: bool | None = None  # whether OpenAI keeps a copy
-    cache_salt: str | None = None
     request_id: str | None = None
     include_reasoning: bool | None = None  # an answer has none beside its content
 

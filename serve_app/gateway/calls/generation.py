@@ -84,6 +84,7 @@ class PromptRun:
     ) -> None:
         self.request = request
         self.prompt_logprobs: list[TokenLogprobs] = []  # prompt tokens 1..
+        self.num_cached_tokens = 0  # of the prompt, which had not to be computed
         originals = Originals(redactions) if redactions else None
         self._choices = [
             _Choice(index, request, options, tokenizer, Restorer(originals) if originals is not None else None)
@@ -115,6 +116,8 @@ class PromptRun:
         return self._num_running == 0 and self._num_awaited_logprobs <= 0
 
     def _take(self, chunk: OutputChunk, emit: Callable[[ChoiceDelta], None]) -> None:
+        if chunk.num_cached_tokens and chunk.choice == 0:
+            self.num_cached_tokens = chunk.num_cached_tokens
         if chunk.prompt_logprobs:
             self.prompt_logprobs.extend(chunk.prompt_logprobs)
             self._num_awaited_logprobs -= len(chunk.prompt_logprobs)

@@ -20,7 +20,7 @@ from serve_app.types.models import ModelDescription
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):
-    """Of a prompt's tokens those that had not to be computed: none, as nothing is kept between requests."""
+    """Of a prompt's tokens those that did not have to be computed: the prefix cache had them."""
 
     cached_tokens: int = 0
 
@@ -139,7 +139,8 @@ def count_usage(runs: list[PromptRun], *, num_to_come: int = 0) -> Usage:
     """Tokens so far, without those of the answer that are still to come."""
     num_prompt = sum(len(run.request.prompt_token_ids) for run in runs)
     num_output = sum(run.num_output_tokens for run in runs) - num_to_come
-    return Usage(num_prompt, num_output, num_prompt + num_output)
+    num_cached = sum(run.num_cached_tokens for run in runs)
+    return Usage(num_prompt, num_output, num_prompt + num_output, PromptTokensDetails(num_cached))
 
 
 @dataclass(slots=True)

@@ -280,6 +280,20 @@ async def test_the_openai_client_comes_in_with_its_key(guarded: Guarded) -> None
             await caller.models.list()
 
 
+async def test_prompts_are_cached_for_their_own_key_alone(guarded: Guarded) -> None:
+    async def salt_of(key: str, **more: str) -> str:
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 1, **more}
+        answer = await guarded.client.post("/v1/completions", json=body, headers=bearer(key))
+        assert answer.status_code == 200, answer.text
+        return guarded.backend.requests[-1].cache_salt
+
+    every, some = guarded.keys[0], guarded.keys[5]
+    salts = [await salt_of(every), await salt_of(some), await salt_of(every, cache_salt="a")]
+    assert len({"", *salts}) == 4
+    assert await salt_of(every, cache_salt="a") == salts[2]
+    assert await salt_of(every) == salts[0]
+
+
 async def test_a_model_that_is_not_allowed_is_not_there(guarded: Guarded) -> None:
     headers = bearer(guarded.keys[1])
     assert (await guarded.client.get("/v1/models", headers=headers)).json()["data"] == []

@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.errors import InternalError
-from serve_app.scheduling.block_manager import BlockManager
+from serve_app.scheduling.block_manager import BlockManager, extend_keys
 
 
 @pytest.mark.parametrize(("num_tokens", "num_blocks"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3)])
@@ -87,3 +87,77 @@ def test_the_check_finds_a_block_that_two_hold() -> None:
     blocks.release(list(table))
     with pytest.raises(InternalError, match=r"doubled=\[0, 1\]"):
         blocks.check([table])
+
+
+def keys_of(token_ids: list[int], salt: str = "") -> list[bytes]:
+    keys: list[bytes] = []
+    extend_keys(keys, token_ids, len(token_ids) // 2, 2, salt)
+    return keys
+
+
+def filled(blocks: BlockManager, token_ids: list[int], salt: str = "") -> list[int]:
+    """A table of full blocks that others may find."""
+    table = list[int]()
+    blocks.grow(table, len(token_ids))
+    for block, key in zip(table, keys_of(token_ids, salt), strict=True):
+        blocks.share(block, key)
+    return table
+
+
+def test_a_key_is_of_all_tokens_up_to_its_block_and_of_the_salt() -> None:
+    keys = keys_of([1, 2, 3, 4])
+    assert keys == keys_of([1, 2, 3, 4, 5, 6])[:2]
+    assert keys[1] not in keys_of([9, 2, 3, 4])
+    assert not set(keys) & set(keys_of([1, 2, 3, 4], "somebody"))
+    longer = keys_of([1, 2])
+    extend_keys(longer, [1, 2, 3, 4], 2, 2, "")
+    assert longer == keys
+
+
+def test_a_held_prefix_is_found_and_given_back_when_its_last_holder_lets_go() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=2)
+    first = filled(blocks, [1, 2, 3, 4])
+    found = blocks.find(keys_of([1, 2, 3, 4, 5, 6]))
+    assert (found, blocks.num_unheld(found)) == (first, 0)
+    second: list[int] = []
+    blocks.hold(second, found)
+    blocks.release(first)
+    blocks.check([second])
+    assert blocks.num_free == 2
+    blocks.release(second)
+    assert blocks.num_free == 4
+    assert blocks.num_unheld(blocks.find(keys_of([1, 2, 3, 4]))) == 2
+    blocks.check([])
+
+
+def test_memory_is_taken_from_what_was_used_longest_ago_and_from_the_end_of_a_prefix_first() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=2)
+    for tokens in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        blocks.release(filled(blocks, tokens))
+    again: list[int] = []
+    blocks.hold(again, blocks.find(keys_of([1, 2, 3, 4])))
+    blocks.release(again)  # used later than the other one now
+    table: list[int] = []
+    blocks.grow(table, 2)
+    assert len(blocks.find(keys_of([1, 2, 3, 4]))) == 2
+    assert len(blocks.find(keys_of([5, 6, 7, 8]))) == 1
+    blocks.check([table])
+
+
+def test_the_same_block_computed_twice_is_kept_once() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=2)
+    first, second = filled(blocks, [1, 2]), filled(blocks, [1, 2])
+    assert blocks.find(keys_of([1, 2])) == first
+    blocks.release(second)
+    blocks.release(first)
+    blocks.check([])
+    assert blocks.num_free == 4
+
+
+def test_what_is_forgotten_is_not_found_though_it_is_held() -> None:
+    blocks = BlockManager(num_blocks=4, block_size=2)
+    table = filled(blocks, [1, 2, 3, 4])
+    blocks.forget(table)
+    assert blocks.find(keys_of([1, 2, 3, 4])) == []
+    blocks.release(table)
+    blocks.check([])

@@ -124,6 +124,8 @@ class World:
             assert client.sequences[chunk.choice] is news.sequence
             assert chunk.first_index == len(client.token_ids[chunk.choice])
             client.token_ids[chunk.choice] += chunk.token_ids
+            self.seen.events["cached"] += chunk.num_cached_tokens > 0
+            assert chunk.num_cached_tokens < len(client.request.prompt_token_ids)
             client.logprobs[chunk.choice] += chunk.logprobs or []
             client.prompt_logprobs += chunk.prompt_logprobs or []
             client.finish_reasons[chunk.choice] = chunk.finish_reason
@@ -216,6 +218,11 @@ class World:
             num_prompt_logprobs=coin.choice([None, None, 0]),
         )
         prompt = [coin.randrange(29) for _ in range(num_tokens)]
+        if self.clients and coin.random() < 0.6:  # begins like another, or is one that goes on
+            other = coin.choice(list(self.clients.values()))
+            known = [*other.request.prompt_token_ids, *other.token_ids[0]]
+            num_shared = coin.randint(0, num_tokens)
+            prompt[:num_shared] = known[:num_shared]
         return GenerateRequest(f"request-{seed}", prompt, params, num_choices=coin.choice([1, 1, 1, 2, 3]))
 
 
@@ -253,6 +260,7 @@ def run_world(seed: int, num_stages: int, seen: Seen) -> None:
     world.drain()
     world.check_answers()
     seen.events["pre-emptions"] += world.scheduler.num_preemptions
+    seen.events["cached tokens"] += world.scheduler.num_cached_tokens
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
@@ -263,6 +271,7 @@ def test_no_schedule_lets_a_sequence_read_a_wrong_slot_or_draw_another_token(num
     assert seen.events["steps"] > 3000
     expected = {
         "pre-emptions",
+        "cached",
         "prompt logprobs",
         "prompt logprobs over a pre-emption",
         "refused: queue full",

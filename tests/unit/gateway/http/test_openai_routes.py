@@ -405,6 +405,15 @@ async def test_choices_are_numbered_prompt_by_prompt(client: httpx.AsyncClient) 
     }
 
 
+async def test_tokens_that_were_in_the_cache_are_counted(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    backend.num_cached_tokens = 4
+    two = prompt_body(prompt=[[64] * 6, [65] * 7], n=2, max_tokens=2)
+    answer = await ask(client, COMPLETIONS, two)
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 8}
+    body = chat_body(max_tokens=2, stream=True, stream_options={"include_usage": True})
+    assert (await events(client, CHAT, body))[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
+
+
 async def test_more_prompts_than_run_at_once_are_all_answered(client: httpx.AsyncClient) -> None:
     prompts = [[64 + index % 20] for index in range(200)]
     answer = await ask(client, COMPLETIONS, prompt_body(prompt=prompts, max_tokens=1, return_token_ids=True))
