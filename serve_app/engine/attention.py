@@ -14,12 +14,13 @@ from serve_app.engine.kv_cache import KvCache
 
 @dataclass(frozen=True, slots=True)
 class SequenceSpan:
-    """One sequence's part of a step."""
+    """One sequence's part of a step, and where its keys are: in the step, in a run of the cache, or scattered in it."""
 
     first_token: int  # among the step's tokens
     num_tokens: int
     num_computed: int  # tokens in the cache before the step
-    first_gathered: int  # its first slot among the gathered keys; -1 when all its tokens are in this step
+    first_slot: int = -1  # of a run in the cache that holds all its keys, which is read in place
+    first_gathered: int = -1  # its first slot among the keys that are gathered
 
     @property
     def num_keys(self) -> int:
@@ -28,15 +29,15 @@ class SequenceSpan:
 
 
 class PagedAttention:
-    """Attention of one step: where its tokens are stored, and which blocks each sequence reads."""
+    """Attention of one step: where its tokens are stored, and where each sequence's keys are read."""
 
     def __init__(
-        self, cache: KvCache, first_layer: int, slots: Tensor, blocks: Tensor | slice, spans: list[SequenceSpan]
+        self, cache: KvCache, first_layer: int, slots: Tensor, scattered: Tensor | None, spans: list[SequenceSpan]
     ) -> None:
         self._cache = cache
         self._first_layer = first_layer
         self._slots = slots  # [T] int64
-        self._blocks = blocks  # [N] int64, or a run: the blocks of all sequences that have tokens in the cache
+        self._scattered = scattered  # [N] int64: the blocks of all sequences that are not read in place
         self._spans = spans
 
     def attend(
@@ -55,33 +56,37 @@ class PagedAttention:
         query [H, T, Dh], key [K, T, Dh], value [K, T, Dv], sinks [H] -> [T, H, Dv].
         """
         layer = layer_index - self._first_layer
-        fresh_keys, fresh_values = key.transpose(0, 1), value.transpose(0, 1)  # [T, K, Dh]
-        self._cache.write(layer, self._slots, fresh_keys, fresh_values)
-        if isinstance(self._blocks, slice):
-            if len(self._spans) == 1 and query.shape[1] == 1 and softcap is None and sinks is None:
-                first, count = self._blocks.start * self._cache.block_size, self._spans[0].num_keys
-                seen = count if sliding_window is None else min(count, sliding_window)
-                return attend_last(query, *self._cache.read_run(layer, first + count - seen, seen), scaling)
-            old_keys, old_values = self._cache.read(layer, self._blocks)
-        elif self._blocks.numel():
-            old_keys, old_values = self._cache.read(layer, self._blocks)
-        else:
-            old_keys, old_values = fresh_keys, fresh_values
-        if len(self._spans) == 1:
-            count = self._spans[0].num_keys
-            return attend_one(query, old_keys[:count], old_values[:count], scaling, sliding_window, softcap, sinks)
-        num_heads, num_tokens, _ = query.shape
-        output = query.new_empty(num_tokens, num_heads, value.shape[-1])
+        fresh = key.transpose(0, 1), value.transpose(0, 1)  # [T, K, Dh]
+        self._cache.write(layer, self._slots, *fresh)
+        gathered = None if self._scattered is None else self._cache.read(layer, self._scattered)
+        is_plain = softcap is None and sinks is None
+        outputs = []
         for span in self._spans:
             first, end = span.first_token, span.first_token + span.num_tokens
-            if span.first_gathered < 0:
-                keys, values = fresh_keys[first:end], fresh_values[first:end]
-            else:
-                stop = span.first_gathered + span.num_keys
-                keys, values = old_keys[span.first_gathered : stop], old_values[span.first_gathered : stop]
-            queries = query[:, first:end]
-            output[first:end] = attend_one(queries, keys, values, scaling, sliding_window, softcap, sinks)
-        return output
+            queries = query if span.num_tokens == query.shape[1] else query[:, first:end]
+            if is_plain and span.num_tokens == 1 and span.first_slot >= 0:
+                count = span.num_keys
+                seen = count if sliding_window is None else min(count, sliding_window)
+                run = self._cache.read_run(layer, span.first_slot + count - seen, seen)
+                outputs.append(attend_last(queries, *run, scaling))
+                continue
+            keys, values = self._keys_of(span, layer, fresh, gathered)
+            outputs.append(attend_one(queries, keys, values, scaling, sliding_window, softcap, sinks))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _keys_of(
+        self, span: SequenceSpan, layer: int, fresh: tuple[Tensor, Tensor], gathered: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [L, K, Dh] of one sequence, without a copy."""
+        if span.first_slot >= 0:
+            keys, values = self._cache.read_run(layer, span.first_slot, span.num_keys)
+            return keys[0].transpose(0, 1), values[0].transpose(0, 1)
+        if span.first_gathered >= 0:
+            assert gathered is not None
+            (keys, values), first, count = gathered, span.first_gathered, span.num_keys
+        else:
+            (keys, values), first, count = fresh, span.first_token, span.num_tokens
+        return keys[first : first + count], values[first : first + count]
 
 
 def attend_one(

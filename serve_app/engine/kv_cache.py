@@ -58,8 +58,8 @@ class KvCache:
         keys, values = self._by_head[layer]
         return keys.narrow(2, first_slot, num_slots), values.narrow(2, first_slot, num_slots)
 
-    def read(self, layer: int, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Whole blocks [N] int64, in that order -> keys and values [N * block_size, K, Dh]; of a run, no copy."""
+    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole blocks [N] int64, in that order -> keys and values [N * block_size, K, Dh], copied."""
         return _read(self.keys[layer], blocks, self.block_size), _read(self.values[layer], blocks, self.block_size)
 
 
@@ -82,9 +82,7 @@ def kv_block_bytes(stage: TransformersStage, block_size: int) -> int:
     return kv_shape_of(stage).block_bytes(block_size)
 
 
-def _read(cache: Tensor, blocks: Tensor | slice, block_size: int) -> Tensor:
-    if isinstance(blocks, slice):
-        return cache[blocks.start * block_size : blocks.stop * block_size]
+def _read(cache: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     num_slots, num_heads, head_dim = cache.shape
     pages = cache.view(num_slots // block_size, block_size * num_heads * head_dim)
     return pages.index_select(0, blocks).view(-1, num_heads, head_dim)

@@ -36,6 +36,7 @@ class ModelRunner:
         self._cache = KvCache(stage, limits.num_blocks, limits.block_size, device)
         self._block_tables = np.zeros((limits.max_num_seqs, limits.max_blocks_per_seq), dtype=np.int64)
         self._num_held_blocks = [0] * limits.max_num_seqs
+        self._num_run_blocks = [0] * limits.max_num_seqs  # how many from the first on lie one after the other
         self._sampler = (
             Sampler(limits.max_num_seqs, stage.config.vocab_size, device)
             if stage.shard.is_last and stage.shard.rank == 0
@@ -67,7 +68,7 @@ class ModelRunner:
     def _take_blocks(self, step: StepInput) -> None:
         """Start new sequences and append the step's blocks to the sequences' tables."""
         for start in step.starts:
-            self._num_held_blocks[start.slot_row] = 0
+            self._num_held_blocks[start.slot_row] = self._num_run_blocks[start.slot_row] = 0
             if self._sampler is not None:
                 self._sampler.start(start)
         for slot_row, blocks in zip(step.slot_rows, step.new_blocks, strict=True):
@@ -75,6 +76,7 @@ class ModelRunner:
                 held = self._num_held_blocks[slot_row]
                 self._block_tables[slot_row, held : held + len(blocks)] = blocks
                 self._num_held_blocks[slot_row] = held + len(blocks)
+                self._extend_run(slot_row)
 
     def _prepare(self, step: StepInput) -> tuple[Tensor, PagedAttention]:
         """Positions [T] int64 of the step's tokens, and the attention that knows where they go."""
@@ -86,25 +88,39 @@ class ModelRunner:
         slot_rows = np.repeat(np.asarray(step.slot_rows, dtype=np.int64), num_tokens)
         slots = self._block_tables[slot_rows, positions // block_size] * block_size + positions % block_size
         spans: list[SequenceSpan] = []
-        tables: list[IntArray] = []
+        scattered: list[IntArray] = []
         num_gathered = 0
         for index, slot_row in enumerate(step.slot_rows):
-            computed, count = step.num_computed[index], step.num_tokens[index]
-            is_cached = computed > 0
-            spans.append(SequenceSpan(int(first_tokens[index]), count, computed, num_gathered if is_cached else -1))
-            if is_cached:
-                num_blocks = -(-(computed + count) // block_size)
-                tables.append(self._block_tables[slot_row, :num_blocks])
-                num_gathered += num_blocks * block_size
-        blocks = np.concatenate(tables) if tables else np.zeros(0, dtype=np.int64)
+            first, count, computed = int(first_tokens[index]), step.num_tokens[index], step.num_computed[index]
+            if computed == 0:
+                spans.append(SequenceSpan(first, count, computed))
+                continue
+            blocks = self._block_tables[slot_row, : -(-(computed + count) // block_size)]
+            if self._is_run(slot_row, len(blocks)):
+                spans.append(SequenceSpan(first, count, computed, first_slot=int(blocks[0]) * block_size))
+                continue
+            spans.append(SequenceSpan(first, count, computed, first_gathered=num_gathered))
+            scattered.append(blocks)
+            num_gathered += len(blocks) * block_size
         attention = PagedAttention(
             self._cache,
             self._stage.shard.first_layer,
             self._to_device(slots),
-            run if (run := _run_of(blocks)) is not None else self._to_device(blocks),
+            self._to_device(np.concatenate(scattered)) if scattered else None,
             spans,
         )
         return self._to_device(positions), attention
+
+    def _extend_run(self, slot_row: int) -> None:
+        table, count = self._block_tables[slot_row], self._num_run_blocks[slot_row]
+        first = int(table[0])
+        while count < self._num_held_blocks[slot_row] and table[count] == first + count:
+            count += 1
+        self._num_run_blocks[slot_row] = count
+
+    def _is_run(self, slot_row: int, num_blocks: int) -> bool:
+        """Whether so many blocks of a sequence lie one after the other in the cache."""
+        return num_blocks <= self._num_run_blocks[slot_row]
 
     def _to_device(self, array: IntArray) -> Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
@@ -129,13 +145,6 @@ class ModelRunner:
             return StepOutput(step.step_id, [], None, prompts)
         drawn = self._sampler.sample(logits[: len(draw_rows)], drawn_slot_rows)
         return StepOutput(step.step_id, drawn.token_ids, drawn.logprobs, prompts)
-
-
-def _run_of(blocks: IntArray) -> slice | None:
-    """Blocks that lie one after the other in the cache, which can be read in place; None: they do not."""
-    if not len(blocks) or blocks[-1] - blocks[0] + 1 != len(blocks) or (np.diff(blocks) != 1).any():
-        return None
-    return slice(int(blocks[0]), int(blocks[-1]) + 1)
 
 
 def _prompt_logprobs(step: StepInput, logits: Tensor) -> dict[int, list[TokenLogprobs]]:

@@ -3,6 +3,9 @@
 Automatic prefix caching by hashes of whole blocks, each chained to all before it: vLLM, SOSP 2023, and its design
 document "Automatic Prefix Caching". A block that no sequence holds keeps what it has until its memory is needed,
 least recently used first.
+
+A sequence gets its blocks one after the other in memory as far as that can be had, so that attention reads them in
+place: behind what it takes, as much as it may still need is left to it while there is other room.
 """
 
 from array import array
@@ -14,6 +17,9 @@ from serve_app.errors import InternalError
 _KEY_BYTES = 16
 BlockKey = bytes  # of a full block: its tokens and all before it
 
+_ROOM_BLOCKS = 16  # to come, for which prefixes give way
+_FREE, _RESERVED, _KEPT, _HELD = 0, 1, 2, 3  # reserved: free, but somebody's next; kept: free, but with a prefix in it
+
 
 class BlockManager:
     """Gives out and takes back the blocks 0 .. num_blocks - 1 of a paged KV cache."""
@@ -21,16 +27,13 @@ class BlockManager:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: block 0 goes first, recent blocks are reused
+        self.num_free = num_blocks  # blocks that no sequence holds, those that still keep a prefix among them
+        self._states = bytearray(num_blocks)
+        self._reservations: dict[int, int] = {}  # by the last block of a table: how many behind it are reserved
         self._num_holders = [0] * num_blocks
         self._key_of: dict[int, BlockKey] = {}  # of blocks that can be shared
         self._block_of: dict[BlockKey, int] = {}
-        self._unheld: dict[int, None] = {}  # blocks with a key that no sequence holds, least recently used first
-
-    @property
-    def num_free(self) -> int:
-        """Blocks that no sequence holds, those that still keep a prefix among them."""
-        return len(self._free) + len(self._unheld)
+        self._kept: dict[int, None] = {}  # least recently used first
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
@@ -40,24 +43,40 @@ class BlockManager:
         """Whether a table can be made long enough for `num_tokens` tokens."""
         return self.num_blocks_for(num_tokens) - len(block_table) <= self.num_free
 
-    def grow(self, block_table: list[int], num_tokens: int) -> None:
-        """Append blocks to a table until it holds `num_tokens` tokens."""
+    def grow(self, block_table: list[int], num_tokens: int, num_tokens_to_come: int = 0) -> None:
+        """Append blocks to a table until it holds `num_tokens` tokens; so many more may come."""
         num_blocks = self.num_blocks_for(num_tokens) - len(block_table)
-        blocks = [self._free.pop() for _ in range(min(num_blocks, len(self._free)))]
-        blocks += sorted(self._forget_oldest() for _ in range(num_blocks - len(blocks)))  # in as few runs as can be
-        for block in blocks:
-            self._num_holders[block] = 1
-        block_table += blocks
+        if num_blocks <= 0:
+            return
+        num_more = self.num_blocks_for(num_tokens + num_tokens_to_come) - len(block_table) - num_blocks
+        num_reserved = self._reservations.pop(block_table[-1], 0) if block_table else 0
+        while num_blocks and block_table and self._is_free(block_table[-1] + 1):
+            self._take(block_table[-1] + 1, block_table)
+            num_blocks, num_reserved = num_blocks - 1, num_reserved - 1
+        while num_blocks:
+            first, count = self._find_run(num_blocks, num_more)
+            for block in range(first, first + count):
+                self._take(block, block_table)
+            num_blocks -= count
+            num_reserved = 0
+        if num_reserved <= 0:
+            num_reserved = self._reserve(block_table[-1] + 1, num_more)
+        self._reservations[block_table[-1]] = num_reserved
 
     def release(self, block_table: list[int]) -> None:
         """Take a sequence's hold off all blocks of its table and empty it; the end of a prefix is forgotten first."""
+        if block_table:
+            first = block_table[-1] + 1
+            for block in range(first, first + self._reservations.pop(block_table[-1], 0)):
+                if self._states[block] == _RESERVED:
+                    self._states[block] = _FREE
         for block in reversed(block_table):
             self._num_holders[block] -= 1
             if self._num_holders[block] == 0:
+                self.num_free += 1
+                self._states[block] = _KEPT if block in self._key_of else _FREE
                 if block in self._key_of:
-                    self._unheld[block] = None
-                else:
-                    self._free.append(block)
+                    self._kept[block] = None
         block_table.clear()
 
     def find(self, keys: Sequence[BlockKey]) -> list[int]:
@@ -78,7 +97,9 @@ class BlockManager:
         """Append blocks that were found to a table."""
         for block in blocks:
             if self._num_holders[block] == 0:
-                del self._unheld[block]
+                del self._kept[block]
+                self._states[block] = _HELD
+                self.num_free -= 1
             self._num_holders[block] += 1
             block_table.append(block)
 
@@ -94,31 +115,72 @@ class BlockManager:
             self._drop_key(block)
 
     def check(self, block_tables: Iterable[list[int]]) -> None:
-        """Verify that every block is free, unheld or in as many tables as hold it; raises InternalError."""
-        num_seen, num_idle = [0] * self.num_blocks, [0] * self.num_blocks
+        """Verify that every block is free, kept or in as many tables as hold it; raises InternalError."""
+        num_seen = [0] * self.num_blocks
         for table in block_tables:
             for block in table:
                 num_seen[block] += 1
-        for block in (*self._free, *self._unheld):
-            num_idle[block] += 1
-        lost = [block for block, pair in enumerate(zip(num_seen, num_idle, strict=True)) if pair == (0, 0)]
+        is_held = [state == _HELD for state in self._states]
+        lost = [block for block in range(self.num_blocks) if is_held[block] and not num_seen[block]]
         doubled = [
             block
-            for block, num_holders in enumerate(self._num_holders)
-            if num_seen[block] + num_idle[block] > max(1, num_holders) or (num_seen[block] and num_idle[block])
+            for block in range(self.num_blocks)
+            if num_seen[block] > self._num_holders[block] or (num_seen[block] and not is_held[block])
         ]
         if lost or doubled:
             raise InternalError(f"KV blocks out of balance: lost={lost[:8]} doubled={doubled[:8]} of {self.num_blocks}")
+        if self.num_free != self.num_blocks - sum(is_held) or num_seen != self._num_holders:
+            raise InternalError(f"KV blocks are counted wrong: {self.num_free} free of {self.num_blocks}")
         if self._block_of != {key: block for block, key in self._key_of.items()}:
             raise InternalError("KV blocks and their keys are out of balance")
-        if not self._unheld.keys() <= self._key_of.keys():
-            raise InternalError("a KV block without a key is kept")
+        if self._kept.keys() != {block for block, state in enumerate(self._states) if state == _KEPT}:
+            raise InternalError("KV blocks that keep a prefix are out of balance")
 
-    def _forget_oldest(self) -> int:
-        block = next(iter(self._unheld))
-        del self._unheld[block]
+    def _is_free(self, block: int) -> bool:
+        return block < self.num_blocks and self._states[block] <= _RESERVED
+
+    def _take(self, block: int, block_table: list[int]) -> None:
+        self._states[block] = _HELD
+        self._num_holders[block] = 1
+        self.num_free -= 1
+        block_table.append(block)
+
+    def _find_run(self, num_blocks: int, num_more: int) -> tuple[int, int]:
+        """First block and length of a free run for `num_blocks` blocks, with room for more behind it, or part of it.
+
+        Prefixes give way for what is needed and a little more, those used longest ago first; not for all that may come.
+        """
+        for wanted in _halves(num_blocks + num_more, num_blocks + _ROOM_BLOCKS + 1):
+            first = self._states.find(bytes(wanted))
+            if first >= 0:
+                return first, num_blocks
+        num_given_up = 0
+        for wanted in (num_blocks + min(num_more, _ROOM_BLOCKS), *_halves(num_blocks, 1)):
+            while (first := self._states.find(bytes(wanted))) < 0 and self._kept and num_given_up < 2 * wanted:
+                self._give_up_oldest()
+                num_given_up += 1
+            if first >= 0:
+                return first, min(wanted, num_blocks)
+        first = self._states.find(_RESERVED)
+        if first < 0:
+            self._give_up_oldest()
+            first = self._states.find(_FREE)
+        return first, 1
+
+    def _reserve(self, first: int, num_blocks: int) -> int:
+        """Mark what is free from `first` on as somebody's next; gives how much it is."""
+        end = min(first + num_blocks, self.num_blocks)
+        block = first
+        while block < end and self._states[block] == _FREE:
+            self._states[block] = _RESERVED
+            block += 1
+        return block - first
+
+    def _give_up_oldest(self) -> None:
+        block = next(iter(self._kept))
+        del self._kept[block]
         self._drop_key(block)
-        return block
+        self._states[block] = _FREE
 
     def _drop_key(self, block: int) -> None:
         key = self._key_of.pop(block, None)
@@ -136,3 +198,12 @@ def extend_keys(keys: list[BlockKey], token_ids: Sequence[int], num_blocks: int,
         tokens = array("q", token_ids[index * block_size : (index + 1) * block_size])
         previous = blake2b(tokens.tobytes(), key=previous, digest_size=_KEY_BYTES).digest()
         keys.append(previous)
+
+
+def _halves(num_blocks: int, least: int) -> list[int]:
+    """A number, half of it, and so on, down to the least."""
+    sizes = []
+    while num_blocks >= least:
+        sizes.append(num_blocks)
+        num_blocks //= 2
+    return sizes

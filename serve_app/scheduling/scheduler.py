@@ -262,11 +262,16 @@ class Scheduler:
 
     def _put(self, step: Step, sequence: Sequence, num_tokens: int) -> None:
         """Add a sequence's next tokens to the step, with blocks for them."""
-        self._blocks.grow(sequence.block_table, sequence.num_scheduled + num_tokens)
+        end = sequence.num_scheduled + num_tokens
+        self._blocks.grow(sequence.block_table, end, self._most_tokens(sequence) - end)
         step.put(sequence, num_tokens)
         num_full = sequence.num_scheduled // self.limits.block_size
         if self._has_prefix_cache and num_full > sequence.num_shared_blocks:
             self._share(sequence, num_full)
+
+    def _most_tokens(self, sequence: Sequence) -> int:
+        """Tokens that a sequence may come to."""
+        return min(sequence.num_prompt_tokens + sequence.params.max_tokens, self.max_request_tokens)
 
     def _share(self, sequence: Sequence, num_full: int) -> None:
         """Let others find the blocks that this step fills: theirs comes after it, or beside it, on every stage."""

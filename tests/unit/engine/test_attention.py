@@ -69,15 +69,21 @@ def step(
 ) -> list[Tensor]:
     """Run the next so many tokens of each sequence: outputs [q, H, Dh]."""
     slots: list[int] = []
-    blocks: list[int] = []
+    scattered: list[int] = []
     spans: list[SequenceSpan] = []
     for sequence, count in parts:
         first, end = sequence.num_computed, sequence.num_computed + count
-        first_gathered = len(blocks) * BLOCK_SIZE if first else -1
-        spans.append(SequenceSpan(len(slots), count, first, first_gathered))
+        blocks = sequence.blocks[: -(-end // BLOCK_SIZE)]
+        if first == 0:
+            spans.append(SequenceSpan(len(slots), count, first))
+        elif blocks == list(range(blocks[0], blocks[0] + len(blocks))):
+            spans.append(SequenceSpan(len(slots), count, first, first_slot=blocks[0] * BLOCK_SIZE))
+        else:
+            spans.append(SequenceSpan(len(slots), count, first, first_gathered=len(scattered) * BLOCK_SIZE))
+            scattered += blocks
         slots += [sequence.blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE for place in range(first, end)]
-        blocks += sequence.blocks[: -(-end // BLOCK_SIZE)] if first else []
-    attention = PagedAttention(kv_cache, 2, torch.tensor(slots), torch.tensor(blocks, dtype=torch.int64), spans)
+    blocks_to_gather = torch.tensor(scattered) if scattered else None
+    attention = PagedAttention(kv_cache, 2, torch.tensor(slots), blocks_to_gather, spans)
     query, key, value = (
         torch.cat([getattr(one, name)[:, one.num_computed : one.num_computed + count] for one, count in parts], dim=1)
         for name in ("query", "key", "value")
@@ -106,13 +112,25 @@ def plain(sequence: Sequence, window: int | None, softcap: float | None) -> Tens
 @pytest.mark.parametrize("window", [None, 1, 5, 40], ids=lambda window: f"window {window}")
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("chunks", [[22], [1] * 22, [7, 8, 1, 1, 5], [4, 4, 14]], ids=str)
-def test_chunks_over_shuffled_blocks_give_what_plain_attention_gives(
-    chunks: list[int], num_kv_heads: int, window: int | None, softcap: float | None
+@pytest.mark.parametrize("blocks", [[17, 3, 22, 4, 0, 9], list(range(5, 11))], ids=["shuffled", "a run"])
+def test_chunks_over_blocks_give_what_plain_attention_gives(
+    blocks: list[int], chunks: list[int], num_kv_heads: int, window: int | None, softcap: float | None
 ) -> None:
     kv_cache = make_cache(num_kv_heads)
-    sequence = make_sequence(22, num_kv_heads, [17, 3, 22, 4, 0, 9], seed=0)
+    sequence = make_sequence(22, num_kv_heads, blocks, seed=0)
     pieces = [step(kv_cache, [(sequence, count)], window, softcap)[0] for count in chunks]
     torch.testing.assert_close(torch.cat(pieces), plain(sequence, window, softcap).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_where_the_blocks_lie_changes_no_bit(window: int | None) -> None:
+    outputs = []
+    for blocks in ([3, 4, 5, 6, 7, 8], [17, 3, 22, 4, 0, 9]):
+        kv_cache, sequence = make_cache(2), make_sequence(22, 2, blocks, seed=0)
+        mate = make_sequence(22, 2, [10, 11, 12, 13, 14, 15], seed=1)
+        pieces = [step(kv_cache, [(sequence, count), (mate, count)], window)[0] for count in [7, 8, 1, 1, 5]]
+        outputs.append(torch.cat(pieces))
+    assert torch.equal(*outputs)
 
 
 @pytest.mark.parametrize("softcap", [None, 1.5], ids=["plain", "softcap"])

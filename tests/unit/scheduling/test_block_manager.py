@@ -52,15 +52,47 @@ def test_a_released_table_is_empty_and_its_blocks_are_given_out_again() -> None:
     assert sorted(table) == [0, 1, 2]
 
 
-def test_blocks_freed_last_are_used_first() -> None:
-    blocks = BlockManager(num_blocks=6, block_size=1)
-    old: list[int] = []
-    new: list[int] = []
-    blocks.grow(old, 2)
-    blocks.grow(new, 2)
-    blocks.release(old)
-    blocks.grow(new, 3)
-    assert new == [2, 3, 0]
+def test_a_table_goes_on_in_memory_while_there_is_other_room_for_others() -> None:
+    blocks = BlockManager(num_blocks=64, block_size=2)
+    first, second, third = list[int](), list[int](), list[int]()
+    blocks.grow(first, 4, num_tokens_to_come=16)
+    blocks.grow(second, 4, num_tokens_to_come=16)
+    for num_tokens in range(5, 21):
+        for table in (first, second):
+            blocks.grow(table, num_tokens, num_tokens_to_come=20 - num_tokens)
+    assert first == list(range(10))
+    assert second == list(range(10, 20))
+    blocks.release(first)
+    blocks.grow(third, 20)
+    assert third == list(range(10))
+    blocks.check([second, third])
+
+
+def test_what_is_left_to_somebody_is_taken_when_nothing_else_is_there() -> None:
+    blocks = BlockManager(num_blocks=8, block_size=1)
+    first, second = list[int](), list[int]()
+    blocks.grow(first, 2, num_tokens_to_come=4)
+    blocks.grow(second, 5)
+    assert (len(second), blocks.num_free) == (5, 1)
+    blocks.grow(first, 3)
+    assert len({*first, *second}) == 8
+    blocks.check([first, second])
+    for table in (first, second):
+        blocks.release(table)
+    blocks.grow(first, 8)
+    assert first == list(range(8))
+
+
+def test_prefixes_give_way_to_a_run_and_not_to_all_that_may_come() -> None:
+    blocks = BlockManager(num_blocks=64, block_size=2)
+    for start in range(4):
+        blocks.release(filled(blocks, list(range(100 * start, 100 * start + 32))))
+    table: list[int] = []
+    blocks.grow(table, 20, num_tokens_to_come=1000)
+    assert table == list(range(table[0], table[0] + 10))
+    num_kept = sum(len(blocks.find(keys_of(list(range(100 * start, 100 * start + 32))))) for start in range(4))
+    assert num_kept >= 64 - 10 - 32
+    blocks.check([table])
 
 
 def test_the_check_passes_when_every_block_is_free_or_in_one_table() -> None:
