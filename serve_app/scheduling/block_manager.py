@@ -120,21 +120,18 @@ class BlockManager:
         for table in block_tables:
             for block in table:
                 num_seen[block] += 1
-        is_held = [state == _HELD for state in self._states]
-        lost = [block for block in range(self.num_blocks) if is_held[block] and not num_seen[block]]
-        doubled = [
-            block
-            for block in range(self.num_blocks)
-            if num_seen[block] > self._num_holders[block] or (num_seen[block] and not is_held[block])
-        ]
-        if lost or doubled:
+        num_held = self.num_blocks - num_seen.count(0)
+        if num_seen != self._num_holders or self._states.count(_HELD) != num_held:
+            pairs = list(enumerate(zip(num_seen, self._num_holders, strict=True)))
+            lost = [block for block, (seen, holders) in pairs if seen < holders]
+            doubled = [block for block, (seen, holders) in pairs if seen > holders]
             raise InternalError(f"KV blocks out of balance: lost={lost[:8]} doubled={doubled[:8]} of {self.num_blocks}")
-        if self.num_free != self.num_blocks - sum(is_held) or num_seen != self._num_holders:
+        if self.num_free != self.num_blocks - num_held:
             raise InternalError(f"KV blocks are counted wrong: {self.num_free} free of {self.num_blocks}")
-        if self._block_of != {key: block for block, key in self._key_of.items()}:
-            raise InternalError("KV blocks and their keys are out of balance")
-        if self._kept.keys() != {block for block, state in enumerate(self._states) if state == _KEPT}:
+        if len(self._kept) != self._states.count(_KEPT) or not self._kept.keys() <= self._key_of.keys():
             raise InternalError("KV blocks that keep a prefix are out of balance")
+        if len(self._block_of) != len(self._key_of):
+            raise InternalError("KV blocks and their keys are out of balance")
 
     def _is_free(self, block: int) -> bool:
         return block < self.num_blocks and self._states[block] <= _RESERVED
