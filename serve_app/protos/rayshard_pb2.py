@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fserve_app/protos/rayshard.proto\x12\x0brayshard.v1\"\xbe\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x03H\t\x88\x01\x01\x12\x0e\n\x01n\x18\x0b \x01(\rH\n\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0c \x01(\x08H\x0b\x88\x01\x01\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\x1f\n\x12restore_redactions\x18\x0f \x01(\x08H\x0c\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\r\n\x0b_ignore_eosB\x15\n\x13_restore_redactions\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x95\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.rayshard.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.rayshard.v1.SamplingParamsB\x08\n\x06prompt\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"s\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x08messages\x18\x02 \x03(\x0b\x32\x14.rayshard.v1.Message\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.rayshard.v1.SamplingParams\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"}\n\x10GenerateResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.rayshard.v1.Usage\"x\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x17\n\ndimensions\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08truncate\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_dimensionsB\x0b\n\t_truncate\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"^\n\rEmbedResponse\x12*\n\nembeddings\x18\x01 \x03(\x0b\x32\x16.rayshard.v1.Embedding\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.rayshard.v1.Usage\"\x97\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08truncate\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x0c\n\n_thresholdB\x0b\n\t_truncate\"*\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"H\n\x0e\x43lassification\x12\r\n\x05label\x18\x01 \x01(\t\x12\'\n\x06labels\x18\x02 \x03(\x0b\x32\x17.rayshard.v1.LabelScore\"k\n\x10\x43lassifyResponse\x12\x34\n\x0f\x63lassifications\x18\x01 \x03(\x0b\x32\x1b.rayshard.v1.Classification\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.rayshard.v1.Usage\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x9c\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x37\n\x06inputs\x18\x02 \x03(\x0b\x32\'.rayshard.v1.PredictRequest.InputsEntry\x1a\x42\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.rayshard.v1.Tensor:\x02\x38\x01\"\xa0\x01\n\x0fPredictResponse\x12:\n\x07outputs\x18\x01 \x03(\x0b\x32).rayshard.v1.PredictResponse.OutputsEntry\x12\x0c\n\x04json\x18\x02 \x01(\t\x1a\x43\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.rayshard.v1.Tensor:\x02\x38\x01\x32\xf1\x02\n\x08Rayshard\x12K\n\x08Generate\x12\x1c.rayshard.v1.GenerateRequest\x1a\x1d.rayshard.v1.GenerateResponse\"\x00\x30\x01\x12\x43\n\x04\x43hat\x12\x18.rayshard.v1.ChatRequest\x1a\x1d.rayshard.v1.GenerateResponse\"\x00\x30\x01\x12@\n\x05\x45mbed\x12\x19.rayshard.v1.EmbedRequest\x1a\x1a.rayshard.v1.EmbedResponse\"\x00\x12I\n\x08\x43lassify\x12\x1c.rayshard.v1.ClassifyRequest\x1a\x1d.rayshard.v1.ClassifyResponse\"\x00\x12\x46\n\x07Predict\x12\x1b.rayshard.v1.PredictRequest\x1a\x1c.rayshard.v1.PredictResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fserve_app/protos/rayshard.proto\x12\x0brayshard.v1\"\xbe\x04\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\x05H\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x01H\x07\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x01H\x08\x88\x01\x01\x12\x11\n\x04seed\x18\n \x01(\x03H\t\x88\x01\x01\x12\x0e\n\x01n\x18\x0b \x01(\rH\n\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0c \x01(\x08H\x0b\x88\x01\x01\x12\x0c\n\x04stop\x18\r \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0e \x03(\r\x12\x1f\n\x12restore_redactions\x18\x0f \x01(\x08H\x0c\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\x07\n\x05_seedB\x04\n\x02_nB\r\n\x0b_ignore_eosB\x15\n\x13_restore_redactions\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x95\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.rayshard.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.rayshard.v1.SamplingParamsB\x08\n\x06prompt\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"s\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x08messages\x18\x02 \x03(\x0b\x32\x14.rayshard.v1.Message\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.rayshard.v1.SamplingParams\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\"}\n\x10GenerateResponse\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.rayshard.v1.Usage\"x\n\x0c\x45mbedRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x17\n\ndimensions\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x15\n\x08truncate\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\r\n\x0b_dimensionsB\x0b\n\t_truncate\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"^\n\rEmbedResponse\x12*\n\nembeddings\x18\x01 \x03(\x0b\x32\x16.rayshard.v1.Embedding\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.rayshard.v1.Usage\"\x97\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x16\n\tthreshold\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08truncate\x18\x05 \x01(\x08H\x02\x88\x01\x01\x42\x08\n\x06_top_kB\x0c\n\n_thresholdB\x0b\n\t_truncate\"*\n\nLabelScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"H\n\x0e\x43lassification\x12\r\n\x05label\x18\x01 \x01(\t\x12\'\n\x06labels\x18\x02 \x03(\x0b\x32\x17.rayshard.v1.LabelScore\"k\n\x10\x43lassifyResponse\x12\x34\n\x0f\x63lassifications\x18\x01 \x03(\x0b\x32\x1b.rayshard.v1.Classification\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.rayshard.v1.Usage\"4\n\x06Tensor\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x9c\x01\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x37\n\x06inputs\x18\x02 \x03(\x0b\x32\'.rayshard.v1.PredictRequest.InputsEntry\x1a\x42\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.rayshard.v1.Tensor:\x02\x38\x01\"\xa0\x01\n\x0fPredictResponse\x12:\n\x07outputs\x18\x01 \x03(\x0b\x32).rayshard.v1.PredictResponse.OutputsEntry\x12\x0c\n\x04json\x18\x02 \x01(\t\x1a\x43\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.rayshard.v1.Tensor:\x02\x38\x01\x32\xf1\x02\n\x08Rayshard\x12K\n\x08Generate\x12\x1c.rayshard.v1.GenerateRequest\x1a\x1d.rayshard.v1.GenerateResponse\"\x00\x30\x01\x12\x43\n\x04\x43hat\x12\x18.rayshard.v1.ChatRequest\x1a\x1d.rayshard.v1.GenerateResponse\"\x00\x30\x01\x12@\n\x05\x45mbed\x12\x19.rayshard.v1.EmbedRequest\x1a\x1a.rayshard.v1.EmbedResponse\"\x00\x12I\n\x08\x43lassify\x12\x1c.rayshard.v1.ClassifyRequest\x1a\x1d.rayshard.v1.ClassifyResponse\"\x00\x12\x46\n\x07Predict\x12\x1b.rayshard.v1.PredictRequest\x1a\x1c.rayshard.v1.PredictResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,33 +46,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHATREQUEST']._serialized_start=844
   _globals['_CHATREQUEST']._serialized_end=959
   _globals['_USAGE']._serialized_start=961
-  _globals['_USAGE']._serialized_end=1018
-  _globals['_GENERATERESPONSE']._serialized_start=1020
-  _globals['_GENERATERESPONSE']._serialized_end=1145
-  _globals['_EMBEDREQUEST']._serialized_start=1147
-  _globals['_EMBEDREQUEST']._serialized_end=1267
-  _globals['_EMBEDDING']._serialized_start=1269
-  _globals['_EMBEDDING']._serialized_end=1296
-  _globals['_EMBEDRESPONSE']._serialized_start=1298
-  _globals['_EMBEDRESPONSE']._serialized_end=1392
-  _globals['_CLASSIFYREQUEST']._serialized_start=1395
-  _globals['_CLASSIFYREQUEST']._serialized_end=1546
-  _globals['_LABELSCORE']._serialized_start=1548
-  _globals['_LABELSCORE']._serialized_end=1590
-  _globals['_CLASSIFICATION']._serialized_start=1592
-  _globals['_CLASSIFICATION']._serialized_end=1664
-  _globals['_CLASSIFYRESPONSE']._serialized_start=1666
-  _globals['_CLASSIFYRESPONSE']._serialized_end=1773
-  _globals['_TENSOR']._serialized_start=1775
-  _globals['_TENSOR']._serialized_end=1827
-  _globals['_PREDICTREQUEST']._serialized_start=1830
-  _globals['_PREDICTREQUEST']._serialized_end=1986
-  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_start=1920
-  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_end=1986
-  _globals['_PREDICTRESPONSE']._serialized_start=1989
-  _globals['_PREDICTRESPONSE']._serialized_end=2149
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=2082
-  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=2149
-  _globals['_RAYSHARD']._serialized_start=2152
-  _globals['_RAYSHARD']._serialized_end=2521
+  _globals['_USAGE']._serialized_end=1048
+  _globals['_GENERATERESPONSE']._serialized_start=1050
+  _globals['_GENERATERESPONSE']._serialized_end=1175
+  _globals['_EMBEDREQUEST']._serialized_start=1177
+  _globals['_EMBEDREQUEST']._serialized_end=1297
+  _globals['_EMBEDDING']._serialized_start=1299
+  _globals['_EMBEDDING']._serialized_end=1326
+  _globals['_EMBEDRESPONSE']._serialized_start=1328
+  _globals['_EMBEDRESPONSE']._serialized_end=1422
+  _globals['_CLASSIFYREQUEST']._serialized_start=1425
+  _globals['_CLASSIFYREQUEST']._serialized_end=1576
+  _globals['_LABELSCORE']._serialized_start=1578
+  _globals['_LABELSCORE']._serialized_end=1620
+  _globals['_CLASSIFICATION']._serialized_start=1622
+  _globals['_CLASSIFICATION']._serialized_end=1694
+  _globals['_CLASSIFYRESPONSE']._serialized_start=1696
+  _globals['_CLASSIFYRESPONSE']._serialized_end=1803
+  _globals['_TENSOR']._serialized_start=1805
+  _globals['_TENSOR']._serialized_end=1857
+  _globals['_PREDICTREQUEST']._serialized_start=1860
+  _globals['_PREDICTREQUEST']._serialized_end=2016
+  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_start=1950
+  _globals['_PREDICTREQUEST_INPUTSENTRY']._serialized_end=2016
+  _globals['_PREDICTRESPONSE']._serialized_start=2019
+  _globals['_PREDICTRESPONSE']._serialized_end=2179
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_start=2112
+  _globals['_PREDICTRESPONSE_OUTPUTSENTRY']._serialized_end=2179
+  _globals['_RAYSHARD']._serialized_start=2182
+  _globals['_RAYSHARD']._serialized_end=2551
 # @@protoc_insertion_point(module_scope)

@@ -104,7 +104,9 @@ async def _pieces(plane: DataPlane, call: GenerationCall, limit_s: float | None)
             )
     num_prompt = sum(len(run.request.prompt_token_ids) for run in runs)
     num_output = sum(run.num_output_tokens for run in runs)
-    yield pb.GenerateResponse(usage=pb.Usage(prompt_tokens=num_prompt, completion_tokens=num_output))
+    num_cached = sum(run.num_cached_tokens for run in runs)
+    usage = pb.Usage(prompt_tokens=num_prompt, completion_tokens=num_output, cached_prompt_tokens=num_cached)
+    yield pb.GenerateResponse(usage=usage)
 
 
 def _model(name: str) -> dict[str, str]:

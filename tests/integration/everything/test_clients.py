@@ -37,7 +37,7 @@ pytestmark = pytest.mark.timeout(600)  # the first test of a file may be the one
 def run_calls(path: Path, *options: str, **places: str) -> str:
     """The output of the tests of a file that pytest does not collect, in a process of their own."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *options, str(path)],
+        [sys.executable, "-m", "pytest", "-q", "--noconftest", *options, str(path)],
         env={**os.environ, **places},
         capture_output=True,
         text=True,

@@ -102,7 +102,8 @@ async def pieces_of(stream: Any) -> tuple[dict[int, str], dict[int, str], Any]:
     return texts, reasons, usage
 
 
-async def test_a_text_is_continued_as_over_http(stub: Any, client: httpx.AsyncClient) -> None:
+async def test_a_text_is_continued_as_over_http(stub: Any, client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    backend.num_cached_tokens = 3
     sampling = pb.SamplingParams(max_tokens=9, n=2, seed=5, stop=["zzz"])
     texts, reasons, usage = await pieces_of(stub.Generate(pb.GenerateRequest(text="hello", sampling=sampling)))
     body = {"model": "tiny", "prompt": "hello", "max_tokens": 9, "n": 2, "seed": 5, "stop": ["zzz"]}
@@ -111,6 +112,7 @@ async def test_a_text_is_continued_as_over_http(stub: Any, client: httpx.AsyncCl
     assert reasons == {one["index"]: one["finish_reason"] for one in plain["choices"]}
     assert usage.prompt_tokens == plain["usage"]["prompt_tokens"]
     assert usage.completion_tokens == plain["usage"]["completion_tokens"]
+    assert usage.cached_prompt_tokens == plain["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
 
 
 async def test_token_ids_go_in_and_come_out(stub: Any, backend: ScriptedBackend) -> None:
