@@ -113,6 +113,7 @@ class CacheOracle:
         self.num_steps += 1
         for start in step.starts:
             self._start(start)
+        self._copy(step)
         for slot_row, blocks in zip(step.slot_rows, step.new_blocks, strict=True):
             self._rows[slot_row].block_table.extend(blocks)
             assert len(self._rows[slot_row].block_table) <= self._limits.max_blocks_per_seq
@@ -127,6 +128,16 @@ class CacheOracle:
     def sequences(self, step: StepInput) -> list[tuple[int, int]]:
         """Who is in a step that has run last."""
         return [self._rows[slot_row].sequence for slot_row in step.slot_rows]
+
+    def _copy(self, step: StepInput) -> None:
+        size = self._limits.block_size
+        read = [[self._slots.get(old * size + place) for place in range(size)] for old, _new in step.copies]
+        for (_old, new), slots in zip(step.copies, read, strict=True):
+            for place, slot in enumerate(slots):
+                if slot is not None:
+                    self._slots[new * size + place] = slot
+        for index in step.moved:
+            self._rows[step.slot_rows[index]].block_table.clear()
 
     def _check_shape(self, step: StepInput) -> None:
         limits = self._limits

@@ -248,9 +248,11 @@ def run_in_process(
     limits: EngineLimits,
     requests: Iterable[GenerateRequest],
     on_step: Callable[[StepInput], None] = lambda _step: None,
+    *,
+    joins_blocks: bool = False,
 ) -> list[Outcome]:
     """Run requests that come together through one runner, step after step."""
-    scheduler = Scheduler(limits, num_stages=1, max_queued=1000)
+    scheduler = Scheduler(limits, num_stages=1, max_queued=1000, joins_blocks=joins_blocks)
     outcomes: dict[str, Outcome] = {}
     for request in requests:
         scheduler.add(request)

@@ -78,6 +78,7 @@ class GenerationWork:
             max_queued=self.config.engine.max_queued,
             eos_token_ids=self._plan.facts.end_token_ids,
             has_prefix_cache=self.config.engine.prefix_cache,
+            joins_blocks=self.config.device.type == "cpu",
         )
         return self._scheduler
 

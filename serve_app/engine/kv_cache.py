@@ -53,6 +53,12 @@ class KvCache:
         if self._arrays:
             self._arrays[layer] = (self.keys[layer].numpy(), self.values[layer].numpy())
 
+    def copy(self, old: Tensor, new: Tensor) -> None:
+        """Contents of blocks [N] int64 into blocks [N]: all are read before any is written."""
+        for tensor in (*self.keys, *self.values):
+            pages = tensor.view(len(tensor) // self.block_size, -1)
+            pages.index_copy_(0, new, pages.index_select(0, old))
+
     def read_run(self, layer: int, first_slot: int, num_slots: int) -> tuple[Tensor, Tensor]:
         """Keys and values [1, K, num_slots, Dh] of slots that lie one after the other, without a copy."""
         keys, values = self._by_head[layer]

@@ -71,6 +71,11 @@ class ModelRunner:
             self._num_held_blocks[start.slot_row] = self._num_run_blocks[start.slot_row] = 0
             if self._sampler is not None:
                 self._sampler.start(start)
+        for index in step.moved:
+            self._num_held_blocks[step.slot_rows[index]] = self._num_run_blocks[step.slot_rows[index]] = 0
+        if step.copies:
+            old, new = np.ascontiguousarray(np.asarray(step.copies, dtype=np.int64).T)
+            self._cache.copy(self._to_device(old), self._to_device(new))
         for slot_row, blocks in zip(step.slot_rows, step.new_blocks, strict=True):
             if blocks:
                 held = self._num_held_blocks[slot_row]

@@ -65,11 +65,7 @@ class BlockManager:
 
     def release(self, block_table: list[int]) -> None:
         """Take a sequence's hold off all blocks of its table and empty it; the end of a prefix is forgotten first."""
-        if block_table:
-            first = block_table[-1] + 1
-            for block in range(first, first + self._reservations.pop(block_table[-1], 0)):
-                if self._states[block] == _RESERVED:
-                    self._states[block] = _FREE
+        self._release_reservation(block_table)
         for block in reversed(block_table):
             self._num_holders[block] -= 1
             if self._num_holders[block] == 0:
@@ -78,6 +74,34 @@ class BlockManager:
                 if block in self._key_of:
                     self._kept[block] = None
         block_table.clear()
+
+    def is_run(self, block_table: list[int]) -> bool:
+        """Whether a table's blocks lie one after the other."""
+        return block_table == list(range(block_table[0], block_table[0] + len(block_table)))
+
+    def join(self, block_table: list[int], num_tokens_to_come: int) -> list[tuple[int, int]]:
+        """Move a table into one run; gives what is to be copied from where to where, nothing where no run can be had.
+
+        What only this table held moves with its key; what others hold as well stays theirs too.
+        """
+        num_more = self.num_blocks_for(num_tokens_to_come)
+        first, count = self._find_run(len(block_table), num_more)
+        if count < len(block_table):
+            return []
+        self._release_reservation(block_table)
+        copies = list(zip(block_table, range(first, first + count), strict=True))
+        block_table.clear()
+        for old, new in copies:
+            self._take(new, block_table)
+            self._num_holders[old] -= 1
+            if self._num_holders[old] == 0:
+                self.num_free += 1
+                self._states[old] = _FREE
+                if old in self._key_of:
+                    self._key_of[new] = key = self._key_of.pop(old)
+                    self._block_of[key] = new
+        self._reservations[block_table[-1]] = self._reserve(block_table[-1] + 1, num_more)
+        return copies
 
     def find(self, keys: Sequence[BlockKey]) -> list[int]:
         """Blocks that hold the longest known prefix. They are not held: `hold` them before any other call."""
@@ -172,6 +196,13 @@ class BlockManager:
             self._states[block] = _RESERVED
             block += 1
         return block - first
+
+    def _release_reservation(self, block_table: list[int]) -> None:
+        first = block_table[-1] + 1 if block_table else 0
+        num_reserved = self._reservations.pop(block_table[-1], 0) if block_table else 0
+        for block in range(first, first + num_reserved):
+            if self._states[block] == _RESERVED:
+                self._states[block] = _FREE
 
     def _give_up_oldest(self) -> None:
         block = next(iter(self._kept))

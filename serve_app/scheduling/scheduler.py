@@ -19,6 +19,7 @@ from serve_app.types.generation import FinishReason, GenerateRequest, OutputChun
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput, StepOutput
 
+_BLOCKS_BETWEEN_JOINS = 16
 _MAX_LOGPROB_TOKENS = 256  # of a prompt in one step: each needs its logits, a row of the vocabulary
 
 
@@ -48,12 +49,14 @@ class Scheduler:
         max_queued: int,
         eos_token_ids: frozenset[int] = frozenset(),
         has_prefix_cache: bool = True,
+        joins_blocks: bool = False,
     ) -> None:
         self.limits = limits
         self.num_preemptions = 0
         self.num_prompt_tokens = 0  # of sequences that have run, whatever became of them
         self.num_cached_tokens = 0  # of those, found in the cache
         self._has_prefix_cache = has_prefix_cache
+        self._joins_blocks = joins_blocks  # so that attention reads them in place
         self._num_stages = num_stages
         self._max_queued = max_queued
         self._eos_token_ids = eos_token_ids
@@ -184,6 +187,8 @@ class Scheduler:
                 continue  # pre-empted by one before it
             num_tokens = _chunk_tokens(sequence, budget)
             if self._make_room(sequence, num_tokens):
+                if self._joins_blocks and num_tokens == 1:
+                    self._join(step, sequence)
                 self._put(step, sequence, num_tokens)
                 budget -= num_tokens
         return budget
@@ -269,6 +274,17 @@ class Scheduler:
         if self._has_prefix_cache and num_full > sequence.num_shared_blocks:
             self._share(sequence, num_full)
 
+    def _join(self, step: Step, sequence: Sequence) -> None:
+        """Move the blocks of a sequence that decodes into one run, where there is room; again after as many more."""
+        table = sequence.block_table
+        if len(table) < sequence.num_blocks_to_join or self._blocks.is_run(table):
+            return
+        sequence.num_blocks_to_join = len(table) + _BLOCKS_BETWEEN_JOINS
+        if self._blocks.num_free >= len(table) + len(self._running):
+            copies = self._blocks.join(table, self._most_tokens(sequence) - sequence.num_scheduled)
+            if copies:
+                step.move(sequence, copies)
+
     def _most_tokens(self, sequence: Sequence) -> int:
         """Tokens that a sequence may come to."""
         return min(sequence.num_prompt_tokens + sequence.params.max_tokens, self.max_request_tokens)
@@ -336,6 +352,7 @@ class Scheduler:
         sequence.slot_row = -1
         sequence.num_sent_blocks = 0
         sequence.num_shared_blocks = 0
+        sequence.num_blocks_to_join = 0
 
 
 def _turn(sequence: Sequence) -> tuple[bool, int]:

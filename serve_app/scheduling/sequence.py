@@ -37,6 +37,7 @@ class Sequence:
     cache_salt: str = ""
     block_keys: list[BlockKey] = field(default_factory=list)  # of its full blocks, as far as they were needed
     num_shared_blocks: int = 0  # prefix of block_table that others may find
+    num_blocks_to_join: int = 0  # from how many on it is worth while to move them into one run
     num_cached_tokens: int = 0  # of the prompt, which were in the cache when it first ran
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None

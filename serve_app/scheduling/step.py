@@ -19,6 +19,14 @@ class Step:
     token_ids: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
     prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)
+    moved: list[int] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+
+    def move(self, sequence: Sequence, copies: list[tuple[int, int]]) -> None:
+        """The sequence that is put next has other blocks, with the contents of those it had."""
+        self.moved.append(len(self.sequences))
+        self.copies += copies
+        sequence.num_sent_blocks = 0
 
     def start(self, sequence: Sequence) -> None:
         """Tell the shards which sequence has taken a slot row."""
@@ -66,6 +74,8 @@ class Step:
             token_ids=self.token_ids,
             samples=self.samples,
             prompt_targets=self.prompt_targets,
+            moved=self.moved,
+            copies=self.copies,
         )
 
 

@@ -41,6 +41,8 @@ class StepInput:
     token_ids: list[int]  # [T]
     samples: list[bool]  # [B] whether a token is drawn after the last one
     prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)  # by index b
+    moved: list[int] = field(default_factory=list)  # indices b whose new_blocks are their whole table anew
+    copies: list[tuple[int, int]] = field(default_factory=list)  # blocks, from and to: first of all, all reads first
 
 
 @dataclass(frozen=True, slots=True)

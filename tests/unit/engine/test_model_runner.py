@@ -42,6 +42,23 @@ def run(directory: Path, limits: EngineLimits, own_prompts: list[list[int]]) -> 
     return run_in_process(load_runner(directory, limits), limits, requests)
 
 
+def test_prompts_that_begin_alike_share_blocks_and_go_on_in_runs_of_their_own(llama: Path) -> None:
+    start, *ends = prompts(21, 3, 9, 1, 6)
+    own_prompts = [[*start, *end] for end in ends]
+    runner = load_runner(llama, LIMITS)
+    results = {}
+    for joins_blocks in (False, True):
+        steps: list[StepInput] = []
+        requests = [greedy(str(index), prompt, NUM_OUTPUTS) for index, prompt in enumerate(own_prompts)]
+        outcomes = run_in_process(runner, LIMITS, requests, steps.append, joins_blocks=joins_blocks)
+        results[joins_blocks] = [outcome.token_ids for outcome in outcomes]
+        assert steps[0].num_computed == [0, 20, 20, 20]
+        assert sum(len(step.moved) for step in steps) == (3 if joins_blocks else 0)
+        assert all(step.copies for step in steps if step.moved)
+    references = make_references(llama, own_prompts, NUM_OUTPUTS)
+    assert results[False] == results[True] == [reference.token_ids for reference in references]
+
+
 @pytest.mark.parametrize(
     "limits",
     [

@@ -193,3 +193,38 @@ def test_what_is_forgotten_is_not_found_though_it_is_held() -> None:
     assert blocks.find(keys_of([1, 2, 3, 4])) == []
     blocks.release(table)
     blocks.check([])
+
+
+def test_a_joined_table_is_a_run_that_takes_its_own_keys_with_it_and_leaves_those_of_others() -> None:
+    blocks = BlockManager(num_blocks=16, block_size=2)
+    shared = filled(blocks, [1, 2, 3, 4])
+    table: list[int] = []
+    blocks.hold(table, shared)
+    blocks.grow([], 6)  # somebody else's
+    blocks.grow(table, 8)
+    old = list(table)
+    own = keys_of([1, 2, 3, 4, 5, 6])[2]
+    blocks.share(old[2], own)
+    assert not blocks.is_run(table)
+    copies = blocks.join(table, num_tokens_to_come=4)
+    assert blocks.is_run(table)
+    assert copies == list(zip(old, table, strict=True))
+    assert blocks.find(keys_of([1, 2, 3, 4, 5, 6])) == [*shared, table[2]]
+    blocks.grow(table, 12)
+    assert blocks.is_run(table)
+    assert blocks.num_free == 16 - 2 - 3 - 6
+
+
+def test_nothing_is_joined_where_no_run_can_be_had() -> None:
+    blocks = BlockManager(num_blocks=7, block_size=1)
+    parts = [list[int]() for _ in range(7)]
+    for part in parts:
+        blocks.grow(part, 1)
+    for index in (1, 3, 5):
+        blocks.release(parts[index])
+    table: list[int] = []
+    blocks.grow(table, 2)
+    before = list(table)
+    assert blocks.join(table, 0) == []
+    assert table == before
+    blocks.check([table, *(part for part in parts if part)])

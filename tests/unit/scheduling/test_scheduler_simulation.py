@@ -69,7 +69,9 @@ class World:
         self.seen = seen
         self.model = FakeModel(broken_seeds=frozenset(range(0, 10_000, 23)))
         self.oracle = CacheOracle(limits, self.model)
-        self.scheduler = Scheduler(limits, num_stages=num_stages, max_queued=12, eos_token_ids=EOS)
+        self.scheduler = Scheduler(
+            limits, num_stages=num_stages, max_queued=12, eos_token_ids=EOS, joins_blocks=seed % 2 == 1
+        )
         self.in_flight: deque[tuple[StepOutput, set[tuple[int, int]]]] = deque()  # with who draws in it
         self.clients: dict[int, Client] = {}  # by seed
         self.waiting_first: list[tuple[int, int]] = []  # never started, in order of arrival
@@ -111,6 +113,7 @@ class World:
         assert len(self.in_flight) == self.scheduler.num_steps_in_flight <= self.num_stages
         assert self.scheduler.num_running <= self.limits.max_num_seqs
         self.seen.events["steps"] += 1
+        self.seen.events["moved"] += len(step.moved)
         self.seen.events[f"{len(self.in_flight)} in flight"] += 1
         return True
 
@@ -272,6 +275,7 @@ def test_no_schedule_lets_a_sequence_read_a_wrong_slot_or_draw_another_token(num
     expected = {
         "pre-emptions",
         "cached",
+        "moved",
         "prompt logprobs",
         "prompt logprobs over a pre-emption",
         "refused: queue full",
