@@ -38,9 +38,13 @@ class BatchRunner:
             hidden = None if self._shard.is_first else self._communicator.receive_named()
             outputs = stage.forward(self._inputs(step), hidden)
             _check(stage, outputs, is_last=self._shard.is_last)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)  # so that what a kernel finds wrong is this step's
         except StepFailedError as failure:
             return self._fail(step, failure.kind)
         except Exception as error:  # a user's module may raise whatever it likes
+            if isinstance(error, torch.AcceleratorError):  # nothing runs on the device in this process any more
+                raise RuntimeError(f"a step broke the device: {type(error).__name__}") from None
             if self._shard.num_ranks > 1:
                 raise RuntimeError(f"a step failed on one of several ranks: {type(error).__name__}") from None
             logger.error("step failed model=%d error=%s", step.model, type(error).__name__)

@@ -2,7 +2,7 @@
 
 Dynamic batching by tokens: entries that can be joined are taken in their order until a step is full. Up to one step per
 stage is in flight. When the shards are lost, what they had goes back to the head of the queue: nothing is drawn, so
-running an entry again changes no answer.
+running an entry again changes no answer. It runs with nothing beside it then: it may be what the shards died of.
 """
 
 from collections import OrderedDict, deque
@@ -54,7 +54,7 @@ class _Entry:
     item: Item
     sizes: Sizes
     num_losses: int = 0
-    is_alone: bool = False  # a step that it was in has failed
+    is_alone: bool = False  # a step that it was in has failed, or has not come back
 
     @property
     def cost(self) -> int:
@@ -124,10 +124,13 @@ class BatchScheduler:
 
     def schedule(self) -> BatchStep | None:
         """The next step, or None when enough are in flight or nothing waits."""
-        if len(self._in_flight) >= self._num_stages:
+        if len(self._in_flight) >= self._num_stages or any(map(_is_suspect, self._in_flight.values())):
             return None
         entries = self._take_entries()
         if not entries:
+            return None
+        if _is_suspect(entries) and self._in_flight:
+            self._queue(entries[0], is_first=True)
             return None
         step_id, self._next_step_id = self._next_step_id, self._next_step_id + 1
         self._in_flight[step_id] = entries
@@ -174,6 +177,7 @@ class BatchScheduler:
                 error = ShardLostError(f"a shard died {_MAX_LOSSES} times while entry {entry.index} of the request ran")
                 results.append(JobResult(entry.job, None, error))
             else:
+                entry.is_alone = True
                 self._queue(entry, is_first=True)
         return results
 
@@ -233,3 +237,8 @@ class BatchScheduler:
         if not job.is_over:
             job.is_over = True
             self._num_jobs -= 1
+
+
+def _is_suspect(entries: list[_Entry]) -> bool:
+    """Whether shards have died of a step's only entry, or of one beside it."""
+    return len(entries) == 1 and entries[0].num_losses > 0

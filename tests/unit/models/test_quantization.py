@@ -68,6 +68,15 @@ def test_a_kernel_gives_what_its_dequantized_weight_gives(
     assert error < tolerance
 
 
+@pytest.mark.parametrize("scheme", [INT8, INT8_WEIGHT, INT4, WeightScheme(4, group_size=48), FP8])
+def test_no_rows_ask_no_kernel(scheme: WeightScheme, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _matrix, _bias = made(scheme)
+    monkeypatch.delattr(type(module), "multiply", raising=False)
+    for shape in ((0, 96), (1, 0, 96)):
+        outputs = module(torch.zeros(shape, dtype=torch.bfloat16))
+        assert (outputs.shape, outputs.dtype) == ((*shape[:-1], 64), torch.bfloat16)
+
+
 @pytest.mark.parametrize("scheme", [INT8, INT8_WEIGHT, INT4])
 def test_a_row_is_answered_alone_as_beside_others(scheme: WeightScheme) -> None:
     module, _matrix, _bias = made(scheme)

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from serve_app.errors import InternalError, QueueFullError, ShardLostError
-from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, Job
+from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, Job, JobResult
 from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorData, TensorSpec
 
@@ -167,10 +167,31 @@ def test_what_lost_shards_had_is_run_again_first_and_in_order() -> None:
     job = scheduler.add(request(*[text(number) for number in range(6)]))
     step_of(scheduler), step_of(scheduler)
     assert scheduler.lose_shards() == []
-    step = step_of(scheduler)
-    assert (step.step_id, values_of(step.inputs["input_ids"])) == (0, [0, 1])
-    scheduler.update(run(step))
+    for step_id in range(4):  # each alone, with nothing beside it: it may be what the shards died of
+        step = step_of(scheduler)
+        assert (step.step_id, values_of(step.inputs["input_ids"])) == (step_id, [step_id])
+        assert scheduler.schedule() is None
+        scheduler.update(run(step))
+    assert values_of(step_of(scheduler).inputs["input_ids"]) == [4, 5]
+    scheduler.lose_shards()
     assert sums_of(finish(scheduler)[job]) == list(range(6))
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_what_kills_shards_takes_nobody_with_it(num_stages: int) -> None:
+    scheduler = scheduler_of(num_stages=num_stages, max_rows=4)
+    before, killer, after = (scheduler.add(request(text(number), text(number))) for number in (1, 66, 3))
+    by_job: dict[Job, JobResult] = {}
+    while scheduler.has_work:
+        steps = list(iter(scheduler.schedule, None))
+        if any(66 in values_of(step.inputs["input_ids"]) for step in steps):
+            results = scheduler.lose_shards()
+        else:
+            results = [result for step in steps for result in scheduler.update(run(step))]
+        by_job.update({result.job: result for result in results})
+    assert isinstance(by_job[killer].error, ShardLostError)
+    assert sums_of(by_job[before].result) == [1, 1]
+    assert sums_of(by_job[after].result) == [3, 3]
 
 
 def test_a_request_that_was_in_flight_when_shards_died_twice_is_given_up() -> None:

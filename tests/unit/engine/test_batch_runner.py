@@ -1,0 +1,51 @@
+"""What a step does that cannot be computed: it fails alone, or its process ends."""
+
+from typing import cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from serve_app.engine.batch_runner import BatchRunner
+from serve_app.engine.tensors import to_data
+from serve_app.models.batch_stage import BatchStage
+from serve_app.parallel.communicator import LoneCommunicator
+from serve_app.types.shards import ShardSpec
+from serve_app.types.steps import BatchStep
+from serve_app.types.tensors import TensorSpec
+
+LONE = ShardSpec(stage=0, num_stages=1, rank=0, num_ranks=1, first_layer=0, end_layer=0)
+
+
+class Stage:
+    """Gives back its input, or raises."""
+
+    inputs = outputs = {"x": TensorSpec("float32", ("batch",))}  # noqa: RUF012
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    def forward(self, inputs: dict[str, Tensor], _hidden: object) -> dict[str, Tensor]:
+        if self._error is not None:
+            raise self._error
+        return inputs
+
+
+def run_with(error: Exception | None) -> str | None:
+    stages = [cast(BatchStage, Stage(error))]
+    output = BatchRunner(stages, LONE, LoneCommunicator(), torch.device("cpu")).run(
+        BatchStep(3, 0, {"x": to_data(torch.ones(2))})
+    )
+    assert output is not None
+    assert output.step_id == 3
+    return output.error
+
+
+def test_what_a_module_raises_fails_its_step_and_quotes_nothing() -> None:
+    assert run_with(None) is None
+    assert run_with(ValueError("a secret")) == "ValueError"
+
+
+def test_a_broken_device_ends_the_process() -> None:
+    with pytest.raises(RuntimeError, match="broke the device: AcceleratorError"):
+        run_with(torch.AcceleratorError("CUDA error: device-side assert triggered"))
