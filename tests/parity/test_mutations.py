@@ -54,6 +54,7 @@ class FirstAndLastBlockSwapped(ModelRunner):
             last = num_computed // self._limits.block_size
             if last > 0:
                 self._block_tables[row, [0, last]] = self._block_tables[row, [last, 0]]
+                self._num_run_blocks[row] = 0  # they are in no row any more
 
 
 class BlocksOfTwoSequencesSwapped(ModelRunner):
