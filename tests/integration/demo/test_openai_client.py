@@ -52,7 +52,12 @@ def test_a_chat_answers_and_streams_the_same(client: openai.OpenAI) -> None:
         text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
         usage = chunk.usage or usage
     assert text == whole.choices[0].message.content
-    assert usage == whole.usage
+    assert usage is not None
+    assert whole.usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert 16 <= (usage.prompt_tokens_details.cached_tokens or 0) < usage.prompt_tokens  # the same prompt was there
+    not_counted = {"prompt_tokens_details"}
+    assert usage.model_dump(exclude=not_counted) == whole.usage.model_dump(exclude=not_counted)
 
 
 def test_choices_differ_by_seed_and_repeat_with_it(client: openai.OpenAI) -> None:
