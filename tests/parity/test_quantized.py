@@ -85,7 +85,11 @@ def test_an_artifact_gives_what_plain_transformers_gives(
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int4", "int3", "fp8"])
-@pytest.mark.parametrize("split", [Split(2, 1), Split(1, 2), Split(2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "split",
+    [*(pytest.param(one, marks=pytest.mark.slow) for one in (Split(2, 1), Split(1, 2))), Split(2, 2)],
+    ids=str,
+)
 async def test_a_split_artifact_gives_what_it_gives_whole(artifact: Artifact, scheme: str, split: Split) -> None:
     directory = artifact("llama", scheme, True)
     prompts = [sequence for sequence in SEQUENCES if len(sequence) > 1]

@@ -116,6 +116,7 @@ def test_a_copy_that_is_taken_away_lets_its_streams_end(restored: ServeCluster) 
     cluster.wait_until(lambda: len(cluster.copies("demo")) == 1 and cluster.is_healthy(), 60, "one copy")
 
 
+@pytest.mark.slow
 def test_a_gateway_that_is_stopped_stops_no_other(restored: ServeCluster) -> None:
     cluster = restored
     models = [one for one in cluster.applications if one["name"] != "gateway"]
