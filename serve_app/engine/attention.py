@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from serve_app.engine.kv_cache import KvCache
+from serve_app.models.fused_attention import must_repeat_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def attend_one(
     if num_queries == 1:
         return attend_last(query, key, value, scaling)
     is_windowed = window is not None and num_keys > window
-    if must_repeat_heads(query, num_kv_heads, is_windowed=is_windowed):
+    if must_repeat_heads(query, num_heads, num_kv_heads, has_mask=is_windowed):
         key, value = (one.repeat_interleave(num_heads // num_kv_heads, dim=1) for one in (key, value))
     mask = _visible(num_queries, num_keys, window, query.device) if is_windowed else None
     is_causal = mask is None and num_queries == num_keys
@@ -126,15 +127,6 @@ def attend_one(
         enable_gqa=key.shape[1] != num_heads,
     )
     return output[0].transpose(0, 1)
-
-
-def must_repeat_heads(query: Tensor, num_kv_heads: int, *, is_windowed: bool) -> bool:
-    """Whether key-value heads must be repeated for their query heads, query [H, q, Dh].
-
-    On CUDA no fused kernel takes a mask, or float32, beside heads that share theirs; the one that is left keeps all
-    scores in float32, 8 GiB for 10,000 tokens of an 8B model (torch 2.11 to 2.13).
-    """
-    return query.is_cuda and query.shape[0] != num_kv_heads and (is_windowed or query.dtype == torch.float32)
 
 
 def attend_last(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from serve_app.models.fused_attention import must_repeat_heads
+
 PACKED_ATTENTION = "rayshard_packed"
 
 
@@ -43,6 +45,9 @@ class PackedEntries:
                 for tensor in (query, key, value)
             ]  # [G, H or K, L, D]
             mask = _window_mask(group.length, window, self.is_causal, query.device)
+            num_heads, num_kv_heads = parts[0].shape[1], parts[1].shape[1]
+            if must_repeat_heads(query, num_heads, num_kv_heads, has_mask=mask is not None):
+                parts[1:] = [one.repeat_interleave(num_heads // num_kv_heads, dim=1) for one in parts[1:]]
             attended = scaled_dot_product_attention(
                 parts[0],
                 parts[1],
@@ -50,7 +55,7 @@ class PackedEntries:
                 attn_mask=mask,
                 is_causal=self.is_causal and mask is None,
                 scale=scale,
-                enable_gqa=parts[0].shape[1] != parts[1].shape[1],
+                enable_gqa=num_heads != parts[1].shape[1],
             )
             output[group.rows] = attended.transpose(1, 2).flatten(0, 1)
         return output

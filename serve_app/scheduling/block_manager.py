@@ -53,6 +53,9 @@ class BlockManager:
         while num_blocks and block_table and self._is_free(block_table[-1] + 1):
             self._take(block_table[-1] + 1, block_table)
             num_blocks, num_reserved = num_blocks - 1, num_reserved - 1
+        if num_blocks and num_reserved > 0:  # others had to take some of it: the rest is of no use any more
+            self._unreserve(block_table[-1] + 1, num_reserved)
+            num_reserved = 0
         while num_blocks:
             first, count = self._find_run(num_blocks, num_more)
             for block in range(first, first + count):
@@ -198,9 +201,11 @@ class BlockManager:
         return block - first
 
     def _release_reservation(self, block_table: list[int]) -> None:
-        first = block_table[-1] + 1 if block_table else 0
-        num_reserved = self._reservations.pop(block_table[-1], 0) if block_table else 0
-        for block in range(first, first + num_reserved):
+        if block_table:
+            self._unreserve(block_table[-1] + 1, self._reservations.pop(block_table[-1], 0))
+
+    def _unreserve(self, first: int, num_blocks: int) -> None:
+        for block in range(first, first + num_blocks):
             if self._states[block] == _RESERVED:
                 self._states[block] = _FREE
 

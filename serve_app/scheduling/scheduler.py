@@ -277,7 +277,10 @@ class Scheduler:
     def _join(self, step: Step, sequence: Sequence) -> None:
         """Move the blocks of a sequence that decodes into one run, where there is room; again after as many more."""
         table = sequence.block_table
-        if len(table) < sequence.num_blocks_to_join or self._blocks.is_run(table):
+        if len(table) < sequence.num_blocks_to_join:
+            return
+        if self._blocks.is_run(table):
+            sequence.num_blocks_to_join = len(table) + 1  # not looked at again for each token
             return
         sequence.num_blocks_to_join = len(table) + _BLOCKS_BETWEEN_JOINS
         if self._blocks.num_free >= len(table) + len(self._running):

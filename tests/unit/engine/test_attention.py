@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import cast
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 
-from serve_app.engine.attention import PagedAttention, SequenceSpan, attend_one, must_repeat_heads
+from serve_app.engine.attention import PagedAttention, SequenceSpan, attend_one
 from serve_app.engine.kv_cache import KvCache, kv_block_bytes, kv_shape_of
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.types.shards import ShardSpec
@@ -200,31 +199,6 @@ def test_a_sink_takes_its_share_of_the_attention_and_values_may_be_narrower() ->
     shares = weights / (weights.sum(-1, keepdim=True) + sinks.exp()[:, None, None])
     expected = shares @ values.transpose(0, 1).repeat_interleave(2, 0)
     torch.testing.assert_close(got, expected.transpose(0, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What is asked of a query's tensor, on a device that is not here."""
-
-    is_cuda: bool
-    dtype: torch.dtype
-    shape: tuple[int, int, int] = (8, 5, 64)
-
-
-@pytest.mark.parametrize(
-    ("query", "num_kv_heads", "is_windowed", "is_repeated"),
-    [
-        (Query(True, torch.bfloat16), 2, False, False),  # flash takes heads that share theirs, and the lower right
-        (Query(True, torch.bfloat16), 2, True, True),  # a window is a mask
-        (Query(True, torch.float32), 2, False, True),  # the memory-efficient kernel is left
-        (Query(True, torch.float32), 8, True, False),
-        (Query(False, torch.float32), 2, True, False),  # the CPU's takes both
-    ],
-)
-def test_heads_are_repeated_where_no_fused_kernel_for_cuda_takes_them(
-    query: Query, num_kv_heads: int, is_windowed: bool, is_repeated: bool
-) -> None:
-    assert must_repeat_heads(cast(Tensor, query), num_kv_heads, is_windowed=is_windowed) == is_repeated
 
 
 def test_a_chunk_s_mask_is_the_lower_right_to_the_bit() -> None:

@@ -83,6 +83,20 @@ def test_what_is_left_to_somebody_is_taken_when_nothing_else_is_there() -> None:
     assert first == list(range(8))
 
 
+def test_nothing_stays_reserved_for_a_table_that_had_to_go_on_elsewhere() -> None:
+    blocks = BlockManager(num_blocks=16, block_size=1)
+    first, second, third = list[int](), list[int](), list[int]()
+    blocks.grow(first, 2, num_tokens_to_come=6)
+    blocks.grow(second, 8)
+    blocks.grow(third, 1)  # has to take what was left to the first
+    assert third == [2]
+    blocks.grow(first, 3, num_tokens_to_come=1)
+    for table in (first, second, third):
+        blocks.release(table)
+    blocks.grow(third, 16)
+    assert third == list(range(16))
+
+
 def test_prefixes_give_way_to_a_run_and_not_to_all_that_may_come() -> None:
     blocks = BlockManager(num_blocks=64, block_size=2)
     for start in range(4):

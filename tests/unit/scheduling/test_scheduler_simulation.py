@@ -166,6 +166,8 @@ class World:
         self.scheduler.check()
         assert self.scheduler.num_waiting == self.scheduler.num_running == self.scheduler.num_steps_in_flight == 0
         assert self.scheduler.num_free_blocks == self.limits.num_blocks
+        assert not self.scheduler._blocks._reservations
+        assert 1 not in self.scheduler._blocks._states, "a block is reserved for nobody"
 
     def check_answers(self) -> None:
         """Each client has what its request gives when it runs alone; one that left has a beginning of it."""
