@@ -23,6 +23,7 @@ from tests.integration.serve_cluster import ServeCluster
 
 MAX_REQUEST_BYTES = 64 * 2**20  # of this cluster's Gateway
 NUM_HALF_OPEN = 2000
+NUM_AT_ONCE = 100  # gRPC's server cancels some of the calls that come while a thousand are not yet accepted
 NUM_STORMS = 4
 MAX_GROWTH_BYTES = 40 * 2**20  # a storm; its large call alone has 48 MiB of tensors, and freed memory comes and goes
 ENDLESS: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "temperature": 1}
@@ -197,9 +198,12 @@ def half_open(cluster: ServeCluster, port: int) -> None:
 async def open_streams(cluster: ServeCluster, port: int, num_streams: int) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = services.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
-        streams = [stub.ModelStreamInfer() for _ in range(num_streams)]
-        for stream in streams:
-            await stream.wait_for_connection()
+        streams = []
+        while len(streams) < num_streams:
+            wave = [stub.ModelStreamInfer() for _ in range(NUM_AT_ONCE)]
+            for stream in wave:
+                await stream.wait_for_connection()
+            streams += wave
         body = {"model": "linear", "inputs": {"input": [[1, 2, 3, 4]]}}
         async with httpx.AsyncClient(timeout=60) as client:
             assert (await client.post(f"{cluster.url}/predict", json=body)).status_code == 200
