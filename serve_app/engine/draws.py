@@ -3,11 +3,29 @@
 import torch
 from torch import Tensor
 
-_CPU_CANDIDATES = 1024  # tokens ranked before a whole vocabulary is sorted
+NUM_CANDIDATES = 1024  # tokens ranked at first where a nucleus may be as large as the vocabulary
+_CPU_CANDIDATES_PART = 8  # of a vocabulary, ranked next: on a CPU a quarter of the cost of sorting all, 13 ms a row
+_CHUNK_ELEMENTS = 1 << 23  # logits handled at a time: 64 MiB in float64
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_STEPS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _UINT64_MASK = (1 << 64) - 1
 _ID_MASK = (1 << 32) - 1
+
+
+def draw_rows(scores: Tensor, best: Tensor, index: Tensor, controls: Tensor, max_ranked: int) -> Tensor:
+    """Tokens of some rows of scores, drawn in the vocabulary's order where `max_ranked` is 0, else by rank.
+
+    scores [B, V], best [B], index [n] int64, controls [n, 5] float64: temperature, min_p, top_p, top_k, uniform number
+    -> [n] int64. max_ranked: the largest top_k of these rows; V where one has top_p alone, and only then the host waits
+    for the device: once on CUDA, whatever n is.
+    """
+    sizes = _ranking_sizes(max_ranked, scores.shape[1], scores.device.type)
+    drawn = _draw_chunks(scores, best, index, controls, sizes[0])
+    for num_ranked in sizes[1:]:
+        short = ((drawn < 0) & (drawn >= -num_ranked)).nonzero().squeeze(1)  # the wait
+        if len(short) > 0:
+            drawn[short] = _draw_chunks(scores, best, index[short], controls[short], num_ranked)
+    return drawn
 
 
 def draw_plain(distances: Tensor, controls: Tensor) -> Tensor:
@@ -20,16 +38,29 @@ def draw_plain(distances: Tensor, controls: Tensor) -> Tensor:
     return _index_of(cumulated, cumulated[:, -1:], uniform)
 
 
-def draw_ranked(distances: Tensor, controls: Tensor, max_ranked: int) -> Tensor:
+def draw_ranked(distances: Tensor, controls: Tensor, num_ranked: int) -> Tensor:
     """The same over the most probable tokens: in falling order, min_p, top_k and top_p each keep a prefix.
 
-    distances [B, V] float32, controls [B, 5] float64, max_ranked: the largest top_k -> tokens [B] int64.
+    distances [B, V] float32, controls [B, 5] float64 -> tokens [B] int64; -n where `num_ranked` are too few and n are
+    needed at least, n <= V. Any larger `num_ranked` gives the same token. Does not wait for the device.
     """
-    if distances.device.type == "cpu" and max_ranked > _CPU_CANDIDATES:  # sorting costs 10 ms a row
-        drawn = _draw_prefix(distances, controls, _CPU_CANDIDATES)
-        if bool((drawn >= 0).all()):
-            return drawn
-    return _draw_prefix(distances, controls, max_ranked).clamp(min=0)
+    temperature, min_p, top_p, top_k, uniform = controls[:, :, None].unbind(1)  # [B, 1] each
+    weights = _weights(distances, temperature, min_p)  # [B, V]
+    ids = ranked_ids(distances, num_ranked)
+    cumulated = weights.gather(1, ids).cumsum(dim=-1)  # [B, num_ranked]
+    vocab_size = distances.shape[1]
+    last_k = (top_k.long() - 1).clamp(max=num_ranked - 1)
+    total = torch.where(top_k < vocab_size, cumulated.gather(1, last_k), _row_sums(weights))
+    last_p = torch.searchsorted(cumulated, top_p * total).clamp(max=num_ranked - 1)
+    kept = cumulated.gather(1, torch.minimum(last_p, last_k))
+    drawn = ids.gather(1, _index_of(cumulated, kept, uniform)[:, None]).squeeze(1)
+    if num_ranked == vocab_size:
+        return drawn
+    is_beyond = cumulated[:, -1:] < top_p * total  # not so of NaN, which no ranking mends
+    is_short = (top_k > num_ranked) & ((top_k < vocab_size) | is_beyond)
+    num_needed = num_ranked * (top_p * total / cumulated[:, -1:])  # as weights only fall
+    num_needed = torch.where(top_k < vocab_size, top_k, num_needed.clamp(max=vocab_size))
+    return torch.where(is_short, -num_needed.long(), drawn[:, None]).squeeze(1)
 
 
 def ranked_ids(distances: Tensor, num_ranked: int) -> Tensor:
@@ -61,28 +92,38 @@ def uniforms(stream_keys: Tensor, positions: Tensor) -> Tensor:
     return (_logical_shift(mixed, 12).double() + 0.5) * 2.0**-52
 
 
-def _draw_prefix(distances: Tensor, controls: Tensor, num_ranked: int) -> Tensor:
-    """Draw from the `num_ranked` most probable tokens: [B] int64, -1 where more of them are needed."""
-    temperature, min_p, top_p, top_k, uniform = controls[:, :, None].unbind(1)  # [B, 1] each
-    weights = _weights(distances, temperature, min_p)  # [B, V]
-    ids = ranked_ids(distances, num_ranked)
-    cumulated = weights.gather(1, ids).cumsum(dim=-1)  # [B, num_ranked]
-    vocab_size = distances.shape[1]
-    last_k = (top_k.long() - 1).clamp(max=num_ranked - 1)
-    total = torch.where(top_k < vocab_size, cumulated.gather(1, last_k), weights.sum(dim=-1, keepdim=True))
-    last_p = torch.searchsorted(cumulated, top_p * total).clamp(max=num_ranked - 1)
-    kept = cumulated.gather(1, torch.minimum(last_p, last_k))
-    drawn = ids.gather(1, _index_of(cumulated, kept, uniform)[:, None]).squeeze(1)
-    if num_ranked == vocab_size:
-        return drawn
-    is_enough = (top_k <= num_ranked) | ((top_k == vocab_size) & (cumulated[:, -1:] >= top_p * total))
-    return torch.where(is_enough.squeeze(1), drawn, -1)
+def _ranking_sizes(max_ranked: int, vocab_size: int, device_type: str) -> list[int]:
+    """How many tokens to rank, one size after another as long as a row needs more; on CUDA two at most."""
+    if max_ranked < vocab_size:
+        return [max_ranked]
+    sizes = [NUM_CANDIDATES]
+    if device_type == "cpu" and vocab_size // _CPU_CANDIDATES_PART > NUM_CANDIDATES:
+        sizes.append(vocab_size // _CPU_CANDIDATES_PART)
+    return [size for size in sizes if size < vocab_size] + [vocab_size]
+
+
+def _draw_chunks(scores: Tensor, best: Tensor, index: Tensor, controls: Tensor, num_ranked: int) -> Tensor:
+    """Draws with `num_ranked` tokens ranked, a chunk of the rows at a time: [n] int64, -n as draw_ranked has it."""
+    step = max(1, _CHUNK_ELEMENTS // scores.shape[1])
+    chunks: list[Tensor] = []
+    for first in range(0, len(index), step):
+        rows, part = index[first : first + step], controls[first : first + step]
+        distances = (best[rows, None].float() - scores[rows].float()).contiguous()
+        chunks.append(draw_ranked(distances, part, num_ranked) if num_ranked else draw_plain(distances, part))
+    return torch.cat(chunks)
 
 
 def _weights(distances: Tensor, temperature: Tensor, min_p: Tensor) -> Tensor:
     """Probabilities relative to the best token's: [B, V] float64."""
     weights = distances.double().div_(-temperature).exp_()
     return weights.mul_(weights >= min_p)
+
+
+def _row_sums(weights: Tensor) -> Tensor:
+    """weights [B, V] float64 -> [B, 1] float64; on a CPU the same bits whatever B is."""
+    if len(weights) > 1:
+        return weights.sum(dim=-1, keepdim=True)
+    return weights.expand(2, -1).sum(dim=-1, keepdim=True)[:1]  # the sum of one row alone is split over the threads
 
 
 def _index_of(cumulated: Tensor, total: Tensor, uniform: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Draws the next token of every sequence of a step; runs on the last pipeline stage.
 
 Parameters stay on the host and travel with the step; only penalty counts are kept on the device. The host waits for the
-device once, when the drawn tokens become lists.
+device when the drawn tokens become lists, and once before where a sequence has top_p without top_k.
 """
 
 from collections.abc import Iterator
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serve_app.engine.draws import draw_plain, draw_ranked, ranked_ids, stream_key, uniforms
+from serve_app.engine.draws import NUM_CANDIDATES, draw_rows, ranked_ids, stream_key, uniforms
 from serve_app.types.generation import TokenLogprobs
 from serve_app.types.steps import SequenceStart
 
 _GREEDY_BELOW = 1e-5  # temperature; weights of any other token underflow anyway
-_CHUNK_ELEMENTS = 1 << 23  # logits handled at a time: 64 MiB in float64
 _PROMPT_CHUNK_ELEMENTS = 1 << 24  # 64 MiB in float32
 
 
@@ -41,8 +40,9 @@ class Sampler:
         self._penalties = torch.zeros(max_num_seqs, 3)  # repetition, presence, frequency
         self._stream_keys = torch.zeros(max_num_seqs, dtype=torch.int64)
         self._num_outputs = torch.zeros(max_num_seqs, dtype=torch.int64)  # kept where tokens are drawn at random
-        self._plain: set[int] = set()  # slot rows that draw by temperature, min_p
+        self._plain: dict[int, int] = {}  # slot rows that draw by temperature, min_p -> 0
         self._ranked: dict[int, int] = {}  # slot rows that draw by top_k, top_p as well -> tokens to rank, at most
+        self._long_ranked: dict[int, int] = {}  # the same with top_k > NUM_CANDIDATES: apart, as they cost more
         self._penalized: set[int] = set()
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}  # ids [n] int64, values [n] float32
         self._allowed: dict[int, Tensor] = {}  # ids [n] int64, where others are not
@@ -54,9 +54,10 @@ class Sampler:
     def start(self, start: SequenceStart) -> None:
         """Give `start.slot_row` to a sequence; what it held before is forgotten."""
         slot_row, params = start.slot_row, start.params
-        for states in (self._ranked, self._biases, self._allowed, self._unended, self._num_logprobs):
+        for ranked in (self._plain, self._ranked, self._long_ranked):
+            ranked.pop(slot_row, None)
+        for states in (self._biases, self._allowed, self._unended, self._num_logprobs):
             states.pop(slot_row, None)
-        self._plain.discard(slot_row)
         self._penalized.discard(slot_row)
         if params.temperature >= _GREEDY_BELOW:
             self._start_random(start)
@@ -106,10 +107,12 @@ class Sampler:
         )
         self._stream_keys[slot_row] = stream_key(params.seed, start.choice)
         self._num_outputs[slot_row] = start.num_outputs
-        if params.top_p < 1.0 or top_k < self._shape[1]:
+        if NUM_CANDIDATES < top_k < self._shape[1]:
+            self._long_ranked[slot_row] = top_k
+        elif params.top_p < 1.0 or top_k < self._shape[1]:
             self._ranked[slot_row] = top_k
         else:
-            self._plain.add(slot_row)
+            self._plain[slot_row] = 0
 
     def _start_penalties(self, start: SequenceStart) -> None:
         slot_row, params = start.slot_row, start.params
@@ -158,22 +161,13 @@ class Sampler:
 
     def _draw(self, scores: Tensor, best: Tensor, slot_rows: list[int], tokens: Tensor) -> None:
         """Replace the greedy choice in `tokens` [B] int64 by a draw where a sequence asks for one."""
-        step = max(1, _CHUNK_ELEMENTS // scores.shape[1])
-        for group in (self._plain, self._ranked.keys()):
-            if group.isdisjoint(slot_rows):
-                continue
+        for group in (self._plain, self._ranked, self._long_ranked):
             drawn = [b for b, slot_row in enumerate(slot_rows) if slot_row in group]
-            for first in range(0, len(drawn), step):
-                batch = drawn[first : first + step]
-                group_slot_rows = [slot_rows[b] for b in batch]
-                index = self._upload(torch.tensor(batch))
-                distances = (best[index, None].float() - scores[index].float()).contiguous()
-                controls = self._next_controls(group_slot_rows)
-                if group is self._plain:
-                    tokens[index] = draw_plain(distances, controls)
-                else:
-                    max_ranked = max(self._ranked[slot_row] for slot_row in group_slot_rows)
-                    tokens[index] = draw_ranked(distances, controls, max_ranked)
+            if drawn:
+                index = self._upload(torch.tensor(drawn))
+                controls = self._next_controls([slot_rows[b] for b in drawn])
+                max_ranked = max(group[slot_rows[b]] for b in drawn)
+                tokens[index] = draw_rows(scores, best, index, controls, max_ranked)
 
     def _next_controls(self, slot_rows: list[int]) -> Tensor:
         """Temperature, min_p, top_p, top_k and a fresh uniform number of each sequence: [B, 5] float64."""

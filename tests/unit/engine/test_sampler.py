@@ -310,7 +310,7 @@ def test_a_nucleus_beyond_the_first_candidates_is_drawn_from_whole(params: Sampl
 
 def test_large_batches_are_drawn_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [counts_of(replace(RANDOM, top_k=top_k), logits_of(1)[0], 100) for top_k in (0, 9)]
-    monkeypatch.setattr("serve_app.engine.sampler._CHUNK_ELEMENTS", 7 * VOCAB)
+    monkeypatch.setattr("serve_app.engine.draws._CHUNK_ELEMENTS", 7 * VOCAB)
     assert [counts_of(replace(RANDOM, top_k=top_k), logits_of(1)[0], 100) for top_k in (0, 9)] == whole
 
 
