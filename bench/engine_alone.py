@@ -58,7 +58,7 @@ def whole_model(source_dir: Path, dtype: str, device: torch.device) -> Transform
     """A checkpoint as one stage."""
     num_layers = json.loads((source_dir / "config.json").read_bytes())["num_hidden_layers"]
     shard = ShardSpec(0, 1, 0, 1, 0, num_layers)
-    return load_stage(source_dir, dtype, shard, LoneCommunicator(), device).stage
+    return load_stage(source_dir, dtype, shard, LoneCommunicator(), device, linear_kernel="auto").stage
 
 
 def _request(index: int, item: WorkItem, num_prompt_logprobs: int | None) -> GenerateRequest:

@@ -48,9 +48,9 @@ def build_gateway(args: GatewayConfig) -> Application:
 
 def build_model(args: ModelConfig) -> Application:
     """One model's application: a Router whose placement group holds its shards, and a Preprocessor for its steps."""
-    num_shards = args.parallel.pipeline * args.parallel.tensor
     config = _with_pinned_source(args)
-    router = _router(Router if args.is_generative else BatchRouter, args.device, args.engine, num_shards)
+    router_class = Router if args.is_generative else BatchRouter
+    router = _router(router_class, args.device, args.engine, args.parallel.num_shards)
     return router.bind(config, _preprocessor([config]))
 
 

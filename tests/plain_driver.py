@@ -83,6 +83,7 @@ def shard_settings(
             kv_cache_bytes=1 << 20,
             gpu_memory_utilization=0.9,
             max_num_batched_tokens=64,
+            linear_kernel="onednn",  # the same on every CPU
         )
         for shard in plan_shards(read_model_spec(directory), split.pipeline, split.tensor).shards
     ]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.checkpoints.encoder_spec import EncoderSpec
 from serve_app.checkpoints.source import find_snapshot, is_hub_id
 from serve_app.checkpoints.weights_download import find_weights
 from serve_app.cli.module_check_process import find_module_problems
@@ -13,7 +14,9 @@ from serve_app.errors import ConfigError
 from serve_app.gateway.key_file import read_key_file
 from serve_app.graphs.check import ModelKinds, check_graph, port_of_config, result_kind
 from serve_app.planning.generator_plan import plan_generator
-from serve_app.planning.reservations import Machine, machine_problems
+from serve_app.planning.machine import Machine
+from serve_app.planning.planner import served_dtype
+from serve_app.planning.reservations import machine_problems
 from serve_app.planning.serve_file import GraphApplication, ModelApplication, ServeFile, inspect_serve_file
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
@@ -30,6 +33,7 @@ class CheckedFile:
     serve_file: ServeFile | None  # None when there are problems
     plan_text: str
     problems: list[Problem]
+    dtypes: list[tuple[ModelConfig, str]]  # of transformers models whose files could be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,7 @@ class _CheckedModel:
     labels: list[str] | None = None  # by output index; None: not known
     config: ModelConfig | None = None  # with what its files say; None: they could not be read
     stages: list[BatchModelSettings] | None = None  # of a plain module, whose class is to be asked
+    dtype: str | None = None  # that its weights are served in; None: not known, or a plain module's
 
 
 def check_file(path: Path, *, can_download: bool, machine: Machine | None = None) -> CheckedFile:
@@ -60,7 +65,9 @@ def check_file(path: Path, *, can_download: bool, machine: Machine | None = None
     found = [problem for model in models for problem in model.problems]
     problems = [*report.problems, *keys, *lacks, *found, *modules]
     plan_text = "\n\n".join(model.text for model in models)
-    return CheckedFile(None if problems else report.serve_file, plan_text, problems)
+    pairs = zip(report.models, models, strict=False)  # graphs come after the models
+    dtypes = [(model.config, one.dtype) for model, one in pairs if one.dtype is not None]
+    return CheckedFile(None if problems else report.serve_file, plan_text, problems, dtypes)
 
 
 def _check_keys(gateway: GatewayConfig | None, path: Path) -> list[Problem]:
@@ -91,7 +98,8 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
     problems = [Problem(model.where, message) for message in unfit]
     is_module = plan.config.architecture is not None
     stages = [plan.settings(shard) for shard in plan.shards] if is_module else None
-    return _CheckedModel(text, problems, plan.labels or None, plan.config, stages)
+    dtype = served_dtype(plan.spec.spec, plan.config) if isinstance(plan.spec, EncoderSpec) else None
+    return _CheckedModel(text, problems, plan.labels or None, plan.config, stages, dtype)
 
 
 def _check_modules(models: list[ModelApplication], checked: list[_CheckedModel]) -> list[Problem]:
@@ -108,7 +116,8 @@ def _check_generator(model: ModelApplication, base_dir: Path, environment: Envir
     unfit = [*plan.problems, *check_chains(model.config, ChainModel(Path(plan.source.directory)))]
     if unfit:
         return _CheckedModel("", [Problem(model.where, message) for message in unfit])
-    return _CheckedModel(_with_warnings(plan.text, plan.facts), [])
+    dtype = served_dtype(plan.spec, plan.config)
+    return _CheckedModel(_with_warnings(plan.text, plan.facts), [], dtype=dtype)
 
 
 def _with_warnings(text: str, facts: TextFacts) -> str:

@@ -1,7 +1,6 @@
 """The command `rayshard`: parsing and printing only. Neither Ray nor torch is loaded, but by `train` and `compress`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -10,12 +9,13 @@ from pathlib import Path
 from serve_app.cli.check_file import check_file
 from serve_app.cli.compress_options import add_compress_command
 from serve_app.cli.deploy_command import deploy
+from serve_app.cli.kernel_process import describe_kernels
 from serve_app.cli.key_command import add_key_command, make_key
 from serve_app.cli.serve_command import serve
 from serve_app.cli.train_options import add_train_command
 from serve_app.config.environment import read_environment
 from serve_app.errors import ConfigError
-from serve_app.planning.reservations import Machine, find_gpus
+from serve_app.planning.machine import find_machine
 from serve_app.planning.serve_file import ServeFile
 from serve_app.planning.setting_problems import Problem
 
@@ -84,7 +84,7 @@ def _version() -> str:
 
 
 def _serve(path: Path) -> int:
-    checked = check_file(path, can_download=True, machine=_this_machine())
+    checked = check_file(path, can_download=True, machine=find_machine(read_environment()))
     if checked.serve_file is None:
         return _refuse(checked.problems)
     return serve(checked.serve_file, checked.plan_text)
@@ -98,16 +98,13 @@ def _deploy(path: Path, address: str | None) -> int:
 
 
 def _validate(path: Path, *, can_download: bool, is_elsewhere: bool) -> int:
-    checked = check_file(path, can_download=can_download, machine=None if is_elsewhere else _this_machine())
+    machine = None if is_elsewhere else find_machine(read_environment())
+    checked = check_file(path, can_download=can_download, machine=machine)
     if checked.serve_file is None:
         return _refuse(checked.problems)
-    print(_headline(checked.serve_file), checked.plan_text, sep="\n\n")
+    kernels = [] if is_elsewhere else describe_kernels(checked.dtypes)
+    print(_headline(checked.serve_file), checked.plan_text, *filter(None, ["\n".join(kernels)]), sep="\n\n")
     return 0
-
-
-def _this_machine() -> Machine | None:
-    """What Ray will find here; None: it is told something else."""
-    return None if read_environment().has_own_resources else Machine(os.cpu_count() or 1, find_gpus())
 
 
 def _refuse(problems: Sequence[Problem]) -> int:

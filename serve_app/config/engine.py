@@ -14,6 +14,7 @@ from pydantic import (
 from serve_app.config.base import ByteSize, ConfigModel
 
 DEFAULT_CPU_KV_CACHE_BYTES = 256 * 1024**2
+_KV_CACHE_SETTINGS = ("block_size", "gpu_memory_utilization", "kv_cache_bytes", "prefix_cache")
 
 
 class ParallelConfig(ConfigModel):
@@ -21,6 +22,11 @@ class ParallelConfig(ConfigModel):
 
     pipeline: PositiveInt = 1
     tensor: PositiveInt = 1
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of one copy."""
+        return self.pipeline * self.tensor
 
 
 class DeviceConfig(ConfigModel):
@@ -60,6 +66,7 @@ class EngineConfig(ConfigModel):
     kv_cache_bytes: ByteSize | None = None  # per shard; None: 256 MiB on cpu, by gpu_memory_utilization on cuda
     max_queued: int = Field(default=1024, gt=0, le=1_000_000)
     prefix_cache: bool = True  # what is computed of a prompt's beginning is kept for the next prompt that begins so
+    linear_kernel: Literal["auto", "torch", "gemv", "onednn", "fbgemm"] = "auto"  # auto: the fastest on this CPU
 
     @model_validator(mode="after")
     def _can_step_all_sequences(self) -> "EngineConfig":
@@ -69,6 +76,13 @@ class EngineConfig(ConfigModel):
                 f"set max_num_batched_tokens to {self.max_num_seqs} or more, or lower max_num_seqs"
             )
         return self
+
+    def refuse_kv_cache_settings(self, owner: str) -> None:
+        """Raises ValueError where a setting of the KV cache is given; `owner` keeps none."""
+        given = [name for name in _KV_CACHE_SETTINGS if name in self.model_fields_set]
+        if given:
+            has, them = ("has", "it") if len(given) == 1 else ("have", "them")
+            raise ValueError(f"{', '.join(given)} {has} no effect on {owner}: no KV cache is kept; remove {them}")
 
 
 class TimeoutConfig(ConfigModel):

@@ -14,8 +14,10 @@ class Environment:
     is_hub_offline: bool
     hub_endpoint: str | None  # None: the hub's own
     weights_cache_dir: Path
+    kernel_times_file: Path  # what the kernels of linear layers take on this CPU
     openai_api_key: str | None = None  # sent to servers whose models are evaluated
     has_own_resources: bool = False  # Ray is told how many CPUs and GPUs there are
+    max_visible_gpus: int | None = None  # None: all that there are
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
@@ -30,8 +32,10 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         is_hub_offline=bool(offline & {"1", "ON", "YES", "TRUE"}),
         hub_endpoint=given.get("HF_ENDPOINT") or None,
         weights_cache_dir=cache_dir / "rayshard" / "weights",
+        kernel_times_file=cache_dir / "rayshard" / "linear-kernels.json",
         openai_api_key=given.get("OPENAI_API_KEY") or None,
         has_own_resources=bool(given.get("RAY_OVERRIDE_RESOURCES")),
+        max_visible_gpus=_num_devices(given.get("CUDA_VISIBLE_DEVICES")),
     )
 
 
@@ -39,3 +43,10 @@ def prepare_ray_client() -> bool:
     """Keep Ray from sending usage reports; whether no cluster is named, so that one must be started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
+def _num_devices(visible: str | None) -> int | None:
+    """How many CUDA_VISIBLE_DEVICES names, counted as Ray does; "-1" is how people write none."""
+    if visible is None:
+        return None
+    return 0 if visible in ("", "-1", "NoDevFiles") else len(visible.split(","))

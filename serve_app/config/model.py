@@ -140,10 +140,32 @@ class ModelConfig(ConfigModel):
             raise ValueError(f"{info.field_name}={value[:80]!r} is blank or has stray spaces; write it without them")
         return value
 
+    @field_validator("device")
+    @classmethod
+    def _gives_each_shard_a_gpu(cls, value: DeviceConfig, info: ValidationInfo) -> DeviceConfig:
+        parallel = info.data.get("parallel")
+        if not isinstance(parallel, ParallelConfig) or parallel.num_shards == 1 or value.gpus_per_shard == 1:
+            return value
+        raise ValueError(
+            f"gpus_per_shard={value.gpus_per_shard:g} gives no shard a GPU of its own, and NCCL refuses two of a "
+            f"copy's {parallel.num_shards} shards on one; write gpus_per_shard: 1, or one shard (pipeline: 1, "
+            "tensor: 1)"
+        )
+
+    @field_validator("engine")
+    @classmethod
+    def _can_multiply(cls, value: EngineConfig, info: ValidationInfo) -> EngineConfig:
+        device = info.data.get("device")
+        if value.linear_kernel in ("auto", "torch") or not isinstance(device, DeviceConfig) or device.type == "cpu":
+            return value
+        raise ValueError(f"linear_kernel={value.linear_kernel} is for device.type=cpu; remove it")
+
     @field_validator("engine")
     @classmethod
     def _can_size_cache(cls, value: EngineConfig, info: ValidationInfo) -> EngineConfig:
-        device = info.data.get("device")
+        device, task = info.data.get("device"), info.data.get("task", "generate")
+        if task != "generate":
+            value.refuse_kv_cache_settings(f"task={task}")
         if "gpu_memory_utilization" not in value.model_fields_set or not isinstance(device, DeviceConfig):
             return value
         setting = f"gpu_memory_utilization={value.gpu_memory_utilization}"
@@ -201,6 +223,12 @@ class ModelSetConfig(ConfigModel):
     engine: EngineConfig = EngineConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
 
+    @field_validator("engine")
+    @classmethod
+    def _sizes_no_cache(cls, value: EngineConfig) -> EngineConfig:
+        value.refuse_kv_cache_settings("models that share a process")
+        return value
+
     @model_validator(mode="after")
     def _can_share_a_process(self) -> "ModelSetConfig":
         for model in self.models:
@@ -209,6 +237,8 @@ class ModelSetConfig(ConfigModel):
             own = sorted(model.model_fields_set & {"parallel", "device", "engine", "timeouts"})
             if own:
                 raise ValueError(f"models: {model.name} sets {own[0]}, which all models share; set it beside `models`")
+        if "linear_kernel" in self.engine.model_fields_set and all(model.architecture for model in self.models):
+            raise ValueError("engine.linear_kernel has no effect where each model has an architecture; remove it")
         names = [model.name for model in self.models]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -233,6 +263,8 @@ def _task_problem(config: ModelConfig) -> str | None:
         return f"task=generate cannot run architecture={config.architecture}; set task to predict, classify or embed"
     elif config.parallel.tensor > 1:
         return f"parallel.tensor={config.parallel.tensor} cannot cut architecture={config.architecture}; use pipeline"
+    elif "linear_kernel" in config.engine.model_fields_set:
+        return f"engine.linear_kernel has no effect on architecture={config.architecture}; remove it"
     if config.quantization is not None and config.task != "generate" and "head" in config.quantization.include:
         return f"quantization.include=[head] has no effect on task={config.task}; remove head"
     for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):

@@ -97,7 +97,8 @@ class RayShardGroup:
         self.reports = await self._all("load", rendezvous)
         for shard, node, report in zip(self._shards, nodes, self.reports, strict=True):
             logger.info(
-                "shard loaded model=%s stage=%d rank=%d layers=%d-%d node=%s bytes=%d num_blocks=%d load_s=%.1f",
+                "shard loaded model=%s stage=%d rank=%d layers=%d-%d node=%s bytes=%d num_blocks=%d load_s=%.1f "
+                "linear_kernel=%s",
                 self._work.name,
                 shard.stage,
                 shard.rank,
@@ -107,6 +108,7 @@ class RayShardGroup:
                 report.parameter_bytes,
                 report.num_blocks,
                 report.load_s,
+                report.linear_kernel or "none",
             )
 
     async def _all(self, method: str, *args: object) -> list[Any]:

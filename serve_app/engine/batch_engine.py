@@ -25,7 +25,9 @@ class BatchEngine:
         stages = [load_batch_stage(model, communicator, self._device) for model in settings.models]
         self._runner = BatchRunner(stages, settings.shard, communicator, self._device)
         reports = [_report(model.name, stage) for model, stage in zip(settings.models, stages, strict=True)]
-        return ShardReport(sum(stage.parameter_bytes for stage in stages), 0, 0.0, reports)
+        kernels = dict.fromkeys(stage.linear_kernel for stage in stages if stage.linear_kernel)
+        num_bytes = sum(stage.parameter_bytes for stage in stages)
+        return ShardReport(num_bytes, 0, 0.0, reports, linear_kernel=", ".join(kernels))
 
     def allocate(self, _limits: EngineLimits) -> None:
         """There is no cache to make."""

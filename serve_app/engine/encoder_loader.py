@@ -8,6 +8,7 @@ from torch import nn
 from serve_app.checkpoints.embedding_head import DenseStep, EmbeddingHead, LayerNormStep
 from serve_app.checkpoints.encoder_spec import EncoderChoices, read_encoder_spec
 from serve_app.checkpoints.safetensors_header import read_safetensors_header
+from serve_app.engine.kernel_choice import BATCH_ROWS, choose_kernel
 from serve_app.engine.loader import fill_stage
 from serve_app.engine.stage_quantizer import Quantizations
 from serve_app.engine.tensor_file import tensor_reader
@@ -31,7 +32,9 @@ def load_encoder_stage(settings: BatchModelSettings, communicator: Communicator,
         config.num_labels = spec.classifier.num_labels
     stage = EncoderStage(config, spec, resolve_dtype(config, settings.dtype), settings.shard)
     quantizations = Quantizations(spec.spec.quantization, settings.quantization)
-    fill_stage(directory, stage, communicator, device, spec.spec.tensors, quantizations)
+    kernel = choose_kernel(settings.linear_kernel, stage.dtype, device, BATCH_ROWS)
+    fill_stage(directory, stage, communicator, device, spec.spec.tensors, quantizations, kernel)
+    stage.linear_kernel = str(kernel)
     fix_frequencies(stage.model, settings.max_model_len or spec.max_tokens)
     if settings.shard.is_last and spec.embedding is not None:
         stage.vectors = _load_head(spec.embedding, device)

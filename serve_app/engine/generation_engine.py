@@ -35,9 +35,10 @@ class GenerationEngine:
             self._device,
             settings.quantization,
             settings.max_model_len,
+            settings.linear_kernel,
         )
         num_blocks = self._kv_bytes(self._loaded) // kv_block_bytes(self._loaded.stage, settings.block_size)
-        return ShardReport(self._loaded.parameter_bytes, num_blocks, 0.0)
+        return ShardReport(self._loaded.parameter_bytes, num_blocks, 0.0, linear_kernel=str(self._loaded.kernel))
 
     def allocate(self, limits: EngineLimits) -> None:
         """See ShardEngine."""

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.checkpoints.stored_weights import logical_tensors, refuse_bare_numbers
+from serve_app.engine.kernel_choice import STEP_ROWS, KernelChoice, choose_kernel
+from serve_app.engine.linear_packer import LinearPacker
 from serve_app.engine.process_memory import ask_for_huge_pages, settle_memory
 from serve_app.engine.stage_quantizer import Quantizations, StageQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
@@ -34,6 +37,7 @@ class LoadedStage:
 
     stage: TransformersStage
     parameter_bytes: int
+    kernel: KernelChoice | None  # of linear layers; None: they are nn.Linear
 
 
 def load_stage(
@@ -44,19 +48,23 @@ def load_stage(
     device: torch.device,
     quantization: LoadQuantization | None = None,
     max_model_len: int | None = None,
+    linear_kernel: str | None = None,
 ) -> LoadedStage:
     """Build and fill one shard; raises ConfigError when the checkpoint lacks a tensor or has one of another shape.
 
     max_model_len: tokens that rotary frequencies are made for; None: each step has its own.
+    linear_kernel: see choose_kernel; None: linear layers stay as they are, with their weights.
     """
     config = read_config(source_dir)
     spec = read_model_spec(source_dir)
     stage = TransformersStage(config, resolve_dtype(config, dtype), shard)
     stage.kv_heads = spec.heads
-    fill_stage(source_dir, stage, communicator, device, spec.tensors, Quantizations(spec.quantization, quantization))
+    kernel = None if linear_kernel is None else choose_kernel(linear_kernel, stage.dtype, device, STEP_ROWS)
+    quantizations = Quantizations(spec.quantization, quantization)
+    fill_stage(source_dir, stage, communicator, device, spec.tensors, quantizations, kernel)
     if max_model_len is not None:
         fix_frequencies(stage.model, max_model_len)
-    return LoadedStage(stage, num_weight_bytes(stage.model))
+    return LoadedStage(stage, num_weight_bytes(stage.model), kernel)
 
 
 def fill_stage(
@@ -66,10 +74,13 @@ def fill_stage(
     device: torch.device,
     headers: Mapping[str, TensorHeader],
     quantizations: Quantizations | None = None,
+    kernel: KernelChoice | None = None,
 ) -> None:
-    """Cut a stage to its rank's part, and read its tensors. Raises ConfigError."""
+    """Cut a stage to its rank's part, read its tensors, and pack them for a kernel. Raises ConfigError."""
     parts = cut_stage(stage, communicator)
-    _fill_parameters(source_dir, stage, parts, headers, device, quantizations or Quantizations())
+    packer = LinearPacker(stage, None if kernel is None else kernel.name)
+    _fill_parameters(source_dir, stage, parts, headers, device, quantizations or Quantizations(), packer)
+    settle_memory(device)
 
 
 def _fill_parameters(
@@ -79,6 +90,7 @@ def _fill_parameters(
     headers: Mapping[str, TensorHeader],
     device: torch.device,
     quantizations: Quantizations,
+    packer: LinearPacker,
 ) -> None:
     logical = logical_tensors(headers)
     key_map = map_keys(stage, logical.headers)
@@ -86,10 +98,11 @@ def _fill_parameters(
         logger.warning("checkpoint tensors unused count=%d first=%s", len(key_map.unused), key_map.unused[0])
     _fill_buffers(stage, key_map.sources, device)
     tied: dict[str, nn.Parameter] = {}  # by checkpoint tensor: head and embedding of one shard share their memory
+    uses = Counter(source.tensor_name for sources in key_map.sources.values() for source in sources)
     is_tied = getattr(stage.config, "tie_word_embeddings", False)
     quantizer = StageQuantizer(stage, quantizations, logical.stored, device)
     with tensor_reader() as reader:
-        for name, meta in list(stage.model.named_parameters(remove_duplicate=False)):
+        for name, meta in _in_order(stage, is_tied=is_tied):
             sources = key_map.sources.get(name)
             if not sources:
                 raise ConfigError(
@@ -102,10 +115,11 @@ def _fill_parameters(
             shared = tied.get(sources[0].tensor_name) if is_tied else None
             if shared is not None and not quantizer.is_wanted(name):
                 _set_parameter(stage.model, name, shared)
+                packer.filled(name)
                 continue
             dtype = torch.float32 if quantizer.is_wanted(name) else meta.dtype
             tensor = torch.empty(meta.shape, dtype=dtype, device=device)
-            if not quantizer.is_wanted(name):
+            if not quantizer.is_wanted(name) and not packer.is_wanted(name):
                 ask_for_huge_pages(tensor)
             _fill(name, tensor, whole_shape, sources, part, logical.headers, reader)
             if quantizer.is_wanted(name):
@@ -113,11 +127,20 @@ def _fill_parameters(
                 continue
             parameter = nn.Parameter(tensor, requires_grad=False)
             _set_parameter(stage.model, name, parameter)
-            if len(sources) == 1 and sources[0].num_chunks == 1:
+            packer.filled(name)
+            if len(sources) == 1 and uses[sources[0].tensor_name] > 1 and sources[0].num_chunks == 1:
                 tied[sources[0].tensor_name] = parameter
         _read_buffers(stage, key_map.sources, logical.headers, reader)
     quantizer.finish()
-    settle_memory(device)
+    packer.finish()
+
+
+def _in_order(stage: CutStage, *, is_tied: bool) -> list[tuple[str, nn.Parameter]]:
+    """Meta parameters as they are read: the head first, which is packed while little is held; not if it is tied."""
+    parameters = list(stage.model.named_parameters(remove_duplicate=False))
+    if is_tied or stage.head is None:
+        return parameters
+    return sorted(parameters, key=lambda one: not one[0].startswith(f"{stage.head}."))
 
 
 def _read_buffers(

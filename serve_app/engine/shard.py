@@ -1,6 +1,7 @@
 """One shard in its process: meet the others, load, make room for the cache, run steps."""
 
 import time
+from dataclasses import replace
 
 import torch
 
@@ -43,7 +44,7 @@ class EngineShard:
                 self._store = connect_store(rendezvous)
             communicator = GroupCommunicator(self._store, self._shard, rendezvous, self._device, self._host)
         report = self._engine.load(communicator)
-        return ShardReport(report.parameter_bytes, report.num_blocks, time.monotonic() - started_s, report.models)
+        return replace(report, load_s=time.monotonic() - started_s)
 
     def allocate(self, limits: EngineLimits) -> None:
         """Make the KV cache."""

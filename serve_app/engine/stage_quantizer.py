@@ -14,7 +14,7 @@ from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
 from serve_app.models.checkpoint_keys import Source
 from serve_app.models.cut_stage import CutStage
-from serve_app.models.int8_linear import Int8Linear, join_linears
+from serve_app.models.int8_linear import Int8Linear, join_int8
 from serve_app.models.quantization import QuantizedEmbedding, make_linear, take_hooks
 from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight
 from serve_app.parallel.tensor_parallel import Part
@@ -96,7 +96,7 @@ class StageQuantizer:
             for names in self._same_input:
                 found = [one for name in names if isinstance(one := getattr(module, name, None), Int8Linear)]
                 if len(found) == len(names):
-                    join_linears(found)
+                    join_int8(found)
 
     def _put_kernel(self, name: str, weight: QuantizedWeight, scheme: WeightScheme) -> None:
         """Hooks stay; a bias that is read already comes along, others are set when they are read."""

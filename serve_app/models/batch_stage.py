@@ -18,6 +18,7 @@ class BatchStage(Protocol):
     first_part: int  # parts (of an encoder: layers) [first_part, end_part) are this stage's
     end_part: int
     parameter_bytes: int
+    linear_kernel: str  # see ShardReport
 
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Run this stage.

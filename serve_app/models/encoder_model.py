@@ -50,6 +50,7 @@ class EncoderStage:
             self.outputs = {"logits": TensorSpec("float32", ("batch", spec.classifier.num_labels))}
         self.first_part, self.end_part = shard.first_layer, shard.end_layer
         self.parameter_bytes = 0
+        self.linear_kernel = ""
         self.vectors: VectorHead | None = None  # of an embedder's last stage; made and filled by the loader
         self._spec = spec
         self._is_embedder = is_embedder

@@ -14,7 +14,7 @@ from transformers.activations import SiLUActivation
 
 from serve_app.architectures.record import FusedClasses
 from serve_app.models.fast_arrays import has_fast_array
-from serve_app.models.int8_linear import multiply_joined
+from serve_app.models.packed_linear import multiply_joined
 from serve_app.models.step_attention import StageAttention
 
 _MANY_ELEMENTS = 1 << 16  # from here on, torch's threads are faster than numpy

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from serve_app.models.quantized_linear import QuantizedLinear
+from serve_app.models.packed_linear import JoinableLinear, share_product
 from serve_app.models.quantized_weight import QuantizedWeight
 
 _SMALLEST = float(np.float32(1e-30))  # a row's largest number is taken to be at least that
@@ -120,81 +120,21 @@ class IntMmProduct:
         return IntMmProduct(weight)
 
 
-class Int8Linear(QuantizedLinear):
-    """One layer, alone or joined with others."""
+class RoundingProduct:
+    """A product of integers, its inputs divided by scales of their rows before and multiplied by them after.
 
-    def __init__(self, product: Int8Product, bias: Tensor | None) -> None:
-        weight = product.weight()
-        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
-        self.num_bytes += weight.num_bytes
-        self._join = _Join(product, [self])
-        self._index = 0
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """inputs [..., K] -> [..., N], of the inputs' dtype."""
-        join = self._join
-        return join.multiply(inputs) if join.is_lone else join.take(self._index, inputs)
-
-    def weight(self) -> QuantizedWeight:
-        """This layer's own."""
-        whole = self._join.product.weight()
-        end = sum(self._join.sizes[: self._index + 1])
-        rows = slice(end - self.out_features, end)
-        return QuantizedWeight(whole.values[rows], whole.scales[rows], whole.bits)
-
-
-def join_linears(linears: Sequence[Int8Linear]) -> None:
-    """Have layers that read one tensor share one product. Their numbers stay what they are."""
-    weights = [linear.weight() for linear in linears]
-    values, scales = torch.cat([one.values for one in weights]), torch.cat([one.scales for one in weights])
-    joined = _Join(linears[0]._join.product.remade(QuantizedWeight(values, scales, 8)), linears)
-    for index, linear in enumerate(linears):
-        linear._join, linear._index = joined, index
-
-
-def multiply_joined(linears: Sequence[nn.Module], inputs: Tensor) -> Tensor | None:
-    """The outputs of layers that share one product, side by side [..., N]; None: they do not share one."""
-    first, last = linears[0], linears[-1]
-    if not isinstance(first, Int8Linear) or not isinstance(last, Int8Linear) or first._join is not last._join:
-        return None
-    join = first._join
-    return join.multiply(inputs) if len(join.sizes) == len(linears) else None
-
-
-class _Join:
-    """One product for the layers that read one tensor: the first to ask computes it, the others take their columns.
-
-    It is dropped once all have taken theirs, and computed again for a layer that asks a second time.
+    In few calls: decoding waits for each of them.
     """
 
-    def __init__(self, product: Int8Product, linears: Sequence[Int8Linear]) -> None:
+    bias_dtype = torch.float32
+
+    def __init__(self, product: Int8Product) -> None:
         self.product = product
-        self.is_lone = len(linears) == 1
-        self.sizes = [one.out_features for one in linears]
-        self._linears = list(linears)
         self._limit = float(product.limit)
         self._is_cpu = not isinstance(product, IntMmProduct)
-        self._source: Tensor | None = None
-        self._outputs: Sequence[Tensor] = ()
-        self._bias: Tensor | None = None  # [N], from the first run on
-        self._has_run = False
-        self._waiting = 0  # a bit for each layer that has not taken its columns
 
-    def take(self, index: int, inputs: Tensor) -> Tensor:
-        """inputs [..., K] -> this layer's outputs [..., N]."""
-        own = 1 << index
-        if inputs is not self._source or not self._waiting & own:
-            self._source = inputs
-            self._outputs = torch.split_with_sizes(self.multiply(inputs), self.sizes, dim=-1)
-            self._waiting = (1 << len(self.sizes)) - 1
-        output = self._outputs[index]
-        self._waiting &= ~own
-        if not self._waiting:
-            self._source, self._outputs = None, ()
-        return output
-
-    def multiply(self, inputs: Tensor) -> Tensor:
-        """inputs [..., K] -> the outputs of all layers [..., N]. In few calls: decoding waits for each of them."""
+    def multiply(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
+        """See Product."""
         rows = inputs if inputs.dtype == torch.float32 else inputs.to(torch.float32)
         if self._is_cpu and rows.numel() == rows.shape[-1]:
             # One row: the same numbers by numpy, whose calls cost a third, between products that empty the caches.
@@ -208,20 +148,37 @@ class _Join:
             maxima = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)  # [..., 1]
             limits = torch.full_like(maxima, self._limit)  # filled where it is: no copy to a GPU in each call
             outputs = self.product.multiply(rows * torch.div(limits, maxima)).mul_(maxima.div_(limits))
-        if not self._has_run:
-            self._bias, self._has_run = self._joined_bias(), True
-        if self._bias is not None:
-            outputs += self._bias
+        if bias is not None:
+            outputs += bias
         return outputs if rows is inputs else outputs.to(inputs.dtype)
 
-    def _joined_bias(self) -> Tensor | None:
-        """Of all layers; they are set while a model is loaded, and stay."""
-        biases = [one.bias for one in self._linears]
-        some = next((one for one in biases if one is not None), None)
-        if some is None:
-            return None
-        parts = [some.new_zeros(size) if one is None else one for one, size in zip(biases, self.sizes, strict=True)]
-        return torch.cat(parts).to(torch.float32)
+
+class Int8Linear(JoinableLinear):
+    """One layer, alone or joined with others."""
+
+    def __init__(self, product: Int8Product, bias: Tensor | None) -> None:
+        weight = product.weight()
+        super().__init__(RoundingProduct(product), weight.values.shape[1], weight.values.shape[0], bias)
+        self.num_bytes += weight.num_bytes
+
+    @property
+    def product(self) -> Int8Product:
+        """Of this layer, and those joined with it."""
+        rounding = self.join.product
+        assert isinstance(rounding, RoundingProduct)
+        return rounding.product
+
+    def weight(self) -> QuantizedWeight:
+        """This layer's own."""
+        whole, rows = self.product.weight(), self.rows
+        return QuantizedWeight(whole.values[rows], whole.scales[rows], whole.bits)
+
+
+def join_int8(linears: Sequence[Int8Linear]) -> None:
+    """Have layers that read one tensor share one product. Their numbers stay what they are."""
+    weights = [linear.weight() for linear in linears]
+    values, scales = torch.cat([one.values for one in weights]), torch.cat([one.scales for one in weights])
+    share_product(RoundingProduct(linears[0].product.remade(QuantizedWeight(values, scales, 8))), linears)
 
 
 def make_product(weight: QuantizedWeight) -> Int8Product | None:

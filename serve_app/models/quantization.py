@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from serve_app.models.int8_linear import Int8Linear, make_product
-from serve_app.models.quantized_linear import KernelLinear, QuantizedLinear
+from serve_app.models.packed_linear import KernelLinear, PackedLinear
 from serve_app.models.quantized_weight import QuantizedWeight
 from serve_app.models.torch_dtypes import FLOAT8
 from serve_app.types.shards import WeightScheme
@@ -153,7 +153,7 @@ class QuantizedEmbedding(nn.Module):
         return embedded if self._scale is None else embedded * self._scale.to(self._dtype)
 
 
-def make_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme) -> QuantizedLinear:
+def make_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme) -> PackedLinear:
     """The fastest kernel that takes this weight on its device."""
     num_outputs, num_inputs = weight.values.shape
     is_cpu = weight.values.device.type == "cpu"
@@ -190,5 +190,5 @@ def take_hooks(new: nn.Module, old: nn.Module) -> None:
 
 def num_weight_bytes(model: nn.Module) -> int:
     """Bytes of all weights of a model, quantized or not."""
-    quantized = [one for one in model.modules() if isinstance(one, QuantizedLinear | QuantizedEmbedding)]
+    quantized = [one for one in model.modules() if isinstance(one, PackedLinear | QuantizedEmbedding)]
     return sum(one.num_bytes for one in quantized) + sum(parameter.nbytes for parameter in model.parameters())

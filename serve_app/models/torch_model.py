@@ -34,6 +34,7 @@ class ModuleStage:
         self.outputs = _specs(self.module, "outputs", settings.outputs, settings.architecture)
         _check_task(settings.task, self.inputs, settings.architecture)
         self.parameter_bytes = 0
+        self.linear_kernel = ""
         self._shard = settings.shard
         self._kind, parts = _find_parts(self.module, settings.architecture, settings.shard.num_stages)
         self.first_part, self.end_part = _own_range(parts, settings.shard.stage, settings.shard.num_stages)

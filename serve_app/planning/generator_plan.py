@@ -75,6 +75,7 @@ class GeneratorPlan:
             max_num_batched_tokens=config.engine.max_num_batched_tokens,
             quantization=None if config.quantization is None else config.quantization.for_loading,
             max_model_len=self.max_model_len,
+            linear_kernel=config.engine.linear_kernel,
         )
 
     def describe(self, max_request_tokens: int, created_s: int) -> ModelDescription:

@@ -1,28 +1,13 @@
-"""What applications reserve with Ray, and whether this machine has it."""
+"""What applications reserve with Ray, and whether a machine has it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
+from serve_app.planning.machine import Machine
 from serve_app.planning.serve_file import GraphApplication, ModelApplication
 from serve_app.planning.setting_problems import Problem
 
 CPUS_PER_REPLICA = 0.05  # Gateway, Router, Preprocessor, Graph
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Where the models are to run."""
-
-    num_cpus: int
-    num_gpus: int | None  # None: there are some, which cannot be counted here
-
-
-def find_gpus(devices: Path = Path("/dev")) -> int | None:
-    """How many GPUs there are; None: some of another maker, or behind a virtual machine."""
-    if (devices / "kfd").exists() or (devices / "dxg").exists():
-        return None
-    return len([path for path in devices.glob("nvidia[0-9]*") if path.name.removeprefix("nvidia").isdigit()])
+_UNITS_PER_GPU = 10_000  # Ray counts shares of a GPU in these
 
 
 def machine_problems(
@@ -30,15 +15,24 @@ def machine_problems(
 ) -> list[Problem]:
     """What Ray would wait for without end."""
     problems: list[Problem] = []
+    applications = _by_application(models)
     needed = reserved_cpus(models, graphs)
     if needed > machine.num_cpus:
-        message = (
-            f"the applications reserve {needed:g} CPUs, and this machine has {machine.num_cpus}; lower "
-            "device.cpus_per_shard, or serve fewer models or copies (a reservation is no limit: shards may use all "
-            "cores)"
+        way_out = (
+            "lower device.cpus_per_shard, or serve fewer models or copies (a reservation is no limit: shards may use "
+            "all cores)"
         )
-        problems.append(Problem("applications", message))
-    return problems + _gpu_problems(models, machine)
+        problems.append(_shortage(needed, "CPUs", machine.num_cpus, applications, way_out))
+    on_gpus = [one for one in applications if one[0].config.device.type == "cuda"]
+    if machine.num_gpus == 0:
+        return problems + [_without_gpus(one) for one in on_gpus]
+    if machine.num_gpus is not None and not _have_room(on_gpus, machine.num_gpus):
+        way_out = (
+            "lower parallel, num_replicas or device.gpus_per_shard (a shard's share lies on one GPU), or serve fewer "
+            "models on GPUs"
+        )
+        problems.append(_shortage(_reserved_gpus(on_gpus), "GPUs", machine.num_gpus, on_gpus, way_out))
+    return problems + _type_problems(on_gpus, machine.accelerator_type)
 
 
 def reserved_cpus(models: Sequence[ModelApplication], graphs: Sequence[GraphApplication]) -> float:
@@ -51,21 +45,75 @@ def reserved_cpus(models: Sequence[ModelApplication], graphs: Sequence[GraphAppl
     return round(total, 3)
 
 
-def _gpu_problems(models: Sequence[ModelApplication], machine: Machine) -> list[Problem]:
-    on_gpus = [one for one in _by_application(models) if one[0].config.device.type == "cuda"]
-    if machine.num_gpus is None or not on_gpus:
-        return []
-    if machine.num_gpus == 0:
-        message = "type=cuda, and this machine has no GPU that its driver shows; set cpu, or serve where there is one"
-        return [Problem(f"{one[0].where}.device", message) for one in on_gpus]
-    needed = sum(_num_replicas(one) * _num_shards(one) * one[0].config.device.gpus_per_shard for one in on_gpus)
-    if needed <= machine.num_gpus:
-        return []
+def _reserved_gpus(on_gpus: list[list[ModelApplication]]) -> float:
+    return sum(_num_replicas(one) * _num_shards(one) * _units(one) for one in on_gpus) / _UNITS_PER_GPU
+
+
+def _have_room(on_gpus: list[list[ModelApplication]], num_gpus: int) -> bool:
+    """Whether the share of each shard finds one GPU; the largest are placed first, which leaves least unused."""
+    free = [_UNITS_PER_GPU] * num_gpus
+    for application in sorted(on_gpus, key=_units, reverse=True):
+        units = _units(application)
+        for _ in range(_num_replicas(application) * _num_shards(application)):
+            gpu = next((index for index, left in enumerate(free) if left >= units), None)
+            if gpu is None:
+                return False
+            free[gpu] -= units
+    return True
+
+
+def _units(application: list[ModelApplication]) -> int:
+    return max(1, round(application[0].config.device.gpus_per_shard * _UNITS_PER_GPU))
+
+
+def _shortage(
+    needed: float, unit: str, there: int, applications: list[list[ModelApplication]], way_out: str
+) -> Problem:
+    shares = ", ".join(_share(one, unit) for one in applications if _num_replicas(one))
+    message = f"the applications reserve {needed:g} {unit}, and this machine has {there} ({shares}); {way_out}"
+    return Problem("applications", message)
+
+
+def _without_gpus(application: list[ModelApplication]) -> Problem:
     message = (
-        f"the applications reserve {needed:g} GPUs, and this machine has {machine.num_gpus}; lower parallel, "
-        "num_replicas or device.gpus_per_shard"
+        "type=cuda, and this machine has no GPU that its driver and CUDA_VISIBLE_DEVICES show "
+        f"({_share(application, 'GPUs')}); set cpu, or serve where there is one"
     )
-    return [Problem("applications", message)]
+    return Problem(f"{_args_of(application)}.device", message)
+
+
+def _type_problems(on_gpus: list[list[ModelApplication]], found: str | None) -> list[Problem]:
+    """Of models that ask for another type of GPU than `found`; None: it is not known which there is."""
+    problems: list[Problem] = []
+    for application in on_gpus:
+        wanted = application[0].config.device.accelerator_type
+        if found is not None and wanted not in (None, found):
+            message = (
+                f"accelerator_type={wanted}, and to Ray this machine's GPUs are {found} "
+                f"({_share(application, 'GPUs')}); write {found}, remove it, or serve where there is one"
+            )
+            problems.append(Problem(f"{_args_of(application)}.device.accelerator_type", message))
+    return problems
+
+
+def _share(application: list[ModelApplication], unit: str) -> str:
+    """What an application's shards reserve, for people."""
+    device = application[0].config.device
+    owner = application[0].config.name if len(application) == 1 else f"the models of {application[0].name}"
+    each = (
+        f"cpus_per_shard={device.cpus_per_shard:g}" if unit == "CPUs" else f"gpus_per_shard={device.gpus_per_shard:g}"
+    )
+    copies, shards = _counted(_num_replicas(application), "replica"), _counted(_num_shards(application), "shard")
+    return f"{owner}: {copies} x {shards} x {each}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _args_of(application: list[ModelApplication]) -> str:
+    """Where the settings lie that its models share."""
+    return application[0].where.partition(".models[")[0]
 
 
 def _by_application(models: Sequence[ModelApplication]) -> list[list[ModelApplication]]:
@@ -82,5 +130,4 @@ def _num_replicas(application: list[ModelApplication]) -> int:
 
 
 def _num_shards(application: list[ModelApplication]) -> int:
-    parallel = application[0].config.parallel
-    return parallel.pipeline * parallel.tensor
+    return application[0].config.parallel.num_shards

@@ -69,6 +69,7 @@ class BatchModelPlan:
             outputs=tensor_specs(config, "outputs"),
             batch_dim=config.batch_dim,
             quantization=None if config.quantization is None else config.quantization.for_loading,
+            linear_kernel=config.engine.linear_kernel,
         )
 
     @property

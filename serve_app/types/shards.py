@@ -70,6 +70,7 @@ class ShardSettings:
     max_num_batched_tokens: int
     quantization: LoadQuantization | None = None  # None: as the checkpoint is
     max_model_len: int | None = None  # tokens that rotary frequencies are made for; None: each step's own
+    linear_kernel: str = "auto"  # that multiplies by weights which are not quantized; auto: the fastest on this CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class BatchModelSettings:
     outputs: dict[str, TensorSpec] | None = None
     batch_dim: int | None = 0
     quantization: LoadQuantization | None = None  # None: as the weights are
+    linear_kernel: str = "auto"  # of encoders
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class ShardReport:
     num_blocks: int
     load_s: float
     models: list[BatchModelReport] = field(default_factory=list)  # of a shard of batch models
+    linear_kernel: str = ""  # and why it, for people; "": linear layers are as they come
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,7 @@ def half_open(cluster: ServeCluster, port: int) -> None:
 async def open_streams(cluster: ServeCluster, port: int, num_streams: int) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = services.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]  # generated
-        streams = []
+        streams: list[Any] = []
         while len(streams) < num_streams:
             wave = [stub.ModelStreamInfer() for _ in range(NUM_AT_ONCE)]
             for stream in wave:

@@ -100,6 +100,7 @@ def environment(cache_dir: Path, endpoint: str | None = None, is_offline: bool =
         is_hub_offline=is_offline,
         hub_endpoint=endpoint,
         weights_cache_dir=cache_dir / "weights",
+        kernel_times_file=cache_dir / "kernels",
     )
 
 

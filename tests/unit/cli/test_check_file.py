@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli.check_file import check_file
-from serve_app.planning.reservations import Machine
+from serve_app.planning.machine import Machine
 
 TICKETS = Path(__file__).parents[3] / "examples" / "text_classifier" / "model"
 GATEWAY = "- {name: gateway, route_prefix: /, import_path: 'serve_app.app:build_gateway'}"

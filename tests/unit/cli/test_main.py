@@ -54,7 +54,7 @@ def write(directory: Path, args: str = "dtype: auto", source: str = "model") -> 
 
 def test_a_right_file_prints_ok_and_the_table_of_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, "parallel: {pipeline: 2, tensor: 2}, max_model_len: 512")
-    assert main(["validate", str(path)]) == 0
+    assert main(["validate", "--elsewhere", str(path)]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert printed.out.splitlines() == [
@@ -129,7 +129,7 @@ def test_tokens_without_a_row_in_the_embedding_are_told_and_served(
 ) -> None:
     path = write(tmp_path)
     save_model_dir(tmp_path / "model", small_tokenizer(*more))
-    assert main(["validate", str(path)]) == 0
+    assert main(["validate", "--elsewhere", str(path)]) == 0
     assert f"warning: the tokenizer gives {said}" in capsys.readouterr().out
 
 
@@ -140,14 +140,14 @@ def test_what_requests_get_that_do_not_say_is_told(
     path = write(tmp_path, "dtype: auto" + setting)
     values = {"temperature": 0.6, "top_k": 5, "no_repeat_ngram_size": 3}
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(values))
-    assert main(["validate", str(path)]) == 0
+    assert main(["validate", "--elsewhere", str(path)]) == 0
     out = capsys.readouterr().out
     assert ("requests that do not say get temperature 0.6, top_k 5" in out) == ("off" not in setting)
     asks = "warning: generation_config.json asks for no_repeat_ngram_size=3, which is not done here"
     assert (asks in out) == ("off" not in setting)
     values["top_p"] = 3
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps(values))
-    assert main(["validate", str(path)]) == (0 if "off" in setting else 1)
+    assert main(["validate", "--elsewhere", str(path)]) == (0 if "off" in setting else 1)
 
 
 def test_a_hub_model_that_is_not_here_is_said_to_be_unchecked(

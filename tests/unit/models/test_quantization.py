@@ -13,8 +13,9 @@ from serve_app.models.int8_linear import (
     Int8Product,
     OnednnProduct,
     exact_limit,
-    join_linears,
+    join_int8,
 )
+from serve_app.models.packed_linear import PackedLinear
 from serve_app.models.quantization import (
     CpuInt8WeightLinear,
     DequantizingLinear,
@@ -22,7 +23,6 @@ from serve_app.models.quantization import (
     QuantizedEmbedding,
     make_linear,
 )
-from serve_app.models.quantized_linear import QuantizedLinear
 from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight
 from serve_app.types.shards import WeightScheme
 
@@ -37,7 +37,7 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def made(scheme: WeightScheme, num_outputs: int = 64, num_inputs: int = 96) -> tuple[QuantizedLinear, Tensor, Tensor]:
+def made(scheme: WeightScheme, num_outputs: int = 64, num_inputs: int = 96) -> tuple[PackedLinear, Tensor, Tensor]:
     """A kernel, the matrix that it stands for, and its bias."""
     weight = quantize_weight(torch.randn(num_outputs, num_inputs), scheme)
     bias = torch.randn(num_outputs)
@@ -58,7 +58,7 @@ def made(scheme: WeightScheme, num_outputs: int = 64, num_inputs: int = 96) -> t
 )
 @pytest.mark.parametrize("num_rows", [1, 8, 33])
 def test_a_kernel_gives_what_its_dequantized_weight_gives(
-    scheme: WeightScheme, kernel: type[QuantizedLinear], tolerance: float, num_rows: int
+    scheme: WeightScheme, kernel: type[PackedLinear], tolerance: float, num_rows: int
 ) -> None:
     module, matrix, bias = made(scheme)
     assert isinstance(module, kernel)
@@ -132,7 +132,7 @@ def test_joined_linears_give_what_each_gives_alone(kind: Kind, num_rows: int) ->
     linears = [Int8Linear(kind(one, 63), bias if index == 1 else None) for index, one in enumerate(weights)]
     inputs = [torch.randn(num_rows, 96) for _ in range(3)]
     expected = [[linear(one) for linear in linears] for one in inputs]
-    join_linears(linears)
+    join_int8(linears)
     for one, outputs in zip(inputs, expected, strict=True):
         for module, before in zip(linears, outputs, strict=True):
             assert torch.equal(module(one), before)

@@ -36,7 +36,13 @@ def write_json(path: Path, value: object) -> None:
 
 def plan(source: Path, **settings: Any) -> BatchModelPlan:
     config = ModelConfig.model_validate({"name": "m", "source": str(source), "task": "embed", **settings})
-    environment = Environment(source / "hub", is_hub_offline=True, hub_endpoint=None, weights_cache_dir=source / "w")
+    environment = Environment(
+        source / "hub",
+        is_hub_offline=True,
+        hub_endpoint=None,
+        weights_cache_dir=source / "w",
+        kernel_times_file=source / "k",
+    )
     return plan_batch_model(config, source, environment)
 
 

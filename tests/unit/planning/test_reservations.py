@@ -1,22 +1,32 @@
-"""What applications reserve, and what a machine has."""
+"""What applications reserve, and what a machine lacks of it."""
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from serve_app.config.graph import GraphConfig
 from serve_app.config.model import ModelConfig
-from serve_app.planning.reservations import Machine, find_gpus, machine_problems, reserved_cpus
+from serve_app.planning.machine import Machine
+from serve_app.planning.reservations import machine_problems, reserved_cpus
 from serve_app.planning.serve_file import GraphApplication, ModelApplication
 from serve_app.planning.serve_options import DeploymentOptions
 
 GPU: dict[str, Any] = {"device": {"type": "cuda"}}
+H200 = Machine(2, 2, "H200")
 
 
 def model(name: str, num_replicas: int = 1, **args: Any) -> ModelApplication:
     config = ModelConfig.model_validate({"name": name, "source": "s", **args})
     return ModelApplication(name, f"{name}.args", config, DeploymentOptions(name="Router", num_replicas=num_replicas))
+
+
+def shared_gpu(gpus_per_shard: float) -> dict[str, Any]:
+    return {"device": {"type": "cuda", "gpus_per_shard": gpus_per_shard}}
+
+
+def typed_gpu(accelerator_type: str) -> dict[str, Any]:
+    return {"device": {"type": "cuda", "accelerator_type": accelerator_type}}
 
 
 def test_reserved_cpus_are_those_of_the_deployments() -> None:
@@ -55,10 +65,61 @@ def test_what_ray_would_wait_for_is_told(models: list[ModelApplication], machine
         assert str(problem).startswith(beginning)
 
 
-def test_gpus_are_counted_by_their_devices(tmp_path: Path) -> None:
-    assert find_gpus(tmp_path) == 0
-    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm"):
-        (tmp_path / name).touch()
-    assert find_gpus(tmp_path) == 2
-    (tmp_path / "kfd").touch()
-    assert find_gpus(tmp_path) is None
+def test_a_lack_of_gpus_names_models_copies_shards_and_the_way_out() -> None:
+    models = [model("m", 2, **GPU, parallel={"tensor": 2}), model("n", **shared_gpu(0.5)), model("on-cpu")]
+    (problem,) = machine_problems(models, [], Machine(2, 4))
+    assert str(problem) == (
+        "applications: the applications reserve 4.5 GPUs, and this machine has 4 (m: 2 replicas x 2 shards x "
+        "gpus_per_shard=1, n: 1 replica x 1 shard x gpus_per_shard=0.5); lower parallel, num_replicas or "
+        "device.gpus_per_shard (a shard's share lies on one GPU), or serve fewer models on GPUs"
+    )
+
+
+def test_a_lack_of_cpus_names_the_same() -> None:
+    (problem,) = machine_problems([model("m", 3, device={"cpus_per_shard": 0.9})], [], Machine(2, 0))
+    assert "reserve 2.9 CPUs, and this machine has 2 (m: 3 replicas x 1 shard x cpus_per_shard=0.9); low" in str(
+        problem
+    )
+
+
+def test_models_of_one_application_are_told_once_where_their_device_is_set() -> None:
+    both = [replace(model(name, **GPU), name="set", where=f"set.args.models[{i}]") for i, name in enumerate("ab")]
+    (problem,) = machine_problems(both, [], Machine(2, 0))
+    assert str(problem) == (
+        "set.args.device: type=cuda, and this machine has no GPU that its driver and CUDA_VISIBLE_DEVICES show (the "
+        "models of set: 1 replica x 1 shard x gpus_per_shard=1); set cpu, or serve where there is one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("models", "num_gpus", "has_room"),
+    [
+        ([model("m", 10, **shared_gpu(0.1))], 1, True),  # in floats, ten tenths are less than one
+        ([model("m", 3, **shared_gpu(1 / 3))], 1, True),
+        ([model("m", 3, **shared_gpu(0.6))], 2, False),  # 1.8 of 2, and no GPU takes two
+        ([model("m", 2, **shared_gpu(0.4)), model("n", 2, **shared_gpu(0.6))], 2, True),
+        ([model("m", **shared_gpu(0.4)), model("n", **GPU), model("o", **shared_gpu(0.6))], 2, True),
+    ],
+)
+def test_a_share_lies_on_one_gpu(models: list[ModelApplication], num_gpus: int, has_room: bool) -> None:
+    assert (machine_problems(models, [], Machine(2, num_gpus)) == []) is has_room
+
+
+@pytest.mark.parametrize(
+    ("models", "machine", "told"),
+    [
+        ([model("m", **typed_gpu("H200"))], H200, []),
+        ([model("m", **GPU)], H200, []),
+        ([model("m", **typed_gpu("A100"))], Machine(2, 2), []),  # the driver does not say
+        (
+            [model("m", **typed_gpu("A100")), model("n", **typed_gpu("H200"))],
+            H200,
+            [
+                "m.args.device.accelerator_type: accelerator_type=A100, and to Ray this machine's GPUs are H200 (m: 1 "
+                "replica x 1 shard x gpus_per_shard=1); write H200, remove it, or serve where there is one"
+            ],
+        ),
+    ],
+)
+def test_another_type_of_gpu_is_told(models: list[ModelApplication], machine: Machine, told: list[str]) -> None:
+    assert [str(problem) for problem in machine_problems(models, [], machine)] == told

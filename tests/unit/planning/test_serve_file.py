@@ -109,6 +109,12 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
         ("device: {gpus_per_shard: 1}", "gpus_per_shard=1.0 has no effect on device.type=cpu; remove it"),
         ("device: {accelerator_type: H100}", "accelerator_type='H100' has no effect on device.type=cpu"),
         ("device: {type: cuda, gpus_per_shard: 1.5}", "gpus_per_shard=1.5: a shard uses one GPU; use at most 1"),
+        (
+            "device: {type: cuda, gpus_per_shard: 0.5}, parallel: {pipeline: 2, tensor: 2}",
+            "args.device: gpus_per_shard=0.5 gives no shard a GPU of its own, and NCCL refuses two of a copy's 4 "
+            "shards on one; write gpus_per_shard: 1, or one shard (pipeline: 1, tensor: 1)",
+        ),
+        ("device: {type: cuda, gpus_per_shard: 2}", "gpus_per_shard=2.0: a shard uses one GPU; use at most 1"),
         ("engine: {gpu_memory_utilization: 0.5}", "gpu_memory_utilization=0.5 has no effect on device.type=cpu; set"),
         (
             "device: {type: cuda}, engine: {gpu_memory_utilization: 0.5, kv_cache_bytes: 1GB}",
@@ -120,6 +126,47 @@ def test_a_wrong_model_setting_is_named_with_value_and_way_out(tmp_path: Path, a
     (message,) = messages(tmp_path, with_args(args))
     assert message.startswith("applications[chat].args")
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        "device: {type: cuda, gpus_per_shard: 0.5}",
+        "device: {type: cuda, gpus_per_shard: 1}, parallel: {tensor: 2}",
+        "parallel: {pipeline: 2, tensor: 2}",
+        "engine: {block_size: 8, kv_cache_bytes: 2MiB, prefix_cache: false}",
+        "task: embed, engine: {max_num_seqs: 4, max_num_batched_tokens: 64, max_queued: 8}",
+        "task: embed",
+    ],
+)
+def test_settings_that_take_effect_are_allowed(tmp_path: Path, args: str) -> None:
+    assert messages(tmp_path, with_args(args)) == []
+
+
+@pytest.mark.parametrize("task", ["task: embed", "task: classify", "task: score", "task: predict, architecture: 'a:B'"])
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ("block_size: 16", "block_size has"),  # given, though as it is by default
+        ("prefix_cache: false", "prefix_cache has"),
+        ("gpu_memory_utilization: 0.5", "gpu_memory_utilization has"),
+        ("max_queued: 8, prefix_cache: true, kv_cache_bytes: 2MiB", "kv_cache_bytes, prefix_cache have"),
+    ],
+)
+def test_settings_of_the_kv_cache_are_refused_where_there_is_none(
+    tmp_path: Path, task: str, engine: str, told: str
+) -> None:
+    (message,) = messages(tmp_path, with_args(f"{task}, engine: {{{engine}}}"))
+    owner = task.partition(",")[0].replace(": ", "=")
+    them = "them" if told.endswith("have") else "it"
+    assert message == f"applications[chat].args.engine: {told} no effect on {owner}: no KV cache is kept; remove {them}"
+
+
+def test_settings_of_the_kv_cache_are_refused_for_several_models_too(tmp_path: Path) -> None:
+    models = "models: [{name: a, source: s, task: embed}], engine: {max_queued: 8, block_size: 8}"
+    text = with_args(models).replace(":build_model\n", ":build_models\n")
+    (message,) = messages(tmp_path, text.replace("name: chat, source: examples/demo_model/model, ", ""))
+    assert "args.engine: block_size has no effect on models that share a process: no KV cache is kept" in message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""What `rayshard validate` says of the kernels of linear layers."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.cli.kernel_process import describe_kernels
+from serve_app.cli.main import main
+from serve_app.config.model import ModelConfig
+
+
+def config(**changes: Any) -> ModelConfig:
+    return ModelConfig.model_validate({"name": "m", "source": "m", "device": {"cpu_threads": 1}, **changes})
+
+
+@pytest.mark.process
+def test_validating_tells_it_beside_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["validate", "serve_config.yaml"]) == 0
+    *_, blank, last = capsys.readouterr().out.splitlines()
+    assert blank == ""
+    assert last.startswith("linear layers of generators in bfloat16, threads=")
+
+
+def test_nothing_is_asked_where_nothing_is_chosen() -> None:
+    named = config(engine={"linear_kernel": "torch"})
+    module = config(architecture="package.module:Class", task="predict")
+    on_gpu = config(device={"type": "cuda"})
+    assert describe_kernels([(named, "float32"), (module, "float32"), (on_gpu, "bfloat16")]) == []
+
+
+@pytest.mark.process
+def test_each_dtype_and_use_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    models = [(config(), "float32"), (config(name="n"), "float32"), (config(task="embed"), "float32")]
+    lines = describe_kernels(models)
+    kernel = r"(torch|gemv|onednn) \(ms at 1/8/32/128 rows: gemv [\d./]+, onednn [\d./]+, torch [\d./]+\)"
+    assert len(lines) == 2
+    for line, owners in zip(lines, ("generators", "encoders"), strict=True):
+        assert re.fullmatch(f"linear layers of {owners} in float32, threads=1: {kernel}", line), line
