@@ -1,4 +1,4 @@
-"""llama.cpp on a llama of ours: its weights written as GGUF in q8_0, and decoding measured by its own batched-bench.
+"""llama.cpp on a llama of ours: its weights written as GGUF, and its engine measured by its own batched-bench.
 
 Needs `llama-batched-bench` on the PATH (a build of llama.cpp) and the package gguf; whoever has neither goes without.
 """
@@ -6,6 +6,7 @@ Needs `llama-batched-bench` on the PATH (a build of llama.cpp) and the package g
 import json
 import shutil
 import subprocess
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,19 @@ def is_installed() -> bool:
     return shutil.which(PROGRAM) is not None and find_spec("gguf") is not None
 
 
-def write_gguf(directory: Path, target: Path) -> Path:
-    """The llama in `directory`, its matrices in q8_0, without a vocabulary (https://github.com/ggml-org/ggml, gguf)."""
+@dataclass(frozen=True, slots=True)
+class BatchTimes:
+    """Of sequences that all begin at once."""
+
+    prompt_s: float  # until the prompts of all are computed
+    decode_s: float  # for all tokens after that
+
+
+def write_gguf(directory: Path, target: Path, kind: str = "q8_0") -> Path:
+    """The llama in `directory`, without a vocabulary (https://github.com/ggml-org/ggml, gguf).
+
+    kind: of its matrices: q8_0, bf16 or f32.
+    """
     import gguf
 
     config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
@@ -52,20 +64,21 @@ def write_gguf(directory: Path, target: Path) -> Path:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("no_vocab")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    file_types = {"q8_0": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}
+    writer.add_file_type(gguf.LlamaFileType[file_types[kind]])
+    matrix_type = gguf.GGMLQuantizationType[kind.upper()]
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for path in sorted(directory.glob("*.safetensors")):
         for name, tensor in load_file(str(path)).items():
             new_name = _gguf_name(name)
             numbers = tensor.to(torch.float32).numpy()
-            kind = new_name.split(".")[-2]
-            if kind in heads:
-                numbers = _interleaved(numbers, heads[kind])
+            module = new_name.split(".")[-2]
+            if module in heads:
+                numbers = _interleaved(numbers, heads[module])
             if numbers.ndim == 1:
                 writer.add_tensor(new_name, numbers)
                 continue
-            kept = gguf.quants.quantize(numbers, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(new_name, kept, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(new_name, gguf.quants.quantize(numbers, matrix_type), raw_dtype=matrix_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -75,13 +88,19 @@ def write_gguf(directory: Path, target: Path) -> Path:
 
 def ms_per_step(model: Path, batch_size: int, prompt_tokens: int, num_tokens: int, threads: int) -> float:
     """What one more token of each sequence costs."""
-    options = {"-m": model, "-c": 4096, "-npp": prompt_tokens, "-ntg": num_tokens, "-npl": batch_size, "-t": threads}
+    return 1000 * batch_times(model, batch_size, prompt_tokens, num_tokens, threads).decode_s / num_tokens
+
+
+def batch_times(model: Path, batch_size: int, prompt_tokens: int, num_tokens: int, threads: int) -> BatchTimes:
+    """What sequences that begin at once take."""
+    context = max(4096, batch_size * (prompt_tokens + num_tokens))
+    options = {"-m": model, "-c": context, "-npp": prompt_tokens, "-ntg": num_tokens, "-npl": batch_size, "-t": threads}
     command = [PROGRAM, *(str(part) for pair in options.items() for part in pair), "--output-format", "jsonl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or len(rows) != 1:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
-    return 1000 * float(rows[0]["t_tg"]) / num_tokens
+    return BatchTimes(float(rows[0]["t_pp"]), float(rows[0]["t_tg"]))
 
 
 def _gguf_name(name: str) -> str:
