@@ -1,5 +1,6 @@
 """Settings of every test process, and which tests stay together when several processes share them."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,5 +44,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> RoomSched
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Clusters come first, because they take longest."""
+    """Clusters come first, because they take longest. An id that is there twice is an error: xdist would run one."""
+    twice = [nodeid for nodeid, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if twice:
+        raise pytest.UsageError(f"several tests have the id {twice[0]}; give each its own")
     items.sort(key=lambda item: _TURN.get(item.path.relative_to(TESTS).parts[0], len(_TURN)))
