@@ -23,13 +23,13 @@ install: $(STAMP)  ## make .venv from constraints.txt, with what the tests need 
 serve: $(STAMP)  ## check the configuration and serve it until Ctrl-C (CONFIG=serve_config.yaml)
 	@.venv/bin/rayshard serve $(CONFIG)
 
-check: $(STAMP)  ## for people at work: ruff, mypy, unit tests that start no process of their own, two and a half minutes
+check: $(STAMP)  ## for people at work: ruff, mypy, unit tests that start no process of their own, three minutes
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	$(PYTEST) tests/unit -m "not slow and not process" $(ARGS)
 
-test: $(STAMP)  ## run the tests, eleven minutes on two quiet cores (ARGS= for pytest)
+test: $(STAMP)  ## run the tests, twelve minutes on two quiet cores (ARGS= for pytest)
 	$(PYTEST) -m "not slow" $(ARGS)
 
 test-full: $(STAMP)  ## run the slow tests too, in the same run: each cluster starts once
