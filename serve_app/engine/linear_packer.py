@@ -30,7 +30,9 @@ class LinearPacker:
 
     def is_wanted(self, parameter_name: str) -> bool:
         """Whether a parameter is to be packed, so that what it is read into will be freed."""
-        return parameter_name.rpartition(".")[0] in self._groups
+        group = self._groups.get(parameter_name.rpartition(".")[0], ())
+        is_kept = len(group) == 1 and self._kernel is not None and keeps_weight(self._kernel)
+        return bool(group) and not is_kept
 
     def filled(self, parameter_name: str) -> None:
         """Once a parameter is read."""
