@@ -23,7 +23,7 @@ from tests.integration.serve_cluster import ServeCluster
 
 MAX_REQUEST_BYTES = 64 * 2**20  # of this cluster's Gateway
 NUM_HALF_OPEN = 2000
-NUM_AT_ONCE = 100  # gRPC's server cancels some of the calls that come while a thousand are not yet accepted
+NUM_AT_ONCE = 100  # gRPC's server cancels some of the calls that come while a thousand wait to be accepted
 NUM_STORMS = 4
 MAX_GROWTH_BYTES = 40 * 2**20  # a storm; its large call alone has 48 MiB of tensors, and freed memory comes and goes
 ENDLESS: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "temperature": 1}
@@ -202,7 +202,8 @@ async def open_streams(cluster: ServeCluster, port: int, num_streams: int) -> No
         while len(streams) < num_streams:
             wave = [stub.ModelStreamInfer() for _ in range(NUM_AT_ONCE)]
             for stream in wave:
-                await stream.wait_for_connection()
+                await stream.wait_for_connection()  # only until this side has sent its metadata
+            await stub.ServerLive(pb.ServerLiveRequest(), timeout=60)  # answered after those before it were accepted
             streams += wave
         body = {"model": "linear", "inputs": {"input": [[1, 2, 3, 4]]}}
         async with httpx.AsyncClient(timeout=60) as client:
