@@ -15,6 +15,8 @@ import torch
 
 from bench.generated import Generated, Throughput, WorkItem
 from bench.workload import read_workload
+from serve_app.engine.attention.choice import DecodeSizes, attention_of
+from serve_app.engine.decode_graphs import capture_on
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.models.transformers_model import TransformersStage
@@ -27,8 +29,18 @@ from serve_app.types.shards import EngineLimits, ShardSpec
 class EngineAlone:
     """One stage that is a whole model, with its cache and its scheduler."""
 
-    def __init__(self, stage: TransformersStage, limits: EngineLimits, device: torch.device) -> None:
-        self._runner = ModelRunner(stage, limits, LoneCommunicator(), device)
+    def __init__(
+        self,
+        stage: TransformersStage,
+        limits: EngineLimits,
+        device: torch.device,
+        attention: str = "auto",
+        *,
+        has_graphs: bool = True,
+    ) -> None:
+        choice = attention_of(attention, stage, DecodeSizes.within(limits), device)
+        capture = capture_on(device) if has_graphs else None
+        self._runner = ModelRunner(stage, limits, LoneCommunicator(), device, choice.backend, capture)
         self._limits = limits
 
     def run(self, items: Sequence[WorkItem], num_prompt_logprobs: int | None = None) -> list[Generated]:

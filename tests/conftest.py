@@ -1,10 +1,13 @@
 """Settings of every test process, and which tests stay together when several processes share them."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which torch does: its kernels run on CPU
 
 TESTS = Path(__file__).parent
 _TURN = {"integration": 0, "chaos": 1, "parity": 2}  # the rest comes after them

@@ -13,7 +13,7 @@ import zmq
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
 from serve_app.types.shards import EngineLimits
-from serve_app.types.steps import SequenceStart, StepInput, StepOutput
+from serve_app.types.steps import DRAWN_BEFORE, SequenceStart, StepInput, StepOutput
 from serve_app.wire.links import ControlAddress, ControlClient
 
 BEAT_S = 0.1
@@ -25,6 +25,7 @@ class FakeModel:
 
     vocab_size: int = 29
     broken_seeds: frozenset[int] = frozenset()  # their logits are not finite once three tokens are out
+    has_memory: bool = True  # False: for no step
 
     def next_token(self, history: list[int], num_outputs: int, start: SequenceStart) -> int:
         """The token after `history`; -1 where the logits are not finite."""
@@ -94,6 +95,12 @@ class _Row:
     start: SequenceStart
     num_outputs: int
     block_table: list[int] = field(default_factory=list)
+    has_drawn: bool = False
+    is_lost: bool = False  # it has read what a failed step was to write; nobody may see what it draws
+
+
+_BROKEN = Slot(-1, -1, -1)
+_LOST_TOKEN = 1 << 20  # of no vocabulary
 
 
 class CacheOracle:
@@ -109,6 +116,8 @@ class CacheOracle:
 
     def run(self, step: StepInput) -> StepOutput:
         """Run one step: all tokens are written, then each sequence reads all its positions."""
+        if not self._model.has_memory:
+            return self.fail(step, "the GPU had no memory for a step")
         self._check_shape(step)
         self.num_steps += 1
         for start in step.starts:
@@ -124,6 +133,25 @@ class CacheOracle:
         for slot_row, computed, count in zip(step.slot_rows, step.num_computed, step.num_tokens, strict=True):
             self._read(self._rows[slot_row], computed + count)
         return self._draw(step)
+
+    def fail(self, step: StepInput, error: str) -> StepOutput:
+        """Run out of memory in a step: what it was to write is anything."""
+        self._check_shape(step)
+        self.num_steps += 1
+        for start in step.starts:
+            self._start(start)
+        for index in step.moved:
+            self._rows[step.slot_rows[index]].block_table.clear()
+        size = self._limits.block_size
+        broken = [new * size + place for _old, new in step.copies for place in range(size)]
+        columns = zip(step.slot_rows, step.new_blocks, step.num_computed, step.num_tokens, strict=True)
+        for slot_row, blocks, computed, count in columns:
+            row = self._rows[slot_row]
+            row.block_table.extend(blocks)
+            broken += [self._slot(row, position) for position in range(computed, computed + count)]
+            row.is_lost = True
+        self._slots |= dict.fromkeys(broken, _BROKEN)
+        return StepOutput(step.step_id, [], error=error)
 
     def sequences(self, step: StepInput) -> list[tuple[int, int]]:
         """Who is in a step that has run last."""
@@ -160,17 +188,27 @@ class CacheOracle:
         self._rows[start.slot_row] = _Row(sequence, start, start.num_outputs)
 
     def _write(self, row: _Row, computed: int, token_ids: list[int]) -> None:
+        end = computed + len(token_ids)
+        row.is_lost |= any(self._slots.get(self._slot(row, position)) == _BROKEN for position in range(computed))
+        if row.is_lost:
+            self._slots |= dict.fromkeys((self._slot(row, position) for position in range(computed, end)), _BROKEN)
+            return
         history = self._histories[row.sequence]
         for position in range(len(history), computed):  # another sequence has computed it
             history.append(self._slots[self._slot(row, position)].token_id)
         for position, token_id in enumerate(token_ids, computed):
             assert position <= len(history), "a position was left out"
+            if token_id == DRAWN_BEFORE:
+                assert row.has_drawn, "the row has drawn nothing"
+                token_id = history[position] if position < len(history) else 0  # after logits that were not finite
             if position == len(history):
                 history.append(token_id)
             assert history[position] == token_id, "the scheduler fed a token that was not drawn"
             self._slots[self._slot(row, position)] = _slot_of(history, position)
 
     def _read(self, row: _Row, num_positions: int) -> None:
+        if row.is_lost:
+            return
         expected = self._histories[row.sequence]
         for position in range(num_positions):
             found = self._slots.get(self._slot(row, position))
@@ -189,10 +227,15 @@ class CacheOracle:
             if not is_drawn:
                 continue
             row = self._rows[step.slot_rows[index]]
+            if row.is_lost:
+                token_ids.append(_LOST_TOKEN)
+                logprobs.append(None)
+                continue
             history = self._histories[row.sequence]
             assert len(history) == step.num_computed[index] + step.num_tokens[index], "drawn before its last token"
             token_id = self._model.next_token(history, row.num_outputs, row.start)
             token_ids.append(token_id)
+            row.has_drawn = True
             logprobs.append(None if row.start.params.num_logprobs is None else logprob_at(token_id, len(history)))
             row.num_outputs += 1
             if token_id >= 0:

@@ -1,6 +1,7 @@
 """Drives a model copy as a Router does, without Ray: its shards in plain processes, or one in this process."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from collections.abc import Sequence as Sequenced
 from contextlib import asynccontextmanager
@@ -16,6 +17,9 @@ from serve_app.deployments.copy_work import CopyWork
 from serve_app.deployments.generation_work import GenerationWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.step_loop import StepScheduler
+from serve_app.engine.attention.backend import DecodeBackend
+from serve_app.engine.attention.choice import DecodeSizes, attention_of
+from serve_app.engine.decode_graphs import Capture
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.engine.plain_processes import PlainProcesses, ProcessShardGroup
@@ -83,6 +87,7 @@ def shard_settings(
             kv_cache_bytes=1 << 20,
             gpu_memory_utilization=0.9,
             max_num_batched_tokens=64,
+            max_num_seqs=8,
             linear_kernel="onednn",  # the same on every CPU
         )
         for shard in plan_shards(read_model_spec(directory), split.pipeline, split.tensor).shards
@@ -235,13 +240,24 @@ async def driven_copy(
 
 
 def load_runner(
-    directory: Path, limits: EngineLimits, runner_class: type[ModelRunner] = ModelRunner, dtype: str = "float32"
+    directory: Path,
+    limits: EngineLimits,
+    runner_class: type[ModelRunner] = ModelRunner,
+    dtype: str = "float32",
+    *,
+    attention: str | DecodeBackend = "auto",
+    capture: Capture | None = None,
 ) -> ModelRunner:
     """A whole model of four layers in this process."""
     communicator = LoneCommunicator()
     device = torch.device("cpu")
-    loaded = load_stage(directory, dtype, WHOLE, communicator, device)
-    return runner_class(loaded.stage, limits, communicator, device)
+    stage = load_stage(directory, dtype, WHOLE, communicator, device).stage
+    backend: DecodeBackend | None
+    if isinstance(attention, str):
+        backend = attention_of(attention, stage, DecodeSizes.within(limits), device).backend
+    else:
+        backend = attention
+    return runner_class(stage, limits, communicator, device, backend, capture)
 
 
 def run_in_process(
@@ -251,16 +267,24 @@ def run_in_process(
     on_step: Callable[[StepInput], None] = lambda _step: None,
     *,
     joins_blocks: bool = False,
+    overlaps_steps: bool = False,
 ) -> list[Outcome]:
     """Run requests that come together through one runner, step after step."""
-    scheduler = Scheduler(limits, num_stages=1, max_queued=1000, joins_blocks=joins_blocks)
+    scheduler = Scheduler(
+        limits, num_stages=1, max_queued=1000, joins_blocks=joins_blocks, overlaps_steps=overlaps_steps
+    )
     outcomes: dict[str, Outcome] = {}
     for request in requests:
         scheduler.add(request)
         outcomes[request.request_id] = Outcome()
-    while (step := scheduler.schedule()) is not None:
-        on_step(step)
-        output = runner.run(step)
+    sent: deque[StepInput] = deque()
+    while True:
+        while (step := scheduler.schedule()) is not None:
+            on_step(step)
+            sent.append(step)
+        if not sent:
+            break
+        output = runner.run(sent.popleft())
         assert output is not None
         _collect(outcomes, scheduler.update(output))
     scheduler.check()

@@ -1,7 +1,7 @@
 """The tokens of one request on their way from a Router."""
 
 from serve_app.backend.protocol import TakeChunk
-from serve_app.errors import InternalError, RequestAbortedError
+from serve_app.errors import InternalError, RequestAbortedError, UnavailableError
 from serve_app.types.generation import Completion, OutputChunk
 
 
@@ -17,11 +17,14 @@ class TokenStream:
     def feed(self, chunk: OutputChunk) -> bool:
         """Take a chunk in; False when no more is wanted.
 
-        Raises InternalError after a gap or where the model failed, RequestAbortedError, and what `take` raises.
+        Raises InternalError after a gap or where the model failed, UnavailableError where a step of it had no memory,
+        RequestAbortedError, and what `take` raises.
         """
         self.has_begun = True
         if chunk.finish_reason == "abort":
             raise RequestAbortedError("the request was aborted")
+        if chunk.error is not None:
+            raise UnavailableError(chunk.error, retry_after_s=1.0)
         if chunk.finish_reason == "error":
             raise InternalError("the model failed on this request; see the server's log")
         if chunk.first_index != self._next_indexes[chunk.choice]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.checkpoints.encoder_spec import EncoderSpec
+from serve_app.checkpoints.quantized_modules import CheckpointQuantization
 from serve_app.checkpoints.source import find_snapshot, is_hub_id
 from serve_app.checkpoints.weights_download import find_weights
 from serve_app.cli.module_check_process import find_module_problems
@@ -13,17 +14,18 @@ from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.gateway.key_file import read_key_file
 from serve_app.graphs.check import ModelKinds, check_graph, port_of_config, result_kind
+from serve_app.planning.float8_problem import float8_problem
 from serve_app.planning.generator_plan import plan_generator
-from serve_app.planning.machine import Machine
+from serve_app.planning.machine import Machine, capability_of
 from serve_app.planning.planner import served_dtype
-from serve_app.planning.reservations import machine_problems
+from serve_app.planning.reservations import cpu_engines, machine_problems
 from serve_app.planning.serve_file import GraphApplication, ModelApplication, ServeFile, inspect_serve_file
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.text_facts import TextFacts
 from serve_app.preprocessing.chain import ChainModel, check_chains
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
-from serve_app.types.shards import BatchModelSettings
+from serve_app.types.shards import BatchModelSettings, EngineKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class CheckedFile:
     plan_text: str
     problems: list[Problem]
     dtypes: list[tuple[ModelConfig, str]]  # of transformers models whose files could be read
+    cpu_engines: list[EngineKind]  # that its shards on CPU run
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ def check_file(path: Path, *, can_download: bool, machine: Machine | None = None
     report = inspect_serve_file(path)
     environment = read_environment()
     keys = _check_keys(report.gateway, path)
-    models = [_check_model(model, path, environment, can_download=can_download) for model in report.models]
+    models = [_check_model(model, path, environment, machine, can_download=can_download) for model in report.models]
     modules = _check_modules(report.models, models)
     lacks = [] if machine is None else machine_problems(report.models, report.graphs, machine)
     ports: dict[str, ModelKinds] = {}
@@ -67,7 +70,8 @@ def check_file(path: Path, *, can_download: bool, machine: Machine | None = None
     plan_text = "\n\n".join(model.text for model in models)
     pairs = zip(report.models, models, strict=False)  # graphs come after the models
     dtypes = [(model.config, one.dtype) for model, one in pairs if one.dtype is not None]
-    return CheckedFile(None if problems else report.serve_file, plan_text, problems, dtypes)
+    engines = cpu_engines(report.models)
+    return CheckedFile(None if problems else report.serve_file, plan_text, problems, dtypes, engines)
 
 
 def _check_keys(gateway: GatewayConfig | None, path: Path) -> list[Problem]:
@@ -80,7 +84,9 @@ def _check_keys(gateway: GatewayConfig | None, path: Path) -> list[Problem]:
     return []
 
 
-def _check_model(model: ModelApplication, path: Path, environment: Environment, *, can_download: bool) -> _CheckedModel:
+def _check_model(
+    model: ModelApplication, path: Path, environment: Environment, machine: Machine | None, *, can_download: bool
+) -> _CheckedModel:
     config, base_dir = model.config, path.resolve().parent
     try:
         missing = None if can_download else _not_here(config, base_dir, environment)
@@ -89,11 +95,13 @@ def _check_model(model: ModelApplication, path: Path, environment: Environment, 
                 f"{config.name}: {missing} is not on this machine yet; --download fetches and checks it", []
             )
         if config.is_generative:
-            return _check_generator(model, base_dir, environment)
+            return _check_generator(model, base_dir, environment, machine)
         plan = plan_batch_model(config, base_dir, environment)
     except ConfigError as error:
         return _CheckedModel("", [Problem(model.where, message) for message in error.message.split("\n")])
+    stored = plan.spec.spec.quantization if isinstance(plan.spec, EncoderSpec) else None
     unfit = [*plan.problems, *check_chains(config, ChainModel(plan.text_directory, plan.spec.labels))]
+    unfit += _gpu_problems(config, stored, machine)
     text = _with_warnings(plan.text, plan.facts)
     problems = [Problem(model.where, message) for message in unfit]
     is_module = plan.config.architecture is not None
@@ -110,14 +118,27 @@ def _check_modules(models: list[ModelApplication], checked: list[_CheckedModel])
     return [Problem(where, answer) for (where, _stages), answer in found if answer is not None]
 
 
-def _check_generator(model: ModelApplication, base_dir: Path, environment: Environment) -> _CheckedModel:
+def _check_generator(
+    model: ModelApplication, base_dir: Path, environment: Environment, machine: Machine | None
+) -> _CheckedModel:
     plan = plan_generator(model.config, base_dir, environment)
     read_tokenizer_files(plan.source.directory)
     unfit = [*plan.problems, *check_chains(model.config, ChainModel(Path(plan.source.directory)))]
+    unfit += _gpu_problems(model.config, plan.spec.quantization, machine)
     if unfit:
         return _CheckedModel("", [Problem(model.where, message) for message in unfit])
     dtype = served_dtype(plan.spec, plan.config)
     return _CheckedModel(_with_warnings(plan.text, plan.facts), [], dtype=dtype)
+
+
+def _gpu_problems(config: ModelConfig, stored: CheckpointQuantization | None, machine: Machine | None) -> list[str]:
+    """Why the model is not for the GPU that it asks for, or for that of this machine."""
+    if config.device.type != "cuda":
+        return []
+    found = config.device.accelerator_type or (None if machine is None else machine.accelerator_type)
+    wanted = None if config.quantization is None else config.quantization.for_loading
+    problem = float8_problem(stored, wanted, capability_of(found))
+    return [] if problem is None else [problem]
 
 
 def _with_warnings(text: str, facts: TextFacts) -> str:

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.compress.evaluate import NUM_TOP, TextScore
-from serve_app.engine.attention import attend_one
+from serve_app.engine.attention.choice import DecodeSizes, attention_of
+from serve_app.engine.attention.reference import attend_one
 from serve_app.engine.kv_cache import kv_block_bytes
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
@@ -117,7 +118,8 @@ class LocalModel:
             block_size=_BLOCK_SIZE,
             num_blocks=blocks_per_seq * max_num_seqs,
         )
-        runner = ModelRunner(self._stage, limits, LoneCommunicator(), self._device)
+        attention = attention_of("auto", self._stage, DecodeSizes.within(limits), self._device)
+        runner = ModelRunner(self._stage, limits, LoneCommunicator(), self._device, attention.backend)
         scheduler = Scheduler(limits, num_stages=1, max_queued=len(prompts))
         stops = () if ignore_eos else tuple(self.eos_token_ids)
         for index, prompt in enumerate(prompts):

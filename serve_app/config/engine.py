@@ -14,7 +14,14 @@ from pydantic import (
 from serve_app.config.base import ByteSize, ConfigModel
 
 DEFAULT_CPU_KV_CACHE_BYTES = 256 * 1024**2
-_KV_CACHE_SETTINGS = ("block_size", "gpu_memory_utilization", "kv_cache_bytes", "prefix_cache")
+_KV_CACHE_SETTINGS = (
+    "attention",
+    "block_size",
+    "cuda_graphs",
+    "gpu_memory_utilization",
+    "kv_cache_bytes",
+    "prefix_cache",
+)
 
 
 class ParallelConfig(ConfigModel):
@@ -67,6 +74,8 @@ class EngineConfig(ConfigModel):
     max_queued: int = Field(default=1024, gt=0, le=1_000_000)
     prefix_cache: bool = True  # what is computed of a prompt's beginning is kept for the next prompt that begins so
     linear_kernel: Literal["auto", "torch", "gemv", "onednn", "fbgemm"] = "auto"  # auto: the fastest on this CPU
+    attention: Literal["auto", "reference", "padded", "triton", "varlen"] = "auto"  # of tokens that follow; see docs
+    cuda_graphs: Literal["auto", "off"] = "auto"  # cuda only: steps that only decode are launched as one
 
     @model_validator(mode="after")
     def _can_step_all_sequences(self) -> "EngineConfig":

@@ -162,6 +162,14 @@ class ModelConfig(ConfigModel):
 
     @field_validator("engine")
     @classmethod
+    def _can_capture(cls, value: EngineConfig, info: ValidationInfo) -> EngineConfig:
+        device = info.data.get("device")
+        if "cuda_graphs" in value.model_fields_set and isinstance(device, DeviceConfig) and device.type == "cpu":
+            raise ValueError(f"cuda_graphs={value.cuda_graphs} has no effect on device.type=cpu; remove it")
+        return value
+
+    @field_validator("engine")
+    @classmethod
     def _can_size_cache(cls, value: EngineConfig, info: ValidationInfo) -> EngineConfig:
         device, task = info.data.get("device"), info.data.get("task", "generate")
         if task != "generate":

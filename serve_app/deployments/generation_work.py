@@ -10,7 +10,7 @@ from serve_app.errors import ConfigError
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
 from serve_app.scheduling.sequence import Sequence as TokenSequence
-from serve_app.types.generation import GenerateRequest, SamplingParams
+from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings, ShardSpec
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class GenerationWork:
         self._plan = plan
         self._on_outputs = on_outputs
         self._scheduler: Scheduler | None = None
-        self._warm_up: asyncio.Future[str] | None = None  # how the first request of an epoch has ended
+        self._warm_up: asyncio.Future[OutputChunk] | None = None  # how the first request of an epoch has ended
 
     def settings(self, shard: ShardSpec, num_threads: int) -> ShardSettings:
         """How one shard is to be made."""
@@ -42,7 +42,8 @@ class GenerationWork:
         if num_blocks < 1:
             raise ConfigError(
                 "the memory left for the KV cache holds no block; raise engine.kv_cache_bytes or "
-                "engine.gpu_memory_utilization, or split the model over more shards",
+                "engine.gpu_memory_utilization, lower engine.max_num_batched_tokens, or split the model over more "
+                "shards",
                 field="engine.kv_cache_bytes",
             )
         num_tokens = num_blocks * engine.block_size
@@ -79,6 +80,7 @@ class GenerationWork:
             eos_token_ids=self._plan.facts.end_token_ids,
             has_prefix_cache=self.config.engine.prefix_cache,
             joins_blocks=self.config.device.type == "cpu",
+            overlaps_steps=self.config.parallel.pipeline == 1,
         )
         return self._scheduler
 
@@ -90,9 +92,11 @@ class GenerationWork:
         params = SamplingParams(max_tokens=2, seed=0, ignore_eos=True)
         self._scheduler.add(GenerateRequest("warm-up", [0] * num_tokens, params))
         loop.wake()
-        reason = await self._warm_up
+        last = await self._warm_up
         self._warm_up = None
-        if reason == "error":
+        if last.error is not None:
+            raise ConfigError(last.error)
+        if last.finish_reason == "error":
             raise ConfigError(
                 f"dtype={self.config.dtype}: the model's first output is not finite; its weights are damaged, or it "
                 "overflows in float16: set dtype to bfloat16 or float32",
@@ -103,9 +107,8 @@ class GenerationWork:
         """New tokens."""
         if self._warm_up is not None:
             more = outputs[0].more if outputs else None
-            reason = None if more is None else more.finish_reason
-            if reason is not None and not self._warm_up.done():
-                self._warm_up.set_result(reason)
+            if more is not None and more.finish_reason is not None and not self._warm_up.done():
+                self._warm_up.set_result(more)
             return
         self._on_outputs(outputs)
 

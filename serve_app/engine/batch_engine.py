@@ -29,6 +29,15 @@ class BatchEngine:
         num_bytes = sum(stage.parameter_bytes for stage in stages)
         return ShardReport(num_bytes, 0, 0.0, reports, linear_kernel=", ".join(kernels))
 
+    @property
+    def is_measured(self) -> bool:
+        """There is no cache."""
+        return False
+
+    def measure(self) -> int:
+        """See ShardEngine."""
+        return 0
+
     def allocate(self, _limits: EngineLimits) -> None:
         """There is no cache to make."""
 

@@ -5,6 +5,7 @@ import logging
 import torch
 from torch import Tensor
 
+from serve_app.engine.device_memory import CudaMemory, DeviceMemory
 from serve_app.engine.tensors import to_data, to_tensor
 from serve_app.models.batch_stage import BatchStage
 from serve_app.models.torch_dtypes import DTYPE_NAMES
@@ -19,12 +20,19 @@ class BatchRunner:
     """Runs the stages of one shard, one for each model. All shards of a group run the same steps in the same order."""
 
     def __init__(
-        self, stages: list[BatchStage], shard: ShardSpec, communicator: Communicator, device: torch.device
+        self,
+        stages: list[BatchStage],
+        shard: ShardSpec,
+        communicator: Communicator,
+        device: torch.device,
+        memory: DeviceMemory | None = None,
     ) -> None:
+        """memory: of a device whose memory is counted; None: that of the GPU, where there is one."""
         self._stages = stages
         self._shard = shard
         self._communicator = communicator
         self._device = device
+        self._memory = CudaMemory(device) if memory is None and device.type == "cuda" else memory
 
     @torch.inference_mode()
     def run(self, step: BatchStep) -> BatchStepOutput | None:
@@ -48,8 +56,14 @@ class BatchRunner:
             if self._shard.num_ranks > 1:
                 raise RuntimeError(f"a step failed on one of several ranks: {type(error).__name__}") from None
             logger.error("step failed model=%d error=%s", step.model, type(error).__name__)
-            told = f"{type(error).__name__}: {error}" if isinstance(error, OutputError) else type(error).__name__
-            return self._fail(step, told)
+            failure_kind = _told(error)
+        else:
+            return self._hand_on(step, stage, outputs)
+        if self._memory is not None:  # the traceback is gone, and the step's tensors with it
+            self._memory.release()
+        return self._fail(step, failure_kind)
+
+    def _hand_on(self, step: BatchStep, stage: BatchStage, outputs: dict[str, Tensor]) -> BatchStepOutput | None:
         if not self._shard.is_last:
             self._communicator.send_named(outputs)
             return None
@@ -70,6 +84,19 @@ class BatchRunner:
 
 class OutputError(ValueError):
     """A module's output is not what it declares. Its message quotes names, shapes and dtypes only."""
+
+
+def _told(error: Exception) -> str:
+    """The kind of an error, with what may be said of it."""
+    kind = type(error).__name__
+    if isinstance(error, OutputError):
+        return f"{kind}: {error}"
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"{kind}: the GPU had no memory for the step; send shorter inputs, or lower engine.max_num_batched_tokens "
+            "or engine.max_num_seqs"
+        )
+    return kind
 
 
 def _check(stage: BatchStage, outputs: dict[str, Tensor], *, is_last: bool) -> None:

@@ -4,23 +4,34 @@ from pathlib import Path
 
 import torch
 
+from serve_app.engine.attention.choice import AttentionChoice, DecodeSizes, attention_of
+from serve_app.engine.decode_graphs import capture_on
+from serve_app.engine.device_memory import CudaMemory, DeviceMemory, MemoryUse, kv_cache_bytes
 from serve_app.engine.kv_cache import kv_block_bytes
 from serve_app.engine.loader import LoadedStage, load_stage
+from serve_app.engine.memory_guard import MemoryGuard
+from serve_app.engine.memory_profile import limits_to_measure, measure_memory
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.engine.shard_loop import ShardLoop
+from serve_app.models.transformers_model import TransformersStage
 from serve_app.parallel.communicator import Communicator
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings
 from serve_app.types.steps import StepInput
 
 
 class GenerationEngine:
-    """ShardEngine of a model that generates."""
+    """ShardEngine of a model that generates.
 
-    def __init__(self, settings: ShardSettings, device: torch.device) -> None:
+    memory: of a device whose memory is counted; None: that of the GPU, where there is one.
+    """
+
+    def __init__(self, settings: ShardSettings, device: torch.device, memory: DeviceMemory | None = None) -> None:
         self._settings = settings
         self._device = device
+        self._memory = CudaMemory(device) if memory is None and device.type == "cuda" else memory
         self._communicator: Communicator | None = None
         self._loaded: LoadedStage | None = None
+        self._attention: AttentionChoice | None = None
         self._runner: ModelRunner | None = None
 
     def load(self, communicator: Communicator) -> ShardReport:
@@ -37,31 +48,58 @@ class GenerationEngine:
             settings.max_model_len,
             settings.linear_kernel,
         )
-        num_blocks = self._kv_bytes(self._loaded) // kv_block_bytes(self._loaded.stage, settings.block_size)
-        return ShardReport(self._loaded.parameter_bytes, num_blocks, 0.0, linear_kernel=str(self._loaded.kernel))
+        num_blocks = (settings.kv_cache_bytes or 0) // kv_block_bytes(self._loaded.stage, settings.block_size)
+        self._attention = self._choose_attention(self._loaded.stage)
+        return ShardReport(
+            self._loaded.parameter_bytes,
+            num_blocks,
+            0.0,
+            linear_kernel=str(self._loaded.kernel),
+            attention=str(self._attention),
+        )
+
+    @property
+    def is_measured(self) -> bool:
+        """See ShardEngine."""
+        return self._settings.kv_cache_bytes is None
+
+    def measure(self) -> int:
+        """See ShardEngine."""
+        assert self._loaded is not None
+        assert self._memory is not None, "engine.kv_cache_bytes is set where memory is not counted"
+        settings, stage, memory = self._settings, self._loaded.stage, self._memory
+        block_bytes = kv_block_bytes(stage, settings.block_size)
+        memory.release()
+        idle = MemoryUse(memory.total_bytes(), memory.free_bytes(), memory.held_bytes(), step_bytes=0)
+        max_num_blocks = kv_cache_bytes(idle, settings.gpu_memory_utilization) // block_bytes
+        limits = limits_to_measure(settings, max_num_blocks)
+        use = measure_memory(self._make_runner, limits, stage.config.vocab_size, block_bytes, memory)
+        return kv_cache_bytes(use, settings.gpu_memory_utilization) // block_bytes
 
     def allocate(self, limits: EngineLimits) -> None:
         """See ShardEngine."""
-        assert self._loaded is not None
-        assert self._communicator is not None
-        self._runner = ModelRunner(self._loaded.stage, limits, self._communicator, self._device)
+        self._runner = self._make_runner(limits)
 
     def run(self, loop: ShardLoop) -> None:
         """See ShardEngine."""
         assert self._runner is not None
-        loop.run(StepInput, self._runner)
+        is_lone = self._settings.shard.num_stages == self._settings.shard.num_ranks == 1
+        if self._memory is None or not is_lone:
+            loop.run(StepInput, self._runner)
+        else:
+            loop.run(StepInput, MemoryGuard(self._runner, self._memory.release))
 
-    def _kv_bytes(self, loaded: LoadedStage) -> int:
+    def _make_runner(self, limits: EngineLimits) -> ModelRunner:
+        assert self._loaded is not None
+        assert self._communicator is not None
+        assert self._attention is not None
+        capture = capture_on(self._device) if self._settings.has_cuda_graphs else None
+        return ModelRunner(
+            self._loaded.stage, limits, self._communicator, self._device, self._attention.backend, capture
+        )
+
+    def _choose_attention(self, stage: TransformersStage) -> AttentionChoice:
         settings = self._settings
-        if settings.kv_cache_bytes is not None:
-            return settings.kv_cache_bytes
-        free, total = torch.cuda.mem_get_info(self._device)
-        allowed = total * settings.gpu_memory_utilization - torch.cuda.memory_reserved(self._device)
-        return max(0, min(int(allowed), free) - self._activation_bytes(loaded))
-
-    def _activation_bytes(self, loaded: LoadedStage) -> int:
-        """A generous bound of what one step needs beside weights and cache, in bytes."""
-        config = loaded.stage.config
-        width = 8 * config.hidden_size + 4 * (getattr(config, "intermediate_size", None) or 4 * config.hidden_size)
-        logits = 8 * config.vocab_size * min(self._settings.max_num_batched_tokens, 512)
-        return int(self._settings.max_num_batched_tokens * width * loaded.stage.dtype.itemsize + logits)
+        max_model_len = settings.max_model_len or settings.max_num_batched_tokens
+        sizes = DecodeSizes(settings.block_size, max_model_len, settings.max_num_seqs)
+        return attention_of(settings.attention, stage, sizes, self._device)

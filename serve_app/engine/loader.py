@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.checkpoints.stored_weights import logical_tensors, refuse_bare_numbers
+from serve_app.engine.float8_check import refuse_float8
 from serve_app.engine.kernel_choice import STEP_ROWS, KernelChoice, choose_kernel
 from serve_app.engine.linear_packer import LinearPacker
 from serve_app.engine.process_memory import ask_for_huge_pages, settle_memory
@@ -77,9 +78,11 @@ def fill_stage(
     kernel: KernelChoice | None = None,
 ) -> None:
     """Cut a stage to its rank's part, read its tensors, and pack them for a kernel. Raises ConfigError."""
+    quantizations = quantizations or Quantizations()
+    refuse_float8(quantizations.checkpoint, quantizations.wanted, device)
     parts = cut_stage(stage, communicator)
     packer = LinearPacker(stage, None if kernel is None else kernel.name)
-    _fill_parameters(source_dir, stage, parts, headers, device, quantizations or Quantizations(), packer)
+    _fill_parameters(source_dir, stage, parts, headers, device, quantizations, packer)
     settle_memory(device)
 
 

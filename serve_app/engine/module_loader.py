@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from serve_app.checkpoints.module_files import SCALE_SUFFIX, read_module_quantization, read_module_tensors
 from serve_app.checkpoints.safetensors_header import TensorHeader
+from serve_app.engine.float8_check import refuse_float8
 from serve_app.engine.module_quantizer import ModuleQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 def load_module_stage(settings: BatchModelSettings, device: torch.device) -> BatchStage:
     """Build and fill one stage; raises ConfigError when the files lack a tensor, or hold another or an extra one."""
+    refuse_float8(None, settings.quantization, device)
     stage = ModuleStage(settings)
     headers = read_module_tensors(Path(settings.source_dir))
     parameters, buffers = stage.own_parameters(), stage.own_buffers()
@@ -56,6 +58,7 @@ def load_module_stage(settings: BatchModelSettings, device: torch.device) -> Bat
                 _check_shape(name, buffer, headers[name])
                 reader.read(headers[name], value, None, ())
             _owner(stage.module, name).__setattr__(name.rpartition(".")[2], value)
+    quantizer.finish()
     stage.drop_others()
     stage.parameter_bytes = num_weight_bytes(stage.module)
     return stage

@@ -13,7 +13,8 @@ from serve_app.checkpoints.module_files import SCALE_SUFFIX
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
-from serve_app.models.quantization import QuantizedEmbedding, make_linear, take_hooks
+from serve_app.models.quantization import QuantizedEmbedding, form_of, kind_of, make_linear, take_hooks
+from serve_app.models.quantized_kernels import KernelTally, decide_kernel
 from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight
 from serve_app.models.torch_model import ModuleStage
 from serve_app.types.shards import LoadQuantization, WeightScheme
@@ -29,6 +30,7 @@ class ModuleQuantizer:
         self._stage = stage
         self._stored = stored
         self._wanted = wanted
+        self._tally = KernelTally()
         held: dict[int, int] = {}
         for parameter in stage.own_parameters().values():
             held[id(parameter)] = held.get(id(parameter), 0) + 1
@@ -99,7 +101,16 @@ class ModuleQuantizer:
         """In the place of the parameter's module; its bias is set when it is read. dtype: of an embedding's rows."""
         module_name = name.rpartition(".")[0]
         old = self._stage.module.get_submodule(module_name)
-        is_embedding = isinstance(old, nn.Embedding)
-        new = QuantizedEmbedding(weight, dtype) if is_embedding else make_linear(weight, None, scheme)
+        new: nn.Module
+        if isinstance(old, nn.Embedding):
+            new = QuantizedEmbedding(weight, dtype)
+        else:
+            form, kind = form_of(weight), kind_of(weight.values.device)
+            self._tally.add(module_name, form, kind, decide_kernel(scheme, form, kind))
+            new = make_linear(weight, None, scheme)
         take_hooks(new, old)
         self._stage.replace(module_name, new.eval())
+
+    def finish(self) -> None:
+        """Once all is read: tell the log which kernels there are."""
+        self._tally.log()

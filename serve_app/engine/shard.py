@@ -1,7 +1,9 @@
 """One shard in its process: meet the others, load, make room for the cache, run steps."""
 
+import importlib
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
 
@@ -15,8 +17,10 @@ from serve_app.parallel.communicator import (
     connect_store,
     open_store,
 )
-from serve_app.types.shards import BatchShardSettings, EngineLimits, Rendezvous, ShardReport, ShardSettings
+from serve_app.types.shards import BatchShardSettings, EngineKind, EngineLimits, Rendezvous, ShardReport, ShardSettings
 from serve_app.wire.links import ControlAddress, ControlClient
+
+_LOADING = timedelta(days=1)  # the Router ends what takes longer than timeouts.load_s, and all shards when one fails
 
 
 class EngineShard:
@@ -36,7 +40,7 @@ class EngineShard:
         return int(self._store.port)
 
     def load(self, rendezvous: Rendezvous | None) -> ShardReport:
-        """Meet the group and read this shard's tensors."""
+        """Meet the group, read this shard's tensors, and find out how much room that leaves."""
         started_s = time.monotonic()
         communicator: Communicator = LoneCommunicator()
         if rendezvous is not None:
@@ -44,6 +48,9 @@ class EngineShard:
                 self._store = connect_store(rendezvous)
             communicator = GroupCommunicator(self._store, self._shard, rendezvous, self._device, self._host)
         report = self._engine.load(communicator)
+        if self._engine.is_measured:
+            self._wait_for_group()
+            report = replace(report, num_blocks=self._engine.measure())
         return replace(report, load_s=time.monotonic() - started_s)
 
     def allocate(self, limits: EngineLimits) -> None:
@@ -53,6 +60,21 @@ class EngineShard:
     def run(self, address: ControlAddress) -> None:
         """Run the Router's steps until it says stop. An exception here is the end of the whole group."""
         self._engine.run(ShardLoop(ControlClient(address, self._shard.index)))
+
+    def _wait_for_group(self) -> None:
+        """Until all shards have loaded: a collective would not wait that long for the slowest."""
+        if self._store is None:
+            return
+        num_shards = self._shard.num_stages * self._shard.num_ranks
+        self._store.set(f"loaded/{self._shard.index}", "")
+        self._store.wait([f"loaded/{index}" for index in range(num_shards)], _LOADING)
+
+
+def import_engine(kind: EngineKind) -> None:
+    """Import what a shard of that kind runs, ahead of its settings."""
+    if kind != "module":
+        _make_transformers_light()
+    importlib.import_module(f"serve_app.engine.{'generation' if kind == 'generation' else 'batch'}_engine")
 
 
 def _engine_of(settings: ShardSettings | BatchShardSettings, device: torch.device) -> ShardEngine:

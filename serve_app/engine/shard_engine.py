@@ -14,6 +14,15 @@ class ShardEngine(Protocol):
         """Read this shard's tensors; `load_s` of the report is not known yet."""
         ...
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether `measure` says how many KV blocks there is room for, and not the report of `load`."""
+        ...
+
+    def measure(self) -> int:
+        """KV blocks that the device has room for. All shards of a group measure together. Raises ConfigError."""
+        ...
+
     def allocate(self, limits: EngineLimits) -> None:
         """Make the KV cache, of the size that all shards have room for; called for models that have one."""
         ...

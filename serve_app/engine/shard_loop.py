@@ -2,23 +2,12 @@
 
 import threading
 from collections.abc import Callable
-from typing import Protocol, TypeVar
 
+from serve_app.engine.step_runner import StepRunner, StepT
 from serve_app.errors import InternalError
-from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.wire.links import ControlClient
 
 HEARTBEAT_INTERVAL_S = 0.5
-
-StepT = TypeVar("StepT", bound=StepInput | BatchStep, contravariant=True)
-
-
-class StepRunner(Protocol[StepT]):
-    """Runs one step."""
-
-    def run(self, step: StepT) -> StepOutput | BatchStepOutput | None:
-        """The step's output on the shard that has it, None on the others."""
-        ...
 
 
 class ShardLoop:

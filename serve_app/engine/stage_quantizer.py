@@ -14,8 +14,8 @@ from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
 from serve_app.models.checkpoint_keys import Source
 from serve_app.models.cut_stage import CutStage
-from serve_app.models.int8_linear import Int8Linear, join_int8
-from serve_app.models.quantization import QuantizedEmbedding, make_linear, take_hooks
+from serve_app.models.quantization import QuantizedEmbedding, form_of, join_linears, kind_of, make_linear, take_hooks
+from serve_app.models.quantized_kernels import KernelTally, decide_kernel
 from serve_app.models.quantized_weight import QuantizedWeight, quantize_weight
 from serve_app.parallel.tensor_parallel import Part
 from serve_app.types.shards import LoadQuantization, WeightScheme
@@ -48,6 +48,7 @@ class StageQuantizer:
         self._quantizations = quantizations
         self._stored = stored
         self._device = device
+        self._tally = KernelTally()
         self._wanted = self._find_wanted(stage)
 
     def is_stored(self, name: str, sources: Sequence[Source]) -> bool:
@@ -91,12 +92,11 @@ class StageQuantizer:
         self._put_kernel(module_name, quantize_weight(matrix, scheme), scheme)
 
     def finish(self) -> None:
-        """Once all is read: layers that read one tensor get one product."""
+        """Once all is read: layers that read one tensor get one product; the log is told which kernels there are."""
         for module in self._model.modules():
             for names in self._same_input:
-                found = [one for name in names if isinstance(one := getattr(module, name, None), Int8Linear)]
-                if len(found) == len(names):
-                    join_int8(found)
+                join_linears([getattr(module, name, None) for name in names])
+        self._tally.log()
 
     def _put_kernel(self, name: str, weight: QuantizedWeight, scheme: WeightScheme) -> None:
         """Hooks stay; a bias that is read already comes along, others are set when they are read."""
@@ -106,6 +106,8 @@ class StageQuantizer:
             scale = getattr(old, "embed_scale", None)
             new = QuantizedEmbedding(weight, self._dtype, scale if isinstance(scale, Tensor) else None)
         else:
+            form, kind = form_of(weight), kind_of(weight.values.device)
+            self._tally.add(name, form, kind, decide_kernel(scheme, form, kind))
             bias = getattr(old, "bias", None)
             new = make_linear(weight, None if bias is None or bias.is_meta else bias.detach(), scheme)
         take_hooks(new, old)

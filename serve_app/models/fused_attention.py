@@ -1,7 +1,18 @@
-"""What the fused attention kernels of torch for CUDA do not take."""
+"""Which attention kernels of torch serve on CUDA, and what they do not take."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Not cuDNN: it builds and keeps a graph for each length of keys, and decoding has a new one in each step.
+SDPA_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Within it, torch's attention chooses among the kernels that we serve with."""
+    return sdpa_kernel(SDPA_BACKENDS) if device.type == "cuda" else nullcontext()
 
 
 def must_repeat_heads(query: Tensor, num_heads: int, num_kv_heads: int, *, has_mask: bool) -> bool:

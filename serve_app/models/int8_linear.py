@@ -1,11 +1,11 @@
-"""Linear layers of int8 weights whose inputs are rounded to integers too: W8A8, one scale for each row and each output.
+"""Linear layers on CPU whose inputs are rounded to int8 as the weights are: W8A8, a scale for each row and each output.
 
 Rows are divided by scales of their own before the product and multiplied after it, so no row's answer depends on
 another's (LLM.int8, arXiv:2208.07339). Layers that read one tensor are joined: it is divided once, and one product
 gives the answers of all.
 
-On CPU: FBGEMM (arXiv:2101.05615), whose fused call rounds its input, multiplies and gives float32; oneDNN where torch
-was built without FBGEMM. Without VNNI, products of 8 by 8 bits saturate, and inputs get 7 bits; a probe decides.
+FBGEMM (arXiv:2101.05615), whose fused call rounds its input, multiplies and gives float32; oneDNN where torch was built
+without FBGEMM. Without VNNI, products of 8 by 8 bits saturate, and inputs get 7 bits; a probe decides.
 """
 
 import warnings
@@ -15,13 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from serve_app.models.packed_linear import JoinableLinear, share_product
 from serve_app.models.quantized_weight import QuantizedWeight
 
 _SMALLEST = float(np.float32(1e-30))  # a row's largest number is taken to be at least that
-_MIN_INT_MM_ROWS = 17  # that cuBLASLt takes
 
 
 class Int8Product(Protocol):
@@ -95,31 +94,6 @@ class OnednnProduct:
         return OnednnProduct(weight, self.limit)
 
 
-class IntMmProduct:
-    """CUDA: cuBLASLt through `_int_mm`."""
-
-    def __init__(self, weight: QuantizedWeight) -> None:
-        self.limit = 127
-        self._weight = weight
-        self._columns = weight.values.t()  # [K, N]
-        self._scales = weight.scales.view(1, -1)
-
-    def multiply(self, rows: Tensor) -> Tensor:
-        """Exact in the integers."""
-        whole = rows.round().to(torch.int8).view(-1, rows.shape[-1])
-        padded = nn.functional.pad(whole, (0, 0, 0, max(0, _MIN_INT_MM_ROWS - len(whole))))
-        products = torch._int_mm(padded, self._columns)[: len(whole)]
-        return products.to(torch.float32).mul_(self._scales).view(*rows.shape[:-1], -1)
-
-    def weight(self) -> QuantizedWeight:
-        """The weight as it came."""
-        return self._weight
-
-    def remade(self, weight: QuantizedWeight) -> "IntMmProduct":
-        """Another weight in the same form."""
-        return IntMmProduct(weight)
-
-
 class RoundingProduct:
     """A product of integers, its inputs divided by scales of their rows before and multiplied by them after.
 
@@ -131,12 +105,11 @@ class RoundingProduct:
     def __init__(self, product: Int8Product) -> None:
         self.product = product
         self._limit = float(product.limit)
-        self._is_cpu = not isinstance(product, IntMmProduct)
 
     def multiply(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """See Product."""
         rows = inputs if inputs.dtype == torch.float32 else inputs.to(torch.float32)
-        if self._is_cpu and rows.numel() == rows.shape[-1]:
+        if rows.numel() == rows.shape[-1]:
             # One row: the same numbers by numpy, whose calls cost a third, between products that empty the caches.
             # Quotients in double, rounded to float32 where they are used, are those of float32.
             numbers = rows.numpy()
@@ -146,7 +119,7 @@ class RoundingProduct:
             scaled *= largest / self._limit
         else:
             maxima = rows.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)  # [..., 1]
-            limits = torch.full_like(maxima, self._limit)  # filled where it is: no copy to a GPU in each call
+            limits = torch.full_like(maxima, self._limit)
             outputs = self.product.multiply(rows * torch.div(limits, maxima)).mul_(maxima.div_(limits))
         if bias is not None:
             outputs += bias
@@ -181,13 +154,10 @@ def join_int8(linears: Sequence[Int8Linear]) -> None:
     share_product(RoundingProduct(linears[0].product.remade(QuantizedWeight(values, scales, 8))), linears)
 
 
-def make_product(weight: QuantizedWeight) -> Int8Product | None:
-    """The weight in the form of the fastest library for its device; None: no library takes its shape."""
-    if weight.values.device.type == "cpu":
-        kind = FbgemmProduct if "fbgemm" in torch.backends.quantized.supported_engines else OnednnProduct
-        return kind(weight, exact_limit(kind))
-    num_outputs, num_inputs = weight.values.shape
-    return IntMmProduct(weight) if num_outputs % 8 == num_inputs % 8 == 0 else None
+def make_product(weight: QuantizedWeight) -> Int8Product:
+    """The weight in the form of the fastest library for this CPU."""
+    kind = FbgemmProduct if "fbgemm" in torch.backends.quantized.supported_engines else OnednnProduct
+    return kind(weight, exact_limit(kind))
 
 
 @cache

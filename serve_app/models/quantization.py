@@ -1,22 +1,32 @@
 """Linear layers and embeddings over quantized weights, one small class for each kernel.
 
-Weight-only int8 and int4 compute in bfloat16, whatever the model's dtype. Int8 by int8 is in int8_linear.py.
+Weight-only int8 and int4 compute in bfloat16, whatever the model's dtype. Int8 by int8 on CPU is in int8_linear.py, all
+kernels for CUDA are in cuda_linear.py; quantized_kernels.py decides.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
-from serve_app.models.int8_linear import Int8Linear, make_product
+from serve_app.models.cuda_linear import (
+    CudaLinear,
+    CudaProduct,
+    Float8RowProduct,
+    Int4TileProduct,
+    Int8CastProduct,
+    Int8RowProduct,
+    int4_factors,
+    join_cuda,
+)
+from serve_app.models.int8_linear import Int8Linear, join_int8, make_product
 from serve_app.models.packed_linear import KernelLinear, PackedLinear
+from serve_app.models.quantized_kernels import DeviceKind, KernelName, WeightForm, decide_kernel
 from serve_app.models.quantized_weight import QuantizedWeight
 from serve_app.models.torch_dtypes import FLOAT8
 from serve_app.types.shards import WeightScheme
 
-_INT4_GROUPS = (32, 64, 128, 256)
-_INT4_INNER_TILES = 8  # of the CUDA layout
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -42,54 +52,25 @@ class CpuInt8WeightLinear(KernelLinear):
         return outputs if self.bias is None else outputs + self.bias
 
 
-class Int4Linear(KernelLinear):
-    """Weights of at most 4 bits in groups, inputs in bfloat16: torch's kernels for CPU and, as tinygemm, for CUDA."""
+class CpuInt4Linear(KernelLinear):
+    """Weights of at most 4 bits in groups, inputs in bfloat16."""
 
     def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
         super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
         self._group_size = weight.group_size
         self._order = weight.input_order
         shifted = weight.values.to(torch.int32) + 8  # [N, K] in 0 to 15
-        zeros = torch.zeros_like(weight.scales) if weight.zero_points is None else weight.zero_points
-        offsets = -zeros.to(torch.float32) * weight.scales  # the kernels give (q - 8) * scale + offset
-        self._scales = torch.stack([weight.scales.t(), offsets.t()], dim=2).to(torch.bfloat16).contiguous()  # [G, N, 2]
-        if weight.values.device.type == "cpu":
-            self._kernel: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
-            self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(shifted, 1)
-        else:
-            pairs = (shifted[:, ::2] << 4 | shifted[:, 1::2]).to(torch.uint8)
-            self._kernel = torch.ops.aten._weight_int4pack_mm
-            self._packed = torch.ops.aten._convert_weight_to_int4pack(pairs, _INT4_INNER_TILES)
-        self.num_bytes += self._packed.nbytes + self._scales.nbytes
+        self._packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(shifted, 1)
+        self._factors = int4_factors(weight)
+        self.num_bytes += self._packed.nbytes + self._factors.nbytes
 
     def multiply(self, inputs: Tensor) -> Tensor:
         """In bfloat16."""
         rows = inputs.reshape(-1, self.in_features).to(torch.bfloat16)
         if self._order is not None:
             rows = rows[:, self._order]
-        outputs: Tensor = self._kernel(rows.contiguous(), self._packed, self._group_size, self._scales)
-        return outputs if self.bias is None else outputs + self.bias
-
-
-class CudaFloat8Linear(KernelLinear):
-    """Float8 weights and rows, a scale for each output, and each row or all: `_scaled_mm` (Hopper and later)."""
-
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
-        super().__init__(weight.values.shape[1], weight.values.shape[0], bias)
-        self._columns = weight.values.t()  # [K, N], column-major as the kernel wants
-        self._scales = weight.scales.view(1, -1)
-        self._input_scale = weight.input_scale
-        self.num_bytes += weight.num_bytes
-
-    def multiply(self, inputs: Tensor) -> Tensor:
-        """In float8, sums in float32."""
-        rows, scales = round_to_float8(inputs.reshape(-1, self.in_features), self._input_scale)
-        outputs = torch._scaled_mm(
-            rows,
-            self._columns,
-            scale_a=scales,
-            scale_b=self._scales,
-            out_dtype=torch.bfloat16,
+        outputs: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
+            rows.contiguous(), self._packed, self._group_size, self._factors
         )
         return outputs if self.bias is None else outputs + self.bias
 
@@ -155,31 +136,46 @@ class QuantizedEmbedding(nn.Module):
 
 def make_linear(weight: QuantizedWeight, bias: Tensor | None, scheme: WeightScheme) -> PackedLinear:
     """The fastest kernel that takes this weight on its device."""
-    num_outputs, num_inputs = weight.values.shape
-    is_cpu = weight.values.device.type == "cpu"
-    is_plain = weight.scales.shape[1] == 1 and weight.zero_points is None and weight.input_order is None
-    if scheme.is_float:
-        can_run = not is_cpu and is_plain and num_inputs % 16 == 0 and num_outputs % 16 == 0
-        if can_run and scheme.has_quantized_inputs:
-            return CudaFloat8Linear(weight, bias)
+    name = decide_kernel(scheme, form_of(weight), kind_of(weight.values.device)).name
+    if name == "dequantized":
         return DequantizingLinear(weight, bias, scheme)
-    if scheme.bits == 8 and is_plain and scheme.has_quantized_inputs:
-        product = make_product(weight)
-        return DequantizingLinear(weight, bias) if product is None else Int8Linear(product, bias)
-    if scheme.bits == 8 and is_plain and is_cpu and num_inputs % 16 == 0:  # at others the kernel reads past its rows
-        return CpuInt8WeightLinear(weight, bias)
-    if scheme.bits <= 4 and _fits_int4(weight, is_cpu=is_cpu):
-        return Int4Linear(weight, bias)
-    return DequantizingLinear(weight, bias)
+    if weight.values.device.type != "cpu":
+        product = _cuda_product(name, weight)
+        num_bytes = product.num_bytes if isinstance(product, Int4TileProduct) else weight.num_bytes
+        return CudaLinear(product, weight.values.shape[1], num_bytes, bias)
+    if name == "rounded_int8":
+        return Int8Linear(make_product(weight), bias)
+    return CpuInt4Linear(weight, bias) if name == "packed_int4" else CpuInt8WeightLinear(weight, bias)
 
 
-def _fits_int4(weight: QuantizedWeight, *, is_cpu: bool) -> bool:
+def join_linears(linears: Sequence[nn.Module | None]) -> None:
+    """Have quantized layers that read one tensor share one product, where their kernels can. Numbers stay the same."""
+    int8 = [one for one in linears if isinstance(one, Int8Linear)]
+    on_cuda = [one for one in linears if isinstance(one, CudaLinear)]
+    if len(int8) == len(linears):
+        join_int8(int8)
+    elif len(on_cuda) == len(linears):
+        join_cuda(on_cuda)
+
+
+def form_of(weight: QuantizedWeight) -> WeightForm:
+    """What a kernel depends on of a weight."""
+    is_plain = weight.zero_points is None and weight.input_order is None
     num_outputs, num_inputs = weight.values.shape
-    if weight.group_size not in _INT4_GROUPS:
-        return False
-    if is_cpu:
-        return num_outputs % 16 == 0 and num_inputs % 2 == 0
-    return num_outputs % 8 == 0 and num_inputs % (16 * _INT4_INNER_TILES) == 0
+    return WeightForm(num_outputs, num_inputs, weight.group_size, is_plain)
+
+
+def kind_of(device: torch.device) -> DeviceKind:
+    """What a kernel depends on of a device."""
+    return DeviceKind(device.type, torch.cuda.get_device_capability(device) if device.type == "cuda" else None)
+
+
+def _cuda_product(name: KernelName, weight: QuantizedWeight) -> CudaProduct:
+    if name == "packed_int4":
+        return Int4TileProduct.of(weight)
+    if name == "scaled_float8":
+        return Float8RowProduct(weight.values, weight.scales, weight.input_scale)
+    return (Int8RowProduct if name == "rounded_int8" else Int8CastProduct)(weight.values, weight.scales)
 
 
 def take_hooks(new: nn.Module, old: nn.Module) -> None:

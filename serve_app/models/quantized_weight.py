@@ -33,13 +33,18 @@ class QuantizedWeight:
         parts = [self.values, self.scales, self.zero_points, self.input_order]
         return sum(part.nbytes for part in parts if part is not None)
 
-    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The matrix [N, K] that the numbers stand for, columns in the inputs' own order."""
+    def dequantized(self, dtype: torch.dtype = torch.float32, *, through: torch.dtype | None = None) -> Tensor:
+        """The matrix [N, K] that the numbers stand for, columns in the inputs' own order.
+
+        through: dtype of what is written in between; None: float32 on CPU, else `dtype`, in 7 bytes of traffic for 19.
+        The result is the same: numbers less zero points have 9 bits, and products are made in float32.
+        """
         num_rows, num_columns = self.values.shape
-        grouped = self.values.to(torch.float32).view(num_rows, self.scales.shape[1], -1)  # [N, G, K / G]
+        through = through or (torch.float32 if self.values.device.type == "cpu" else dtype)
+        grouped = self.values.to(through).view(num_rows, self.scales.shape[1], -1)  # [N, G, K / G]
         if self.zero_points is not None:
-            grouped = grouped - self.zero_points.to(torch.float32)[..., None]
-        matrix = (grouped * self.scales[..., None]).view(num_rows, num_columns)
+            grouped = grouped - self.zero_points.to(through)[..., None]
+        matrix = torch.mul(grouped, self.scales[..., None], out=grouped).view(num_rows, num_columns)
         if self.input_order is not None:
             ordered = torch.empty_like(matrix)
             ordered[:, self.input_order] = matrix

@@ -119,11 +119,11 @@ class GroupCommunicator:
         self._pending: list[tuple[Any, Tensor]] = []  # sent, and perhaps not arrived yet
         self._device = device
         if shard.num_ranks > 1:
-            self._tensor_group = _make_group(
+            self._tensor_group = make_group(
                 store, f"tensor/{shard.stage}", shard.rank, shard.num_ranks, rendezvous, device, own_host
             )
         if shard.num_stages > 1:
-            self._pipeline_group = _make_group(
+            self._pipeline_group = make_group(
                 store, f"pipeline/{shard.rank}", shard.stage, shard.num_stages, rendezvous, device, own_host
             )
 
@@ -201,7 +201,7 @@ def _as_bytes(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _make_group(
+def make_group(
     store: c10d.Store,
     name: str,
     rank: int,
@@ -210,6 +210,7 @@ def _make_group(
     device: torch.device,
     own_host: str,
 ) -> Any:
+    """A process group of its own: NCCL on CUDA, gloo over `own_host`'s interface elsewhere."""
     prefixed = c10d.PrefixStore(name, store)
     timeout = timedelta(seconds=rendezvous.collective_s)
     if device.type == "cuda":

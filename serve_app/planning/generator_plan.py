@@ -73,9 +73,12 @@ class GeneratorPlan:
             kv_cache_bytes=config.kv_cache_bytes,
             gpu_memory_utilization=config.engine.gpu_memory_utilization * config.device.gpus_per_shard,
             max_num_batched_tokens=config.engine.max_num_batched_tokens,
+            max_num_seqs=config.engine.max_num_seqs,
             quantization=None if config.quantization is None else config.quantization.for_loading,
             max_model_len=self.max_model_len,
             linear_kernel=config.engine.linear_kernel,
+            attention=config.engine.attention,
+            has_cuda_graphs=config.engine.cuda_graphs == "auto",
         )
 
     def describe(self, max_request_tokens: int, created_s: int) -> ModelDescription:

@@ -7,6 +7,15 @@ from pathlib import Path
 
 from serve_app.config.environment import Environment
 
+_CAPABILITIES = {  # https://developer.nvidia.com/cuda-gpus
+    **dict.fromkeys(("P100",), (6, 0)),
+    **dict.fromkeys(("P4", "P40"), (6, 1)),
+    **dict.fromkeys(("V100",), (7, 0)),
+    **dict.fromkeys(("T4",), (7, 5)),
+    **dict.fromkeys(("A100", "A100-40G", "A100-80G", "A30", "A800"), (8, 0)),
+    **dict.fromkeys(("A2", "A10", "A10G", "A16", "A40", "RTX-A4000", "RTX-A5000", "RTX-A6000"), (8, 6)),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -48,3 +57,8 @@ def accelerator_type_of(product: str) -> str:
     if match is not None and len(match[1]) > 1:
         return match[1].replace(" ", "-")
     return re.sub(r"^NVIDIA\s+", "", product).replace(" ", "-")
+
+
+def capability_of(accelerator_type: str | None) -> tuple[int, int] | None:
+    """Compute capability of a type of GPU as Ray names it, of those before float8; None: another, or not known."""
+    return None if accelerator_type is None else _CAPABILITIES.get(accelerator_type)

@@ -17,6 +17,7 @@ from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
+from serve_app.planning.attention_problem import attention_problem
 from serve_app.planning.stage_ends import stage_ends
 from serve_app.types.dtypes import DTYPES, DTYPES_BY_CODE, SERVED_DTYPES
 from serve_app.types.shards import KvShape, LoadQuantization, ShardSpec
@@ -177,7 +178,14 @@ def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
         reason = why_not_served(spec.model_type, GENERATORS)
         problems.append(f"model_type={spec.model_type!r} is not supported: {reason}")
     problems += quantization_problems(spec, config) + dtype_problems(spec, config)
-    return problems + _context_problems(spec, config)
+    return problems + attention_problems(spec, config) + _context_problems(spec, config)
+
+
+def attention_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
+    """Why this model is not served with the attention that is asked for."""
+    engine, dtype = config.engine, served_dtype(spec, config)
+    problem = attention_problem(engine.attention, config.device.type, dtype, spec.heads, engine.block_size)
+    return [] if problem is None else [problem]
 
 
 def dtype_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:

@@ -9,6 +9,7 @@ import re
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from serve_app.preprocessing.phone_forms import find_phones
 from serve_app.preprocessing.text_windows import (
@@ -43,10 +44,7 @@ ES:24 FI:18 FO:18 FR:27 GB:22 GE:22 GI:23 GL:18 GR:27 GT:28 HR:21 HU:28 IE:22 IL
 LB:28 LC:32 LI:21 LT:20 LU:20 LV:21 MC:27 MD:24 ME:22 MK:19 MR:27 MT:31 MU:30 NL:18 NO:15 PK:24 PL:28 PS:29 PT:25 QA:29
 RO:24 RS:22 SA:24 SC:31 SE:24 SI:19 SK:24 SM:27 SV:28 TL:23 TN:24 TR:26 UA:29 VA:22 VG:24 XK:20
 """
-_IBANS = {
-    country: re.compile(rf"[A-Za-z0-9](?:[ -]{{0,2}}[A-Za-z0-9]){{{int(length) - 1}}}{NOT_BEFORE_WORD}")
-    for country, length in (pair.split(":") for pair in _IBAN_TABLE.split())
-}
+_IBAN_CHARS = {country: int(length) for country, length in (pair.split(":") for pair in _IBAN_TABLE.split())}
 
 _IPV4 = re.compile(rf"{beginning('[0-9]', '[.]')}[0-9]{{0,2}}(?:\.[0-9]{{1,3}}){{3}}{NOT_BEFORE_WORD}(?!\.[0-9])")
 _IPV6 = re.compile(  # a word and a colon may stand before it, a colon may follow
@@ -109,11 +107,17 @@ def _find_ibans(text: str) -> Iterator[Span]:
     return accepted(_IBAN_DIGITS, text, _iban_at)
 
 
+@cache
+def _iban_form(num_chars: int) -> re.Pattern[str]:
+    """Of that length; made when it is asked for, as most processes that import this ask for none."""
+    return re.compile(rf"[A-Za-z0-9](?:[ -]{{0,2}}[A-Za-z0-9]){{{num_chars - 1}}}{NOT_BEFORE_WORD}")
+
+
 def _iban_at(digits: re.Match[str], _last_end: int) -> Span | None:
     """ISO 13616: the country's length, and 1 modulo 97 with the first four characters moved to the end."""
     text, start = digits.string, digits.start() - 2
-    form = _IBANS.get(text[start : start + 2].upper())
-    found = form.match(text, start) if form is not None else None
+    num_chars = _IBAN_CHARS.get(text[start : start + 2].upper())
+    found = _iban_form(num_chars).match(text, start) if num_chars is not None else None
     if found is None:
         return None
     compact = found[0].replace(" ", "").replace("-", "")

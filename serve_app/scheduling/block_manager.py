@@ -136,10 +136,13 @@ class BlockManager:
             self._block_of[key] = block
             self._key_of[block] = key
 
-    def forget(self, block_table: Iterable[int]) -> None:
-        """What these held blocks hold cannot be relied on: nobody finds them again."""
-        for block in block_table:
+    def forget(self, blocks: Iterable[int]) -> None:
+        """What these blocks hold cannot be relied on: nobody finds them again."""
+        for block in blocks:
             self._drop_key(block)
+            if self._states[block] == _KEPT:
+                del self._kept[block]
+                self._states[block] = _FREE
 
     def check(self, block_tables: Iterable[list[int]]) -> None:
         """Verify that every block is free, kept or in as many tables as hold it; raises InternalError."""

@@ -1,4 +1,4 @@
-"""Continuous batching over a paged KV cache, with up to num_stages steps in flight.
+"""Continuous batching over a paged KV cache, with up to num_stages steps in flight, or one more.
 
 Requests join and leave between steps; long prompts are prefilled in chunks; when blocks run out the latest
 sequence is pre-empted and recomputed later. (Iteration-level scheduling: Orca, OSDI 2022; paged KV cache:
@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from serve_app.errors import InternalError, QueueFullError, RequestError
 from serve_app.scheduling.block_manager import BlockManager, extend_keys
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
-from serve_app.scheduling.step import Step
+from serve_app.scheduling.step import Step, lost_blocks
 from serve_app.types.generation import FinishReason, GenerateRequest, OutputChunk
 from serve_app.types.shards import EngineLimits
-from serve_app.types.steps import StepInput, StepOutput
+from serve_app.types.steps import MAX_LOGPROB_TOKENS, StepInput, StepOutput
 
 _BLOCKS_BETWEEN_JOINS = 16
-_MAX_LOGPROB_TOKENS = 256  # of a prompt in one step: each needs its logits, a row of the vocabulary
 
 
 @dataclass(slots=True)
@@ -50,7 +49,10 @@ class Scheduler:
         eos_token_ids: frozenset[int] = frozenset(),
         has_prefix_cache: bool = True,
         joins_blocks: bool = False,
+        overlaps_steps: bool = False,
     ) -> None:
+        """overlaps_steps: a step is sent before the tokens of the one before are back; of models on one stage."""
+        assert not (overlaps_steps and num_stages > 1), "a first stage does not know what the last one draws"
         self.limits = limits
         self.num_preemptions = 0
         self.num_prompt_tokens = 0  # of sequences that have run, whatever became of them
@@ -58,6 +60,8 @@ class Scheduler:
         self._has_prefix_cache = has_prefix_cache
         self._joins_blocks = joins_blocks  # so that attention reads them in place
         self._num_stages = num_stages
+        self._overlaps_steps = overlaps_steps
+        self._max_in_flight = num_stages + overlaps_steps
         self._max_queued = max_queued
         self._eos_token_ids = eos_token_ids
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
@@ -139,7 +143,7 @@ class Scheduler:
 
     def schedule(self) -> StepInput | None:
         """The next step, or None when nothing can run before a step in flight is back."""
-        if len(self._in_flight) >= self._num_stages:
+        if len(self._in_flight) >= self._max_in_flight:
             return None
         step = Step(self._next_step_id)
         budget = self._continue_running(step, self.limits.max_num_batched_tokens)
@@ -155,6 +159,8 @@ class Scheduler:
         if output.step_id != next(iter(self._in_flight), None):
             raise InternalError(f"the output of step {output.step_id} came out of turn: one was lost")
         step = self._in_flight.pop(output.step_id)
+        if output.error is not None:
+            return self._fail(step, output.error)
         news: list[SequenceOutput] = []
         num_drawn = 0
         for index, sequence in enumerate(step.sequences):
@@ -164,7 +170,7 @@ class Scheduler:
             if sequence.is_finished:
                 continue  # aborted while the step ran
             if drawn is not None:
-                sequence.is_draw_in_flight = False
+                sequence.num_draws_in_flight -= 1
             taken = self._take(sequence, output, index, drawn)
             if taken is not None:
                 news.append(taken)
@@ -178,7 +184,7 @@ class Scheduler:
     def _continue_running(self, step: Step, budget: int) -> int:
         """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left."""
         max_sequences = -(-len(self._running) // self._num_stages)  # spread evenly over the steps in flight
-        ready = [sequence for sequence in self._running if not sequence.is_draw_in_flight and sequence.num_unscheduled]
+        ready = [sequence for sequence in self._running if self._is_ready(sequence)]
         ready.sort(key=_turn)
         for sequence in ready:
             if budget == 0 or len(step.sequences) >= max_sequences:
@@ -192,6 +198,17 @@ class Scheduler:
                 self._put(step, sequence, num_tokens)
                 budget -= num_tokens
         return budget
+
+    def _is_ready(self, sequence: Sequence) -> bool:
+        """Whether a step may take a sequence's next token: a known one, or what the step in flight surely draws."""
+        if not sequence.is_draw_in_flight:
+            return sequence.num_unscheduled > 0
+        return (
+            self._overlaps_steps
+            and sequence.num_draws_in_flight == 1
+            and sequence.num_outputs + 1 < sequence.params.max_tokens
+            and len(sequence.token_ids) + 1 < self.max_request_tokens
+        )
 
     def _admit_waiting(self, step: Step, budget: int) -> None:
         while self._waiting and self._free_slot_rows and budget > 0:
@@ -270,9 +287,9 @@ class Scheduler:
         end = sequence.num_scheduled + num_tokens
         self._blocks.grow(sequence.block_table, end, self._most_tokens(sequence) - end)
         step.put(sequence, num_tokens)
-        num_full = sequence.num_scheduled // self.limits.block_size
+        num_full = min(sequence.num_scheduled, len(sequence.token_ids)) // self.limits.block_size
         if self._has_prefix_cache and num_full > sequence.num_shared_blocks:
-            self._share(sequence, num_full)
+            self._share(step, sequence, num_full)
 
     def _join(self, step: Step, sequence: Sequence) -> None:
         """Move the blocks of a sequence that decodes into one run, where there is room; again after as many more."""
@@ -292,12 +309,31 @@ class Scheduler:
         """Tokens that a sequence may come to."""
         return min(sequence.num_prompt_tokens + sequence.params.max_tokens, self.max_request_tokens)
 
-    def _share(self, sequence: Sequence, num_full: int) -> None:
+    def _share(self, step: Step, sequence: Sequence, num_full: int) -> None:
         """Let others find the blocks that this step fills: theirs comes after it, or beside it, on every stage."""
         extend_keys(sequence.block_keys, sequence.token_ids, num_full, self.limits.block_size, sequence.cache_salt)
         for index in range(sequence.num_shared_blocks, num_full):
             self._blocks.share(sequence.block_table[index], sequence.block_keys[index])
+        step.keyed_blocks += [
+            (sequence, block) for block in sequence.block_table[sequence.num_shared_blocks : num_full]
+        ]
         sequence.num_shared_blocks = num_full
+
+    def _fail(self, step: Step, error: str) -> list[SequenceOutput]:
+        """End all sequences of a step that gave no numbers; nobody finds the blocks that it was to fill."""
+        assert self._num_stages == 1, "with several stages a later step may have read what this one did not write"
+        lost = lost_blocks(step, self._in_flight.values())
+        readers = [
+            sequence
+            for later in self._in_flight.values()
+            for sequence in later.sequences
+            if not lost.isdisjoint(sequence.block_table)
+        ]
+        self._blocks.forget(lost)
+        for sequence in step.sequences:
+            sequence.num_steps_in_flight -= 1
+        ended = [sequence for sequence in dict.fromkeys([*step.sequences, *readers]) if not sequence.is_finished]
+        return [self._end_with_error(sequence, error) for sequence in ended]
 
     def _take(self, sequence: Sequence, output: StepOutput, index: int, drawn: int | None) -> SequenceOutput | None:
         """Append the drawn token, if any, and end the sequence when it is its last."""
@@ -310,10 +346,7 @@ class Scheduler:
             return SequenceOutput(sequence, first_index, more=chunk)
         token_id = output.token_ids[drawn]
         if token_id < 0:
-            self._blocks.forget(sequence.block_table)
-            self._finish(sequence, "error")
-            chunk = OutputChunk(sequence.choice, first_index, [], finish_reason="error")
-            return SequenceOutput(sequence, first_index, more=chunk)
+            return self._end_with_error(sequence, None)
         sequence.token_ids.append(token_id)
         stop_token_id = self._end_if_due(sequence, token_id)
         logprobs = None if output.logprobs is None else output.logprobs[drawn]
@@ -332,6 +365,14 @@ class Scheduler:
             num_cached_tokens=num_cached_tokens,
         )
         return SequenceOutput(sequence, first_index, token_id, chunk)
+
+    def _end_with_error(self, sequence: Sequence, error: str | None) -> SequenceOutput:
+        """End a sequence whose keys and values cannot be relied on; error: for the client."""
+        self._blocks.forget(sequence.block_table)
+        self._finish(sequence, "error")
+        first_index = sequence.num_outputs
+        chunk = OutputChunk(sequence.choice, first_index, [], finish_reason="error", error=error)
+        return SequenceOutput(sequence, first_index, more=chunk)
 
     def _end_if_due(self, sequence: Sequence, token_id: int) -> int | None:
         """End the sequence after its last token; gives the token that stopped it, if one did."""
@@ -365,7 +406,7 @@ def _turn(sequence: Sequence) -> tuple[bool, int]:
 
 
 def _chunk_tokens(sequence: Sequence, budget: int, num_found: int = 0) -> int:
-    """Tokens of a sequence that one step may take, `num_found` of which are in the cache already."""
+    """Tokens of a sequence that one step may take, without `num_found` that are in the cache already."""
     if sequence.params.num_prompt_logprobs is not None:
-        budget = min(budget, _MAX_LOGPROB_TOKENS)
-    return min(sequence.num_unscheduled - num_found, budget)
+        budget = min(budget, MAX_LOGPROB_TOKENS)
+    return min((sequence.num_unscheduled or 1) - num_found, budget)  # none is left: the one that is being drawn

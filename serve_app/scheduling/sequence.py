@@ -32,7 +32,7 @@ class Sequence:
     num_scheduled: int = 0  # tokens whose keys and values are in the cache, or will be when the steps in flight end
     num_steps_in_flight: int = 0
     last_step_id: int = -1  # the step that took its latest tokens
-    is_draw_in_flight: bool = False  # its next token is being drawn: nothing to schedule until it is back
+    num_draws_in_flight: int = 0  # tokens that are being drawn
     num_prompt_logprobs_sent: int = 0
     cache_salt: str = ""
     block_keys: list[BlockKey] = field(default_factory=list)  # of its full blocks, as far as they were needed
@@ -48,8 +48,13 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def is_draw_in_flight(self) -> bool:
+        """Whether its next token is being drawn: there is no known one to schedule until it is back."""
+        return self.num_draws_in_flight > 0
+
+    @property
     def num_unscheduled(self) -> int:
-        """Known tokens that no step has taken yet."""
+        """Known tokens that no step has taken yet; -1 where one has taken a token that is not known yet."""
         return len(self.token_ids) - self.num_scheduled
 
     @property

@@ -1,9 +1,10 @@
 """A step while it is put together, and afterwards the record of which sequences are in it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from serve_app.scheduling.sequence import Sequence
-from serve_app.types.steps import PromptTargets, SequenceStart, StepInput
+from serve_app.types.steps import DRAWN_BEFORE, PromptTargets, SequenceStart, StepInput
 
 
 @dataclass(slots=True)
@@ -21,11 +22,13 @@ class Step:
     prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)
     moved: list[int] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
+    keyed_blocks: list[tuple[Sequence, int]] = field(default_factory=list)  # that others may find, filled by this step
 
     def move(self, sequence: Sequence, copies: list[tuple[int, int]]) -> None:
         """The sequence that is put next has other blocks, with the contents of those it had."""
         self.moved.append(len(self.sequences))
         self.copies += copies
+        self.keyed_blocks += [(sequence, new) for _old, new in copies]
         sequence.num_sent_blocks = 0
 
     def start(self, sequence: Sequence) -> None:
@@ -46,7 +49,7 @@ class Step:
     def put(self, sequence: Sequence, num_tokens: int) -> None:
         """Add a sequence's next tokens; its blocks are there."""
         start, end = sequence.num_scheduled, sequence.num_scheduled + num_tokens
-        is_last_chunk = end == len(sequence.token_ids)
+        is_last_chunk = end >= len(sequence.token_ids)
         targets = _prompt_targets(sequence, start, end)
         if targets is not None:
             self.prompt_targets[len(self.sequences)] = targets
@@ -55,12 +58,14 @@ class Step:
         self.num_computed.append(start)
         self.new_blocks.append(sequence.block_table[sequence.num_sent_blocks :])
         self.token_ids.extend(sequence.token_ids[start:end])
+        if end > len(sequence.token_ids):
+            self.token_ids.append(DRAWN_BEFORE)
         self.samples.append(is_last_chunk)
         sequence.num_sent_blocks = len(sequence.block_table)
         sequence.num_scheduled = end
         sequence.last_step_id = self.step_id
         sequence.num_steps_in_flight += 1
-        sequence.is_draw_in_flight = is_last_chunk
+        sequence.num_draws_in_flight += is_last_chunk
 
     def to_input(self) -> StepInput:
         """The step as it is sent to the shards."""
@@ -77,6 +82,16 @@ class Step:
             moved=self.moved,
             copies=self.copies,
         )
+
+
+def lost_blocks(failed: Step, later: Iterable[Step]) -> set[int]:
+    """Blocks with keys that a failed step was to fill, and those that later steps fill after what it was to write."""
+    lost = {block for _owner, block in failed.keyed_blocks}
+    for step in later:
+        for owner, block in step.keyed_blocks:
+            if owner in failed.sequences or owner.is_finished or not lost.isdisjoint(owner.block_table):
+                lost.add(block)
+    return lost
 
 
 def _prompt_targets(sequence: Sequence, start: int, end: int) -> PromptTargets | None:

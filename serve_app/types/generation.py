@@ -80,6 +80,7 @@ class OutputChunk:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that ended it; the last of token_ids
     num_cached_tokens: int = 0  # of the prompt; with the first token of choice 0
+    error: str | None = None  # beside finish_reason "error": what was wrong, and what to do; None: see the log
 
 
 @dataclass(frozen=True, slots=True)

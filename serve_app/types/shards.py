@@ -1,9 +1,14 @@
 """How a shard is made, and what it reports once it is loaded."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from serve_app.types.tensors import TensorSpec
+
+MIN_FLOAT8_CAPABILITY = (8, 9)  # compute capability of GPUs that multiply float8 numbers
+
+
+EngineKind = Literal["generation", "batch", "module"]  # module: batches of plain modules alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,11 @@ class WeightScheme:
     block_rows: int | None = None  # outputs that share the scales of their groups; rows of inputs have a scale a group
     has_static_inputs: bool = False  # inputs are quantized by one scale, which the checkpoint holds
 
+    @property
+    def has_float8_products(self) -> bool:
+        """Whether a GPU is to multiply float8 numbers: blocks are made whole before."""
+        return self.is_float and self.has_quantized_inputs and self.block_rows is None
+
 
 @dataclass(frozen=True, slots=True)
 class LoadQuantization:
@@ -68,9 +78,12 @@ class ShardSettings:
     kv_cache_bytes: int | None  # None: what gpu_memory_utilization leaves
     gpu_memory_utilization: float
     max_num_batched_tokens: int
+    max_num_seqs: int
     quantization: LoadQuantization | None = None  # None: as the checkpoint is
     max_model_len: int | None = None  # tokens that rotary frequencies are made for; None: each step's own
     linear_kernel: str = "auto"  # that multiplies by weights which are not quantized; auto: the fastest on this CPU
+    attention: str = "auto"  # the backend of sequences that decode; auto: the fastest for this device
+    has_cuda_graphs: bool = True  # on CUDA
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +146,7 @@ class ShardReport:
     load_s: float
     models: list[BatchModelReport] = field(default_factory=list)  # of a shard of batch models
     linear_kernel: str = ""  # and why it, for people; "": linear layers are as they come
+    attention: str = ""  # and why it, for people; "": the model has no KV cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +189,7 @@ class EngineLimits:
     def max_blocks_per_seq(self) -> int:
         """Blocks of a sequence at its longest."""
         return -(-self.max_model_len // self.block_size)
+
+    def with_blocks(self, num_blocks: int) -> "EngineLimits":
+        """The same with another KV cache."""
+        return replace(self, num_blocks=num_blocks)

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from serve_app.types.generation import SamplingParams, TokenLogprobs
 from serve_app.types.tensors import Item
 
+DRAWN_BEFORE = -1  # in place of a token that its shards know first
+MAX_LOGPROB_TOKENS = 256  # of a prompt in one step: each needs its logits, a row of the vocabulary
+
 
 @dataclass(frozen=True, slots=True)
 class SequenceStart:
@@ -38,7 +41,7 @@ class StepInput:
     num_tokens: list[int]  # [B] tokens of this step
     num_computed: list[int]  # [B] tokens already in the cache: position of the first token
     new_blocks: list[list[int]]  # [B] blocks appended to the sequence's table before the step
-    token_ids: list[int]  # [T]
+    token_ids: list[int]  # [T]; DRAWN_BEFORE: what the step before has drawn for this sequence
     samples: list[bool]  # [B] whether a token is drawn after the last one
     prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)  # by index b
     moved: list[int] = field(default_factory=list)  # indices b whose new_blocks are their whole table anew
@@ -53,6 +56,7 @@ class StepOutput:
     token_ids: list[int]  # -1: the logits were not finite
     logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any sequence asks
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by index b
+    error: str | None = None  # why there are no tokens: every sequence of the step fails of it
 
 
 @dataclass(frozen=True, slots=True)

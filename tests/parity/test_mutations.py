@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from serve_app.engine.attention import PagedAttention
+from serve_app.engine.attention.paged import PagedAttention
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput
@@ -53,8 +53,8 @@ class FirstAndLastBlockSwapped(ModelRunner):
         for row, num_computed in zip(step.slot_rows, step.num_computed, strict=True):
             last = num_computed // self._limits.block_size
             if last > 0:
-                self._block_tables[row, [0, last]] = self._block_tables[row, [last, 0]]
-                self._num_run_blocks[row] = 0  # they are in no row any more
+                self._tables.blocks[row, [0, last]] = self._tables.blocks[row, [last, 0]]
+                self._tables.num_run_blocks[row] = 0  # they are in no row any more
 
 
 class BlocksOfTwoSequencesSwapped(ModelRunner):
@@ -65,17 +65,19 @@ class BlocksOfTwoSequencesSwapped(ModelRunner):
         if len(rows) < 2:
             return super()._prepare(step)
         pair, reverse = [rows[0], rows[1]], [rows[1], rows[0]]
-        self._block_tables[pair, 0] = self._block_tables[reverse, 0]
+        self._tables.blocks[pair, 0] = self._tables.blocks[reverse, 0]
         prepared = super()._prepare(step)
-        self._block_tables[pair, 0] = self._block_tables[reverse, 0]
+        self._tables.blocks[pair, 0] = self._tables.blocks[reverse, 0]
         return prepared
 
 
+@pytest.mark.parametrize("attention", ["reference", "padded"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_the_engine_as_it_is_passes_the_comparison(reference_of: References, name: str) -> None:
-    assert _num_differences(reference_of, name, ModelRunner) == 0
+def test_the_engine_as_it_is_passes_the_comparison(reference_of: References, name: str, attention: str) -> None:
+    assert _num_differences(reference_of, name, ModelRunner, attention) == 0
 
 
+@pytest.mark.parametrize("attention", ["reference", "padded"])
 @pytest.mark.parametrize(
     ("name", "mutant"),
     [
@@ -91,15 +93,15 @@ def test_the_engine_as_it_is_passes_the_comparison(reference_of: References, nam
     ],
 )
 def test_a_mistake_in_the_engine_fails_the_comparison(
-    reference_of: References, name: str, mutant: type[ModelRunner]
+    reference_of: References, name: str, mutant: type[ModelRunner], attention: str
 ) -> None:
-    assert _num_differences(reference_of, name, mutant) >= 3
+    assert _num_differences(reference_of, name, mutant, attention) >= 3
 
 
-def _num_differences(reference_of: References, name: str, runner_class: type[ModelRunner]) -> int:
+def _num_differences(reference_of: References, name: str, runner_class: type[ModelRunner], attention: str) -> int:
     """Of 16 sequences in a batch, those that differ from transformers at no near tie."""
     directory, references = reference_of(name)
-    runner = load_runner(directory, LIMITS, runner_class)
+    runner = load_runner(directory, LIMITS, runner_class, attention=attention)
     requests = [greedy(str(index), one.prompt, NUM_OUTPUTS) for index, one in enumerate(references)]
     comparison = Comparison()
     comparison.add(name, references, run_in_process(runner, LIMITS, requests))

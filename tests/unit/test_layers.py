@@ -44,6 +44,8 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
     "ray": (
         "serve_app/app.py",
         "serve_app/backend/serve_control.py",
+        "serve_app/cli/serve_child.py",
+        "serve_app/cli/serve_deployment.py",
         "serve_app/compress/distill_workers.py",
         "serve_app/deployments/ray_shard_group.py",
         "serve_app/deployments/serve_replica.py",
@@ -55,11 +57,17 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/cli/main.py",
         "serve_app/cli/train_command.py",
         "serve_app/deployments/shard.py",
+        "serve_app/engine/attention/choice.py",
         "serve_app/engine/batch_loader.py",
         "serve_app/engine/shard.py",
     ),
     "late torch": ("serve_app/cli/main.py", "serve_app/deployments/shard.py"),
-    "environment": ("serve_app/cli/serve_command.py", "serve_app/config/environment.py"),
+    "environment": (
+        "serve_app/cli/serve_command.py",
+        "serve_app/config/environment.py",
+        "serve_app/deployments/shard_process.py",  # hands its own on
+        "serve_app/deployments/shard_server.py",
+    ),
     "broad except": (  # where a process meets the outside: a client, foreign code, another process
         "serve_app/backend/applications.py",
         "serve_app/backend/replica_calls.py",

@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.backend.token_stream import TokenStream
-from serve_app.errors import InternalError, RequestAbortedError
+from serve_app.errors import InternalError, RequestAbortedError, UnavailableError
 from serve_app.types.generation import Completion, FinishReason, OutputChunk
 
 
@@ -66,6 +66,12 @@ def test_a_choice_that_ends_badly_is_an_error(reason: FinishReason, error: type[
     with pytest.raises(error):
         reader.stream.feed(OutputChunk(0, 0, [], finish_reason=reason))
     assert reader.taken == []
+
+
+def test_a_choice_whose_step_had_no_memory_may_be_asked_for_again() -> None:
+    with pytest.raises(UnavailableError, match="lower engine") as raised:
+        Reader().stream.feed(OutputChunk(0, 0, [], finish_reason="error", error="no memory; lower engine.max_num_seqs"))
+    assert raised.value.is_retryable
 
 
 def test_a_request_that_ends_before_its_last_tokens_is_an_error() -> None:

@@ -55,6 +55,24 @@ def test_what_only_a_class_can_tell_is_told_with_all_else(tmp_path: Path) -> Non
     assert "type=cuda, and this machine has no GPU" in found["applications[m6].args.device"]
 
 
+@pytest.mark.process
+def test_float8_is_refused_where_the_type_of_the_gpu_is_known(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "",
+        "task: classify, quantization: {scheme: fp8}, device: {type: cuda}",
+        "task: classify, quantization: {scheme: fp8}, device: {type: cuda, accelerator_type: T4}",
+        "task: classify, quantization: {scheme: int8}, device: {type: cuda}",
+    )
+    told = "needs a GPU of compute capability 8.9 or later (L4, L40S, H100), and this GPU has"
+    found = [message for message in messages(path, Machine(99, 8, "A100")) if told in message]
+    assert [message.partition(".")[0] for message in found] == ["applications[m0]", "applications[m1]"]
+    assert "has 8.0; use int8" in found[0]
+    assert "has 7.5; use int8" in found[1]
+    assert len([message for message in messages(path) if told in message]) == 1, "named, though no machine is known"
+    assert len([message for message in messages(path, Machine(99, 8, "H100")) if told in message]) == 1
+
+
 @pytest.mark.parametrize(
     ("head", "told"),
     [

@@ -41,3 +41,5 @@ def test_the_environment_follows_the_hub_variables() -> None:
     given = read_environment({"HF_HOME": "/hf", "TRANSFORMERS_OFFLINE": "1", "HF_ENDPOINT": "http://localhost"})
     assert (given.hub_cache_dir, given.is_hub_offline) == (Path("/hf/hub"), True)
     assert given.hub_endpoint == "http://localhost"
+    assert read_environment({"RAYSHARD_SHARD_SERVER": "/tmp/shards"}).shard_server == "/tmp/shards"
+    assert empty.shard_server is None

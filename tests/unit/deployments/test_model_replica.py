@@ -37,13 +37,13 @@ TIMEOUTS = {"heartbeat_s": 0.6, "collective_s": 5.0, "rendezvous_s": 5.0, "load_
 class Generator:
     """One replica, its groups of shards, and the backend that calls it."""
 
-    def __init__(self, name: str, groups: FakeGroups, max_queued: int = 16) -> None:
+    def __init__(self, name: str, groups: FakeGroups, max_queued: int = 16, pipeline: int = 2) -> None:
         config = ModelConfig.model_validate(
             {
                 "name": "demo",
                 "source": str(DEMO),
                 "max_model_len": 64,
-                "parallel": {"pipeline": 2},
+                "parallel": {"pipeline": pipeline},
                 "engine": {"max_num_seqs": 4, "max_num_batched_tokens": 16, "block_size": 4, "max_queued": max_queued},
                 "timeouts": TIMEOUTS,
             }
@@ -220,6 +220,12 @@ async def test_weights_that_give_no_numbers_are_refused_before_anybody_asks(
 
     generator = generators(groups=FakeGroups(model=Broken()))
     with pytest.raises(ConfigError, match="first output is not finite"):
+        await generator.replica.start()
+
+
+async def test_a_first_step_without_memory_is_told_as_such(generators: Callable[..., Generator]) -> None:
+    generator = generators(groups=FakeGroups(model=FakeModel(has_memory=False)), pipeline=1)
+    with pytest.raises(ConfigError, match="the GPU had no memory for a step"):
         await generator.replica.start()
 
 

@@ -13,6 +13,7 @@ from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.types.shards import ShardSpec
 from serve_app.types.steps import BatchStep
 from serve_app.types.tensors import TensorSpec
+from tests.fakes_memory import FakeMemory
 
 LONE = ShardSpec(stage=0, num_stages=1, rank=0, num_ranks=1, first_layer=0, end_layer=0)
 
@@ -49,3 +50,15 @@ def test_what_a_module_raises_fails_its_step_and_quotes_nothing() -> None:
 def test_a_broken_device_ends_the_process() -> None:
     with pytest.raises(RuntimeError, match="broke the device: AcceleratorError"):
         run_with(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+
+
+def test_a_step_without_memory_fails_alone_and_gives_back_what_it_held() -> None:
+    memory = FakeMemory(total=1)
+    stages = [cast(BatchStage, Stage(torch.OutOfMemoryError("CUDA out of memory; a secret")))]
+    runner = BatchRunner(stages, LONE, LoneCommunicator(), torch.device("cpu"), memory)
+    output = runner.run(BatchStep(3, 0, {"x": to_data(torch.ones(2))}))
+    assert output is not None
+    assert output.error is not None
+    assert output.error.startswith("OutOfMemoryError: the GPU had no memory for the step; send shorter inputs")
+    assert "secret" not in output.error
+    assert memory.calls == ["release"]

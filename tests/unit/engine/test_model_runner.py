@@ -11,7 +11,7 @@ import torch
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits
-from serve_app.types.steps import PromptTargets, SequenceStart, StepInput
+from serve_app.types.steps import DRAWN_BEFORE, PromptTargets, SequenceStart, StepInput
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.parity.comparison import LOGPROB_TOLERANCE, logprob_error, make_references
 from tests.plain_driver import Outcome, greedy, load_runner, run_in_process
@@ -117,6 +117,19 @@ def test_stretched_rotary_positions_are_those_of_transformers(
     outcomes = run(directory, LIMITS, own_prompts)
     assert [outcome.token_ids for outcome in outcomes] == [reference.token_ids for reference in references]
     assert max(map(logprob_error, references, outcomes)) < LOGPROB_TOLERANCE
+
+
+def test_steps_that_overlap_give_the_same_tokens(llama: Path) -> None:
+    own_prompts = prompts(5, 31, 1, 12, 20, 2)
+    requests = [_drawn(str(index), prompt) for index, prompt in enumerate(own_prompts)]
+    limits = replace(LIMITS, max_num_seqs=4, num_blocks=30)
+    steps: list[StepInput] = []
+    one_by_one, overlapped = (
+        run_in_process(load_runner(llama, limits), limits, requests, on_step, overlaps_steps=overlaps)
+        for on_step, overlaps in ((lambda _step: None, False), (steps.append, True))
+    )
+    assert overlapped == one_by_one
+    assert sum(step.token_ids.count(DRAWN_BEFORE) for step in steps) > NUM_OUTPUTS
 
 
 def test_the_order_of_blocks_changes_no_bit(llama: Path) -> None:

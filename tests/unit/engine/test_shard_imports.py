@@ -13,7 +13,7 @@ place = ShardSpec(stage=0, num_stages=1, rank=0, num_ranks=1, first_layer=0, end
 def batch(architecture):
     model = BatchModelSettings("m", "nowhere", "embed", "float32", place, architecture=architecture)
     return BatchShardSettings(place, [model], "cpu", 1)
-generator = ShardSettings(place, "nowhere", "float32", "cpu", 1, 16, 1024, 0.9, 64)
+generator = ShardSettings(place, "nowhere", "float32", "cpu", 1, 16, 1024, 0.9, 64, 8)
 EngineShard({"module": batch("a.b:C"), "encoder": batch(None), "generator": generator}[sys.argv[1]], "127.0.0.1")
 if sys.argv[1] == "encoder":
     import serve_app.engine.encoder_loader

@@ -14,12 +14,13 @@ from serve_app.models.int8_linear import (
     OnednnProduct,
     exact_limit,
     join_int8,
+    make_product,
 )
 from serve_app.models.packed_linear import PackedLinear
 from serve_app.models.quantization import (
+    CpuInt4Linear,
     CpuInt8WeightLinear,
     DequantizingLinear,
-    Int4Linear,
     QuantizedEmbedding,
     make_linear,
 )
@@ -49,8 +50,8 @@ def made(scheme: WeightScheme, num_outputs: int = 64, num_inputs: int = 96) -> t
     [
         (INT8, Int8Linear, 2e-2),  # 7 bits of inputs where 8 would saturate
         (INT8_WEIGHT, CpuInt8WeightLinear, 1e-2),  # bfloat16
-        (INT4, Int4Linear, 1e-2),
-        (WeightScheme(3, group_size=32), Int4Linear, 1e-2),
+        (INT4, CpuInt4Linear, 1e-2),
+        (WeightScheme(3, group_size=32), CpuInt4Linear, 1e-2),
         (WeightScheme(4, group_size=48), DequantizingLinear, 1e-6),
         (FP8, DequantizingLinear, 4e-2),  # 4 bits of inputs
         (WeightScheme(8, is_float=True), DequantizingLinear, 1e-6),
@@ -166,10 +167,40 @@ def test_a_zero_point_and_an_order_of_inputs_are_honoured() -> None:
     order = torch.randperm(64)
     weight = QuantizedWeight(values, torch.rand(16, 2), 4, zeros, order)
     module = make_linear(weight, None, INT4)
-    assert isinstance(module, Int4Linear)
+    assert isinstance(module, CpuInt4Linear)
     inputs = torch.randn(3, 64)
     expected = inputs @ weight.dequantized().t()
     assert (module(inputs) - expected).norm() / expected.norm() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("has_zeros", [False, True])
+def test_a_weight_is_the_same_whether_it_is_made_whole_in_float32_or_in_half(
+    dtype: torch.dtype, has_zeros: bool
+) -> None:
+    zeros = torch.randint(-128, 128, (16, 4), dtype=torch.int8) if has_zeros else None
+    weight = QuantizedWeight(torch.randint(-128, 128, (16, 64), dtype=torch.int8), torch.rand(16, 4), 8, zeros)
+    assert torch.equal(weight.dequantized(dtype, through=dtype), weight.dequantized(dtype))
+
+
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_numbers_on_cpu_are_those_of_torch_s_operators(num_rows: int) -> None:
+    """To the bit: what GPUs need changes none."""
+    inputs, bias = torch.randn(num_rows, 96) * 3, torch.randn(64)
+    half = inputs.bfloat16()
+    weight = quantize_weight(torch.randn(64, 96), INT8_WEIGHT)
+    packed = torch.ops.aten._weight_int8pack_mm(half, weight.values, weight.scales.view(-1).bfloat16())
+    assert torch.equal(make_linear(weight, bias, INT8_WEIGHT)(inputs), packed + bias)
+    weight = quantize_weight(torch.randn(64, 96), INT4)
+    words = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.values.int() + 8, 1)
+    scales = torch.stack([weight.scales.t(), torch.zeros(3, 64)], dim=2).bfloat16()
+    products = torch.ops.aten._weight_int4pack_mm_for_cpu(half, words, 32, scales)
+    assert torch.equal(make_linear(weight, bias, INT4)(inputs), products + bias)
+    weight = quantize_weight(torch.randn(64, 96), INT8)
+    product = make_product(weight)
+    maxima = inputs.abs().amax(dim=1, keepdim=True)
+    integers = product.multiply(inputs * (torch.full_like(maxima, product.limit) / maxima))
+    assert torch.equal(make_linear(weight, bias, INT8)(inputs), integers * (maxima / product.limit) + bias)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

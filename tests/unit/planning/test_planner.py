@@ -258,3 +258,17 @@ def test_the_table_has_a_line_per_shard() -> None:
     on_gpu = make_config(device=DeviceConfig(type="cuda"))
     assert describe_plan(spec, plan_shards(spec, 1, 1), on_gpu)[0].kv_cache_tokens is None
     assert format_plan(describe_plan(spec, plan_shards(spec, 1, 1), on_gpu)).endswith("by memory")
+
+
+@pytest.mark.parametrize("name", ["triton", "varlen"])
+def test_an_attention_of_gpus_is_refused_on_cpu(name: str) -> None:
+    (problem,) = check_split(make_spec([4] * 8), make_config(engine={"attention": name}))
+    assert problem == f"engine.attention={name} is for device.type=cuda; use reference or padded, or remove it"
+
+
+def test_an_attention_that_does_not_serve_the_model_is_refused_before_it_is_loaded() -> None:
+    config = make_config(device={"type": "cuda"}, engine={"attention": "varlen"}, dtype="bfloat16")
+    (problem,) = check_split(make_spec([4] * 8), config)
+    assert "engine.block_size=16 is no multiple of it; set block_size: 256" in problem
+    served = make_config(device={"type": "cuda"}, engine={"attention": "varlen", "block_size": 256}, dtype="bfloat16")
+    assert check_split(make_spec([4] * 8), served) == []

@@ -8,7 +8,7 @@ import pytest
 from serve_app.config.graph import GraphConfig
 from serve_app.config.model import ModelConfig
 from serve_app.planning.machine import Machine
-from serve_app.planning.reservations import machine_problems, reserved_cpus
+from serve_app.planning.reservations import cpu_engines, machine_problems, reserved_cpus
 from serve_app.planning.serve_file import GraphApplication, ModelApplication
 from serve_app.planning.serve_options import DeploymentOptions
 
@@ -35,6 +35,14 @@ def test_reserved_cpus_are_those_of_the_deployments() -> None:
     graphs = [GraphApplication("g", "g.args", graph)]
     assert reserved_cpus([one, one], []) == pytest.approx(0.05 + 3 * (0.05 + 0.1) + 0.05)  # one application of two
     assert reserved_cpus([one], graphs) == pytest.approx(0.05 + 3 * (0.05 + 0.1) + 0.05 + 0.05)
+
+
+def test_the_engines_on_cpu_are_those_of_its_applications() -> None:
+    module = model("module", task="predict", architecture="a:B")
+    encoder = model("encoder", task="embed")
+    assert cpu_engines([model("m"), model("n"), model("gpu", task="embed", **GPU)]) == ["generation"]
+    assert cpu_engines([module, encoder]) == ["batch", "module"]
+    assert cpu_engines([replace(module, name="both"), replace(encoder, name="both")]) == ["batch"]
 
 
 @pytest.mark.parametrize(

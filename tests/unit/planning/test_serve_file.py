@@ -115,6 +115,7 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
             "shards on one; write gpus_per_shard: 1, or one shard (pipeline: 1, tensor: 1)",
         ),
         ("device: {type: cuda, gpus_per_shard: 2}", "gpus_per_shard=2.0: a shard uses one GPU; use at most 1"),
+        ("engine: {cuda_graphs: 'off'}", "cuda_graphs=off has no effect on device.type=cpu; remove it"),
         ("engine: {gpu_memory_utilization: 0.5}", "gpu_memory_utilization=0.5 has no effect on device.type=cpu; set"),
         (
             "device: {type: cuda}, engine: {gpu_memory_utilization: 0.5, kv_cache_bytes: 1GB}",
@@ -150,6 +151,7 @@ def test_settings_that_take_effect_are_allowed(tmp_path: Path, args: str) -> Non
         ("block_size: 16", "block_size has"),  # given, though as it is by default
         ("prefix_cache: false", "prefix_cache has"),
         ("gpu_memory_utilization: 0.5", "gpu_memory_utilization has"),
+        ("attention: padded", "attention has"),
         ("max_queued: 8, prefix_cache: true, kv_cache_bytes: 2MiB", "kv_cache_bytes, prefix_cache have"),
     ],
 )

@@ -12,7 +12,7 @@ from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence, SequenceState
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
 from serve_app.types.shards import EngineLimits
-from serve_app.types.steps import StepInput, StepOutput
+from serve_app.types.steps import DRAWN_BEFORE, StepInput, StepOutput
 from tests.fakes_engine import CacheOracle, FakeModel, Reference, logprob_at, run_alone
 
 EOS = frozenset({0, 5})
@@ -31,6 +31,7 @@ class Client:
     logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
     finish_reasons: list[FinishReason | None] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    failed: set[int] = field(default_factory=set)  # choices that a step was lost with
 
     def __post_init__(self) -> None:
         count = len(self.sequences)
@@ -62,15 +63,31 @@ class Seen:
 class World:
     """One scheduler, the shards it drives, its clients, and a coin."""
 
-    def __init__(self, seed: int, num_stages: int, limits: EngineLimits, seen: Seen) -> None:
+    def __init__(
+        self,
+        seed: int,
+        num_stages: int,
+        limits: EngineLimits,
+        seen: Seen,
+        failing_share: float = 0.0,
+        *,
+        overlaps: bool = False,
+    ) -> None:
         self.coin = random.Random(seed)
+        self.failing_share = failing_share  # of steps that the shards have no memory for
         self.limits = limits
-        self.num_stages = num_stages
+        self.overlaps = overlaps
+        self.max_in_flight = num_stages + overlaps
         self.seen = seen
         self.model = FakeModel(broken_seeds=frozenset(range(0, 10_000, 23)))
         self.oracle = CacheOracle(limits, self.model)
         self.scheduler = Scheduler(
-            limits, num_stages=num_stages, max_queued=12, eos_token_ids=EOS, joins_blocks=seed % 2 == 1
+            limits,
+            num_stages=num_stages,
+            max_queued=12,
+            eos_token_ids=EOS,
+            joins_blocks=seed % 2 == 1,
+            overlaps_steps=overlaps,
         )
         self.in_flight: deque[tuple[StepOutput, set[tuple[int, int]]]] = deque()  # with who draws in it
         self.clients: dict[int, Client] = {}  # by seed
@@ -102,15 +119,19 @@ class World:
         assert oldest == self.scheduler._running[:1] or not oldest, "the first to come was pre-empted"
         if step is None:
             return False
-        output = self.oracle.run(step)
+        is_failing = self.failing_share > 0 and self.coin.random() < self.failing_share
+        output = self.oracle.fail(step, "no memory") if is_failing else self.oracle.run(step)
         members = self.oracle.sequences(step)
-        drawing = set[tuple[int, int]]().union(*(earlier for _output, earlier in self.in_flight))
+        drawing = Counter(member for _output, earlier in self.in_flight for member in earlier)
         assert len(set(members)) == len(members)
-        assert not drawing & set(members), "scheduled again while its draw is in flight"
+        again = [member for member in members if drawing[member]]
+        assert not again or self.overlaps, "scheduled again while its draw is in flight"
+        assert step.token_ids.count(DRAWN_BEFORE) == len(again) == sum(drawing[member] for member in again)
+        self.seen.events["overlapped"] += len(again)
         self._check_first_come_first_served(step)
         drawn = {member for member, is_drawn in zip(members, step.samples, strict=True) if is_drawn}
         self.in_flight.append((output, drawn))
-        assert len(self.in_flight) == self.scheduler.num_steps_in_flight <= self.num_stages
+        assert len(self.in_flight) == self.scheduler.num_steps_in_flight <= self.max_in_flight
         assert self.scheduler.num_running <= self.limits.max_num_seqs
         self.seen.events["steps"] += 1
         self.seen.events["moved"] += len(step.moved)
@@ -132,6 +153,9 @@ class World:
             client.logprobs[chunk.choice] += chunk.logprobs or []
             client.prompt_logprobs += chunk.prompt_logprobs or []
             client.finish_reasons[chunk.choice] = chunk.finish_reason
+            if chunk.error is not None:
+                client.failed.add(chunk.choice)
+                self.seen.events["failed"] += 1
             if chunk.finish_reason == "stop":
                 assert chunk.stop_token_id == chunk.token_ids[-1]
             else:
@@ -176,7 +200,7 @@ class World:
             for choice, reference in enumerate(client.references):
                 got, reason = client.token_ids[choice], client.finish_reasons[choice]
                 self.seen.events[f"ended by {reason}"] += 1
-                if reason == "abort":
+                if reason == "abort" or choice in client.failed:
                     assert got == reference.token_ids[: len(got)]
                 else:
                     assert (got, reason) == (reference.token_ids, reference.finish_reason)
@@ -248,10 +272,10 @@ def random_limits(coin: random.Random) -> EngineLimits:
     )
 
 
-def run_world(seed: int, num_stages: int, seen: Seen) -> None:
+def run_world(seed: int, num_stages: int, seen: Seen, failing_share: float = 0.0, *, overlaps: bool = False) -> None:
     """Random events until the end of the day; some worlds are crowded, in some the outputs come late."""
     coin = random.Random(seed * 7919 + num_stages)
-    world = World(seed, num_stages, random_limits(coin), seen)
+    world = World(seed, num_stages, random_limits(coin), seen, failing_share, overlaps=overlaps)
     arrivals, lateness, leaving = coin.choice([0.1, 0.2, 0.6]), coin.choice([1.0, 2.0, 4.0]), coin.choice([0.0, 0.2])
     events = (world.arrive, world.schedule, world.step_back, world.abort_someone)
     for _ in range(NUM_EVENTS):
@@ -268,11 +292,15 @@ def run_world(seed: int, num_stages: int, seen: Seen) -> None:
     seen.events["cached tokens"] += world.scheduler.num_cached_tokens
 
 
-@pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
-def test_no_schedule_lets_a_sequence_read_a_wrong_slot_or_draw_another_token(num_stages: int) -> None:
+@pytest.mark.parametrize(
+    ("num_stages", "overlaps"),
+    [(1, False), (1, True), (2, False), (3, False), (4, False)],
+    ids=["1 stage", "1 stage, steps overlap", "2 stages", "3 stages", "4 stages"],
+)
+def test_no_schedule_lets_a_sequence_read_a_wrong_slot_or_draw_another_token(num_stages: int, overlaps: bool) -> None:
     seen = Seen()
     for seed in range(NUM_WORLDS):
-        run_world(seed, num_stages, seen)
+        run_world(seed, num_stages, seen, overlaps=overlaps)
     assert seen.events["steps"] > 3000
     expected = {
         "pre-emptions",
@@ -287,11 +315,21 @@ def test_no_schedule_lets_a_sequence_read_a_wrong_slot_or_draw_another_token(num
         "aborted with prefill chunks in flight",
         "aborted with its draw in flight",
         *(f"ended by {reason}" for reason in ("stop", "length", "abort", "error")),
-        *(f"{count} in flight" for count in range(1, num_stages + 1)),
+        *(f"{count} in flight" for count in range(1, num_stages + overlaps + 1)),
     }
+    if overlaps:
+        expected |= {"overlapped"}
     if num_stages > 1:  # with one, a step begins as soon as the last has ended
         expected |= {"aborted between two steps"}
     assert {name for name in expected if seen.events[name] < 5} == set()
+
+
+@pytest.mark.parametrize("overlaps", [False, True], ids=["one by one", "steps overlap"])
+def test_steps_that_fail_leave_nothing_that_is_found_or_read(overlaps: bool) -> None:
+    seen = Seen()
+    for seed in range(NUM_WORLDS):
+        run_world(seed, 1, seen, failing_share=0.1, overlaps=overlaps)
+    assert {name for name in ("failed", "cached", "moved", "pre-emptions") if seen.events[name] < 5} == set()
 
 
 def decode_gaps(world: World, num_rounds: int) -> Iterator[int]:

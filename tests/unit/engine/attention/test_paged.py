@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import LlamaConfig
 
-from serve_app.engine.attention import PagedAttention, SequenceSpan, attend_one
+from serve_app.engine.attention.paged import PagedAttention, SequenceSpan
+from serve_app.engine.attention.reference import attend_one
 from serve_app.engine.kv_cache import KvCache, kv_block_bytes, kv_shape_of
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.types.shards import ShardSpec
