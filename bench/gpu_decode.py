@@ -12,12 +12,16 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from bench.engine_alone import EngineAlone
 from bench.generated import steady_tokens_per_s
+from bench.gpu_device import Bench, synchronize
+from bench.gpu_part import Rows
 from bench.random_llama import SIZES, LlamaSize, make_model, stage_of
 from bench.transformers_batching import generate_batched
 from bench.workload import equal_workload
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.types.shards import EngineLimits
 
+HEADER = f"{'model':>6} {'batch':>5} {'tokens/s':>10} {'bound':>10} {'of bound':>8} {'transformers':>12} {'ratio':>6}"
+_BATCH_SIZES = (1, 8, 64)
 _BLOCK_SIZE = 16
 _NUM_COPIES = 5
 _ITEM_BYTES = 2  # bfloat16
@@ -45,6 +49,30 @@ class DecodeRow:
     transformers_tokens_per_s: float | None
     note: str = ""
 
+    @property
+    def problem(self) -> str | None:
+        """Speeds are told, not judged."""
+        return None
+
+    def __str__(self) -> str:
+        if self.tokens_per_s is None:
+            return f"{self.model:>6} {self.batch_size:>5} {self.note}"
+        share = self.tokens_per_s / self.bound_tokens_per_s
+        speeds = f"{self.tokens_per_s:10.1f} {self.bound_tokens_per_s:10.1f} {share:8.1%}"
+        line = f"{self.model:>6} {self.batch_size:>5} {speeds}"
+        if self.transformers_tokens_per_s is None:
+            return f"{line} {'-':>12} {'-':>6} {self.note}"
+        ratio = self.tokens_per_s / self.transformers_tokens_per_s
+        return f"{line} {self.transformers_tokens_per_s:12.1f} {ratio:6.2f}"
+
+
+def measure_all(bench: Bench) -> Rows:
+    """A row for each model and batch size."""
+    sizes, num_prompt_tokens, num_outputs = (("tiny",), 16, 12) if bench.is_tiny else (("1B", "8B"), 128, 128)
+    for size in sizes:
+        piece = Workpiece(size, _BATCH_SIZES, num_prompt_tokens, num_outputs)
+        yield from measure_decode(piece, bench.device, bench.copy_bytes_per_s)
+
 
 def measure_copy_bytes_per_s(device: torch.device, num_bytes: int) -> float:
     """Bytes read and written each second by copies of `num_bytes`; the best of several."""
@@ -52,10 +80,10 @@ def measure_copy_bytes_per_s(device: torch.device, num_bytes: int) -> float:
     target = torch.empty_like(source)
     fastest_s = float("inf")
     for _ in range(_NUM_COPIES + 1):  # the first touches the memory
-        _synchronize(device)
+        synchronize(device)
         begin_s = time.perf_counter()
         target.copy_(source)
-        _synchronize(device)
+        synchronize(device)
         fastest_s = min(fastest_s, time.perf_counter() - begin_s)
     return 2 * num_bytes / fastest_s
 
@@ -132,11 +160,6 @@ def _kv_token_bytes(size: LlamaSize) -> int:
 
 def _max_tokens(piece: Workpiece) -> int:
     return max(piece.batch_sizes) * (piece.num_prompt_tokens + piece.num_outputs)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _release() -> None:

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bench.engine_alone import EngineAlone, whole_model
 from bench.generated import Generated, WorkItem
+from bench.gpu_device import Bench
+from bench.gpu_part import Rows
 from bench.random_llama import SIZES, write_checkpoint
 from bench.workload import poisson_workload
 from serve_app.types.shards import EngineLimits
@@ -40,6 +42,27 @@ class Parity:
         """Whether the differences are those of rounding."""
         largest = max(self.max_gap, self.max_difference)
         return largest <= _MAX_NOISES * self.noise and self.mean_difference <= _MAX_MEAN_NOISES * self.noise
+
+    @property
+    def problem(self) -> str | None:
+        """Differences that rounding does not explain."""
+        return None if self.is_ok else "the engine and transformers differ by more than bfloat16's rounding"
+
+    def __str__(self) -> str:
+        count = len(self.first_differences)
+        gap = f", first where the reference's logits are {self.max_gap:.4f} apart or less" if count else ""
+        return (
+            f"parity {'holds' if self.is_ok else 'DOES NOT HOLD'}: {count} of {self.num_sequences} greedy sequences "
+            f"differ{gap};\nlog-probabilities of {self.num_prompt_tokens} prompt tokens differ by "
+            f"{self.max_difference:.4f} at most, {self.mean_difference:.4f} root mean square; bfloat16 itself differs "
+            f"from float32 by {self.noise:.4f}"
+        )
+
+
+def measure_parity(bench: Bench) -> Rows:
+    """One row."""
+    size, num_prompt_tokens, num_outputs = ("tiny", 16, 12) if bench.is_tiny else ("120M", 128, 128)
+    yield check_parity(size, bench.device, num_prompt_tokens, num_outputs)
 
 
 def check_parity(size: str, device: torch.device, max_prompt_tokens: int, num_outputs: int) -> Parity:

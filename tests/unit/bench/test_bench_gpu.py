@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.gpu_part import PART_LIMITS_S
+
 ROOT = Path(__file__).parents[3]
 STRANGERS = ("ray", "zmq", "msgspec", "pydantic", "starlette")
 # Python imports a module of this name at its start: from then on the strangers are as if not installed.
@@ -64,11 +66,26 @@ print(to_tensor(BatchRunner([stage], shard, lone, cpu).run(step).outputs["embedd
 
 
 @pytest.mark.process
-def test_parity_and_decode_speed_need_neither_ray_nor_links(tmp_path: Path, environment: dict[str, str]) -> None:
+def test_the_whole_check_needs_neither_ray_nor_links(tmp_path: Path, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny"]
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert finished.returncode == 0, finished.stderr
+    assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "parity holds" in finished.stdout
+    assert "not on cpu: nothing is captured there" in finished.stdout
     report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["parity"]["num_sequences"] == 16
     assert [row["batch_size"] for row in report["decode"]] == [1, 8, 64]
     assert all(row["tokens_per_s"] > 0 and row["transformers_tokens_per_s"] > 0 for row in report["decode"])
+    assert list(report["parts"]) == list(PART_LIMITS_S)
+    assert all(report[name] for name in PART_LIMITS_S)
+    assert not any(part["error"] or part["problems"] for part in report["parts"].values())
+
+
+@pytest.mark.process
+def test_a_device_that_is_not_there_is_told_with_exit_status_1(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "bench.gpu", "--device", "cuda:7", "--only", "sampler", "nccl"]
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 1
+    assert "0 of 2 parts hold" in finished.stdout
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert all("did not reach the device" in part["error"] for part in parts.values())
