@@ -5,19 +5,19 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serve_app.cli.check_file import check_file
 from serve_app.cli.compress_options import add_compress_command
-from serve_app.cli.deploy_command import deploy
-from serve_app.cli.kernel_process import describe_kernels
 from serve_app.cli.key_command import add_key_command, make_key
 from serve_app.cli.serve_command import serve
 from serve_app.cli.train_options import add_train_command
 from serve_app.config.environment import read_environment
 from serve_app.errors import ConfigError
-from serve_app.planning.machine import find_machine
-from serve_app.planning.serve_file import ServeFile
-from serve_app.planning.setting_problems import Problem
+
+if TYPE_CHECKING:  # `serve` has its child begin before these are imported
+    from serve_app.cli.check_file import CheckedFile
+    from serve_app.planning.serve_file import ServeFile
+    from serve_app.planning.setting_problems import Problem
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,13 +84,19 @@ def _version() -> str:
 
 
 def _serve(path: Path) -> int:
-    checked = check_file(path, can_download=True, machine=find_machine(read_environment()))
-    if checked.serve_file is None:
-        return _refuse(checked.problems)
-    return serve(checked.serve_file, checked.plan_text)
+    def check() -> "CheckedFile":
+        from serve_app.cli.check_file import check_file
+        from serve_app.planning.machine import find_machine
+
+        return check_file(path, can_download=True, machine=find_machine(read_environment()))
+
+    return serve(path, check)
 
 
 def _deploy(path: Path, address: str | None) -> int:
+    from serve_app.cli.check_file import check_file
+    from serve_app.cli.deploy_command import deploy
+
     checked = check_file(path, can_download=False)
     if checked.serve_file is None:
         return _refuse(checked.problems)
@@ -98,6 +104,10 @@ def _deploy(path: Path, address: str | None) -> int:
 
 
 def _validate(path: Path, *, can_download: bool, is_elsewhere: bool) -> int:
+    from serve_app.cli.check_file import check_file
+    from serve_app.cli.kernel_process import describe_kernels
+    from serve_app.planning.machine import find_machine
+
     machine = None if is_elsewhere else find_machine(read_environment())
     checked = check_file(path, can_download=can_download, machine=machine)
     if checked.serve_file is None:
@@ -107,12 +117,12 @@ def _validate(path: Path, *, can_download: bool, is_elsewhere: bool) -> int:
     return 0
 
 
-def _refuse(problems: Sequence[Problem]) -> int:
+def _refuse(problems: "Sequence[Problem]") -> int:
     print(*problems, sep="\n", file=sys.stderr)
     return 1
 
 
-def _headline(serve_file: ServeFile) -> str:
+def _headline(serve_file: "ServeFile") -> str:
     num_models = len(serve_file.models)
     models = "1 model" if num_models == 1 else f"{num_models} models"
     num_graphs = len(serve_file.graphs)

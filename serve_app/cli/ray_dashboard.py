@@ -1,36 +1,12 @@
-"""What Ray's dashboard knows of the applications, and whether a URL of this machine answers."""
+"""The token of Ray's dashboard, and whether a URL of this machine answers."""
 
-import json
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http.client import HTTPResponse
 from pathlib import Path
 
 _HTTP_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ApplicationState:
-    """One application as Serve reports it."""
-
-    name: str
-    status: str
-    message: str
-
-
-def application_states(dashboard_url: str, auth_token: str | None) -> list[ApplicationState]:
-    """The applications as Ray's dashboard knows them; none while it does not answer."""
-    request = urllib.request.Request(f"{dashboard_url}/api/serve/applications/")
-    if auth_token is not None:
-        request.add_header("Authorization", f"Bearer {auth_token}")
-    try:
-        with _open(request) as response:
-            applications = json.load(response).get("applications", {})
-    except (OSError, ValueError):
-        return []
-    return [ApplicationState(name, entry["status"], entry["message"]) for name, entry in applications.items()]
 
 
 def status_of(url: str) -> int | None:

@@ -1,29 +1,37 @@
-"""`rayshard serve`: runs `serve run` as a child, tells when the models answer, stops what it started."""
+"""`rayshard serve`: a child runs Ray and Serve; here a file is checked, and told what becomes of it, until Ctrl-C."""
 
 import os
 import re
 import signal
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from serve_app.cli.ray_dashboard import ApplicationState, application_states, auth_token, status_of
+from serve_app.cli.ray_dashboard import status_of
+from serve_app.cli.serve_events import ApplicationState, Begin, DashboardUp, Event, Phase, read_event
 from serve_app.cli.serve_process import ServeProcess, without_colours
 from serve_app.cli.serve_texts import base_url, ray_text, ready_text
+from serve_app.config.environment import SHARD_SERVER_VARIABLE
 from serve_app.errors import ConfigError, RayshardError
-from serve_app.planning.serve_file import ServeFile
 
+if TYPE_CHECKING:  # they take as long to import as Ray
+    from serve_app.cli.check_file import CheckedFile
+    from serve_app.planning.serve_file import ServeFile
+
+_CHILD = (sys.executable, "-m", "serve_app.cli.serve_child")
 _MAX_STARTS = 3  # a raylet has 30 s to come up, and on a busy machine it sometimes misses them
 _POLL_S = 0.25
 _REPORT_S = 15.0
 _SHUTDOWN_S = 40.0  # Serve drains its replicas first
 _SHUTDOWN_UNREADY_S = 2.0  # nothing is served yet that could be drained
 _MAX_REASON_LINES = 12  # the log has the rest
-_STARTED = re.compile(r"Started a local Ray instance\.(?:.* (?P<dashboard>http://\S+))?")
 _ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b")
 _DEFAULT_VARIABLES = {
     "MALLOC_ARENA_MAX": "2",  # with one for each of 40 threads, a storm of calls leaves the Gateway 400 MB larger
@@ -39,41 +47,71 @@ class ServeStartError(RayshardError):
     """The models could not be brought up."""
 
 
-def serve(serve_file: ServeFile, plan_text: str, serve_run: Sequence[str] | None = None) -> int:
-    """Serve a checked file until Ctrl-C or SIGTERM; gives the exit status.
+def serve(path: Path, check: Callable[[], "CheckedFile"], child: Sequence[str] = _CHILD) -> int:
+    """Check a file and serve it until Ctrl-C or SIGTERM; gives the exit status.
 
-    `plan_text` is the table of the shards; `serve_run` stands in for the command of that name in tests. To be called
-    from the main thread: it handles signals while it runs.
+    `check` runs while the child imports Ray; `child` stands in for that command in tests. To be called from the main
+    thread: it handles signals while it runs.
     """
-    command = serve_run or [str(Path(sys.executable).with_name("serve")), "run", str(serve_file.path.resolve())]
     try:
-        environment = child_environment()
-        _check_ports(serve_file)
-        log_path = _log_path(serve_file.http_port)
-        with StopSignals() as stop:
-            for num_left in reversed(range(_MAX_STARTS)):
-                process = ServeProcess(command, serve_file.path.resolve().parent, environment, log_path)
-                shutdown_s = _SHUTDOWN_UNREADY_S
-                try:
-                    print(f"Starting Ray and the models; log in {log_path}; Ctrl-C stops it.", flush=True)
-                    run = _Run(process, serve_file, environment, stop)
-                    if run.wait_until_ready(can_retry=num_left > 0):
-                        shutdown_s = _SHUTDOWN_S
-                        print(ready_text(serve_file, plan_text, log_path), flush=True)
-                        run.watch()
-                        return 0
-                    if stop.num_received:
-                        return 0
-                finally:
-                    _stop(process, stop, shutdown_s)
-                print("Ray did not come up in its time; trying again", flush=True)
+        with tempfile.TemporaryDirectory(prefix="rayshard-") as directory:
+            environment = {**child_environment(), SHARD_SERVER_VARIABLE: str(Path(directory, "shards"))}
+            start = partial(ServeProcess, [*child, str(path.resolve())], path.resolve().parent, environment)
+            return _check_and_serve(start, start() if path.is_file() else None, check, environment)
     except RayshardError as error:
         print(f"error: {error.message}", file=sys.stderr, flush=True)
     return 1
 
 
+def _check_and_serve(
+    start: Callable[[], ServeProcess],
+    first: ServeProcess | None,
+    check: Callable[[], "CheckedFile"],
+    environment: Mapping[str, str],
+) -> int:
+    try:
+        checked = check()
+        if checked.serve_file is not None and first is not None:
+            return _serve(checked.serve_file, checked, first, start, environment)
+        print(*checked.problems, sep="\n", file=sys.stderr)
+    finally:
+        if first is not None:
+            first.end()
+    return 1
+
+
+def _serve(
+    serve_file: "ServeFile",
+    checked: "CheckedFile",
+    process: ServeProcess,
+    start: Callable[[], ServeProcess],
+    environment: Mapping[str, str],
+) -> int:
+    _check_ports(serve_file)
+    log_path = _log_path(serve_file.http_port)
+    with StopSignals() as stop:
+        for num_left in reversed(range(_MAX_STARTS)):
+            shutdown_s = _SHUTDOWN_UNREADY_S
+            try:
+                print(f"Starting; log in {log_path}; Ctrl-C stops it.", flush=True)
+                process.begin(Begin(str(log_path), checked.cpu_engines))
+                run = _Run(process, serve_file, environment, stop)
+                if run.wait_until_ready(can_retry=num_left > 0):
+                    shutdown_s = _SHUTDOWN_S
+                    print(ready_text(serve_file, checked.plan_text, log_path), flush=True)
+                    run.watch()
+                    return 0
+                if stop.num_received:
+                    return 0
+            finally:
+                _stop(process, stop, shutdown_s)
+            print("Ray did not come up in its time; trying again", flush=True)
+            process = start()
+    return 1
+
+
 def child_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment of `serve run`; `variables` stands in for this process's in tests.
+    """Environment of the child; `variables` stands in for this process's in tests.
 
     Raises ConfigError when it points at a cluster, which is not ours to start and stop.
     """
@@ -110,7 +148,7 @@ class _Run:
     """One try to bring everything up."""
 
     def __init__(
-        self, process: ServeProcess, serve_file: ServeFile, environment: Mapping[str, str], stop: StopSignals
+        self, process: ServeProcess, serve_file: "ServeFile", environment: Mapping[str, str], stop: StopSignals
     ) -> None:
         self._process = process
         self._path = serve_file.path.resolve()
@@ -118,7 +156,8 @@ class _Run:
         self._environment = environment
         self._stop = stop
         self._is_ray_up = False
-        self._dashboard_url: str | None = None
+        self._phase = ""
+        self._states: dict[str, ApplicationState] = {}
         self._last_lines: list[str] = []
         self._reported_s = time.monotonic()
 
@@ -132,13 +171,12 @@ class _Run:
                 if can_retry and not self._is_ray_up:
                     return False
                 raise ServeStartError(self._why_it_ended())
-            states = self._states()
-            failed = [state for state in states if state.status == "DEPLOY_FAILED"]
+            failed = [state for state in self._states.values() if state.status == "DEPLOY_FAILED"]
             if failed:
                 raise ServeStartError("\n".join(_why_it_failed(state) for state in failed))
             if self._is_ray_up and status_of(self._health_url) == HTTPStatus.OK:
                 return True
-            self._report(states)
+            self._report()
             time.sleep(_POLL_S)
         return False
 
@@ -155,15 +193,14 @@ class _Run:
     def _read_log(self) -> str | None:
         """Show what matters of the new lines; gives why a model cannot start, where starting it again is in vain."""
         lines = self._process.new_lines()
-        self._last_lines = [*self._last_lines, *lines][-_MAX_REASON_LINES:]
+        told = [line for line in lines if read_event(line) is None]
+        self._last_lines = [*self._last_lines, *told][-_MAX_REASON_LINES:]
         cause: str | None = None
         for line in lines:
-            started = _STARTED.search(line)
-            if started:
-                self._is_ray_up = True
-                self._dashboard_url = started["dashboard"]
-                if self._dashboard_url is not None:
-                    print(ray_text(self._dashboard_url, self._path, self._environment), flush=True)
+            event = read_event(line)
+            if event is not None:
+                self._take(event)
+                continue
             failure = _CANNOT_START.search(line)
             if failure is not None and failure["kind"] == ConfigError.__name__ and cause is None:
                 cause = f"model {failure['model']} cannot start: {failure['reason']}"
@@ -173,18 +210,24 @@ class _Run:
 
     def _why_it_ended(self) -> str:
         self._read_log()
-        return "\n".join([f"`serve run` ended with status {self._process.exit_status}:", *self._last_lines])
+        return "\n".join([f"Ray Serve ended with status {self._process.exit_status}:", *self._last_lines])
 
-    def _states(self) -> list[ApplicationState]:
-        if self._dashboard_url is None:
-            return []
-        return application_states(self._dashboard_url, auth_token(self._environment))
+    def _take(self, event: Event) -> None:
+        match event:
+            case Phase():
+                self._is_ray_up = self._is_ray_up or event.is_ray_up
+                self._phase = event.text
+                print(event.text, flush=True)
+            case DashboardUp():
+                print(ray_text(event.url, self._path, self._environment), flush=True)
+            case ApplicationState():
+                self._states[event.name] = event
 
-    def _report(self, states: list[ApplicationState]) -> None:
+    def _report(self) -> None:
         if time.monotonic() - self._reported_s >= _REPORT_S:
             self._reported_s = time.monotonic()
-            shown = ", ".join(f"{state.name} {state.status}" for state in states)
-            print(f"... {shown or 'Ray is starting'}", flush=True)
+            shown = ", ".join(f"{state.name} {state.status}" for state in self._states.values())
+            print(f"... {shown or self._phase}", flush=True)
 
 
 def _stop(process: ServeProcess, stop: StopSignals, shutdown_s: float) -> None:
@@ -203,7 +246,7 @@ def _why_it_failed(state: ApplicationState) -> str:
     return "\n".join([f"application {state.name} could not be deployed:", *lines[-_MAX_REASON_LINES:]])
 
 
-def _check_ports(serve_file: ServeFile) -> None:
+def _check_ports(serve_file: "ServeFile") -> None:
     """Raises ConfigError when something else listens already: its answers would be taken for ours."""
     _check_port("http_options", serve_file.http_host, serve_file.http_port)
     if serve_file.grpc_port is not None:

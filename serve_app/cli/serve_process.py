@@ -6,9 +6,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import msgspec
+
+from serve_app.cli.serve_events import Begin
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_STANDARD_ERROR = 2
 _POLL_S = 0.1
 _TERMINATE_S = 5.0
 
@@ -19,19 +25,32 @@ class ServeProcess:
     Ray's processes leave their process group but stay in the session, so the session tells what has to end with it.
     """
 
-    def __init__(self, command: Sequence[str], directory: Path, environment: Mapping[str, str], log_path: Path) -> None:
-        with log_path.open("wb") as log:
+    def __init__(
+        self, command: Sequence[str], directory: Path, environment: Mapping[str, str], log_path: Path | None = None
+    ) -> None:
+        """log_path: None for a command that waits for `begin`."""
+        with nullcontext(_STANDARD_ERROR) if log_path is None else log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
                 cwd=directory,
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=log,
                 start_new_session=True,
             )
-        self._log = log_path.open("rb")
+        self._log = None if log_path is None else log_path.open("rb")
         self._partial_line = b""
+
+    def begin(self, begin: Begin) -> None:
+        """Tell it what to do; it is to log to a new file."""
+        path = Path(begin.log_path)
+        path.write_bytes(b"")
+        self._log = path.open("rb")
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended, as its exit status tells
+            self._process.stdin.write(msgspec.json.encode(begin) + b"\n")
+            self._process.stdin.flush()
 
     @property
     def exit_status(self) -> int | None:
@@ -40,6 +59,8 @@ class ServeProcess:
 
     def new_lines(self) -> list[str]:
         """Whole lines printed since the last call, without colours."""
+        if self._log is None:
+            return []
         *lines, self._partial_line = (self._partial_line + self._log.read()).split(b"\n")
         return [without_colours(line.decode(errors="replace")) for line in lines]
 
@@ -56,7 +77,11 @@ class ServeProcess:
             time.sleep(_POLL_S)
         self._signal_members(signal.SIGKILL)
         self._process.wait()
-        self._log.close()
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self._log is not None:
+            self._log.close()
 
     def _signal_members(self, number: signal.Signals) -> None:
         for pid in self._members():

@@ -5,27 +5,30 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serve_app.cli.ray_dashboard import auth_token
-from serve_app.planning.serve_file import ServeFile
+
+if TYPE_CHECKING:
+    from serve_app.planning.serve_file import ServeFile
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def ray_text(dashboard_url: str, path: Path, environment: Mapping[str, str]) -> str:
-    """What a user sees when Ray is up: where to look, and the commands that look and change."""
+    """What a user sees when Ray's dashboard is up: where to look, and the commands that look and change."""
     command = shlex.quote(str(Path(sys.executable).with_name("serve")))
     prefix = "RAY_AUTH_MODE=token " if auth_token(environment) is not None else ""
     return "\n".join(
         [
-            f"Ray is up; its dashboard is at {dashboard_url}. From another terminal:",
+            f"Ray's dashboard is at {dashboard_url}. From another terminal:",
             f"  {prefix}{command} status -a {dashboard_url}",
             f"  {prefix}{command} deploy -a {dashboard_url} {shlex.quote(str(path))}",
         ]
     )
 
 
-def ready_text(serve_file: ServeFile, plan_text: str, log_path: Path) -> str:
+def ready_text(serve_file: "ServeFile", plan_text: str, log_path: Path) -> str:
     """What a user sees when the models answer: address, shards, a request to try."""
     address = base_url(serve_file)
     lines = ["", plan_text.strip(), "", f"Serving at {address}; log in {log_path}; Ctrl-C stops it."]
@@ -39,13 +42,13 @@ def ready_text(serve_file: ServeFile, plan_text: str, log_path: Path) -> str:
     return "\n".join(lines)
 
 
-def base_url(serve_file: ServeFile) -> str:
+def base_url(serve_file: "ServeFile") -> str:
     """Where a client on this machine reaches the Gateway."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(serve_file.http_host, serve_file.http_host)
     return f"http://{f'[{host}]' if ':' in host else host}:{serve_file.http_port}"
 
 
-def _can_chat(serve_file: ServeFile) -> bool:
+def _can_chat(serve_file: "ServeFile") -> bool:
     """Whether the first model is a directory with a chat template."""
     directory = serve_file.path.resolve().parent / Path(serve_file.models[0].config.source).expanduser()
     config = directory / "tokenizer_config.json"
@@ -54,7 +57,7 @@ def _can_chat(serve_file: ServeFile) -> bool:
     )
 
 
-def _example_request(serve_file: ServeFile) -> tuple[str, dict[str, object]]:
+def _example_request(serve_file: "ServeFile") -> tuple[str, dict[str, object]]:
     """A route and a body that the first model answers."""
     model = serve_file.models[0].config
     text = "date jan 8 2038"  # what the demo model knows; a plain prompt ends with its sign for the answer

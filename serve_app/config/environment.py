@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+SHARD_SERVER_VARIABLE = "RAYSHARD_SHARD_SERVER"  # set by `rayshard serve` for its cluster
+
 
 @dataclass(frozen=True, slots=True)
 class Environment:
@@ -18,6 +20,7 @@ class Environment:
     openai_api_key: str | None = None  # sent to servers whose models are evaluated
     has_own_resources: bool = False  # Ray is told how many CPUs and GPUs there are
     max_visible_gpus: int | None = None  # None: all that there are
+    shard_server: str | None = None  # the socket of the process that forks shards on CPU
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
@@ -36,6 +39,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         openai_api_key=given.get("OPENAI_API_KEY") or None,
         has_own_resources=bool(given.get("RAY_OVERRIDE_RESOURCES")),
         max_visible_gpus=_num_devices(given.get("CUDA_VISIBLE_DEVICES")),
+        shard_server=given.get(SHARD_SERVER_VARIABLE) or None,
     )
 
 

@@ -4,14 +4,17 @@ import asyncio
 import contextlib
 import logging
 import os
+import shlex
 import signal
-from collections.abc import Awaitable
+import sys
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 import ray
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from serve_app.config.environment import read_environment
 from serve_app.deployments.copy_work import CopyWork, Settings
 from serve_app.deployments.shard import ShardActor
 from serve_app.errors import UnavailableError
@@ -98,7 +101,7 @@ class RayShardGroup:
         for shard, node, report in zip(self._shards, nodes, self.reports, strict=True):
             logger.info(
                 "shard loaded model=%s stage=%d rank=%d layers=%d-%d node=%s bytes=%d num_blocks=%d load_s=%.1f "
-                "linear_kernel=%s",
+                "linear_kernel=%s attention=%s",
                 self._work.name,
                 shard.stage,
                 shard.rank,
@@ -109,6 +112,7 @@ class RayShardGroup:
                 report.num_blocks,
                 report.load_s,
                 report.linear_kernel or "none",
+                report.attention or "none",
             )
 
     async def _all(self, method: str, *args: object) -> list[Any]:
@@ -124,11 +128,27 @@ class RayShardGroup:
             num_gpus=device.gpus_per_shard if device.type == "cuda" else 0,
             scheduling_strategy=strategy,
             max_restarts=0,
+            runtime_env=forked_environment(
+                read_environment().shard_server, device.type, ray.get_runtime_context().runtime_env
+            ),
         ).remote()
 
     def _settings(self, shard: ShardSpec, num_on_node: int) -> Settings:
         num_threads = self._config.device.cpu_threads or max(1, len(os.sched_getaffinity(0)) // num_on_node)
         return self._work.settings(shard, num_threads)
+
+
+def forked_environment(
+    server: str | None, device_type: str, own_environment: Mapping[str, Any]
+) -> dict[str, str] | None:
+    """The runtime_env of a shard that the server at this socket forks; None: Ray starts it as it starts others.
+
+    Not for CUDA, which a forked process cannot use once the server has looked for a device, nor where the application
+    brings an environment of its own.
+    """
+    if server is None or device_type != "cpu" or own_environment:
+        return None
+    return {"py_executable": shlex.join([sys.executable, "-m", "serve_app.deployments.shard_process", server])}
 
 
 async def _first_failure(calls: list[Awaitable[Any]]) -> list[Any]:

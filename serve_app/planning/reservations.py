@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from serve_app.planning.machine import Machine
 from serve_app.planning.serve_file import GraphApplication, ModelApplication
 from serve_app.planning.setting_problems import Problem
+from serve_app.types.shards import EngineKind
 
 CPUS_PER_REPLICA = 0.05  # Gateway, Router, Preprocessor, Graph
 _UNITS_PER_GPU = 10_000  # Ray counts shares of a GPU in these
@@ -43,6 +44,18 @@ def reserved_cpus(models: Sequence[ModelApplication], graphs: Sequence[GraphAppl
         total += _num_replicas(application) * (CPUS_PER_REPLICA + shards)
         total += CPUS_PER_REPLICA * any(model.config.has_chains for model in application)
     return round(total, 3)
+
+
+def cpu_engines(models: Sequence[ModelApplication]) -> list[EngineKind]:
+    """The kinds of shards that run on CPU."""
+    on_cpu = [one for one in _by_application(models) if one[0].config.device.type == "cpu"]
+    return sorted({_engine_kind(application) for application in on_cpu})
+
+
+def _engine_kind(application: list[ModelApplication]) -> EngineKind:
+    if application[0].config.is_generative:
+        return "generation"
+    return "module" if all(model.config.architecture is not None for model in application) else "batch"
 
 
 def _reserved_gpus(on_gpus: list[list[ModelApplication]]) -> float:

@@ -20,6 +20,8 @@ import httpx
 import psutil
 import yaml
 
+from serve_app.cli.serve_process import session_members
+
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "examples" / "demo_model" / "model"
 START_S = 300.0
@@ -107,14 +109,14 @@ class ServeCluster:
         """Change the YAML and hand it to the running cluster, by `serve deploy`."""
         self._applications = list(applications)
         self._write_config()
-        dashboard = re.search(r"View the dashboard at \D*(http://[0-9.:]+)", self.log)
-        assert dashboard is not None, self.log
+        dashboard = re.compile(r"Ray's dashboard is at (http://[0-9.:]+)\. ")
+        self.wait_until(lambda: dashboard.search(self.output) is not None, 60, "the dashboard")
         done = subprocess.run(
             [
                 str(Path(sys.executable).with_name("serve")),
                 "deploy",
                 "--address",
-                dashboard[1],
+                dashboard.findall(self.output)[-1],
                 str(self.config_path),
             ],
             cwd=self.directory,
@@ -148,7 +150,7 @@ class ServeCluster:
     def pids(self, title: str) -> list[int]:
         """Processes of this cluster whose Ray title begins so: `ray::Shard`, `ray::ServeReplica:demo`."""
         found = []
-        for process in psutil.Process(self._process.pid).children(recursive=True):
+        for process in self._started():
             with contextlib.suppress(psutil.Error):
                 if " ".join(process.cmdline()).startswith(title):
                     found.append(process.pid)
@@ -179,7 +181,7 @@ class ServeCluster:
 
     def stop(self) -> None:
         """Ctrl-C, as a user would; and nothing may be left."""
-        children = psutil.Process(self._process.pid).children(recursive=True) if self._process.poll() is None else []
+        children = self._started() if self._process.poll() is None else []
         self._process.send_signal(signal.SIGINT)
         try:
             self._process.wait(90)
@@ -191,6 +193,15 @@ class ServeCluster:
             self._output.close()
             shutil.rmtree(self.directory, ignore_errors=True)
         assert not alive, f"left behind: {alive}"
+
+    def _started(self) -> list[psutil.Process]:
+        """All that it has started: they are in one session, and shards have no parent there any more."""
+        found: list[psutil.Process] = []
+        for child in psutil.Process(self._process.pid).children():
+            for pid in session_members(child.pid):
+                with contextlib.suppress(psutil.Error):
+                    found.append(psutil.Process(pid))
+        return found
 
     def _write_config(self) -> None:
         config: dict[str, Any] = {

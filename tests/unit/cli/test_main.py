@@ -158,6 +158,7 @@ def test_a_hub_model_that_is_not_here_is_said_to_be_unchecked(
     assert "chat: org/model is not on this machine yet; --download fetches and checks it" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_serving_begins_with_the_same_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", str(write(tmp_path, "parallel: {pipeline: 9}"))]) == 1
     printed = capsys.readouterr()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli.ray_dashboard import application_states
+from serve_app.cli.check_file import CheckedFile
 from serve_app.cli.serve_command import child_environment, serve
 from serve_app.cli.serve_process import session_members
 from serve_app.cli.serve_texts import ready_text
@@ -23,9 +23,10 @@ from serve_app.config.gateway import GatewayConfig
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.serve_file import ModelApplication, ServeFile
+from serve_app.planning.setting_problems import Problem
 
-# Serves /health and Serve's part of the dashboard on one port. On SIGINT it ends, but leaves a child behind, as Ray's
-# dashboard does; once healthy it has its parent told to stop.
+# Serves /health, and tells what Serve would. On SIGINT it ends, but leaves a child behind, as Ray's dashboard does;
+# once healthy it has its parent told to stop.
 STAND_IN = """
 import http.server, json, os, pathlib, signal, subprocess, sys
 
@@ -33,10 +34,24 @@ port, status, num_missed_starts, directory = int(sys.argv[1]), sys.argv[2], int(
 starts = directory / "starts"
 starts.write_text(starts.read_text() + "x" if starts.exists() else "x")
 (directory / "session").write_text(str(os.getpid()))
+begin = sys.stdin.readline()
+if not begin:
+    sys.exit()
+log = os.open(json.loads(begin)["log_path"], os.O_WRONLY | os.O_APPEND)
+os.dup2(log, 1)
+os.dup2(log, 2)
+
+def tell(**event):
+    print("rayshard serve: " + json.dumps(event), flush=True)
+
+tell(type="phase", text="starting Ray")
 if len(starts.read_text()) <= num_missed_starts:
     sys.exit("The current node timed out during startup.")
 subprocess.Popen([sys.executable, "-c", "import os, time; os.setpgid(0, 0); time.sleep(60)"])
-print(f"Started a local Ray instance. View the dashboard at \\x1b[1mhttp://127.0.0.1:{port} \\x1b[22m", flush=True)
+tell(type="phase", text="loading demo", is_ray_up=True)
+tell(type="dashboard", url=f"http://127.0.0.1:{port}")
+message = "Traceback\\n\\x1b[31mValueError: no such model"
+tell(type="application", name="demo", status=status, message=message)
 print("(controller) ERROR something to show", flush=True)
 if status.startswith("cannot "):
     print(f"(Router pid=1) ERROR x model cannot start model=demo kind={status[7:]} reason=why", flush=True)
@@ -47,8 +62,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         is_health = self.path == "/health"
         self.send_response(503 if is_health and status != "RUNNING" else 200)
         self.end_headers()
-        state = {"status": status, "message": "Traceback\\n\\x1b[31mValueError: no such model"}
-        self.wfile.write(json.dumps({"applications": {"demo": state}}).encode())
         if is_health and status == "RUNNING":
             os.kill(os.getppid(), signal.SIGTERM)
 
@@ -82,14 +95,21 @@ def stand_in(port: int, status: str, num_missed_starts: int, directory: Path) ->
     return [sys.executable, "-c", STAND_IN, str(port), status, str(num_missed_starts), str(directory)]
 
 
+def served(serve_file: ServeFile, plan_text: str, child: Sequence[str]) -> int:
+    """Exit status, when the file has no mistakes."""
+    serve_file.path.touch()
+    return serve(serve_file.path, lambda: CheckedFile(serve_file, plan_text, [], [], []), child)
+
+
 @pytest.mark.process
 def test_it_serves_until_told_to_stop_and_leaves_no_process(
     port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
-    assert serve(file_of(port, tmp_path), "the shards", stand_in(port, "RUNNING", 0, tmp_path)) == 0
+    assert served(file_of(port, tmp_path), "the shards", stand_in(port, "RUNNING", 0, tmp_path)) == 0
     printed = capsys.readouterr()
     assert "the shards" in printed.out
+    assert "\nstarting Ray\nloading demo\n" in printed.out
     assert f"Serving at http://127.0.0.1:{port}" in printed.out
     assert printed.err == "(controller) ERROR something to show\n"
     assert "shut down" in (tmp_path / ".rayshard" / f"serve-{port}.log").read_text()
@@ -103,7 +123,7 @@ def test_it_tries_three_times_when_ray_misses_its_start(
     num_missed_starts: int, exit_status: int, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = stand_in(port, "RUNNING", num_missed_starts, tmp_path)
-    assert serve(file_of(port, tmp_path), "", command) == exit_status
+    assert served(file_of(port, tmp_path), "", command) == exit_status
     assert len((tmp_path / "starts").read_text()) == 3
     assert ("The current node timed out during startup." in capsys.readouterr().err) == (exit_status == 1)
 
@@ -112,7 +132,7 @@ def test_it_tries_three_times_when_ray_misses_its_start(
 def test_an_application_that_fails_ends_it_with_the_reason(
     port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert serve(file_of(port, tmp_path), "", stand_in(port, "DEPLOY_FAILED", 0, tmp_path)) == 1
+    assert served(file_of(port, tmp_path), "", stand_in(port, "DEPLOY_FAILED", 0, tmp_path)) == 1
     assert "application demo could not be deployed:\nTraceback\nValueError: no such model\n" in capsys.readouterr().err
     assert session_members(int((tmp_path / "session").read_text())) == []
 
@@ -121,7 +141,7 @@ def test_an_application_that_fails_ends_it_with_the_reason(
 def test_a_model_that_cannot_start_ends_it_at_once_with_the_cause(
     port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert serve(file_of(port, tmp_path), "", stand_in(port, "cannot ConfigError", 0, tmp_path)) == 1
+    assert served(file_of(port, tmp_path), "", stand_in(port, "cannot ConfigError", 0, tmp_path)) == 1
     assert "error: model demo cannot start: why\n" in capsys.readouterr().err
     assert session_members(int((tmp_path / "session").read_text())) == []
 
@@ -141,7 +161,7 @@ def test_a_start_that_does_not_end_is_stopped_within_seconds(
     log, told_s = tmp_path / ".rayshard" / f"serve-{port}.log", list[float]()
     interrupting = threading.Thread(target=interrupt_when_up)
     interrupting.start()
-    assert serve(file_of(port, tmp_path), "", stand_in(port, status, 0, tmp_path)) == 0
+    assert served(file_of(port, tmp_path), "", stand_in(port, status, 0, tmp_path)) == 0
     interrupting.join()
     assert time.monotonic() - told_s[0] < 12
     printed = capsys.readouterr()
@@ -152,22 +172,38 @@ def test_a_start_that_does_not_end_is_stopped_within_seconds(
     assert session_members(int((tmp_path / "session").read_text())) == []
 
 
+@pytest.mark.process
+def test_a_file_with_mistakes_ends_the_child_before_it_begins(
+    port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file_of(port, tmp_path).path
+    path.touch()
+    problems = [Problem("args", "no such model")]
+    assert serve(path, lambda: CheckedFile(None, "", problems, [], []), stand_in(port, "RUNNING", 0, tmp_path)) == 1
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "args: no such model\n")
+    assert not (tmp_path / ".rayshard").exists()
+    assert session_members(int((tmp_path / "session").read_text())) == [] if (tmp_path / "session").exists() else True
+
+
+@pytest.mark.process
 def test_a_port_in_use_is_refused_before_anything_starts(
     port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", port)):
-        assert serve(file_of(port, tmp_path), "", stand_in(port, "RUNNING", 0, tmp_path)) == 1
+        assert served(file_of(port, tmp_path), "", stand_in(port, "RUNNING", 0, tmp_path)) == 1
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
-    assert not (tmp_path / "starts").exists()
+    assert not (tmp_path / ".rayshard").exists()
 
 
+@pytest.mark.process
 def test_a_grpc_port_in_use_is_refused_too(port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = other.getsockname()[1]
         serve_file = replace(file_of(port, tmp_path), grpc_port=taken)
-        assert serve(serve_file, "", stand_in(port, "RUNNING", 0, tmp_path)) == 1
+        assert served(serve_file, "", stand_in(port, "RUNNING", 0, tmp_path)) == 1
     assert f"grpc_options: cannot listen on 0.0.0.0:{taken}" in capsys.readouterr().err
-    assert not (tmp_path / "starts").exists()
+    assert not (tmp_path / ".rayshard").exists()
 
 
 def test_the_child_gets_a_ray_of_its_own() -> None:
@@ -188,10 +224,6 @@ def test_the_curl_line_is_one_that_a_shell_reads_back(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "chat_template.jinja").touch()
     assert "/v1/chat/completions" in ready_text(file_of(8000, tmp_path), "", tmp_path / "log")
-
-
-def test_no_dashboard_means_no_states(port: int) -> None:
-    assert application_states(f"http://127.0.0.1:{port}", "token") == []
 
 
 @pytest.mark.process

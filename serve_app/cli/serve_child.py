@@ -1,0 +1,105 @@
+"""The child of `rayshard serve`: starts Ray and Serve and deploys a Serve file, until SIGINT.
+
+It does what `serve run` does, but side by side what does not need each other: while Ray starts, Serve is imported, and
+so are torch and transformers for all shards on CPU; applications are built while the proxy starts. Ray's dashboard, a
+dozen processes, comes last.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+import ray
+import ray._private.node
+import ray._private.worker
+
+from serve_app.cli.serve_events import Begin, Event, Phase, event_line
+from serve_app.config.environment import read_environment
+from serve_app.types.shards import EngineKind
+
+
+class HeadNode(ray._private.node.Node):  # type: ignore[misc]  # Ray's is not typed
+    """Ray's processes of this machine, without those that ray.init would wait for."""
+
+    def __init__(self, *args: Any, when_started: Callable[[], None], **kwargs: Any) -> None:
+        self._when_started = when_started
+        super().__init__(*args, **kwargs)
+
+    def start_ray_processes(self) -> None:
+        """Start the raylet; its agents take seconds to come up."""
+        super().start_ray_processes()
+        self._when_started()
+
+    def start_api_server(self, *, include_dashboard: bool | None, raise_on_failure: bool) -> None:
+        """Put off until start_dashboard."""
+
+    def start_monitor(self) -> None:
+        """Left out: it asks for more machines, and there is this one."""
+
+    def start_dashboard(self) -> str | None:
+        """Start the dashboard, which ends with the thread that calls this; gives its URL, None when it is not up."""
+        super().start_api_server(include_dashboard=None, raise_on_failure=False)
+        return None if self.webui_url is None else f"http://{self.webui_url}"
+
+
+def main(path: Path) -> None:
+    """Serve a file that has been checked; begins when it is told to on standard input."""
+    line = sys.stdin.readline()
+    if not line:
+        return  # the file has mistakes, or our parent has ended
+    begin = msgspec.json.decode(line, type=Begin)
+    _log_to(begin.log_path)
+    with ExitStack() as stack:
+        stack.enter_context(_shard_server(begin.cpu_engines))
+        _tell(Phase("starting Ray"))
+        node, deployment = _start_ray()
+        _tell(Phase("starting Ray Serve", is_ray_up=True))
+        deployment.serve_until_interrupted(path, _tell, node.start_dashboard, stack.close)
+
+
+def _shard_server(engines: list[EngineKind]) -> AbstractContextManager[Any]:
+    """The process that forks shards on CPU, which is ended when it is left."""
+    path = read_environment().shard_server
+    if path is None or not engines or sys.platform != "linux":  # elsewhere libraries do not survive a fork
+        return nullcontext()
+    command = [sys.executable, "-m", "serve_app.deployments.shard_server", path, *engines]
+    return subprocess.Popen(command, stdin=subprocess.PIPE)
+
+
+def _start_ray() -> tuple[HeadNode, ModuleType]:
+    """Ray's node, and the module that deploys: it imports Serve while Ray's agents come up, once they are started."""
+    with ThreadPoolExecutor(1) as executor:
+        importing: list[Future[ModuleType]] = []
+
+        def import_serve() -> None:
+            importing.append(executor.submit(importlib.import_module, "serve_app.cli.serve_deployment"))
+
+        ray._private.node.Node = partial(HeadNode, when_started=import_serve)  # what ray.init calls
+        ray.init(address="local", namespace="serve")
+        node = ray._private.worker._global_node
+        assert isinstance(node, HeadNode)
+        return node, importing[0].result()
+
+
+def _log_to(path: str) -> None:
+    log = os.open(path, os.O_WRONLY | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+    os.close(log)
+
+
+def _tell(event: Event) -> None:
+    print(event_line(event), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

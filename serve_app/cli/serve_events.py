@@ -1,0 +1,54 @@
+"""What `rayshard serve` tells its child, and what that tells it: one line of the child's log for each event."""
+
+import msgspec
+
+from serve_app.types.shards import EngineKind
+
+_MARK = "rayshard serve: "
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """The file is right: serve it."""
+
+    log_path: str
+    cpu_engines: list[EngineKind]  # that shards on CPU run
+
+
+class Phase(msgspec.Struct, frozen=True, tag="phase"):
+    """What it does from now on."""
+
+    text: str
+    is_ray_up: bool = False
+
+
+class DashboardUp(msgspec.Struct, frozen=True, tag="dashboard"):
+    """Ray's dashboard answers."""
+
+    url: str
+
+
+class ApplicationState(msgspec.Struct, frozen=True, tag="application"):
+    """One application, as Serve reports it; told when its status has changed."""
+
+    name: str
+    status: str
+    message: str
+
+
+Event = Phase | DashboardUp | ApplicationState
+
+
+def event_line(event: Event) -> str:
+    """The line that tells an event."""
+    return _MARK + msgspec.json.encode(event).decode()
+
+
+def read_event(line: str) -> Event | None:
+    """The event that a line of the log tells; None: it is another line."""
+    if not line.startswith(_MARK):
+        return None
+    try:
+        event: Event = msgspec.json.decode(line.removeprefix(_MARK), type=Event)
+    except msgspec.DecodeError:
+        return None
+    return event

@@ -1,0 +1,23 @@
+"""How shards are started."""
+
+import sys
+from typing import Any
+
+import pytest
+
+from serve_app.deployments.ray_shard_group import forked_environment
+
+
+def test_shards_on_cpu_are_forked_where_there_is_a_server() -> None:
+    environment = forked_environment("/tmp/a b/shards", "cpu", {})
+    assert environment == {
+        "py_executable": f"{sys.executable} -m serve_app.deployments.shard_process '/tmp/a b/shards'"
+    }
+
+
+@pytest.mark.parametrize(
+    ("server", "device_type", "own"),
+    [(None, "cpu", {}), ("/tmp/shards", "cuda", {}), ("/tmp/shards", "cpu", {"env_vars": {"HOME": "/root"}})],
+)
+def test_other_shards_are_started_as_ray_starts_them(server: str | None, device_type: str, own: dict[str, Any]) -> None:
+    assert forked_environment(server, device_type, own) is None
