@@ -6,6 +6,7 @@ dozen processes, comes last.
 """
 
 import importlib
+import inspect
 import os
 import subprocess
 import sys
@@ -25,6 +26,12 @@ import ray._private.worker
 from serve_app.cli.serve_events import Begin, Event, Phase, event_line
 from serve_app.config.environment import read_environment
 from serve_app.types.shards import EngineKind
+
+_NODE_METHODS = {  # of Ray's private node, by their parameters
+    "start_ray_processes": ("self",),
+    "start_api_server": ("self", "include_dashboard", "raise_on_failure"),
+    "start_monitor": ("self",),
+}
 
 
 class HeadNode(ray._private.node.Node):  # type: ignore[misc]  # Ray's is not typed
@@ -61,9 +68,17 @@ def main(path: Path) -> None:
     with ExitStack() as stack:
         stack.enter_context(_shard_server(begin.cpu_engines))
         _tell(Phase("starting Ray"))
-        node, deployment = _start_ray()
+        start_dashboard, deployment = (_start_ray if has_known_node() else _start_ray_whole)()
         _tell(Phase("starting Ray Serve", is_ray_up=True))
-        deployment.serve_until_interrupted(path, _tell, node.start_dashboard, stack.close)
+        deployment.serve_until_interrupted(path, _tell, start_dashboard, stack.close)
+
+
+def has_known_node() -> bool:
+    """Whether this Ray's node starts its processes by the methods that HeadNode overrides."""
+    return all(
+        tuple(inspect.signature(getattr(ray._private.node.Node, name, _no_method)).parameters) == parameters
+        for name, parameters in _NODE_METHODS.items()
+    )
 
 
 def _shard_server(engines: list[EngineKind]) -> AbstractContextManager[Any]:
@@ -75,8 +90,15 @@ def _shard_server(engines: list[EngineKind]) -> AbstractContextManager[Any]:
     return subprocess.Popen(command, stdin=subprocess.PIPE)
 
 
-def _start_ray() -> tuple[HeadNode, ModuleType]:
-    """Ray's node, and the module that deploys: it imports Serve while Ray's agents come up, once they are started."""
+def _start_ray_whole() -> tuple[Callable[[], str | None], ModuleType]:
+    """The same where Ray is another one than is known: with its dashboard, and one after the other."""
+    url = ray.init(address="local", namespace="serve").dashboard_url
+    deployment = importlib.import_module("serve_app.cli.serve_deployment")
+    return lambda: f"http://{url}" if url else None, deployment
+
+
+def _start_ray() -> tuple[Callable[[], str | None], ModuleType]:
+    """What starts the dashboard, and the module that deploys: it imports Serve while Ray's agents come up."""
     with ThreadPoolExecutor(1) as executor:
         importing: list[Future[ModuleType]] = []
 
@@ -87,7 +109,11 @@ def _start_ray() -> tuple[HeadNode, ModuleType]:
         ray.init(address="local", namespace="serve")
         node = ray._private.worker._global_node
         assert isinstance(node, HeadNode)
-        return node, importing[0].result()
+        return node.start_dashboard, importing[0].result()
+
+
+def _no_method() -> None:
+    """In place of one that this Ray does not have."""
 
 
 def _log_to(path: str) -> None:

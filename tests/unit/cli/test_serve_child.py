@@ -1,6 +1,5 @@
 """The child of `rayshard serve`, as far as it comes without a cluster."""
 
-import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +7,23 @@ from pathlib import Path
 import pytest
 import ray._private.node
 
-from serve_app.cli.serve_child import HeadNode
+from serve_app.cli.serve_child import HeadNode, has_known_node
 
 
-@pytest.mark.parametrize("name", ["start_api_server", "start_monitor", "start_ray_processes"])
-def test_what_is_put_off_is_what_ray_starts(name: str) -> None:
-    own, of_ray = getattr(HeadNode, name), getattr(ray._private.node.Node, name)
-    assert own is not of_ray
-    assert list(inspect.signature(own).parameters) == list(inspect.signature(of_ray).parameters)
+def test_what_is_put_off_is_what_ray_starts() -> None:
+    assert has_known_node()
+    for name in ("start_api_server", "start_monitor", "start_ray_processes"):
+        assert getattr(HeadNode, name) is not getattr(ray._private.node.Node, name)
+
+
+def test_another_ray_is_started_as_it_starts_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start_monitor(_self: object, _is_new: bool) -> None:
+        """With a parameter more."""
+
+    monkeypatch.setattr(ray._private.node.Node, "start_monitor", start_monitor)
+    assert not has_known_node()
+    monkeypatch.delattr(ray._private.node.Node, "start_monitor")
+    assert not has_known_node()
 
 
 @pytest.mark.process
