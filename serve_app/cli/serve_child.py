@@ -8,6 +8,7 @@ dozen processes, comes last.
 import importlib
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +61,7 @@ class HeadNode(ray._private.node.Node):  # type: ignore[misc]  # Ray's is not ty
 
 def main(path: Path) -> None:
     """Serve a file that has been checked; begins when it is told to on standard input."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     line = sys.stdin.readline()
     if not line:
         return  # the file has mistakes, or our parent has ended

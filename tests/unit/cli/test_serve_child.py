@@ -33,3 +33,16 @@ def test_it_ends_without_a_trace_when_it_is_never_told_to_begin(tmp_path: Path) 
         command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+@pytest.mark.process
+def test_it_can_be_interrupted_when_a_shell_has_started_it_in_the_background() -> None:
+    lines = (
+        "import signal, sys, pathlib",
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        "from serve_app.cli import serve_child",
+        "serve_child.main(pathlib.Path('serve_config.yaml'))",
+        "sys.exit(signal.getsignal(signal.SIGINT) is not signal.default_int_handler)",
+    )
+    command = [sys.executable, "-c", "\n".join(lines)]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
