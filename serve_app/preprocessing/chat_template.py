@@ -16,11 +16,15 @@ from serve_app.preprocessing import template_worker
 from serve_app.preprocessing.text_pool import TextPool
 
 _START_TIMEOUT_S = 60.0
+_WALL_PER_CPU = 20.0  # how long a worker may be kept from its CPU time before it is taken for stuck
 _IMPORT_ROOT = Path(__file__).resolve().parents[2]
 
 
 class ChatTemplateRenderer:
-    """A pool of template workers. A template that takes too long costs its worker, which is replaced."""
+    """A pool of template workers. A template that takes too long costs its worker, which is replaced.
+
+    `timeout_s` is CPU time of one template, in seconds.
+    """
 
     def __init__(
         self,
@@ -105,7 +109,7 @@ class ChatTemplateRenderer:
 
     def _stopped(self, error: Exception) -> RequestError:
         if isinstance(error, TimeoutError):
-            reason = f"took longer than {self._timeout_s:g} s"
+            reason = f"takes longer than {self._timeout_s:g} s"
         else:
             reason = "ended its worker (out of memory?)"
         return UnprocessableError(f"messages: the chat template {reason}; send less, or mend it", field="messages")
@@ -143,13 +147,15 @@ class _Worker:
     def exchange(self, request: bytes, timeout_s: float) -> bytes:
         """The reply to one request. TimeoutError, EOFError: there was none, and the process is a new one."""
         self._wait_until_ready()
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s * _WALL_PER_CPU
         try:
             self._write(template_worker.LENGTH.pack(len(request)) + request, deadline)
             return self._read_frame(deadline)
-        except (TimeoutError, EOFError):
-            self.discard()
+        except (TimeoutError, EOFError) as error:
+            is_overtime = self.discard() == -template_worker.OVERTIME
             self.start()
+            if is_overtime:
+                raise TimeoutError from error
             raise
 
     def stop(self) -> None:
@@ -159,12 +165,14 @@ class _Worker:
         if process is not None:
             process.kill()
 
-    def discard(self) -> None:
-        """End the process, close its pipes, reap it."""
+    def discard(self) -> int:
+        """End the process, close its pipes, reap it. Returns its exit status."""
         process, self._process, self._is_ready = self._process, None, False
-        if process is not None:
-            with process:
-                process.kill()
+        if process is None:
+            return 0
+        with process:
+            process.kill()
+        return process.returncode
 
     def _wait_until_ready(self) -> None:
         if self._process is None:  # the last start failed

@@ -1,6 +1,6 @@
 """A process that renders chat templates and nothing else: `python -m serve_app.preprocessing.template_worker`.
 
-It may be killed at any time. Frames on stdin and stdout: 4 bytes length (big endian), then the content. A request is
+It may be killed at any time, and is by its own timer when a template takes more than its CPU time. Frames on stdin and stdout: 4 bytes length (big endian), then the content. A request is
 JSON {"template", "variables"}; a reply is one status byte and a UTF-8 text. Standard library and jinja2 only.
 """
 
@@ -26,6 +26,7 @@ RAISED = b"r"  # the template called raise_exception
 FAILED = b"f"  # the template is broken, or does not fit the messages
 TOO_LARGE = b"l"
 LENGTH = struct.Struct(">I")
+OVERTIME = signal.SIGPROF  # what kills a worker whose template has used up its time
 
 
 def main(timeout_s: float, max_output_bytes: int, max_memory_bytes: int) -> None:
@@ -35,9 +36,9 @@ def main(timeout_s: float, max_output_bytes: int, max_memory_bytes: int) -> None
     os.dup2(2, 1)  # whatever prints must not end up between frames
     _write_frame(sink, READY)
     while (request := _read_frame(source)) is not None:
-        signal.setitimer(signal.ITIMER_REAL, 2 * timeout_s + 1)  # SIGALRM kills us, should the parent be gone
+        signal.setitimer(signal.ITIMER_PROF, timeout_s)  # CPU time: a busy machine is no endless template
         reply = _answer(request, max_output_bytes)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _write_frame(sink, reply)
 
 

@@ -73,4 +73,6 @@ def test_a_stream_and_its_failure_are_those_of_plain_serve(cluster: ServeCluster
         late = rayshard_pb.SamplingParams(max_tokens=500, temperature=0, ignore_eos=True)
         limit = [("x-request-timeout-ms", "50")]
         stream = stub.Generate(rayshard_pb.GenerateRequest(model="demo", text="a", sampling=late), metadata=limit)
+        with pytest.raises(grpc.RpcError):
+            list(stream)  # tokens that came in time stand before the status
         assert stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED
