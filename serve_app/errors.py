@@ -17,7 +17,8 @@ RayshardError
 │   └── RateLimitedError   429  the API key has used what it may
 │       └── TooManyTokensError 429  more than the API key may ever use in a minute
 ├── UnavailableError       503  no model copy can take it now
-│   └── ShardLostError     503  a shard died while the request ran
+│   └── ShardLostError     503  a shard died while the request was there
+│       └── StepLostError  503  and while a step of it ran
 ├── TimeoutExceededError   504
 ├── RequestAbortedError    499  the client left, or did not read
 └── InternalError          500  our fault
@@ -182,9 +183,13 @@ class UnavailableError(RayshardError):
 
 
 class ShardLostError(UnavailableError):
-    """A shard died or hung while the request ran."""
+    """A shard died or hung while the request waited or ran."""
 
     kind = "shard_lost"
+
+
+class StepLostError(ShardLostError):
+    """A shard died or hung in a step that the request was in: it may be the cause."""
 
 
 class TimeoutExceededError(RayshardError):

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from serve_app.backend.control import RunningApplication
 from serve_app.backend.serve_backend import ServeBackend
+from serve_app.config.failover import FailoverConfig
 from serve_app.deployments.replica_links import ReplicaIdentity, ReplicaLinks
 from serve_app.errors import UnavailableError
 from serve_app.types.links import LinkAddress
@@ -17,6 +18,7 @@ from serve_app.wire.links import LOOPBACK, Senders
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage, InferReply, Reply
 
 LIMIT_S = 10.0
+Found = TypeVar("Found")
 
 
 class Service(Protocol):
@@ -116,9 +118,9 @@ class FakeReplica:
 
 
 @asynccontextmanager
-async def running_backend(control: FakeControl) -> AsyncIterator[ServeBackend]:
+async def running_backend(control: FakeControl, failover: FailoverConfig | None = None) -> AsyncIterator[ServeBackend]:
     """A backend that knows what runs."""
-    backend = ServeBackend(control)
+    backend = ServeBackend(control, failover=failover)
     await backend.find_running_models()
     try:
         yield backend
@@ -127,12 +129,12 @@ async def running_backend(control: FakeControl) -> AsyncIterator[ServeBackend]:
         await asyncio.sleep(0)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that other tasks bring about."""
+async def until(condition: Callable[[], Found]) -> Found:
+    """Wait for something that other tasks bring about; gives it."""
     async with asyncio.timeout(LIMIT_S):
         while True:
-            if condition():
-                return
+            if found := condition():
+                return found
             await asyncio.sleep(0.005)
 
 

@@ -1,13 +1,13 @@
 """Calls to the replicas of one deployment, over the call link.
 
-The least busy replica is taken; when it dies or falls silent the call goes to another, unless half of its answer has
-been handed on.
+The least busy replica is taken; when it dies or falls silent the call goes to another.
 """
 
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from serve_app.backend.token_stream import TokenStream
@@ -40,7 +40,7 @@ class _OpenCall:
     stream: TokenStream | None
 
 
-class _ReplicaLostError(Exception):
+class ReplicaLostError(Exception):
     """The replica that had the call is gone."""
 
 
@@ -129,27 +129,32 @@ class ReplicaCalls:
         peak, self.peak_calls = self.peak_calls, self.num_calls
         return peak
 
-    async def call(self, make: MakeCall, wait_s: float | None, stream: TokenStream | None = None) -> Reply | None:
-        """The reply to a call; None when its stream has all that is wanted. Cancelling gives the call up.
+    async def call(self, make: MakeCall, wait_s: float | None) -> Reply:
+        """The reply to a call that can be made again. Cancelling gives it up.
 
         wait_s: how long to wait for a replica that can take it; None: without limit. Raises a RayshardError: the
         replica's own, or UnavailableError when none takes the call.
         """
+        with self.counted():
+            for _attempt in range(_MAX_ATTEMPTS):
+                with suppress(ReplicaLostError):
+                    reply = await self.call_once(make, wait_s)
+                    assert reply is not None, "only a stream has enough before its reply"
+                    return reply
+        raise UnavailableError(f"{_MAX_ATTEMPTS} replicas have died while they ran the request", retry_after_s=1.0)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a call as under way, however many replicas it takes."""
         self.num_calls += 1
         self.peak_calls = max(self.peak_calls, self.num_calls)
         try:
-            for _attempt in range(_MAX_ATTEMPTS):
-                try:
-                    return await self._call_once(make, wait_s, stream)
-                except _ReplicaLostError:
-                    if stream is not None and stream.has_begun:  # another copy cannot go on with half an answer
-                        message = "the copy of the model that ran the request has died; try again"
-                        raise UnavailableError(message, retry_after_s=1.0) from None
+            yield
         finally:
             self.num_calls -= 1
-        raise UnavailableError(f"{_MAX_ATTEMPTS} replicas have died while they ran the request", retry_after_s=1.0)
 
-    async def _call_once(self, make: MakeCall, wait_s: float | None, stream: TokenStream | None) -> Reply | None:
+    async def call_once(self, make: MakeCall, wait_s: float | None, stream: TokenStream | None = None) -> Reply | None:
+        """As `call`, with one replica; None when its stream has all that is wanted. Raises ReplicaLostError."""
         replica = self._least_busy() or await self._wait_for_one(wait_s)
         call = _OpenCall(replica, asyncio.get_running_loop().create_future(), stream)
         number = self._open.add(call)
@@ -195,4 +200,4 @@ class ReplicaCalls:
         self._senders.forget(replica.address)
         for call in self._open.of(replica):
             if not call.reply.done():
-                call.reply.set_exception(_ReplicaLostError())
+                call.reply.set_exception(ReplicaLostError())

@@ -9,9 +9,11 @@ from typing import TypeVar
 
 from serve_app.backend.applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME, Application, Applications
 from serve_app.backend.control import Control
+from serve_app.backend.failover import generate_on
 from serve_app.backend.protocol import HealthReport, TakeChunk
 from serve_app.backend.replica_calls import MakeCall, OpenCalls, ReplicaCalls
 from serve_app.backend.token_stream import TokenStream
+from serve_app.config.failover import FailoverConfig
 from serve_app.errors import InternalError, ModelNotFoundError, UnavailableError
 from serve_app.types.chains import ChainRequest, ChainResult
 from serve_app.types.generation import GenerateRequest
@@ -25,8 +27,6 @@ from serve_app.wire.messages import (
     Call,
     ChainMessage,
     ChainReply,
-    GenerateMessage,
-    GenerateReply,
     GraphMessage,
     GraphReply,
     InferMessage,
@@ -57,8 +57,10 @@ class ServeBackend:
         place: Callable[[ModelDescription], ModelDescription] = lambda model: model,
         *,
         has_graphs: bool = True,
+        failover: FailoverConfig | None = None,
     ) -> None:
         self._control = control
+        self._failover = failover or FailoverConfig()
         self._receiver = TokenReceiver(control.node)
         self._senders = Senders(control.node)
         self._open_calls = OpenCalls()
@@ -106,10 +108,7 @@ class ServeBackend:
     async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
         """See ModelBackend."""
         stream = TokenStream(request.num_choices, take)
-        calls = self._calls(model, ROUTER_NAME)
-        reply = await calls.call(_maker(GenerateMessage, request), request.queue_timeout_s, stream)
-        if reply is not None:  # otherwise the stream has all that is wanted
-            stream.check_end(_expected(GenerateReply, reply).completion)
+        await generate_on(self._calls(model, ROUTER_NAME), request, stream, self._failover)
 
     async def infer(self, request: InferRequest) -> InferResult:
         """See ModelBackend. Many entries are run in pieces on all copies."""

@@ -1,18 +1,18 @@
-"""The tokens of one request on their way from a Router."""
+"""The tokens of one request on their way from a Router, or from several, one after the other."""
 
 from serve_app.backend.protocol import TakeChunk
 from serve_app.errors import InternalError, RequestAbortedError, UnavailableError
-from serve_app.types.generation import Completion, OutputChunk
+from serve_app.types.generation import Completion, OutputChunk, Progress
 
 
 class TokenStream:
     """Sees that every token of every choice comes, once and in order, and hands the chunks on."""
 
     def __init__(self, num_choices: int, take: TakeChunk) -> None:
-        self.has_begun = False
         self._take = take
-        self._num_unfinished = num_choices
-        self._next_indexes = [0] * num_choices
+        self._token_ids: list[list[int]] = [[] for _ in range(num_choices)]
+        self._ended = [False] * num_choices
+        self._num_prompt_logprobs = 0
 
     def feed(self, chunk: OutputChunk) -> bool:
         """Take a chunk in; False when no more is wanted.
@@ -20,20 +20,39 @@ class TokenStream:
         Raises InternalError after a gap or where the model failed, UnavailableError where a step of it had no memory,
         RequestAbortedError, and what `take` raises.
         """
-        self.has_begun = True
         if chunk.finish_reason == "abort":
             raise RequestAbortedError("the request was aborted")
         if chunk.error is not None:
             raise UnavailableError(chunk.error, retry_after_s=1.0)
         if chunk.finish_reason == "error":
             raise InternalError("the model failed on this request; see the server's log")
-        if chunk.first_index != self._next_indexes[chunk.choice]:
+        token_ids = self._token_ids[chunk.choice]
+        if chunk.first_index != len(token_ids):
             raise InternalError(f"tokens were lost before token {chunk.first_index} of choice {chunk.choice}")
-        self._next_indexes[chunk.choice] += len(chunk.token_ids)
-        self._num_unfinished -= chunk.finish_reason is not None
+        token_ids += chunk.token_ids
+        if chunk.finish_reason is not None:
+            self._ended[chunk.choice] = True
+        if chunk.prompt_logprobs is not None:
+            self._num_prompt_logprobs += len(chunk.prompt_logprobs)
         return self._take(chunk)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all choices so far."""
+        return sum(map(len, self._token_ids))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all choices have."""
+        return all(self._ended)
+
+    def progress(self, *, is_suspect: bool) -> Progress:
+        """What another copy has to know to go on."""
+        return Progress(
+            [list(one) for one in self._token_ids], list(self._ended), self._num_prompt_logprobs, is_suspect
+        )
 
     def check_end(self, completion: Completion) -> None:
         """The Router says that the request has ended: all that it sent has arrived. Raises InternalError."""
-        if self._num_unfinished:
+        if not self.has_ended:
             raise InternalError(f"the last tokens were lost: {sum(completion.num_output_tokens)} were drawn")

@@ -11,6 +11,7 @@ from pydantic import (
 )
 
 from serve_app.config.base import ByteSize, ConfigModel
+from serve_app.config.failover import FailoverConfig
 
 _HOST = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#@*\s]+")
@@ -41,4 +42,5 @@ class GatewayConfig(ConfigModel):
     client_buffer_tokens: PositiveInt = 4096  # a client that leaves more than this unread is aborted
     allowed_hosts: Annotated[list[Annotated[str, AfterValidator(_check_host)]], Field(min_length=1)] | None = None
     cors_allowed_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []  # of pages that may call
+    failover: FailoverConfig = FailoverConfig()
     api_keys_file: str | None = None  # None: everybody may do everything

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from serve_app.deployments.generation_work import GenerationWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.queue_time import limited_queue_time
-from serve_app.errors import InternalError, RayshardError
+from serve_app.errors import InternalError, RayshardError, ShardLostError, StepLostError
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.scheduling.scheduler import SequenceOutput
 from serve_app.scheduling.sequence import Sequence, SequenceState
@@ -54,10 +54,10 @@ class GeneratorCalls:
         return GenerateReply(PROTOCOL_VERSION, 0, call.stream, completion)
 
     def lose_shards(self, error: RayshardError) -> None:
-        """End every call with the error: keys and values are gone."""
+        """Give every call back: its caller holds the tokens, and lets this copy or another go on behind them."""
         for call in set(self._calls.values()):
             if not call.ended.done():
-                call.ended.set_exception(error)
+                call.ended.set_exception(_loss_of(call, error))
 
     async def _generate(self, message: GenerateMessage, copy: ModelCopy) -> Completion:
         request: GenerateRequest = message.request
@@ -113,3 +113,12 @@ class GeneratorCalls:
         for call in {call for call in self._calls.values() if call.reply_to.server_key == gateway.server_key}:
             if not call.ended.done():
                 call.ended.set_exception(error)
+
+
+def _loss_of(call: _RunningCall, error: RayshardError) -> RayshardError:
+    """What the loss of the shards is to a call: it is not tried a third time when they died of it twice."""
+    in_step = [sequence for sequence in call.sequences if sequence.num_steps_in_flight]
+    if any(sequence.is_suspect for sequence in in_step):
+        return InternalError(f"the model's shards were lost twice in a step of this request: {error.message}")
+    kind = StepLostError if in_step else ShardLostError
+    return kind(error.message, retry_after_s=1.0)

@@ -28,7 +28,7 @@ class Gateway(GrpcMethods):
         configure_logging()
         logger.info("gateway starting settings=%s", config.model_dump_json())
         control = ServeControl()
-        self._backend = ServeBackend(control, place_here)
+        self._backend = ServeBackend(control, place_here, failover=config.failover)
         with contextlib.suppress(TimeoutError):  # ready when the models that run are known
             async with asyncio.timeout(_FIRST_LOOK_S):
                 await self._backend.find_running_models()

@@ -1,7 +1,8 @@
 """A process that renders chat templates and nothing else: `python -m serve_app.preprocessing.template_worker`.
 
-It may be killed at any time, and is by its own timer when a template takes more than its CPU time. Frames on stdin and stdout: 4 bytes length (big endian), then the content. A request is
-JSON {"template", "variables"}; a reply is one status byte and a UTF-8 text. Standard library and jinja2 only.
+It may be killed at any time, and is by its own timer when a template takes more than its CPU time. Frames on stdin and
+stdout: 4 bytes length (big endian), then the content. A request is JSON {"template", "variables"}; a reply is one
+status byte and a UTF-8 text. Standard library and jinja2 only.
 """
 
 import json

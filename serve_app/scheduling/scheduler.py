@@ -11,7 +11,7 @@ a step in flight still writes to them: the next owner's step comes later and wri
 from collections import deque
 from dataclasses import dataclass
 
-from serve_app.errors import InternalError, QueueFullError, RequestError
+from serve_app.errors import InternalError, QueueFullError, RequestError, UnavailableError
 from serve_app.scheduling.block_manager import BlockManager, extend_keys
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
 from serve_app.scheduling.step import Step, lost_blocks
@@ -102,7 +102,12 @@ class Scheduler:
         return min(self.limits.max_model_len, self.limits.num_blocks * self.limits.block_size)
 
     def add(self, request: GenerateRequest) -> list[Sequence]:
-        """Queue a request; raises RequestError when it can never run, QueueFullError when too many wait."""
+        """Queue a request; raises RequestError when it can never run, QueueFullError when too many wait.
+
+        One that goes on from another copy has been admitted before: it goes to the head of the queue.
+        """
+        if request.progress is not None:
+            return self._add_resumed(request)
         num_tokens = len(request.prompt_token_ids) + 1
         if num_tokens > self.max_request_tokens:
             raise RequestError(
@@ -126,6 +131,17 @@ class Scheduler:
             )
         sequences = sequences_of(request, self._eos_token_ids)
         self._waiting.extend(sequences)
+        return sequences
+
+    def _add_resumed(self, request: GenerateRequest) -> list[Sequence]:
+        sequences = sequences_of(request, self._eos_token_ids)
+        if max(len(sequence.token_ids) for sequence in sequences) >= self.max_request_tokens:
+            raise UnavailableError(
+                f"the copy that was to go on with the request holds no more than {self.max_request_tokens} tokens"
+            )
+        num_before = sum(one.num_preemptions > 0 or one.is_resumed for one in self._waiting)
+        for index, sequence in enumerate(sequences, num_before):
+            self._waiting.insert(index, sequence)
         return sequences
 
     def abort(self, sequence: Sequence) -> None:
@@ -214,6 +230,8 @@ class Scheduler:
         while self._waiting and self._free_slot_rows and budget > 0:
             sequence = self._waiting[0]
             assert sequence.num_steps_in_flight == 0, "only what no step holds is pre-empted"
+            if self._is_kept_apart(sequence):
+                return
             # Room for one more block each keeps the newcomer from being pre-empted at once.
             found = self._find_prefix(sequence)
             num_free = self._blocks.num_free - self._blocks.num_unheld(found)
@@ -228,6 +246,10 @@ class Scheduler:
             self._start(step, sequence, found)
             self._put(step, sequence, num_tokens)
             budget -= num_tokens
+
+    def _is_kept_apart(self, sequence: Sequence) -> bool:
+        """Whether a newcomer must wait until a suspect has drawn a token: should a step be lost again, it was that."""
+        return any(one.is_suspect and one.request_id != sequence.request_id for one in self._running)
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the beginning of a sequence already; its last token is always computed."""
@@ -348,6 +370,7 @@ class Scheduler:
         if token_id < 0:
             return self._end_with_error(sequence, None)
         sequence.token_ids.append(token_id)
+        sequence.is_suspect = False
         stop_token_id = self._end_if_due(sequence, token_id)
         logprobs = None if output.logprobs is None else output.logprobs[drawn]
         num_cached_tokens = sequence.num_cached_tokens if first_index == 0 else 0

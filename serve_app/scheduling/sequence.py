@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from serve_app.scheduling.block_manager import BlockKey
-from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams
+from serve_app.types.generation import FinishReason, GenerateRequest, Progress, SamplingParams
 
 
 class SequenceState(Enum):
@@ -40,6 +40,8 @@ class Sequence:
     num_blocks_to_join: int = 0  # from how many on it is worth while to move them into one run
     num_cached_tokens: int = 0  # of the prompt, which were in the cache when it first ran
     num_preemptions: int = 0
+    is_resumed: bool = False  # goes on from a copy that was lost
+    is_suspect: bool = False  # of a request that a step was lost with, and that has drawn nothing since
     finish_reason: FinishReason | None = None
 
     @property
@@ -64,8 +66,10 @@ class Sequence:
 
 
 def sequences_of(request: GenerateRequest, eos_token_ids: frozenset[int]) -> list[Sequence]:
-    """One sequence for each choice of a request."""
+    """One sequence for each choice of a request that has not ended."""
     params = request.params
+    num_choices = request.num_choices
+    progress = request.progress or Progress([[]] * num_choices, [False] * num_choices)
     stop_ids = frozenset(params.stop_token_ids)
     end_token_ids = stop_ids if params.ignore_eos else stop_ids | eos_token_ids
     return [
@@ -75,8 +79,12 @@ def sequences_of(request: GenerateRequest, eos_token_ids: frozenset[int]) -> lis
             params=params,
             end_token_ids=end_token_ids,
             num_prompt_tokens=len(request.prompt_token_ids),
-            token_ids=list(request.prompt_token_ids),
+            token_ids=[*request.prompt_token_ids, *progress.token_ids[choice]],
+            num_prompt_logprobs_sent=progress.num_prompt_logprobs,
             cache_salt=request.cache_salt,
+            is_resumed=request.progress is not None,
+            is_suspect=progress.is_suspect,
         )
-        for choice in range(request.num_choices)
+        for choice in range(num_choices)
+        if not progress.ended[choice]
     ]

@@ -46,6 +46,16 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request had come when the copy that ran it was lost: another goes on behind it."""
+
+    token_ids: list[list[int]]  # drawn and handed on, of each choice
+    ended: list[bool]  # of each choice
+    num_prompt_logprobs: int = 0  # handed on
+    is_suspect: bool = False  # it ran in the step that was lost, which may be its doing
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One generation request as it enters a Router: tokens only."""
 
@@ -55,6 +65,7 @@ class GenerateRequest:
     num_choices: int = 1
     queue_timeout_s: float | None = None
     cache_salt: str = ""  # what is computed of a prompt is shared under one salt only
+    progress: Progress | None = None  # None: it begins
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from serve_app.gateway.http.errors import error_body
 
 logger = logging.getLogger(__name__)
 
+_KEEP_ALIVE_S = 10.0
+_KEEP_ALIVE = b": the answer goes on\n\n"  # a comment: readers of events pass over it
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -24,13 +26,14 @@ class Outbox:
     """Events waiting for one client. Those that wait are sent as one piece."""
 
     def __init__(self, max_waiting_tokens: int) -> None:
+        self.num_sent = 0  # times that something was taken to be sent
         self.is_sending = False  # inside a send: while this lasts, the client is not reading
         self.is_overflown = False
         self.has_events = False
         self._max_waiting_tokens = max_waiting_tokens
         self._waiting: list[bytes] = []
         self._num_waiting_tokens = 0
-        self._is_closed = False
+        self.is_closed = False
         self._changed = asyncio.Event()
 
     def put(self, event: bytes, num_tokens: int) -> None:
@@ -45,20 +48,24 @@ class Outbox:
 
     def close(self) -> None:
         """Nothing more will come."""
-        self._is_closed = True
+        self.is_closed = True
         self._changed.set()
 
     async def take(self) -> bytes:
         """All that waits; empty at the end."""
-        while not self._waiting and not self._is_closed:
+        while not self._waiting and not self.is_closed:
             self._changed.clear()
             await self._changed.wait()
         waiting, self._waiting, self._num_waiting_tokens = self._waiting, [], 0
+        self.num_sent += 1
         return b"".join(waiting)
 
 
 class EventStreamResponse(Response):
-    """Sends what `produce` puts into its outbox. An error before the first event is a plain HTTP error."""
+    """Sends what `produce` puts into its outbox. An error before the first event is a plain HTTP error.
+
+    While a stream that has begun pauses, comments keep what lies between here and the client from giving it up.
+    """
 
     def __init__(self, produce: Callable[[Outbox], Awaitable[None]], *, max_waiting_tokens: int) -> None:
         super().__init__()
@@ -70,14 +77,16 @@ class EventStreamResponse(Response):
         producer = asyncio.create_task(self._run_producer())
         writer = asyncio.create_task(self._write(send))
         watcher = asyncio.create_task(wait_for_disconnect(receive))
+        keeper = asyncio.create_task(self._keep_alive())
         try:
             waiting = {producer, writer, watcher}
             while not (writer.done() or watcher.done() or self._outbox.is_overflown):
                 _done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (producer, writer, watcher):
+            tasks = (producer, writer, watcher, keeper)
+            for task in tasks:
                 task.cancel()
-            outcomes = await asyncio.gather(producer, writer, watcher, return_exceptions=True)
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         if isinstance(outcomes[1], Exception):
             logger.info("stream not sent to its end reason=%r", outcomes[1])
         if isinstance(outcomes[0], Exception):  # raised before the first event
@@ -94,6 +103,14 @@ class EventStreamResponse(Response):
                 outbox.put(b"data: " + error_body(as_rayshard_error(error)) + b"\n\n", 0)
         finally:
             outbox.close()
+
+    async def _keep_alive(self) -> None:
+        outbox = self._outbox
+        while True:
+            num_sent = outbox.num_sent
+            await asyncio.sleep(_KEEP_ALIVE_S)
+            if outbox.has_events and not (outbox.is_closed or outbox.is_sending) and outbox.num_sent == num_sent:
+                outbox.put(_KEEP_ALIVE, 0)
 
     async def _write(self, send: Send) -> None:
         outbox = self._outbox

@@ -4,7 +4,7 @@ import pytest
 
 from serve_app.backend.token_stream import TokenStream
 from serve_app.errors import InternalError, RequestAbortedError, UnavailableError
-from serve_app.types.generation import Completion, FinishReason, OutputChunk
+from serve_app.types.generation import Completion, FinishReason, OutputChunk, Progress, TokenLogprobs
 
 
 def chunk(
@@ -29,10 +29,9 @@ class Reader:
 def test_chunks_are_handed_on_as_they_come() -> None:
     reader = Reader(num_choices=2)
     chunks = [chunk(0), chunk(0, choice=1), chunk(1, "stop", choice=1), chunk(1, num_tokens=3), chunk(4, "length")]
-    assert not reader.stream.has_begun
     assert all(reader.stream.feed(one) for one in chunks)
     assert reader.taken == chunks
-    assert reader.stream.has_begun
+    assert reader.stream.has_ended
     reader.stream.check_end(Completion(3, [5, 2], ["length", "stop"]))
 
 
@@ -43,6 +42,18 @@ def test_tokens_that_do_not_follow_are_an_error(index: int) -> None:
     with pytest.raises(InternalError, match=rf"tokens were lost before token {index} of choice 0"):
         reader.stream.feed(chunk(index))
     assert reader.taken == [chunk(0)]
+
+
+def test_what_another_copy_has_to_know_is_what_was_handed_on() -> None:
+    stream = Reader(num_choices=2).stream
+    logprobs = [TokenLogprobs(7, -1.0, 1, [], []), TokenLogprobs(8, -1.0, 1, [], [])]
+    stream.feed(OutputChunk(0, 0, [], prompt_logprobs=logprobs))
+    stream.feed(OutputChunk(0, 0, [5, 6]))
+    stream.feed(OutputChunk(1, 0, [7], finish_reason="stop"))
+    progress = stream.progress(is_suspect=True)
+    stream.feed(OutputChunk(0, 2, [9]))
+    assert progress == Progress([[5, 6], [7]], [False, True], num_prompt_logprobs=2, is_suspect=True)
+    assert not stream.has_ended
 
 
 def test_a_gap_is_seen_after_a_chunk_of_several_tokens() -> None:

@@ -4,13 +4,14 @@ import random
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pytest
 
 from serve_app.errors import QueueFullError, RequestError
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence, SequenceState
-from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from serve_app.types.generation import FinishReason, GenerateRequest, Progress, SamplingParams, TokenLogprobs
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import DRAWN_BEFORE, StepInput, StepOutput
 from tests.fakes_engine import CacheOracle, FakeModel, Reference, logprob_at, run_alone
@@ -81,7 +82,8 @@ class World:
         self.seen = seen
         self.model = FakeModel(broken_seeds=frozenset(range(0, 10_000, 23)))
         self.oracle = CacheOracle(limits, self.model)
-        self.scheduler = Scheduler(
+        self.new_scheduler = partial(
+            Scheduler,
             limits,
             num_stages=num_stages,
             max_queued=12,
@@ -89,6 +91,7 @@ class World:
             joins_blocks=seed % 2 == 1,
             overlaps_steps=overlaps,
         )
+        self.scheduler = self.new_scheduler()
         self.in_flight: deque[tuple[StepOutput, set[tuple[int, int]]]] = deque()  # with who draws in it
         self.clients: dict[int, Client] = {}  # by seed
         self.waiting_first: list[tuple[int, int]] = []  # never started, in order of arrival
@@ -133,6 +136,8 @@ class World:
         self.in_flight.append((output, drawn))
         assert len(self.in_flight) == self.scheduler.num_steps_in_flight <= self.max_in_flight
         assert self.scheduler.num_running <= self.limits.max_num_seqs
+        suspects = {one.request_id for one in self.scheduler._running if one.is_suspect}
+        assert len(suspects) <= 1, "were a step lost now, nobody could tell of which request"
         self.seen.events["steps"] += 1
         self.seen.events["moved"] += len(step.moved)
         self.seen.events[f"{len(self.in_flight)} in flight"] += 1
@@ -174,6 +179,25 @@ class World:
                 self.seen.abort_of(sequence)
                 client.finish_reasons[sequence.choice] = "abort"
             self.scheduler.abort(sequence)
+
+    def lose_shards(self) -> None:
+        """The shards are gone, with their caches and what was on its way; what has come stands, and others go on."""
+        self.seen.events["pre-emptions"] += self.scheduler.num_preemptions
+        lost = {id(sequence) for step in self.scheduler._in_flight.values() for sequence in step.sequences}
+        self.in_flight.clear()
+        self.scheduler, self.oracle = self.new_scheduler(), CacheOracle(self.limits, self.model)
+        self.waiting_first.clear()
+        for seed, client in self.clients.items():
+            ended = [reason is not None for reason in client.finish_reasons]
+            if all(ended):
+                continue
+            is_suspect = any(id(sequence) in lost for sequence in client.sequences)
+            progress = Progress(list(map(list, client.token_ids)), ended, len(client.prompt_logprobs), is_suspect)
+            for sequence in self.scheduler.add(replace(client.request, progress=progress)):
+                client.sequences[sequence.choice] = sequence
+                self.waiting_first.append((seed, sequence.choice))
+                self.seen.events["resumed"] += sequence.num_outputs > 0
+            self.seen.events["suspects"] += is_suspect
 
     def pump(self) -> None:
         """Schedule until nothing more can be: what the step loop does. Some step must be on its way afterwards."""
@@ -272,14 +296,22 @@ def random_limits(coin: random.Random) -> EngineLimits:
     )
 
 
-def run_world(seed: int, num_stages: int, seen: Seen, failing_share: float = 0.0, *, overlaps: bool = False) -> None:
+def run_world(
+    seed: int,
+    num_stages: int,
+    seen: Seen,
+    failing_share: float = 0.0,
+    losses: float = 0.0,
+    *,
+    overlaps: bool = False,
+) -> None:
     """Random events until the end of the day; some worlds are crowded, in some the outputs come late."""
     coin = random.Random(seed * 7919 + num_stages)
     world = World(seed, num_stages, random_limits(coin), seen, failing_share, overlaps=overlaps)
     arrivals, lateness, leaving = coin.choice([0.1, 0.2, 0.6]), coin.choice([1.0, 2.0, 4.0]), coin.choice([0.0, 0.2])
-    events = (world.arrive, world.schedule, world.step_back, world.abort_someone)
+    events = (world.arrive, world.schedule, world.step_back, world.abort_someone, world.lose_shards)
     for _ in range(NUM_EVENTS):
-        (event,) = coin.choices(events, weights=(arrivals, lateness, 1.0, leaving))
+        (event,) = coin.choices(events, weights=(arrivals, lateness, 1.0, leaving, losses))
         if event == world.step_back and not world.in_flight:
             continue
         event()
@@ -330,6 +362,17 @@ def test_steps_that_fail_leave_nothing_that_is_found_or_read(overlaps: bool) -> 
     for seed in range(NUM_WORLDS):
         run_world(seed, 1, seen, failing_share=0.1, overlaps=overlaps)
     assert {name for name in ("failed", "cached", "moved", "pre-emptions") if seen.events[name] < 5} == set()
+
+
+@pytest.mark.parametrize(
+    ("num_stages", "overlaps"), [(1, False), (1, True), (2, False), (4, False)], ids=["1", "1, overlap", "2", "4"]
+)
+def test_no_loss_of_shards_repeats_drops_or_changes_a_token(num_stages: int, overlaps: bool) -> None:
+    seen = Seen()
+    for seed in range(2 * NUM_WORLDS):
+        run_world(seed, num_stages, seen, losses=0.05, overlaps=overlaps)
+    expected = {"resumed", "suspects", "cached", "pre-emptions", "prompt logprobs", "ended by stop", "ended by length"}
+    assert {name for name in expected if seen.events[name] < 20} == set()
 
 
 def decode_gaps(world: World, num_rounds: int) -> Iterator[int]:

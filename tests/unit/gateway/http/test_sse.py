@@ -1,0 +1,65 @@
+"""Server-sent events over a client that a test plays."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from serve_app.errors import UnavailableError
+from serve_app.gateway.http import sse
+from serve_app.gateway.http.sse import EventStreamResponse, Outbox
+
+
+async def sent_by(produce: Callable[[Outbox], Awaitable[None]]) -> list[bytes]:
+    """What a response sends to a client that stays."""
+    bodies: list[bytes] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            bodies.append(message["body"])
+
+    async with asyncio.timeout(10):
+        await EventStreamResponse(produce, max_waiting_tokens=100)({}, receive, send)
+    return bodies
+
+
+async def test_a_stream_that_pauses_is_kept_alive_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_KEEP_ALIVE_S", 0.01)
+
+    async def produce(outbox: Outbox) -> None:
+        outbox.put(b"data: 1\n\n", 1)
+        await asyncio.sleep(0.1)
+        outbox.put(b"data: 2\n\n", 1)
+
+    bodies = await sent_by(produce)
+    assert bodies[0] == b"data: 1\n\n"
+    assert bodies[-2:] == [b"data: 2\n\n", b""]
+    comments = bodies[1:-2]
+    assert len(comments) >= 2
+    assert all(comment.startswith(b":") and comment.endswith(b"\n\n") for comment in comments)
+
+
+async def test_nothing_is_sent_before_the_first_event_as_it_may_be_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_KEEP_ALIVE_S", 0.01)
+
+    async def produce(_outbox: Outbox) -> None:
+        await asyncio.sleep(0.05)
+        raise UnavailableError("no copy is ready")
+
+    with pytest.raises(UnavailableError):
+        await sent_by(produce)
+
+
+async def test_a_stream_that_flows_gets_no_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_KEEP_ALIVE_S", 0.08)
+
+    async def produce(outbox: Outbox) -> None:
+        for _ in range(20):
+            outbox.put(b"data: 1\n\n", 1)
+            await asyncio.sleep(0.01)
+
+    assert set(await sent_by(produce)) == {b"data: 1\n\n", b""}
