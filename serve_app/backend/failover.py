@@ -22,7 +22,9 @@ async def generate_on(
 ) -> None:
     """Run a request to the end of its stream, on as many copies as it takes.
 
-    Its tokens are those of a run without a loss: the random numbers of a draw follow from seed, choice and position.
+    Its tokens are those of a run without a loss: the random numbers of a draw follow from seed, choice and position,
+    and what was drawn is computed again as it was. (A prefill of many tokens at once rounds differently: above
+    `max_replayed_tokens` a draw between two tokens that are almost as likely may fall the other way.)
     Raises a RayshardError: UnavailableError when its copies were lost more than `max_resumes` times, or none has taken
     it up within `max_pause_s`.
     """
@@ -38,7 +40,7 @@ async def generate_on(
                     return  # only the word that it has was lost
                 if num_losses > failover.max_resumes:
                     raise _given_up(loss, num_losses) from None
-                make, wait_s = _next_call(request, stream, loss, failover.max_pause_s), failover.max_pause_s
+                make, wait_s = _next_call(request, stream, loss, failover), failover.max_pause_s
                 _log(request, stream, num_losses)
             else:
                 _check_end(stream, reply)
@@ -49,10 +51,12 @@ def _first_call(request: GenerateRequest) -> MakeCall:
     return lambda number, reply_to: GenerateMessage(PROTOCOL_VERSION, 0, number, reply_to, request)
 
 
-def _next_call(request: GenerateRequest, stream: TokenStream, loss: Exception, max_pause_s: float) -> MakeCall:
+def _next_call(request: GenerateRequest, stream: TokenStream, loss: Exception, failover: FailoverConfig) -> MakeCall:
     """Goes on where the stream stands; what is left of the pause is its time in the copy's queue."""
-    progress = stream.progress(is_suspect=isinstance(loss, ReplicaLostError | StepLostError))
-    deadline_s = time.monotonic() + max_pause_s
+    progress = stream.progress(
+        is_suspect=isinstance(loss, ReplicaLostError | StepLostError), max_replayed_tokens=failover.max_replayed_tokens
+    )
+    deadline_s = time.monotonic() + failover.max_pause_s
 
     def make(number: int, reply_to: LinkAddress) -> Call:
         left_s = max(_LEAST_WAIT_S, deadline_s - time.monotonic())

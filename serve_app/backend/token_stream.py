@@ -46,10 +46,15 @@ class TokenStream:
         """Whether all choices have."""
         return all(self._ended)
 
-    def progress(self, *, is_suspect: bool) -> Progress:
+    def progress(self, *, is_suspect: bool, max_replayed_tokens: int) -> Progress:
         """What another copy has to know to go on."""
+        is_replayed = max(map(len, self._token_ids)) <= max_replayed_tokens
         return Progress(
-            [list(one) for one in self._token_ids], list(self._ended), self._num_prompt_logprobs, is_suspect
+            [list(one) for one in self._token_ids],
+            list(self._ended),
+            self._num_prompt_logprobs,
+            is_suspect=is_suspect,
+            is_replayed=is_replayed,
         )
 
     def check_end(self, completion: Completion) -> None:

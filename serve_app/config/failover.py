@@ -10,3 +10,4 @@ class FailoverConfig(ConfigModel):
 
     max_resumes: int = Field(default=3, ge=0, le=100)  # of one request; 0: it ends with its copy
     max_pause_s: PositiveFloat = 60.0  # from a loss until a copy goes on with it
+    max_replayed_tokens: int = Field(default=256, ge=0)  # of an answer; a longer one is prefilled, which is faster

@@ -118,7 +118,7 @@ class GeneratorCalls:
 def _loss_of(call: _RunningCall, error: RayshardError) -> RayshardError:
     """What the loss of the shards is to a call: it is not tried a third time when they died of it twice."""
     in_step = [sequence for sequence in call.sequences if sequence.num_steps_in_flight]
-    if any(sequence.is_suspect for sequence in in_step):
+    if any(sequence.is_on_trial for sequence in in_step):
         return InternalError(f"the model's shards were lost twice in a step of this request: {error.message}")
     kind = StepLostError if in_step else ShardLostError
     return kind(error.message, retry_after_s=1.0)

@@ -161,14 +161,20 @@ class Scheduler:
         """The next step, or None when nothing can run before a step in flight is back."""
         if len(self._in_flight) >= self._max_in_flight:
             return None
-        step = Step(self._next_step_id)
-        budget = self._continue_running(step, self.limits.max_num_batched_tokens)
-        self._admit_waiting(step, budget)
+        step = self._fill_step()
+        if not step.sequences and not self._in_flight and self._end_trials():
+            step = self._fill_step()
         if not step.sequences:
             return None
         self._next_step_id += 1
         self._in_flight[step.step_id] = step
         return step.to_input()
+
+    def _fill_step(self) -> Step:
+        step = Step(self._next_step_id)
+        budget = self._continue_running(step, self.limits.max_num_batched_tokens)
+        self._admit_waiting(step, budget)
+        return step
 
     def update(self, output: StepOutput) -> list[SequenceOutput]:
         """Take a step's tokens in; gives what is new for each sequence that has not ended. Steps end in order."""
@@ -187,6 +193,8 @@ class Scheduler:
                 continue  # aborted while the step ran
             if drawn is not None:
                 sequence.num_draws_in_flight -= 1
+            elif sequence.is_on_trial and step.end_of(index) >= sequence.num_prompt_tokens:
+                sequence.is_on_trial = sequence.is_draw_in_flight
             taken = self._take(sequence, output, index, drawn)
             if taken is not None:
                 news.append(taken)
@@ -208,6 +216,10 @@ class Scheduler:
             if sequence.state is not SequenceState.RUNNING:
                 continue  # pre-empted by one before it
             num_tokens = _chunk_tokens(sequence, budget)
+            if sequence.is_suspect and num_tokens == sequence.num_unscheduled:
+                if self._is_kept_apart(sequence):
+                    continue
+                sequence.is_on_trial = True
             if self._make_room(sequence, num_tokens):
                 if self._joins_blocks and num_tokens == 1:
                     self._join(step, sequence)
@@ -248,8 +260,15 @@ class Scheduler:
             budget -= num_tokens
 
     def _is_kept_apart(self, sequence: Sequence) -> bool:
-        """Whether a newcomer must wait until a suspect has drawn a token: should a step be lost again, it was that."""
-        return any(one.is_suspect and one.request_id != sequence.request_id for one in self._running)
+        """Whether a newcomer, or a suspect before its draw, must wait: a lost step shall be of one on trial."""
+        return any(one.is_on_trial and one.request_id != sequence.request_id for one in self._running)
+
+    def _end_trials(self) -> bool:
+        """Let those go on that wait for one on trial, which waits for their blocks; False: there is none."""
+        on_trial = [one for one in self._running if one.is_on_trial]
+        for one in on_trial:
+            one.is_on_trial = False
+        return bool(on_trial)
 
     def _find_prefix(self, sequence: Sequence) -> list[int]:
         """Blocks that hold the beginning of a sequence already; its last token is always computed."""
@@ -268,6 +287,7 @@ class Scheduler:
             sequence.num_cached_tokens = sequence.num_scheduled
             self.num_cached_tokens += sequence.num_scheduled
             self.num_prompt_tokens += sequence.num_prompt_tokens
+        sequence.is_on_trial = sequence.is_suspect
         sequence.state = SequenceState.RUNNING
         sequence.slot_row = self._free_slot_rows.pop()
         self._running.append(sequence)
@@ -299,6 +319,7 @@ class Scheduler:
         self._running.remove(sequence)
         self._give_back(sequence)
         sequence.state = SequenceState.WAITING
+        sequence.is_on_trial = False
         sequence.num_scheduled = 0
         sequence.num_preemptions += 1
         self.num_preemptions += 1
@@ -370,7 +391,7 @@ class Scheduler:
         if token_id < 0:
             return self._end_with_error(sequence, None)
         sequence.token_ids.append(token_id)
-        sequence.is_suspect = False
+        sequence.is_suspect = sequence.is_on_trial = False
         stop_token_id = self._end_if_due(sequence, token_id)
         logprobs = None if output.logprobs is None else output.logprobs[drawn]
         num_cached_tokens = sequence.num_cached_tokens if first_index == 0 else 0
@@ -432,4 +453,8 @@ def _chunk_tokens(sequence: Sequence, budget: int, num_found: int = 0) -> int:
     """Tokens of a sequence that one step may take, without `num_found` that are in the cache already."""
     if sequence.params.num_prompt_logprobs is not None:
         budget = min(budget, MAX_LOGPROB_TOKENS)
-    return min((sequence.num_unscheduled or 1) - num_found, budget)  # none is left: the one that is being drawn
+    num_tokens = (sequence.num_unscheduled or 1) - num_found  # none is left: the one that is being drawn
+    start = sequence.num_scheduled + num_found
+    if start < sequence.num_replayed:
+        num_tokens = min(num_tokens, max(1, sequence.num_prompt_tokens - start))
+    return min(num_tokens, budget)

@@ -42,6 +42,8 @@ class Sequence:
     num_preemptions: int = 0
     is_resumed: bool = False  # goes on from a copy that was lost
     is_suspect: bool = False  # of a request that a step was lost with, and that has drawn nothing since
+    is_on_trial: bool = False  # a suspect in steps that may be lost for its sake: of its prompt, and before its draw
+    num_replayed: int = 0  # tokens, prompt included, whose outputs are computed one by one
     finish_reason: FinishReason | None = None
 
     @property
@@ -82,6 +84,7 @@ def sequences_of(request: GenerateRequest, eos_token_ids: frozenset[int]) -> lis
             token_ids=[*request.prompt_token_ids, *progress.token_ids[choice]],
             num_prompt_logprobs_sent=progress.num_prompt_logprobs,
             cache_salt=request.cache_salt,
+            num_replayed=len(request.prompt_token_ids) + len(progress.token_ids[choice]) if progress.is_replayed else 0,
             is_resumed=request.progress is not None,
             is_suspect=progress.is_suspect,
         )

@@ -67,6 +67,10 @@ class Step:
         sequence.num_steps_in_flight += 1
         sequence.num_draws_in_flight += is_last_chunk
 
+    def end_of(self, index: int) -> int:
+        """Position behind the last token that the step has taken of a sequence."""
+        return self.num_computed[index] + self.num_tokens[index]
+
     def to_input(self) -> StepInput:
         """The step as it is sent to the shards."""
         return StepInput(

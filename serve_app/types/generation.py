@@ -53,6 +53,7 @@ class Progress:
     ended: list[bool]  # of each choice
     num_prompt_logprobs: int = 0  # handed on
     is_suspect: bool = False  # it ran in the step that was lost, which may be its doing
+    is_replayed: bool = False  # token by token, as it was drawn: a prefill of many at once rounds differently
 
 
 @dataclass(frozen=True, slots=True)

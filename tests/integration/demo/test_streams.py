@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.demo.streams import DATE, LONG, body_of, start_streams, wait_for_ends
+from tests.integration.demo.streams import DATE, LONG, body_of, start_streams, undisturbed_texts, wait_for_texts
 from tests.integration.serve_cluster import ServeCluster
 
 ANSWER = "2038-01-08"
@@ -51,7 +51,7 @@ def test_a_hundred_requests_at_once_all_answer(cluster: ServeCluster) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_shard_ends_streams_and_is_rebuilt(cluster: ServeCluster, number: signal.Signals) -> None:
+def test_streams_go_on_when_a_shard_is_lost(cluster: ServeCluster, number: signal.Signals) -> None:
     lose_a_shard(cluster, number, victim=0)
 
 
@@ -63,26 +63,27 @@ def test_ten_lost_shards_are_all_rebuilt(cluster: ServeCluster, number: signal.S
         lose_a_shard(cluster, number, victim=turn % 2)
 
 
-def test_a_router_that_dies_is_replaced_and_its_streams_end(cluster: ServeCluster) -> None:
+def test_streams_go_on_when_their_router_dies(cluster: ServeCluster) -> None:
+    texts = undisturbed_texts(cluster, 4)
     streams = start_streams(cluster, 4)
     old = cluster.pids("ray::ServeReplica:demo")
     os.kill(old[0], signal.SIGKILL)
-    assert wait_for_ends(streams, 15) == ["service_unavailable"] * 4
-    cluster.wait_until(lambda: not cluster.is_healthy(), 5, "noticing")
+    cluster.wait_until(lambda: not cluster.is_healthy(), 10, "noticing")
     cluster.wait_until(cluster.is_healthy, 120, "a new Router")
+    assert wait_for_texts(streams, 60) == texts
     assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
     assert cluster.pids("ray::ServeReplica:demo") != old
 
 
 def lose_a_shard(cluster: ServeCluster, number: signal.Signals, victim: int) -> None:
     """Lose one of two shards under eight streams; check every promise about that."""
+    texts = undisturbed_texts(cluster, 8)
     num_starts = len(load_times_s(cluster))
     streams = start_streams(cluster, 8)
     pids = cluster.pids("ray::Shard")
     os.kill(pids[victim], number)
     killed = time.monotonic()
     noticed_s = cluster.wait_until(lambda: not cluster.is_healthy(), 10, "noticing the loss")
-    assert wait_for_ends(streams, 10) == ["shard_lost"] * 8
     meanwhile = cluster.complete("demo", DATE)  # waits for the rebuild
     assert meanwhile.json()["choices"][0]["text"].strip() == ANSWER, meanwhile.text
     cluster.wait_until(cluster.is_healthy, 120, "the rebuild")
@@ -90,6 +91,7 @@ def lose_a_shard(cluster: ServeCluster, number: signal.Signals, victim: int) -> 
     cluster.wait_until(lambda: len(load_times_s(cluster)) > num_starts, 10, "the log's line")
     load_s = load_times_s(cluster)[-1]
     print(f"{number.name} noticed_s={noticed_s:.2f} healthy_s={healthy_s:.1f} load_s={load_s:.1f}")
+    assert wait_for_texts(streams, 60) == texts
     assert noticed_s < 5.0
     assert healthy_s < load_s + 5.0
     assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER

@@ -50,7 +50,7 @@ def test_what_another_copy_has_to_know_is_what_was_handed_on() -> None:
     stream.feed(OutputChunk(0, 0, [], prompt_logprobs=logprobs))
     stream.feed(OutputChunk(0, 0, [5, 6]))
     stream.feed(OutputChunk(1, 0, [7], finish_reason="stop"))
-    progress = stream.progress(is_suspect=True)
+    progress = stream.progress(is_suspect=True, max_replayed_tokens=1)
     stream.feed(OutputChunk(0, 2, [9]))
     assert progress == Progress([[5, 6], [7]], [False, True], num_prompt_logprobs=2, is_suspect=True)
     assert not stream.has_ended

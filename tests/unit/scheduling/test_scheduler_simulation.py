@@ -136,8 +136,7 @@ class World:
         self.in_flight.append((output, drawn))
         assert len(self.in_flight) == self.scheduler.num_steps_in_flight <= self.max_in_flight
         assert self.scheduler.num_running <= self.limits.max_num_seqs
-        suspects = {one.request_id for one in self.scheduler._running if one.is_suspect}
-        assert len(suspects) <= 1, "were a step lost now, nobody could tell of which request"
+        self._check_trials()
         self.seen.events["steps"] += 1
         self.seen.events["moved"] += len(step.moved)
         self.seen.events[f"{len(self.in_flight)} in flight"] += 1
@@ -192,7 +191,13 @@ class World:
             if all(ended):
                 continue
             is_suspect = any(id(sequence) in lost for sequence in client.sequences)
-            progress = Progress(list(map(list, client.token_ids)), ended, len(client.prompt_logprobs), is_suspect)
+            progress = Progress(
+                list(map(list, client.token_ids)),
+                ended,
+                len(client.prompt_logprobs),
+                is_suspect=is_suspect,
+                is_replayed=self.coin.random() < 0.5,
+            )
             for sequence in self.scheduler.add(replace(client.request, progress=progress)):
                 client.sequences[sequence.choice] = sequence
                 self.waiting_first.append((seed, sequence.choice))
@@ -254,6 +259,20 @@ class World:
             started = (start.params.seed, start.choice)
             if started in self.waiting_first:
                 assert self.waiting_first.pop(0) == started
+
+    def _check_trials(self) -> None:
+        """A suspect's first steps and its draw are apart from those of others; what is replayed comes one by one."""
+        on_trial = {one.request_id for one in self.scheduler._running if one.is_on_trial}
+        assert len(on_trial) <= 1, "were a step lost now, nobody could tell of which request"
+        step = next(reversed(self.scheduler._in_flight.values()))
+        for index, sequence in enumerate(step.sequences):
+            if sequence.is_suspect and step.samples[index]:
+                assert sequence.is_on_trial or not on_trial
+                self.seen.events["suspect drawn"] += 1
+            start, end = step.num_computed[index], step.end_of(index)
+            if sequence.num_replayed and sequence.num_prompt_tokens < end <= sequence.num_replayed:
+                assert end - max(start, sequence.num_prompt_tokens) <= 1
+                self.seen.events["replayed"] += 1
 
     def _random_request(self) -> GenerateRequest:
         coin, seed = self.coin, self._next_seed
@@ -371,7 +390,17 @@ def test_no_loss_of_shards_repeats_drops_or_changes_a_token(num_stages: int, ove
     seen = Seen()
     for seed in range(2 * NUM_WORLDS):
         run_world(seed, num_stages, seen, losses=0.05, overlaps=overlaps)
-    expected = {"resumed", "suspects", "cached", "pre-emptions", "prompt logprobs", "ended by stop", "ended by length"}
+    expected = {
+        "resumed",
+        "suspects",
+        "suspect drawn",
+        "replayed",
+        "cached",
+        "pre-emptions",
+        "prompt logprobs",
+        "ended by stop",
+        "ended by length",
+    }
     assert {name for name in expected if seen.events[name] < 20} == set()
 
 
