@@ -27,6 +27,9 @@ _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
 _PREPROCESSOR_MAX_ONGOING_REQUESTS = 10_000
 _GRAPH_MAX_ONGOING_REQUESTS = 1000
 _SHUTDOWN_S = 600.0  # a replica that is to leave lets its requests end
+# Three failed checks in a row and Serve replaces a replica: one that stands still is found within half a minute. A
+# check asks our event loops only, which nothing blocks, and streams go on elsewhere.
+_HEALTH_CHECKS = {"health_check_period_s": 2.0, "health_check_timeout_s": 8.0}
 _NO_ACCESS_LOG = {"enable_access_log": False}  # Serve's own calls there are our housekeeping, every few seconds
 
 
@@ -37,6 +40,7 @@ def build_gateway(args: GatewayConfig) -> Application:
         name="Gateway",
         max_ongoing_requests=_GATEWAY_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        **_HEALTH_CHECKS,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )
     if args.api_keys_file is not None:  # replicas run elsewhere
@@ -68,6 +72,7 @@ def build_graph(args: GraphConfig) -> Application:
         logging_config=_NO_ACCESS_LOG,
         max_ongoing_requests=_GRAPH_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        **_HEALTH_CHECKS,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )
     return deployment.bind(args)
@@ -83,8 +88,7 @@ def _router(
         # Above what the scheduler takes: it refuses, Serve waits.
         max_ongoing_requests=2 * (engine.max_num_seqs + engine.max_queued),
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
-        health_check_period_s=5.0,
-        health_check_timeout_s=30.0,
+        **_HEALTH_CHECKS,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
         placement_group_bundles=[{"CPU": CPUS_PER_REPLICA}, *([_shard_bundle(device)] * num_shards)],
         placement_group_strategy="PACK",
@@ -102,6 +106,7 @@ def _preprocessor(models: list[ModelConfig]) -> Application | None:
         logging_config=_NO_ACCESS_LOG,
         max_ongoing_requests=_PREPROCESSOR_MAX_ONGOING_REQUESTS,
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
+        **_HEALTH_CHECKS,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )
     return deployment.bind(with_steps)

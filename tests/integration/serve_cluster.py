@@ -30,7 +30,7 @@ GATEWAY = {
     "name": "gateway",
     "route_prefix": "/",
     "import_path": "serve_app.app:build_gateway",
-    "args": {"queue_timeout_s": 120.0},
+    "args": {"queue_timeout_s": 120.0, "failover": {"max_pause_s": 240.0}},  # a busy machine starts a Router slowly
 }
 
 
