@@ -42,6 +42,7 @@ class Call:
     request_id: str = field(default_factory=lambda: secrets.token_hex(8))
     queue_timeout_s: float | None = None
     cache_salt: str = ""  # of what generators compute
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

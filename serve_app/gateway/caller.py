@@ -42,6 +42,7 @@ class TokenUse:
     num_tokens: int = 0
 
 
+ADDRESS: ContextVar[str] = ContextVar("address", default="")  # the host that the request came from; "": not known
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)  # None: everything is open
 
 
@@ -62,6 +63,12 @@ def cache_salt(asked: str | None = None) -> str:
     caller = CALLER.get()
     name = "" if caller is None else caller.name
     return f"{len(name)} {name}{asked or ''}" if name or asked else ""
+
+
+def owner() -> str:
+    """Whose the caller's requests are, where those of several share a model: by key, or by host."""
+    caller = CALLER.get()
+    return f"host {ADDRESS.get()}" if caller is None else f"key {caller.name}"
 
 
 @contextmanager

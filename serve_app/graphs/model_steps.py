@@ -126,6 +126,7 @@ class ModelSteps:
                 params,
                 queue_timeout_s=call.call.queue_timeout_s,
                 cache_salt=call.call.cache_salt,
+                owner=call.call.owner,
             )
             token_ids = await self._token_ids(model, request)
             return _Generated(await self._pool.run(tokenizer.decode_after, prompt, token_ids), len(prompt))

@@ -129,7 +129,8 @@ class GraphRunner:
             raise UnprocessableError(
                 f"step {step.name} has {num_entries(joined)} entries to run, and may have {MAX_TEXTS}; send less"
             )
-        call = StepCall(step, Call(run.request.request_id, run.request.queue_timeout_s, run.request.cache_salt))
+        request = run.request
+        call = StepCall(step, Call(request.request_id, request.queue_timeout_s, request.cache_salt, request.owner))
         output = await self._models.run(call, model, joined)
         run.num_tokens += output.num_tokens
         if output.redactions:

@@ -8,11 +8,12 @@ Every stage runs the steps in the order in which they were scheduled. So blocks 
 a step in flight still writes to them: the next owner's step comes later and writes before it reads.
 """
 
-from collections import deque
+from collections import Counter
 from dataclasses import dataclass
 
 from serve_app.errors import InternalError, QueueFullError, RequestError, UnavailableError
 from serve_app.scheduling.block_manager import BlockManager, extend_keys
+from serve_app.scheduling.fair_queue import FairQueue
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
 from serve_app.scheduling.step import Step, lost_blocks
 from serve_app.types.generation import FinishReason, GenerateRequest, OutputChunk
@@ -66,8 +67,9 @@ class Scheduler:
         self._eos_token_ids = eos_token_ids
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
         self._free_slot_rows = list(range(limits.max_num_seqs - 1, -1, -1))
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = FairQueue()
         self._running: list[Sequence] = []  # in order of admission: the last one is pre-empted first
+        self._making_way: Sequence | None = None  # takes part in no further step
         self._in_flight: dict[int, Step] = {}
         self._next_step_id = 0
 
@@ -130,7 +132,7 @@ class Scheduler:
                 retry_after_s=1.0,
             )
         sequences = sequences_of(request, self._eos_token_ids)
-        self._waiting.extend(sequences)
+        self._waiting.add(sequences)
         return sequences
 
     def _add_resumed(self, request: GenerateRequest) -> list[Sequence]:
@@ -139,9 +141,7 @@ class Scheduler:
             raise UnavailableError(
                 f"the copy that was to go on with the request holds no more than {self.max_request_tokens} tokens"
             )
-        num_before = sum(one.num_preemptions > 0 or one.is_resumed for one in self._waiting)
-        for index, sequence in enumerate(sequences, num_before):
-            self._waiting.insert(index, sequence)
+        self._waiting.add_resumed(sequences)
         return sequences
 
     def abort(self, sequence: Sequence) -> None:
@@ -172,6 +172,7 @@ class Scheduler:
 
     def _fill_step(self) -> Step:
         step = Step(self._next_step_id)
+        self._make_way()
         budget = self._continue_running(step, self.limits.max_num_batched_tokens)
         self._admit_waiting(step, budget)
         return step
@@ -213,8 +214,8 @@ class Scheduler:
         for sequence in ready:
             if budget == 0 or len(step.sequences) >= max_sequences:
                 break
-            if sequence.state is not SequenceState.RUNNING:
-                continue  # pre-empted by one before it
+            if sequence.state is not SequenceState.RUNNING or sequence is self._making_way:
+                continue  # pre-empted by one before it, or about to be
             num_tokens = _chunk_tokens(sequence, budget)
             if sequence.is_suspect and num_tokens == sequence.num_unscheduled:
                 if self._is_kept_apart(sequence):
@@ -239,22 +240,24 @@ class Scheduler:
         )
 
     def _admit_waiting(self, step: Step, budget: int) -> None:
-        while self._waiting and self._free_slot_rows and budget > 0:
-            sequence = self._waiting[0]
+        while budget > 0 and (sequence := self._waiting.head) is not None:
             assert sequence.num_steps_in_flight == 0, "only what no step holds is pre-empted"
             if self._is_kept_apart(sequence):
+                return
+            if not self._free_slot_rows:
                 return
             # Room for one more block each keeps the newcomer from being pre-empted at once.
             found = self._find_prefix(sequence)
             num_free = self._blocks.num_free - self._blocks.num_unheld(found)
             num_needed = self._blocks.num_blocks_for(len(sequence.token_ids)) - len(found) + len(self._running)
             if self._running and num_needed > num_free:
+                self._ask_for_room(sequence)
                 return
             num_found_tokens = len(found) * self.limits.block_size
             num_tokens = _chunk_tokens(sequence, budget, num_found_tokens)
             if self._blocks.num_blocks_for(num_found_tokens + num_tokens) - len(found) > num_free:
                 return
-            self._waiting.popleft()
+            self._waiting.take()
             self._start(step, sequence, found)
             self._put(step, sequence, num_tokens)
             budget -= num_tokens
@@ -287,6 +290,7 @@ class Scheduler:
             sequence.num_cached_tokens = sequence.num_scheduled
             self.num_cached_tokens += sequence.num_scheduled
             self.num_prompt_tokens += sequence.num_prompt_tokens
+            self._waiting.charge(sequence.owner, sequence.num_prompt_tokens - sequence.num_cached_tokens)
         sequence.is_on_trial = sequence.is_suspect
         sequence.state = SequenceState.RUNNING
         sequence.slot_row = self._free_slot_rows.pop()
@@ -314,7 +318,31 @@ class Scheduler:
                 return sequence
         return None
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def _ask_for_room(self, newcomer: Sequence) -> None:
+        """Let the owner with the most sequences give one up for one that has none."""
+        num_running = Counter(one.owner for one in self._running)
+        if self._making_way is not None or newcomer.owner in num_running:
+            return
+        owner, count = num_running.most_common(1)[0]
+        if count > 1:
+            self._making_way = next(one for one in reversed(self._running) if one.owner == owner)
+
+    def _make_way(self) -> None:
+        """Find the sequence that is to make way, and pre-empt it as soon as no step holds it."""
+        newcomer = self._waiting.head
+        if newcomer is not None and not self._free_slot_rows:
+            self._ask_for_room(newcomer)
+        sequence = self._making_way
+        if sequence is None or sequence.num_steps_in_flight:
+            return
+        self._making_way = None
+        num_running = Counter(one.owner for one in self._running)
+        is_wanted = newcomer is not None and newcomer.owner not in num_running and num_running[sequence.owner] > 1
+        is_first = self._running[:1] == [sequence]  # by now: the first to come always goes on
+        if is_wanted and not is_first and sequence.state is SequenceState.RUNNING:
+            self._preempt(sequence, is_for_another=True)
+
+    def _preempt(self, sequence: Sequence, *, is_for_another: bool = False) -> None:
         """Take blocks and slot row away; prompt and outputs so far are computed again later."""
         self._running.remove(sequence)
         self._give_back(sequence)
@@ -323,7 +351,10 @@ class Scheduler:
         sequence.num_scheduled = 0
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        self._waiting.appendleft(sequence)
+        if is_for_another:
+            self._waiting.stand_back(sequence)
+        else:
+            self._waiting.put_back(sequence)
 
     def _put(self, step: Step, sequence: Sequence, num_tokens: int) -> None:
         """Add a sequence's next tokens to the step, with blocks for them."""
@@ -431,6 +462,7 @@ class Scheduler:
         if sequence.state is SequenceState.RUNNING:
             self._running.remove(sequence)
             self._give_back(sequence)
+            self._waiting.charge(sequence.owner, sequence.num_outputs)
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
 

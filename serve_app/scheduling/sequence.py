@@ -35,12 +35,12 @@ class Sequence:
     num_draws_in_flight: int = 0  # tokens that are being drawn
     num_prompt_logprobs_sent: int = 0
     cache_salt: str = ""
+    owner: str = ""
     block_keys: list[BlockKey] = field(default_factory=list)  # of its full blocks, as far as they were needed
     num_shared_blocks: int = 0  # prefix of block_table that others may find
     num_blocks_to_join: int = 0  # from how many on it is worth while to move them into one run
     num_cached_tokens: int = 0  # of the prompt, which were in the cache when it first ran
     num_preemptions: int = 0
-    is_resumed: bool = False  # goes on from a copy that was lost
     is_suspect: bool = False  # of a request that a step was lost with, and that has drawn nothing since
     is_on_trial: bool = False  # a suspect in steps that may be lost for its sake: of its prompt, and before its draw
     num_replayed: int = 0  # tokens, prompt included, whose outputs are computed one by one
@@ -84,8 +84,8 @@ def sequences_of(request: GenerateRequest, eos_token_ids: frozenset[int]) -> lis
             token_ids=[*request.prompt_token_ids, *progress.token_ids[choice]],
             num_prompt_logprobs_sent=progress.num_prompt_logprobs,
             cache_salt=request.cache_salt,
+            owner=request.owner,
             num_replayed=len(request.prompt_token_ids) + len(progress.token_ids[choice]) if progress.is_replayed else 0,
-            is_resumed=request.progress is not None,
             is_suspect=progress.is_suspect,
         )
         for choice in range(num_choices)

@@ -67,6 +67,7 @@ class GenerateRequest:
     queue_timeout_s: float | None = None
     cache_salt: str = ""  # what is computed of a prompt is shared under one salt only
     progress: Progress | None = None  # None: it begins
+    owner: str = ""  # whose it is: owners share a copy by tokens
 
 
 @dataclass(frozen=True, slots=True)

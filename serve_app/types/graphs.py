@@ -31,6 +31,7 @@ class GraphRequest:
     queue_timeout_s: float | None = None
     restores_redactions: bool = False  # texts of the results hold again what steps have taken out
     cache_salt: str = ""  # of what its generators compute
+    owner: str = ""  # whose it is: owners share its generators by tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from serve_app.gateway.bodies.inference import (
     TensorPrediction,
     TokenUsage,
 )
-from serve_app.gateway.caller import cache_salt, estimated, reserved
+from serve_app.gateway.caller import cache_salt, estimated, owner, reserved
 from serve_app.gateway.calls.answers import classifications, embeddings, prediction
 from serve_app.gateway.calls.inference import MAX_ENTRIES
 from serve_app.gateway.calls.tensor_inputs import write_output
@@ -72,7 +72,7 @@ class GraphCalls:
         self, graph: ModelDescription, texts: list[str], *, restores_redactions: bool = False
     ) -> GraphResult:
         request = GraphRequest(
-            secrets.token_hex(8), graph.name, texts, self._queue_timeout_s, restores_redactions, cache_salt()
+            secrets.token_hex(8), graph.name, texts, self._queue_timeout_s, restores_redactions, cache_salt(), owner()
         )
         with reserved(estimated(sum(len(text) for text in texts) // _CHARS_PER_TOKEN + 1)) as use:
             result = await self._backend.run_graph(request)

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2
 
 from serve_app.errors import ModelNotFoundError, RayshardError, UnavailableError
 from serve_app.gateway.api_keys import ApiKeys
-from serve_app.gateway.caller import CALLER
+from serve_app.gateway.caller import ADDRESS, CALLER
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
 from serve_app.gateway.failures import as_rayshard_error, told_message
@@ -255,6 +255,7 @@ class GrpcMethods:
 
     def _used_key(self, context: CallContext) -> AbstractContextManager[object]:
         """The API key of a call, while it runs. Raises UnauthenticatedError, RateLimitedError."""
+        ADDRESS.set(_host_of(context))
         if self._keys is None:
             return nullcontext()
         return self._keys.used(authorizations_of(context))
@@ -264,6 +265,7 @@ class GrpcMethods:
 
         Raises UnauthenticatedError.
         """
+        ADDRESS.set(_host_of(context))
         if self._keys is None:
             return _peer_of(context)
         holder = self._keys.holder(authorizations_of(context))
@@ -288,6 +290,10 @@ def authorizations_of(context: CallContext) -> list[str]:
 
 def _peer_of(context: CallContext) -> str:
     return context.peer().rpartition(":")[0]  # without the port, which is another for each connection
+
+
+def _host_of(context: CallContext) -> str:
+    return _peer_of(context).partition(":")[2]  # without its kind: HTTP names the same hosts
 
 
 def fail_stream(context: CallContext, failure: RayshardError | None) -> None:

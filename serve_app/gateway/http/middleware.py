@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import HeadersTooLargeError, RayshardError
 from serve_app.gateway.api_keys import ApiKeys
+from serve_app.gateway.caller import ADDRESS
 from serve_app.gateway.http.aliases import is_protocol_path
 from serve_app.gateway.http.errors import on_protocol_error, on_rayshard_error
 
@@ -27,13 +28,15 @@ def new_id(prefix: str = "") -> str:
 
 
 class HeaderLimitMiddleware:
-    """Refuses requests whose headers are too large, which Serve's HTTP proxy lets through."""
+    """Refuses requests whose headers are too large, which Serve's HTTP proxy lets through; notes whose the rest are."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the request, or answers 431."""
+        client = scope.get("client")
+        ADDRESS.set(client[0] if client else "")  # of this request's task alone
         if scope["type"] == "http" and _header_bytes(scope) > MAX_HEADER_BYTES:
             error = HeadersTooLargeError(f"the headers are larger than {MAX_HEADER_BYTES} bytes; send less")
             await refuse(error, scope, receive, send)

@@ -73,14 +73,16 @@ class World:
         failing_share: float = 0.0,
         *,
         overlaps: bool = False,
+        owners: tuple[str, ...] = (*[""] * 6, "a", "b"),
     ) -> None:
+        self.owners = owners
         self.coin = random.Random(seed)
         self.failing_share = failing_share  # of steps that the shards have no memory for
         self.limits = limits
         self.overlaps = overlaps
         self.max_in_flight = num_stages + overlaps
         self.seen = seen
-        self.model = FakeModel(broken_seeds=frozenset(range(0, 10_000, 23)))
+        self.model = FakeModel(broken_seeds=frozenset(range(0, 10_000, 17)))
         self.oracle = CacheOracle(limits, self.model)
         self.new_scheduler = partial(
             Scheduler,
@@ -118,6 +120,7 @@ class World:
     def schedule(self) -> bool:
         """Schedule one step if there is one; the shards run it, its output is on the way."""
         oldest = self.scheduler._running[:1]
+        self.seen.events["made way"] += self.scheduler._making_way is not None
         step = self.scheduler.schedule()
         assert oldest == self.scheduler._running[:1] or not oldest, "the first to come was pre-empted"
         if step is None:
@@ -258,7 +261,10 @@ class World:
         for start in step.starts:
             started = (start.params.seed, start.choice)
             if started in self.waiting_first:
-                assert self.waiting_first.pop(0) == started
+                owner = self.clients[start.params.seed].request.owner
+                of_owner = [one for one in self.waiting_first if self.clients[one[0]].request.owner == owner]
+                assert of_owner[0] == started
+                self.waiting_first.remove(started)
 
     def _check_trials(self) -> None:
         """A suspect's first steps and its draw are apart from those of others; what is replayed comes one by one."""
@@ -295,7 +301,8 @@ class World:
             known = [*other.request.prompt_token_ids, *other.token_ids[0]]
             num_shared = coin.randint(0, num_tokens)
             prompt[:num_shared] = known[:num_shared]
-        return GenerateRequest(f"request-{seed}", prompt, params, num_choices=coin.choice([1, 1, 1, 2, 3]))
+        num_choices, owner = coin.choice([1, 1, 1, 2, 3]), coin.choice(self.owners)
+        return GenerateRequest(f"request-{seed}", prompt, params, num_choices, owner=owner)
 
 
 def _is_preempted(sequence: Sequence) -> bool:
@@ -355,6 +362,7 @@ def test_no_schedule_lets_a_sequence_read_a_wrong_slot_or_draw_another_token(num
     assert seen.events["steps"] > 3000
     expected = {
         "pre-emptions",
+        "made way",
         "cached",
         "moved",
         "prompt logprobs",
@@ -435,7 +443,7 @@ def test_decoding_sequences_take_turns_however_many_prompts_come(num_stages: int
         max_num_seqs = coin.randint(2, 12)
         budget = max_num_seqs + coin.choice([0, 1, 8])
         limits = EngineLimits(max_num_seqs, budget, max_model_len=100, block_size=4, num_blocks=25 * max_num_seqs)
-        gaps.update(decode_gaps(World(seed, num_stages, limits, Seen()), num_rounds=120))
+        gaps.update(decode_gaps(World(seed, num_stages, limits, Seen(), owners=("",)), num_rounds=120))
     assert sum(gaps.values()) > 1500
     # One round in flight; at worst, while sequences that began together are spread over the steps, one more to wait.
     assert max(gaps) <= 2 * num_stages - 1

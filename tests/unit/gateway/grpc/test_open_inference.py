@@ -227,7 +227,7 @@ async def test_a_time_limit_that_is_none_is_refused(stub: Any, given: str) -> No
 
 
 async def test_a_time_limit_ends_the_call_and_its_sequence(stub: Any, backend: ScriptedBackend) -> None:
-    error = await refused(stub, prompt(max_tokens=400), metadata=[("x-request-timeout-ms", "50")])
+    error = await refused(stub, prompt(max_tokens=400), metadata=[("x-request-timeout-ms", "300")])
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (backend.num_open, backend.num_aborted) == (0, 1)
 

@@ -121,6 +121,7 @@ async def test_token_ids_go_in_and_come_out(stub: Any, backend: ScriptedBackend)
     out = [token_id async for piece in stub.Generate(request) for token_id in piece.token_ids]
     assert out == ids
     assert backend.requests[0].prompt_token_ids == ids
+    assert backend.requests[0].owner == "host 127.0.0.1"
 
 
 async def test_a_conversation_is_answered_as_over_http(stub: Any, client: httpx.AsyncClient) -> None:
