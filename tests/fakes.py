@@ -14,7 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from serve_app.backend.protocol import HealthReport, TakeChunk
+from serve_app.backend.protocol import HealthReport, Newcomer, TakeChunk
 from serve_app.backend.token_stream import TokenStream
 from serve_app.errors import RayshardError
 from serve_app.preprocessing.chain import Chain
@@ -131,6 +131,7 @@ class ScriptedBackend:
     prompt_logprobs_delay_steps: int = 0  # the second half of them comes that much later
     error: RayshardError | None = None
     is_healthy: bool = True
+    newcomers: dict[str, Newcomer] = field(default_factory=dict)
     extra_models: list[ModelDescription] = field(default_factory=list)
     requests: list[GenerateRequest] = field(default_factory=list)
     infer_script: Callable[[Item], Item] = copy_item
@@ -211,7 +212,8 @@ class ScriptedBackend:
     def health(self) -> HealthReport:
         """One copy."""
         state = CopyState("replica-1", "ready" if self.is_healthy else "failed", "", 0, 0, 64, 64)
-        return HealthReport(self.is_healthy, {self.name: [state]}, "" if self.is_healthy else "shard 1 is gone")
+        detail = "" if self.is_healthy else "shard 1 is gone"
+        return HealthReport(self.is_healthy, {self.name: [state]}, detail, newcomers=self.newcomers)
 
 
 class ScriptedSteps:

@@ -36,6 +36,8 @@ class FakeControl:
     node: str = LOOPBACK
     replicas: dict[tuple[str, str], list[Service]] = field(default_factory=dict)  # by application and deployment
     statuses: dict[str, str] = field(default_factory=dict)  # of applications; RUNNING unless given
+    listed: dict[str, RunningApplication] = field(default_factory=dict)  # what Serve says, whatever replicas run
+    registered: list[tuple[str, str]] = field(default_factory=list)
     held: list[tuple[str, str]] = field(default_factory=list)
 
     def add(self, application: str, deployment: str, *services: Service) -> None:
@@ -47,10 +49,11 @@ class FakeControl:
         found: dict[str, list[str]] = {}
         for application, deployment in self.replicas:
             found.setdefault(application, []).append(deployment)
-        return {
+        running = {
             name: RunningApplication(self.statuses.get(name, "RUNNING"), "", tuple(deployments))
             for name, deployments in found.items()
         }
+        return running | self.listed
 
     async def num_nodes(self) -> int:
         """One."""
@@ -58,7 +61,8 @@ class FakeControl:
 
     async def register(self, application: str, deployment: str, address: LinkAddress) -> list[list[ModelDescription]]:
         """See Control."""
-        services = self.replicas[application, deployment]
+        self.registered.append((application, deployment))
+        services = self.replicas.get((application, deployment))
         if not services:
             raise UnavailableError("no replica runs")
         for service in services:

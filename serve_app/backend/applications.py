@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from serve_app.backend.control import Control, RunningApplication
-from serve_app.backend.protocol import HealthReport
+from serve_app.backend.protocol import HealthReport, Newcomer
 from serve_app.backend.replica_calls import FRESH_S, ReplicaCalls
 from serve_app.errors import UnavailableError
 from serve_app.types.links import LinkAddress
@@ -19,12 +20,19 @@ logger = logging.getLogger(__name__)
 ROUTER_NAME = "Router"
 PREPROCESSOR_NAME = "Preprocessor"
 GRAPH_NAME = "Graph"
+MAIN_OF_BUILDER = {  # where Serve lists no deployment yet
+    "serve_app.app:build_model": ROUTER_NAME,
+    "serve_app.app:build_models": ROUTER_NAME,
+    "serve_app.app:build_graph": GRAPH_NAME,
+}
 
-_DISCOVERY_INTERVAL_S = 1.0  # while a model has not described itself
+_DISCOVERY_INTERVAL_S = 1.0  # while an application is not settled
 _SETTLED_INTERVAL_S = 3.0  # a look costs Serve's controller and this process some 40 ms of CPU
 _REGISTER_INTERVAL_S = 5.0
 _REGISTER_LIMIT_S = 20.0
 _FORGOTTEN_S = 30.0  # a copy that has said nothing for that long is not shown any more
+_MAX_REASON_CHARS = 500  # of what Serve says
+_TRACEBACK_FRAME = re.compile(r'^  File ".*(?:\n[ \t].*)*\n', re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -33,14 +41,42 @@ class Application:
 
     name: str
     main: str  # the deployment that describes its models: Router or Graph
-    deployments: tuple[str, ...]
-    calls: dict[str, ReplicaCalls]  # by deployment
+    calls: dict[str, ReplicaCalls] = field(default_factory=dict)  # by deployment
     status: str = ""
     message: str = ""
     descriptions: list[ModelDescription] = field(default_factory=list)
     registered_s: float = 0.0
     registering: asyncio.Task[None] | None = None
     copies: dict[str, tuple[float, CopyState]] = field(default_factory=dict)  # of `main`: when it was told
+
+    @property
+    def labels(self) -> list[str]:
+        """What health calls it: its models, or itself while it has not told them; a newcomer has none yet."""
+        if self.is_newcomer:
+            return []
+        return [description.name for description in self.descriptions] or [self.name]
+
+    @property
+    def is_newcomer(self) -> bool:
+        """Whether no copy has ever run, and that is not an outage: Serve is still at it, or has given up."""
+        return not self.descriptions and self.status in ("DEPLOYING", "DEPLOY_FAILED")
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no copy is looked for: none is being deployed, and no call waits for one."""
+        if self.status == "DEPLOYING" or (not self.descriptions and self.status != "DEPLOY_FAILED"):
+            return False
+        return not self.has_calls or all(calls.num_ready for calls in self.calls.values())
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether calls are under way."""
+        return any(calls.num_calls for calls in self.calls.values())
+
+    @property
+    def reason(self) -> str:
+        """The end of what Serve says of it, where it quotes a traceback the error itself; "" when it says nothing."""
+        return _TRACEBACK_FRAME.split(self.message)[-1].strip()[-_MAX_REASON_CHARS:]
 
     def fresh_copies(self) -> list[CopyState]:
         """Copies that have told their state just now."""
@@ -69,20 +105,20 @@ class Applications:
         self._place = place
         self._mains = mains
         self._applications: dict[str, Application] = {}
+        self._leaving: list[Application] = []  # with what is left of deployments that are gone, while calls are open
         self._is_discovered = False
         self.by_model: dict[str, Application] = {}
         self.descriptions: dict[str, ModelDescription] = {}  # by model
 
     @property
     def all(self) -> list[Application]:
-        """All that run one of our deployments."""
-        return list(self._applications.values())
+        """All that run one of our deployments, and what has left with calls under way."""
+        return [*self._applications.values(), *self._leaving]
 
     async def find_running_models(self) -> None:
-        """Return when every running model has described itself."""
+        """Return when every model that runs has described itself."""
         await self.discover()
-        running = [application for application in self._applications.values() if application.status == "RUNNING"]
-        await asyncio.gather(*(one.registering for one in running if one.registering is not None))
+        await asyncio.gather(*(one.registering for one in self.all if one.registering is not None))
 
     async def discover_forever(self) -> None:
         """Look again and again."""
@@ -91,23 +127,23 @@ class Applications:
                 await self.discover()
             except Exception:  # Serve's controller may be restarting: look again
                 logger.warning("looking for models failed", exc_info=True)
-            is_settled = all(one.descriptions for one in self._applications.values())
+            is_settled = all(one.is_settled for one in self._applications.values())
             await asyncio.sleep(_SETTLED_INTERVAL_S if is_settled else _DISCOVERY_INTERVAL_S)
 
     async def discover(self) -> None:
-        """Compare what Serve runs with what is known; register with replicas that are new or due."""
-        found = {
-            name: app
-            for name, app in (await self._control.applications()).items()
-            if self._mains.intersection(app.deployments) and app.status != "DELETING"
-        }
-        for name in self._applications.keys() - found.keys():
-            del self._applications[name]
-        for name, app in found.items():
-            known = self._applications.get(name)
-            if known is None or set(known.deployments) != set(app.deployments):
-                known = self._applications[name] = self._new_application(name, app)
-            known.status, known.message = app.status, app.message
+        """Compare what Serve lists with what is known; register with replicas that are new or due."""
+        listed = {name: app for name, app in (await self._control.applications()).items() if app.status != "DELETING"}
+        for name, known in list(self._applications.items()):
+            app = listed.get(name)
+            if app is None or (app.deployments and self._main_of(app) != known.main):
+                self._leave(self._applications.pop(name))
+        for name, app in listed.items():
+            main = self._main_of(app)
+            if name not in self._applications and main is not None:
+                self._applications[name] = Application(name, main)
+            if name in self._applications:
+                self._update(self._applications[name], app)
+        self._leaving = [one for one in self._leaving if one.has_calls]
         self._is_discovered = True
         for application in self._applications.values():
             self._register_if_due(application)
@@ -115,53 +151,71 @@ class Applications:
 
     def take_state(self, message: StateMessage) -> None:
         """A replica has told how it is."""
-        application = self._applications.get(message.application)
-        if application is None:
-            return
         state = message.state
-        calls = application.calls.get(message.deployment)
-        if calls is not None:
-            calls.see(message.calls, state)
-        if message.deployment == application.main:
+        for one in self.all:
+            calls = one.calls.get(message.deployment) if one.name == message.application else None
+            if calls is not None:
+                calls.see(message.calls, state)
+        application = self._applications.get(message.application)
+        if application is not None and message.deployment == application.main:
             if state.state == "gone":
                 application.copies.pop(state.replica_id, None)
             else:
                 application.copies[state.replica_id] = (time.monotonic(), state)
 
     def health(self) -> HealthReport:
-        """Healthy when every application has a copy that says that it is ready."""
+        """Healthy when every application that has run has a copy that says that it is ready."""
         if not self._is_discovered:
             return HealthReport(False, {}, "the models are still being looked for", is_discovering=True)
+        known = list(self._applications.values())
+        if not known:
+            return HealthReport(False, {}, "no model is deployed")
         models: dict[str, list[CopyState]] = {}
-        ill = []
-        for application in self._applications.values():
-            fresh = application.fresh_copies()
-            for label in [description.name for description in application.descriptions] or [application.name]:
+        ill: list[str] = []
+        for application in known:
+            for label in application.labels:
                 if label in models:
                     ill.append(
                         f"{application.name}: its model name {label} is taken by another application; rename one"
                     )
                     continue
-                models[label] = fresh
-                reason = _why_ill(application, fresh)
+                models[label] = application.fresh_copies()
+                reason = _why_ill(application, models[label])
                 if reason is not None:
                     ill.append(f"{label}: {reason}")
-        if not models:
-            return HealthReport(False, {}, "no model is deployed")
-        is_discovering = any(not application.descriptions for application in self._applications.values())
-        return HealthReport(not ill, models, "; ".join(ill), is_discovering)
+        newcomers = {one.name: _newcomer(one) for one in known if one.is_newcomer}
+        detail = "; ".join([*ill, *(note for one in known if (note := _note(one)) is not None)])
+        is_discovering = any(not one.descriptions and one.status != "DEPLOY_FAILED" for one in known)
+        return HealthReport(bool(models) and not ill, models, detail, is_discovering, newcomers)
 
-    def _new_application(self, name: str, app: RunningApplication) -> Application:
-        main = ROUTER_NAME if ROUTER_NAME in app.deployments else GRAPH_NAME
-        ours = (ROUTER_NAME, PREPROCESSOR_NAME, GRAPH_NAME)
-        calls = {one: self._make_calls() for one in app.deployments if one in ours}
-        return Application(name, main, app.deployments, calls)
+    def _main_of(self, app: RunningApplication) -> str | None:
+        """Its deployment that describes models; None: it has none, or none that counts here."""
+        found = app.deployments or (MAIN_OF_BUILDER.get(app.import_path, ""),)
+        return next((name for name in (ROUTER_NAME, GRAPH_NAME) if name in found and name in self._mains), None)
+
+    def _update(self, application: Application, app: RunningApplication) -> None:
+        """Take over what Serve lists. Deployments that stay keep their calls; where it lists none, all stay."""
+        application.status, application.message = app.status, app.message
+        if not app.deployments:
+            return
+        for name in (ROUTER_NAME, PREPROCESSOR_NAME, GRAPH_NAME):
+            if name in app.deployments and name not in application.calls:
+                application.calls[name] = self._make_calls()
+        gone = application.calls.keys() - set(app.deployments)
+        self._leave(
+            Application(application.name, application.main, {name: application.calls.pop(name) for name in gone})
+        )
+
+    def _leave(self, application: Application) -> None:
+        """Its calls may end: they hear of its replicas' states as before, until there is none under way."""
+        if application.has_calls:
+            self._leaving.append(application)
 
     def _register_if_due(self, application: Application) -> None:
         """One task for each application: none waits for another's replicas."""
-        interval_s = _REGISTER_INTERVAL_S if application.descriptions else _DISCOVERY_INTERVAL_S
+        interval_s = _REGISTER_INTERVAL_S if application.is_settled else _DISCOVERY_INTERVAL_S
         is_under_way = application.registering is not None and not application.registering.done()
-        if is_under_way or time.monotonic() - application.registered_s < interval_s:
+        if not application.calls or is_under_way or time.monotonic() - application.registered_s < interval_s:
             return
         application.registering = asyncio.create_task(self._register(application))
 
@@ -169,7 +223,7 @@ class Applications:
         try:
             async with asyncio.timeout(_REGISTER_LIMIT_S):
                 told: list[list[ModelDescription]] = []
-                for deployment in application.calls:
+                for deployment in list(application.calls):
                     answers = await self._control.register(application.name, deployment, self._own_address())
                     told += [answer for answer in answers if answer]
             if told:
@@ -201,9 +255,27 @@ class Applications:
 
 def _why_ill(application: Application, fresh: list[CopyState]) -> str | None:
     """Why an application cannot answer; None: it can."""
-    if any(state.state == "ready" for state in fresh):
+    if _has_ready(fresh):
         return None
     details = [f"{state.state} ({state.detail})" for state in fresh]
     if details:
         return ", ".join(details)
-    return f"no copy answers; application is {application.status} {application.message[:500]}".strip()
+    return f"no copy answers; application is {application.status} {application.reason}".strip()
+
+
+def _note(application: Application) -> str | None:
+    """What is to be told of an application without its being ill; None: nothing."""
+    if application.is_newcomer:
+        newcomer = _newcomer(application)
+        return f"{application.name}: {newcomer.state}" + (f" ({newcomer.detail})" if newcomer.detail else "")
+    if application.status == "DEPLOY_FAILED" and _has_ready(application.fresh_copies()):
+        return f"{application.name}: its last deploy failed, copies that are ready go on ({application.reason})"
+    return None
+
+
+def _has_ready(copies: list[CopyState]) -> bool:
+    return any(copy.state == "ready" for copy in copies)
+
+
+def _newcomer(application: Application) -> Newcomer:
+    return Newcomer("failed" if application.status == "DEPLOY_FAILED" else "starting", application.reason)

@@ -11,9 +11,10 @@ from serve_app.types.models import ModelDescription
 class RunningApplication:
     """An application as Serve shows it."""
 
-    status: str  # RUNNING, DEPLOYING, UNHEALTHY, ...
+    status: str  # RUNNING, DEPLOYING, DEPLOY_FAILED, UNHEALTHY, DELETING, ...
     message: str
-    deployments: tuple[str, ...]
+    deployments: tuple[str, ...]  # none while the first version is built, or when that has failed
+    import_path: str = ""  # of its builder; empty where Serve does not say
 
 
 class Control(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from serve_app.types.chains import ChainRequest, ChainResult
 from serve_app.types.generation import GenerateRequest, OutputChunk
@@ -14,13 +14,22 @@ TakeChunk = Callable[[OutputChunk], bool]  # False: no more is wanted
 
 
 @dataclass(frozen=True, slots=True)
+class Newcomer:
+    """An application that has never run: its first deploy is under way, or has failed."""
+
+    state: Literal["starting", "failed"]
+    detail: str  # what Serve says of it
+
+
+@dataclass(frozen=True, slots=True)
 class HealthReport:
-    """Whether every model can answer, and the state of each of its copies."""
+    """Whether every model that has run can answer, and the state of each of its copies."""
 
     is_healthy: bool
     models: dict[str, list[CopyState]] = field(default_factory=dict)
     detail: str = ""
     is_discovering: bool = False  # an application has not told its model's name yet
+    newcomers: dict[str, Newcomer] = field(default_factory=dict)  # by application; they make nothing unhealthy
 
 
 class ModelBackend(Protocol):
@@ -37,8 +46,8 @@ class ModelBackend(Protocol):
     async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
         """Hand a request's chunks to `take` as they come; returns when all choices have ended, or no more is wanted.
 
-        Cancelling aborts the request. Raises a RayshardError when it cannot go on, and what `take` raises. A copy that
-        dies before the first chunk is no error while there is another one.
+        Cancelling aborts the request. Raises a RayshardError when it cannot go on, and what `take` raises. When a copy
+        dies, another goes on behind the last chunk.
         """
         ...
 

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.schema import ApplicationDetails, ServeInstanceDetails
 from ray.util import get_node_ip_address
 
 from serve_app.backend.control import RunningApplication
@@ -20,6 +23,8 @@ from serve_app.types.links import LinkAddress
 from serve_app.types.models import ModelDescription
 
 logger = logging.getLogger(__name__)
+
+_UNREACHABLE = (RayError, RayServeException, DeploymentUnavailableError, KeyError)  # KeyError: Serve knows no such one
 
 
 class ServeControl:
@@ -35,11 +40,7 @@ class ServeControl:
 
     async def applications(self) -> dict[str, RunningApplication]:
         """See Control."""
-        status = await asyncio.to_thread(serve.status)
-        return {
-            name: RunningApplication(app.status.value, app.message, tuple(app.deployments))
-            for name, app in status.applications.items()
-        }
+        return await asyncio.to_thread(_running_applications)
 
     async def http_host(self) -> str | None:
         """The address that Serve's HTTP proxies listen on; None when Serve does not say."""
@@ -56,20 +57,20 @@ class ServeControl:
 
     async def register(self, application: str, deployment: str, address: LinkAddress) -> list[list[ModelDescription]]:
         """See Control."""
-        handle = serve.get_deployment_handle(deployment, application)
         try:
+            handle = serve.get_deployment_handle(deployment, application)
             answers = await handle.broadcast("register", address).results_async(return_exceptions=True)
-        except (RayError, RayServeException, DeploymentUnavailableError) as error:
+        except _UNREACHABLE as error:
             raise UnavailableError(f"no replica of {application} answers: {type(error).__name__}") from error
         return [answer for answer in answers if isinstance(answer, list)]
 
     async def hold(self, application: str, deployment: str, seconds: float) -> None:
         """See Control."""
-        handle = serve.get_deployment_handle(deployment, application).options(method_name="hold")
         try:
+            handle = serve.get_deployment_handle(deployment, application).options(method_name="hold")
             async with handle.choose_replica() as chosen:
                 await handle.dispatch(chosen, seconds)
-        except (RayError, RayServeException, DeploymentUnavailableError) as error:
+        except _UNREACHABLE as error:
             raise UnavailableError(f"no replica of {application} holds a call: {type(error).__name__}") from error
 
 
@@ -82,3 +83,34 @@ def place_here(description: ModelDescription) -> ModelDescription:
         return description
     directory = local_directory(description.source, read_environment(), needs_weights=False)
     return replace(description, source_dir=str(transformer_directory(directory)))
+
+
+def running_application(app: ApplicationDetails, live: Iterable[str]) -> RunningApplication:
+    """An application as Serve lists it; live: its deployments that have not ended.
+
+    Serve lists those of the version that it last built, and none from a changed file's coming until that is built, or
+    for good when it cannot be: the old ones run on meanwhile.
+    """
+    deployments = tuple(app.deployments) or tuple(live)
+    told = [app.message, *(deployment.message for deployment in app.deployments.values())]
+    message = "\n".join(text.strip() for text in told if text.strip())
+    config = app.deployed_app_config
+    return RunningApplication(app.status.value, message, deployments, config.import_path if config is not None else "")
+
+
+def _running_applications() -> dict[str, RunningApplication]:
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return {}
+    found = ServeInstanceDetails(**client.get_serve_details()).applications
+    live: dict[str, list[str]] = {}
+    if not all(app.deployments for app in found.values()):  # seldom, and Serve's status does not say
+        for one in _live_deployments(client):
+            live.setdefault(one.app_name, []).append(one.name)
+    return {name: running_application(app, live.get(name, ())) for name, app in found.items()}
+
+
+def _live_deployments(client: Any) -> list[Any]:
+    """Serve's ids of all deployments whose replicas it keeps, whatever is being built."""
+    ids: list[Any] = ray.get(client._controller.list_deployment_ids.remote())
+    return ids

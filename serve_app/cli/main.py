@@ -1,32 +1,41 @@
 """The command `rayshard`: parsing and printing only. Neither Ray nor torch is loaded, but by `train` and `compress`."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from serve_app.cli.clock import Clock
 from serve_app.cli.compress_options import add_compress_command
+from serve_app.cli.find_cluster import FoundCluster, find_cluster
 from serve_app.cli.key_command import add_key_command, make_key
-from serve_app.cli.serve_command import serve
+from serve_app.cli.running_servers import servers_directory
+from serve_app.cli.serve_command import process_variables, serve
 from serve_app.cli.train_options import add_train_command
 from serve_app.config.environment import read_environment
-from serve_app.errors import ConfigError
+from serve_app.errors import ConfigError, RayshardError
 
 if TYPE_CHECKING:  # `serve` has its child begin before these are imported
     from serve_app.cli.check_file import CheckedFile
     from serve_app.planning.serve_file import ServeFile
     from serve_app.planning.setting_problems import Problem
 
+_DEPLOY_S = 600.0
+_DRAIN_S = 30.0
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives its exit status."""
     arguments = _parser().parse_args(argv)
     if arguments.command == "serve":
-        return _serve(arguments.file)
+        return _serve(arguments.file, arguments.drain_s)
     if arguments.command == "deploy":
-        return _deploy(arguments.file, arguments.address)
+        return _deploy(arguments)
+    if arguments.command == "status":
+        return _status(arguments)
     if arguments.command == "train":
         return _train(arguments)
     if arguments.command == "compress":
@@ -42,18 +51,43 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serving = commands.add_parser("serve", help="check a Serve file, then serve it on this machine until Ctrl-C")
     serving.add_argument("file", type=Path, metavar="FILE")
+    drain = "how long running requests may go on when it is told to stop; 0: not at all (default: %(default)g)"
+    serving.add_argument("--drain-s", type=_seconds, default=_DRAIN_S, metavar="S", help=drain)
     validate = commands.add_parser("validate", help="name every mistake in a Serve file, without starting Ray")
     validate.add_argument("file", type=Path, metavar="FILE")
     validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
     elsewhere = "it will run on another machine: do not compare with the CPUs and GPUs of this one"
     validate.add_argument("--elsewhere", action="store_true", help=elsewhere)
-    deploying = commands.add_parser("deploy", help="check a Serve file, then hand it to a running cluster")
+    deploying = commands.add_parser(
+        "deploy", help="check a Serve file, have a running cluster serve it, go back when it does not run"
+    )
     deploying.add_argument("file", type=Path, metavar="FILE", help="relative paths in it are those of its folder")
-    deploying.add_argument("-a", "--address", metavar="URL", help="of the dashboard (default: that of `serve deploy`)")
+    _add_address(deploying)
+    give_up = "how long its applications have to come up, before what ran before is put back (default: %(default)g)"
+    deploying.add_argument("--timeout-s", type=_seconds, default=_DEPLOY_S, metavar="S", help=give_up)
+    status = commands.add_parser("status", help="show the applications of a running cluster, their copies and queues")
+    _add_address(status)
+    status.add_argument("--port", type=int, help="that your `rayshard serve` listens on, where there are several")
+    status.add_argument("--json", action="store_true", help="print JSON")
     add_train_command(commands)
     add_compress_command(commands)
     add_key_command(commands)
     return parser
+
+
+def _add_address(parser: argparse.ArgumentParser) -> None:
+    where = "of Ray's dashboard (default: RAY_DASHBOARD_ADDRESS, or that of the `rayshard serve` that you run here)"
+    parser.add_argument("-a", "--address", metavar="URL", help=where)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
+    return seconds
 
 
 def _compress(arguments: argparse.Namespace) -> int:
@@ -83,24 +117,58 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _serve(path: Path) -> int:
+def _serve(path: Path, drain_s: float) -> int:
     def check() -> "CheckedFile":
         from serve_app.cli.check_file import check_file
         from serve_app.planning.machine import find_machine
 
         return check_file(path, can_download=True, machine=find_machine(read_environment()))
 
-    return serve(path, check)
+    return serve(path, check, drain_s)
 
 
-def _deploy(path: Path, address: str | None) -> int:
+def _deploy(arguments: argparse.Namespace) -> int:
     from serve_app.cli.check_file import check_file
     from serve_app.cli.deploy_command import deploy
 
-    checked = check_file(path, can_download=False)
+    checked = check_file(arguments.file, can_download=False)
     if checked.serve_file is None:
         return _refuse(checked.problems)
-    return deploy(checked.serve_file, address)
+    try:
+        cluster = _find_cluster(arguments.address, checked.serve_file.http_port)
+        lacks = _lacks(checked.serve_file, cluster)
+        if lacks:
+            return _refuse(lacks)
+        print(_headline(checked.serve_file), flush=True)
+        return deploy(arguments.file, cluster.dashboard, arguments.timeout_s, Clock())
+    except RayshardError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.status_command import show_status
+
+    try:
+        cluster = _find_cluster(arguments.address, arguments.port)
+        return show_status(cluster.dashboard, as_json=arguments.json)
+    except RayshardError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+
+
+def _find_cluster(address: str | None, http_port: int | None) -> FoundCluster:
+    directory = servers_directory(read_environment())
+    return find_cluster(address, http_port, process_variables(), directory, Clock())
+
+
+def _lacks(serve_file: "ServeFile", cluster: FoundCluster) -> "list[Problem]":
+    """What Ray would wait for without end, where it is known to have this machine alone."""
+    from serve_app.planning.machine import find_machine
+    from serve_app.planning.reservations import machine_problems
+
+    machine = None if cluster.server is None else find_machine(read_environment(cluster.server.variables))
+    return [] if machine is None else machine_problems(serve_file.models, serve_file.graphs, machine)
 
 
 def _validate(path: Path, *, can_download: bool, is_elsewhere: bool) -> int:

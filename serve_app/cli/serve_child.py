@@ -72,7 +72,7 @@ def main(path: Path) -> None:
         _tell(Phase("starting Ray"))
         start_dashboard, deployment = (_start_ray if has_known_node() else _start_ray_whole)()
         _tell(Phase("starting Ray Serve", is_ray_up=True))
-        deployment.serve_until_interrupted(path, _tell, start_dashboard, stack.close)
+        deployment.serve_until_interrupted(path, _tell, start_dashboard, stack.close, begin.drain_s)
 
 
 def has_known_node() -> bool:

@@ -2,24 +2,26 @@
 
 import os
 import re
-import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from http import HTTPStatus
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
-from serve_app.cli.ray_dashboard import status_of
+import msgspec
+
+from serve_app.cli.ray_dashboard import read_body
+from serve_app.cli.running_servers import ServerNote, servers_directory
 from serve_app.cli.serve_events import ApplicationState, Begin, DashboardUp, Event, Phase, read_event
 from serve_app.cli.serve_process import ServeProcess, without_colours
+from serve_app.cli.serve_stop import StopSignals, stop_process
 from serve_app.cli.serve_texts import base_url, ray_text, ready_text
-from serve_app.config.environment import SHARD_SERVER_VARIABLE
+from serve_app.config.environment import SHARD_SERVER_VARIABLE, read_environment
 from serve_app.errors import ConfigError, RayshardError
+from serve_app.gateway.bodies.others import HealthBody
 
 if TYPE_CHECKING:  # they take as long to import as Ray
     from serve_app.cli.check_file import CheckedFile
@@ -29,8 +31,6 @@ _CHILD = (sys.executable, "-m", "serve_app.cli.serve_child")
 _MAX_STARTS = 3  # a raylet has 30 s to come up, and on a busy machine it sometimes misses them
 _POLL_S = 0.25
 _REPORT_S = 15.0
-_SHUTDOWN_S = 40.0  # Serve drains its replicas first
-_SHUTDOWN_UNREADY_S = 2.0  # nothing is served yet that could be drained
 _MAX_REASON_LINES = 12  # the log has the rest
 _ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b")
 _DEFAULT_VARIABLES = {
@@ -40,24 +40,23 @@ _DEFAULT_VARIABLES = {
     "RAY_worker_niceness": "0",  # Ray's own is 15, the lowest share of a busy machine
 }
 _CANNOT_START = re.compile(r"model cannot start model=(?P<model>\S+) kind=(?P<kind>\S+) reason=(?P<reason>.*)")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ServeStartError(RayshardError):
     """The models could not be brought up."""
 
 
-def serve(path: Path, check: Callable[[], "CheckedFile"], child: Sequence[str] = _CHILD) -> int:
+def serve(path: Path, check: Callable[[], "CheckedFile"], drain_s: float, child: Sequence[str] = _CHILD) -> int:
     """Check a file and serve it until Ctrl-C or SIGTERM; gives the exit status.
 
-    `check` runs while the child imports Ray; `child` stands in for that command in tests. To be called from the main
-    thread: it handles signals while it runs.
+    `check` runs while the child imports Ray; drain_s: how long requests may go on that run then; `child` stands in for
+    that command in tests. To be called from the main thread: it handles signals while it runs.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="rayshard-") as directory:
             environment = {**child_environment(), SHARD_SERVER_VARIABLE: str(Path(directory, "shards"))}
             start = partial(ServeProcess, [*child, str(path.resolve())], path.resolve().parent, environment)
-            return _check_and_serve(start, start() if path.is_file() else None, check, environment)
+            return _check_and_serve(start, start() if path.is_file() else None, check, drain_s)
     except RayshardError as error:
         print(f"error: {error.message}", file=sys.stderr, flush=True)
     return 1
@@ -67,12 +66,12 @@ def _check_and_serve(
     start: Callable[[], ServeProcess],
     first: ServeProcess | None,
     check: Callable[[], "CheckedFile"],
-    environment: Mapping[str, str],
+    drain_s: float,
 ) -> int:
     try:
         checked = check()
         if checked.serve_file is not None and first is not None:
-            return _serve(checked.serve_file, checked, first, start, environment)
+            return _serve(checked.serve_file, checked, first, start, drain_s)
         print(*checked.problems, sep="\n", file=sys.stderr)
     finally:
         if first is not None:
@@ -85,27 +84,30 @@ def _serve(
     checked: "CheckedFile",
     process: ServeProcess,
     start: Callable[[], ServeProcess],
-    environment: Mapping[str, str],
+    drain_s: float,
 ) -> int:
     _check_ports(serve_file)
     log_path = _log_path(serve_file.http_port)
-    with StopSignals() as stop:
+    notes = servers_directory(read_environment())
+    port, url = serve_file.http_port, base_url(serve_file)
+    with StopSignals() as stop, ServerNote(notes, port, url, serve_file.path.resolve(), log_path) as note:
         for num_left in reversed(range(_MAX_STARTS)):
-            shutdown_s = _SHUTDOWN_UNREADY_S
+            is_ready = False
             try:
                 print(f"Starting; log in {log_path}; Ctrl-C stops it.", flush=True)
-                process.begin(Begin(str(log_path), checked.cpu_engines))
-                run = _Run(process, serve_file, environment, stop)
+                process.begin(Begin(str(log_path), checked.cpu_engines, drain_s))
+                run = _Run(process, serve_file, note, stop)
                 if run.wait_until_ready(can_retry=num_left > 0):
-                    shutdown_s = _SHUTDOWN_S
+                    is_ready = True
                     print(ready_text(serve_file, checked.plan_text, log_path), flush=True)
                     run.watch()
                     return 0
                 if stop.num_received:
                     return 0
             finally:
-                _stop(process, stop, shutdown_s)
+                stop_process(process, stop, drain_s if is_ready else None)
             print("Ray did not come up in its time; trying again", flush=True)
+            note.dashboard_is_at(None)
             process = start()
     return 1
 
@@ -119,41 +121,25 @@ def child_environment(variables: Mapping[str, str] | None = None) -> dict[str, s
     if given.get("RAY_ADDRESS", "local") != "local":
         raise ConfigError(
             f"RAY_ADDRESS={given['RAY_ADDRESS']} names a cluster, and `rayshard serve` starts Ray on this machine; "
-            "unset it, or run `serve deploy FILE` to use the cluster"
+            "unset it, or run `rayshard deploy FILE` to use the cluster"
         )
     return {**_DEFAULT_VARIABLES, **given, "RAY_ADDRESS": "local"}
 
 
-class StopSignals:
-    """Counts the signals that ask us to stop, while it is entered."""
-
-    def __init__(self) -> None:
-        self.num_received = 0
-        self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
-
-    def __enter__(self) -> "StopSignals":
-        for number in _SIGNALS:
-            signal.signal(number, self._count)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _count(self, _number: int, _frame: FrameType | None) -> None:
-        self.num_received += 1
+def process_variables() -> Mapping[str, str]:
+    """The environment of this process, for what Ray takes from it."""
+    return os.environ
 
 
 class _Run:
     """One try to bring everything up."""
 
-    def __init__(
-        self, process: ServeProcess, serve_file: "ServeFile", environment: Mapping[str, str], stop: StopSignals
-    ) -> None:
+    def __init__(self, process: ServeProcess, serve_file: "ServeFile", note: ServerNote, stop: StopSignals) -> None:
         self._process = process
         self._path = serve_file.path.resolve()
+        self._names = {one.name for one in serve_file.models} | {one.name for one in serve_file.graphs}
         self._health_url = f"{base_url(serve_file)}/health"
-        self._environment = environment
+        self._note = note
         self._stop = stop
         self._is_ray_up = False
         self._phase = ""
@@ -174,11 +160,24 @@ class _Run:
             failed = [state for state in self._states.values() if state.status == "DEPLOY_FAILED"]
             if failed:
                 raise ServeStartError("\n".join(_why_it_failed(state) for state in failed))
-            if self._is_ray_up and status_of(self._health_url) == HTTPStatus.OK:
+            if self._all_run() and self._all_answer():
                 return True
             self._report()
             time.sleep(_POLL_S)
         return False
+
+    def _all_run(self) -> bool:
+        """Whether Serve has brought up all of the file."""
+        running = {name for name, state in self._states.items() if state.status == "RUNNING"}
+        return self._is_ray_up and self._names <= running
+
+    def _all_answer(self) -> bool:
+        """Whether the Gateway has met all models: /health is 200 as soon as one answers."""
+        try:
+            health = msgspec.json.decode(read_body(self._health_url), type=HealthBody)
+        except (OSError, msgspec.DecodeError):
+            return False
+        return health.status == "ok" and not health.num_starting
 
     def watch(self) -> None:
         """Show errors until we are told to stop. Raises ServeStartError when the child ends before."""
@@ -219,7 +218,8 @@ class _Run:
                 self._phase = event.text
                 print(event.text, flush=True)
             case DashboardUp():
-                print(ray_text(event.url, self._path, self._environment), flush=True)
+                self._note.dashboard_is_at(event.url)
+                print(ray_text(event.url, self._path), flush=True)
             case ApplicationState():
                 self._states[event.name] = event
 
@@ -228,17 +228,6 @@ class _Run:
             self._reported_s = time.monotonic()
             shown = ", ".join(f"{state.name} {state.status}" for state in self._states.values())
             print(f"... {shown or self._phase}", flush=True)
-
-
-def _stop(process: ServeProcess, stop: StopSignals, shutdown_s: float) -> None:
-    """End the child and all it started: gently first, at once when told a second time."""
-    process.interrupt()
-    num_before, deadline_s = stop.num_received, time.monotonic() + shutdown_s
-    if num_before:
-        print("Stopping ...", flush=True)
-    while process.exit_status is None and stop.num_received == num_before and time.monotonic() < deadline_s:
-        time.sleep(_POLL_S)
-    process.end()
 
 
 def _why_it_failed(state: ApplicationState) -> str:

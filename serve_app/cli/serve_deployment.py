@@ -4,17 +4,21 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
 from ray import serve
+from ray.exceptions import GetTimeoutError, RayError
 from ray.serve._private.api import serve_start
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.cli.clock import Clock
+from serve_app.cli.serve_drain import drain
 from serve_app.cli.serve_events import ApplicationState, DashboardUp, Event, Phase
 
 _POLL_S = 0.1
@@ -22,6 +26,8 @@ _STATES_POLL_S = 0.5  # a look costs the controller and this process some 20 ms 
 _SETTLED_POLL_S = 10.0
 _DASHBOARD_S = 15.0  # a start that takes longer can be looked at
 _FINAL = ("RUNNING", "DEPLOY_FAILED")
+_GATEWAY = "Gateway"  # its deployment
+_ASK_S = 2.0
 
 
 def serve_until_interrupted(
@@ -29,8 +35,9 @@ def serve_until_interrupted(
     tell: Callable[[Event], None],
     start_dashboard: Callable[[], str | None],
     when_settled: Callable[[], None],
+    drain_s: float,
 ) -> None:
-    """Deploy a Serve file; on SIGINT, let the requests at hand end and stop Serve.
+    """Deploy a Serve file; on SIGINT, let the requests at hand end, for drain_s at most, and stop Serve.
 
     start_dashboard: gives its URL. when_settled: called when no application is being deployed any more.
     """
@@ -47,7 +54,44 @@ def serve_until_interrupted(
         while True:
             time.sleep(_SETTLED_POLL_S)
     except KeyboardInterrupt:
-        serve.shutdown()
+        if drain(_Gateways(), drain_s, tell, Clock()):  # else Serve would wait on for the requests that are left
+            serve.shutdown()
+
+
+class _Gateways:
+    """Every Gateway of this cluster: an Ingress."""
+
+    def __init__(self) -> None:
+        running = serve.status().applications
+        self._names = [name for name, one in running.items() if _GATEWAY in one.deployments]
+        self._num_requests = {replica: 0 for name in self._names for replica in _replicas_of(name)}
+
+    def close(self) -> None:
+        """See Ingress: without its application a proxy has no route."""
+        for name in self._names:
+            serve.delete(name, _blocking=False)
+
+    def num_requests(self) -> int:
+        """See Ingress. A replica that has ended has none, one that is too busy to answer as many as before."""
+        for replica in self._num_requests:
+            try:
+                self._num_requests[replica] = ray.get(replica.get_num_ongoing_requests.remote(), timeout=_ASK_S)
+            except GetTimeoutError:
+                continue
+            except RayError:
+                self._num_requests[replica] = 0
+        return sum(self._num_requests.values())
+
+
+def _replicas_of(application: str) -> list[Any]:
+    """The actors of an application's Gateway."""
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    details = ray.get(controller.get_serve_instance_details.remote())
+    found = []
+    for replica in details["applications"][application]["deployments"][_GATEWAY]["replicas"]:
+        with suppress(ValueError):  # it has just ended
+            found.append(ray.get_actor(replica["actor_name"], namespace=SERVE_NAMESPACE))
+    return found
 
 
 def _deploy(config: ServeDeploySchema) -> None:

@@ -12,6 +12,7 @@ class Begin(msgspec.Struct, frozen=True):
 
     log_path: str
     cpu_engines: list[EngineKind]  # that shards on CPU run
+    drain_s: float = 0.0  # how long running requests may go on after SIGINT
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):
@@ -35,7 +36,19 @@ class ApplicationState(msgspec.Struct, frozen=True, tag="application"):
     message: str
 
 
-Event = Phase | DashboardUp | ApplicationState
+class Draining(msgspec.Struct, frozen=True, tag="draining"):
+    """No request is taken any more, and those that run may end; told when their number has changed."""
+
+    num_requests: int
+
+
+class Drained(msgspec.Struct, frozen=True, tag="drained"):
+    """It waits for no request any more."""
+
+    num_left: int  # that have not ended
+
+
+Event = Phase | DashboardUp | ApplicationState | Draining | Drained
 
 
 def event_line(event: Event) -> str:

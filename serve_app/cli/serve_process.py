@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from serve_app.cli.process_stat import PROCESSES, read_stat
 from serve_app.cli.serve_events import Begin
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -101,16 +102,6 @@ def without_colours(text: str) -> str:
 
 
 def session_members(session_id: int) -> list[int]:
-    """Processes of a session that have not ended; Linux only, as Ray's GPU nodes are."""
-    stats = (_stat_fields(path) for path in Path("/proc").glob("[0-9]*/stat"))
-    return [pid for pid, state, session in stats if session == session_id and state not in "ZX"]
-
-
-def _stat_fields(path: Path) -> tuple[int, str, int]:
-    """Pid, state and session from a /proc/PID/stat, as proc(5) lays it out."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        return 0, "X", 0  # it ended while we looked
-    fields = text[text.rindex(")") + 1 :].split()  # the name before it may hold blanks and brackets
-    return int(path.parent.name), fields[0], int(fields[3])
+    """Processes of a session that have not ended."""
+    stats = (read_stat(int(path.name)) for path in PROCESSES.glob("[0-9]*"))
+    return [stat.pid for stat in stats if stat is not None and stat.session == session_id]

@@ -3,36 +3,44 @@
 import json
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serve_app.cli.ray_dashboard import auth_token
+from serve_app.cli.ray_dashboard import LOOPBACK
 
 if TYPE_CHECKING:
     from serve_app.planning.serve_file import ServeFile
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-
-def ray_text(dashboard_url: str, path: Path, environment: Mapping[str, str]) -> str:
+def ray_text(dashboard_url: str, path: Path) -> str:
     """What a user sees when Ray's dashboard is up: where to look, and the commands that look and change."""
-    command = shlex.quote(str(Path(sys.executable).with_name("serve")))
-    prefix = "RAY_AUTH_MODE=token " if auth_token(environment) is not None else ""
+    command = shlex.quote(str(Path(sys.executable).with_name("rayshard")))
     return "\n".join(
         [
             f"Ray's dashboard is at {dashboard_url}. From another terminal:",
-            f"  {prefix}{command} status -a {dashboard_url}",
-            f"  {prefix}{command} deploy -a {dashboard_url} {shlex.quote(str(path))}",
+            f"  {command} status",
+            f"  {command} deploy {shlex.quote(str(path))}",
         ]
     )
+
+
+def draining_text(num_requests: int) -> str:
+    """What a user sees while running requests end."""
+    return f"Draining: {_requests(num_requests, 'runs', 'run')}; again to end at once"
+
+
+def drained_text(num_left: int, drain_s: float) -> str:
+    """What a user sees when nothing is waited for any more."""
+    if num_left == 0:
+        return "Stopping ..."
+    return f"Stopping; {_requests(num_left, 'has', 'have')} not ended within {drain_s:g} s ..."
 
 
 def ready_text(serve_file: "ServeFile", plan_text: str, log_path: Path) -> str:
     """What a user sees when the models answer: address, shards, a request to try."""
     address = base_url(serve_file)
     lines = ["", plan_text.strip(), "", f"Serving at {address}; log in {log_path}; Ctrl-C stops it."]
-    if serve_file.gateway.api_keys_file is None and serve_file.http_host not in _LOOPBACK:
+    if serve_file.gateway.api_keys_file is None and serve_file.http_host not in LOOPBACK:
         lines.append(f"Open to everybody who reaches {serve_file.http_host}: no api_keys_file is set for the Gateway.")
     if serve_file.models:
         route, example = _example_request(serve_file)
@@ -46,6 +54,10 @@ def base_url(serve_file: "ServeFile") -> str:
     """Where a client on this machine reaches the Gateway."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(serve_file.http_host, serve_file.http_host)
     return f"http://{f'[{host}]' if ':' in host else host}:{serve_file.http_port}"
+
+
+def _requests(count: int, one: str, several: str) -> str:
+    return f"1 request {one}" if count == 1 else f"{count} requests {several}"
 
 
 def _can_chat(serve_file: "ServeFile") -> bool:

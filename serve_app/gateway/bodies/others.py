@@ -5,15 +5,18 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from serve_app.backend.protocol import Newcomer
 from serve_app.types.models import CopyState
 
 
 class HealthBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`GET /health`; the status alone without a key where keys are needed."""
+    """`GET /health`; status and num_starting alone without a key where keys are needed."""
 
-    status: str
+    status: str  # ok, unavailable
     detail: str | None = None
     models: dict[str, list[CopyState]] | None = None
+    newcomers: dict[str, Newcomer] | None = None  # by application; left out where there is none
+    num_starting: int = 0  # newcomers that are on their way; everybody may know
 
 
 class Ping(msgspec.Struct, frozen=True):

@@ -14,31 +14,42 @@ from serve_app.gateway.http.shell import json_answer
 
 
 def health_endpoint(plane: DataPlane) -> Callable[[Request], Awaitable[Response]]:
-    """200 only when every model can answer."""
+    """200 only when every model that has run can answer."""
 
     async def health(request: Request) -> Response:
         report = plane.backend.health()
         given = request.headers.getlist("authorization")
         if plane.keys is None:
-            body = _body(report, list(report.models))
+            body = _body(report, lambda _name: True)
         elif given:
-            holder = plane.keys.holder(given)
-            body = _body(report, [name for name in report.models if holder.may_use(name)])
+            body = _body(report, plane.keys.holder(given).may_use)
         else:
-            body = HealthBody(_state(report))
+            body = HealthBody(_state(report), num_starting=_num_starting(report))
         return json_answer(body, status=200 if report.is_healthy else 503)
 
     return health
 
 
-def _body(report: HealthReport, names: list[str]) -> HealthBody:
-    """The report on these models. Its detail names models, so that only who may see all gets it."""
+def _body(report: HealthReport, may_see: Callable[[str], bool]) -> HealthBody:
+    """The report on what the caller may see. Its detail names models, so that only who may see all gets it."""
     models = {
-        name: [replace(copy, detail=without_places(copy.detail)) for copy in report.models[name]] for name in names
+        name: [replace(copy, detail=without_places(copy.detail)) for copy in copies]
+        for name, copies in report.models.items()
+        if may_see(name)
     }
-    detail = without_places(report.detail) if len(names) == len(report.models) else ""
-    return HealthBody(_state(report), detail, models)
+    newcomers = {
+        name: replace(newcomer, detail=without_places(newcomer.detail))
+        for name, newcomer in report.newcomers.items()
+        if may_see(name)
+    }
+    is_whole = len(models) + len(newcomers) == len(report.models) + len(report.newcomers)
+    detail = without_places(report.detail) if is_whole else ""
+    return HealthBody(_state(report), detail, models, newcomers or None, _num_starting(report))
 
 
 def _state(report: HealthReport) -> str:
     return "ok" if report.is_healthy else "unavailable"
+
+
+def _num_starting(report: HealthReport) -> int:
+    return sum(newcomer.state == "starting" for newcomer in report.newcomers.values())

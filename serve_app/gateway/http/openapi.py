@@ -156,7 +156,7 @@ def openapi_document() -> bytes:
 
 def _health_operations() -> list[Operation]:
     return [
-        Operation("GET", "/health", "health", "Whether every model can answer, and the state of each copy",
+        Operation("GET", "/health", "health", "Whether every model that has run can answer, and the state of each copy",
                   {_JSON: HealthBody}, other_answers={503: HealthBody}, is_open=True),
         Operation("GET", "/ping", "health", "Health in TorchServe's words",
                   {_JSON: Ping}, other_answers={503: Ping}, is_open=True),

@@ -24,7 +24,11 @@ def restored(cluster: ServeCluster) -> Iterator[ServeCluster]:
     before = cluster.applications
     yield cluster
     cluster.deploy(before)
-    cluster.wait_until(lambda: set(cluster.health()[1]["models"]) == {"demo"}, 120, "going back")
+    cluster.wait_until(lambda: is_as_before(*cluster.health()), 120, "going back")
+
+
+def is_as_before(status: int, health: dict[str, Any]) -> bool:
+    return status == 200 and set(health["models"]) == {"demo"} and not health["detail"]
 
 
 @pytest.mark.slow
@@ -33,11 +37,56 @@ def test_a_second_model_comes_without_touching_the_first(restored: ServeCluster)
     pids = cluster.pids("ray::Shard")
     with constant_requests(cluster, "demo") as failures:
         cluster.deploy([*cluster.applications, model_application("second", parallel={"pipeline": 1, "tensor": 2})])
-        cluster.wait_until(lambda: len(cluster.copies("second")) == 1 and cluster.is_healthy(), 180, "the second model")
+        seen: list[tuple[int, dict[str, Any]]] = []
+
+        def is_there() -> bool:
+            status, health = cluster.health()
+            seen.append((status, health.get("newcomers", {})))
+            return status == 200 and "second" in health["models"]
+
+        cluster.wait_until(is_there, 180, "the second model")
+        assert {status for status, _newcomers in seen} == {200}
+        assert (200, {"second": {"state": "starting", "detail": ""}}) in seen
         assert cluster.complete("second", DATE).json()["choices"][0]["text"].strip() == ANSWER
         failures.wait_for(200)
     assert failures.seen == []
     assert set(pids) <= set(cluster.pids("ray::Shard"))
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_built_leaves_the_model_served_and_says_why(restored: ServeCluster) -> None:
+    cluster = restored
+    pids = cluster.pids("ray::ServeReplica:demo")
+    others = [one for one in cluster.applications if one["name"] != "demo"]
+    misspelt = [model_application(name, max_model_lenn=512) for name in ("demo", "new")]
+    with constant_requests(cluster, "demo") as failures:
+        cluster.deploy([*others, *misspelt])
+        cluster.wait_until(lambda: has_failed(cluster.health()[1], ["demo", "new"]), 120, "the failure")
+        failures.wait_for(failures.num_done + 100)
+        status, health = cluster.health()
+    assert failures.seen == []
+    assert (status, list(health["models"])) == (200, ["demo"])
+    assert health["newcomers"]["new"]["state"] == "failed"
+    assert "max_model_lenn" in health["newcomers"]["new"]["detail"]
+    assert cluster.pids("ray::ServeReplica:demo") == pids
+
+
+def has_failed(health: dict[str, Any], names: list[str]) -> bool:
+    return all(f"{name}: " in health["detail"] for name in names) and health["detail"].count("max_model_lenn") >= 2
+
+
+@pytest.mark.slow
+def test_callers_wait_while_the_only_copy_is_replaced_by_another_version(restored: ServeCluster) -> None:
+    cluster = restored
+    others = [one for one in cluster.applications if one["name"] != "demo"]
+    with constant_requests(cluster, "demo") as failures:
+        cluster.deploy([*others, model_application("demo", max_model_len=512, parallel={"pipeline": 2, "tensor": 1})])
+        cluster.wait_until(lambda: not cluster.is_healthy(), 60, "the old copy's end")
+        cluster.wait_until(cluster.is_healthy, 120, "the new copy")
+        failures.wait_for(failures.num_done + 20)
+    assert failures.seen == []
+    too_long = cluster.complete("demo", DATE, max_tokens=600)
+    assert (too_long.status_code, "512" in too_long.text) == (400, True)
 
 
 @pytest.mark.slow

@@ -1,12 +1,20 @@
 """What a backend knows of applications: names, health, and what replicas tell."""
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
+from serve_app.backend.applications import GRAPH_NAME, MAIN_OF_BUILDER, ROUTER_NAME, Application
+from serve_app.backend.control import RunningApplication
+from serve_app.backend.protocol import Newcomer
 from serve_app.backend.serve_backend import ServeBackend
+from serve_app.errors import InternalError, ModelNotFoundError, UnavailableError
+from serve_app.planning.serve_options import GRAPH_IMPORT_PATH, MODEL_IMPORT_PATH, MODEL_SET_IMPORT_PATH
 from serve_app.types.models import ModelDescription
+from serve_app.types.tensors import InferRequest, InferResult
 from tests.fakes_serve import FakeControl, FakeReplica, running_backend, states, until
 
 
@@ -27,7 +35,9 @@ def add(
     return replica
 
 
-async def looked(backend: ServeBackend) -> None:
+async def looked(backend: ServeBackend, since_registered_s: float = 0.0) -> None:
+    for application in backend._applications.all:
+        application.registered_s = time.monotonic() - since_registered_s
     await backend._applications.discover()
     for application in backend._applications.all:
         if application.registering is not None:
@@ -74,15 +84,14 @@ async def test_an_application_that_nobody_answers_for_is_ill_and_names_its_statu
     replicas: dict[str, FakeReplica],
 ) -> None:
     control = FakeControl()
-    control.replicas["starting", "Router"] = []
-    control.statuses["starting"] = "DEPLOYING"
+    control.replicas["silent", "Router"] = []
     add(control, replicas, "one", "m")
     async with running_backend(control) as backend:
-        await until(lambda: states(backend) == {"m": ["ready"], "starting": []})
+        await until(lambda: states(backend) == {"m": ["ready"], "silent": []})
         health = backend.health()
         assert not health.is_healthy
         assert health.is_discovering
-        assert "starting: no copy answers; application is DEPLOYING" in health.detail
+        assert health.detail == "silent: no copy answers; application is RUNNING"
 
 
 async def test_a_copy_that_is_rebuilt_says_why(replicas: dict[str, FakeReplica]) -> None:
@@ -122,3 +131,173 @@ async def test_a_model_whose_files_cannot_be_had_here_is_logged_and_the_others_a
     assert [model.name for model in backend.models()] == ["good"]
     assert "model not usable application=one" in caplog.text
     backend.close()
+
+
+def infer(backend: ServeBackend, wait_s: float = 5.0) -> "asyncio.Task[InferResult]":
+    """A call that is under way."""
+    return asyncio.create_task(backend.infer(InferRequest("r", "m", [], wait_s)))
+
+
+@pytest.mark.parametrize("status", ["DEPLOYING", "DEPLOY_FAILED"])
+async def test_a_model_is_served_while_serve_lists_none_of_its_deployments(
+    replicas: dict[str, FakeReplica], status: str
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        control.listed["one"] = RunningApplication(status, "max_model_lenn is unknown", ())
+        del control.registered[:]
+        await looked(backend, since_registered_s=6)
+        assert control.registered == [("one", "Router")]
+        await until(lambda: states(backend) == {"m": ["ready"]})
+        assert await infer(backend) == InferResult([])
+        assert backend.health().is_healthy
+        assert ("max_model_lenn is unknown" in backend.health().detail) == (status == "DEPLOY_FAILED")
+
+
+async def test_a_backend_that_starts_after_a_failed_deploy_knows_what_runs(replicas: dict[str, FakeReplica]) -> None:
+    control = FakeControl(statuses={"one": "DEPLOY_FAILED"})
+    add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        assert backend.model("m") == replicas["one"].description
+
+
+async def test_calls_go_on_when_an_application_gets_another_deployment(replicas: dict[str, FakeReplica]) -> None:
+    control = FakeControl()
+    replica = add(control, replicas, "one", "m")
+    replica.may_answer.clear()
+    async with running_backend(control) as backend:
+        call = infer(backend)
+        await until(lambda: replica.taken)
+        calls = backend._calls("m", "Router")
+        control.listed["one"] = RunningApplication("RUNNING", "", ("Preprocessor", "Router"))
+        await looked(backend)
+        assert backend._calls("m", "Router") is calls
+        assert backend._calls("m", "Preprocessor") is not calls
+        assert states(backend) == {"m": ["ready"]}
+        del control.listed["one"]
+        await looked(backend)
+        with pytest.raises(InternalError, match="has no Preprocessor"):
+            backend._calls("m", "Preprocessor")
+        replica.may_answer.set()
+        await call
+
+
+@pytest.mark.parametrize("status", ["DEPLOYING", "UNHEALTHY"])
+async def test_a_call_waits_while_the_only_copy_is_replaced(replicas: dict[str, FakeReplica], status: str) -> None:
+    control = FakeControl()
+    old = add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+        old.tell(state="gone")
+        await until(lambda: states(backend) == {"m": []})
+        control.replicas["one", "Router"] = []
+        control.statuses["one"] = status
+        await looked(backend)
+        assert not backend.health().is_healthy  # an outage, not a newcomer
+        with pytest.raises(UnavailableError, match=r"within 0\.05 s"):
+            await infer(backend, wait_s=0.05)
+        call = infer(backend)
+        await until(lambda: backend._calls("m", "Router").num_calls)
+        new = replicas["new"] = FakeReplica("new", "one", created_s=2)
+        control.add("one", "Router", new)
+        await looked(backend, since_registered_s=2)  # sooner than with a model that is settled
+        await call
+        assert new.taken == ["r"]
+        assert backend.model("m") == new.description
+
+
+async def test_a_model_that_is_deleted_ends_the_calls_that_it_has(replicas: dict[str, FakeReplica]) -> None:
+    control = FakeControl()
+    replica = add(control, replicas, "one", "m")
+    replica.may_answer.clear()
+    async with running_backend(control) as backend:
+        calls = [infer(backend), infer(backend)]
+        await until(lambda: len(replica.taken) == 2)
+        control.statuses["one"] = "DELETING"
+        await looked(backend)
+        with pytest.raises(ModelNotFoundError):
+            await infer(backend)
+        replica.may_answer.set()
+        await asyncio.gather(*calls)
+        await looked(backend)
+        assert backend._applications.all == []
+
+
+async def test_a_call_hears_of_its_copys_death_when_its_model_has_been_deleted(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    replica = add(control, replicas, "one", "m")
+    replica.may_answer.clear()
+    async with running_backend(control) as backend:
+        call = infer(backend, wait_s=0.05)
+        await until(lambda: replica.taken)
+        control.statuses["one"] = "DELETING"
+        await looked(backend)
+        replica.tell(state="gone")
+        async with asyncio.timeout(5):
+            with pytest.raises(UnavailableError, match="no copy of the model was ready"):
+                await call
+
+
+@pytest.mark.parametrize("deployments", [("Graph",), ("Other",)])
+async def test_a_name_that_another_kind_of_application_takes_is_a_new_one(
+    replicas: dict[str, FakeReplica], deployments: tuple[str, ...]
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        control.listed["one"] = RunningApplication("RUNNING", "", deployments)
+        await looked(backend)
+        assert backend.models() == []
+        assert [one.main for one in backend._applications.all] == [one for one in deployments if one == GRAPH_NAME]
+
+
+@pytest.mark.parametrize("deployments", [(), ("Router",)])  # while it is built, and then
+async def test_health_tells_a_newcomers_start_apart_from_an_outage(
+    replicas: dict[str, FakeReplica], deployments: tuple[str, ...]
+) -> None:
+    control = FakeControl()
+    control.listed["new"] = RunningApplication("DEPLOYING", "", deployments, MODEL_IMPORT_PATH)
+    async with running_backend(control) as backend:
+        health = backend.health()
+        assert (health.is_healthy, health.detail) == (False, "new: starting")  # nothing has ever been ready
+        replica = add(control, replicas, "one", "m")
+        await looked(backend)
+        await until(lambda: states(backend) == {"m": ["ready"]})
+        health = backend.health()
+        assert (health.is_healthy, health.is_discovering) == (True, True)
+        assert health.newcomers == {"new": Newcomer("starting", "")}
+        replica.tell(state="rebuilding", detail="shard 1 is gone")
+        await until(lambda: not backend.health().is_healthy)
+        assert backend.health().detail == "m: rebuilding (shard 1 is gone); new: starting"
+
+
+async def test_a_newcomer_that_cannot_be_deployed_is_listed_with_serves_message(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    control.listed["new"] = RunningApplication("DEPLOY_FAILED", "x" * 9999 + "why", (), MODEL_SET_IMPORT_PATH)
+    control.listed["theirs"] = RunningApplication("DEPLOY_FAILED", "", (), "shop:build")
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+        health = backend.health()
+        assert health.newcomers.keys() == {"new"}
+        assert (health.newcomers["new"].state, health.newcomers["new"].detail[-4:]) == ("failed", "xwhy")
+        assert len(health.newcomers["new"].detail) == 500
+        assert not health.is_discovering  # nothing is on its way
+
+
+def test_of_a_traceback_the_error_itself_is_the_reason() -> None:
+    frames = '  File "app.py", line 1, in build\n    read()\n    ^^^^^^\n  File "m.py", line 2, in read\n    raise'
+    end = "ValidationError: 1 error\nmax_model_lenn\n  Is not known"
+    message = f"failed with exception:\nTraceback:\n{frames}\n{end}\n"
+    assert Application("m", ROUTER_NAME, message=message).reason == end
+    assert Application("m", ROUTER_NAME, message="Failed to update.").reason == "Failed to update."
+
+
+def test_builders_are_those_of_a_serve_file() -> None:
+    mains = {MODEL_IMPORT_PATH: ROUTER_NAME, MODEL_SET_IMPORT_PATH: ROUTER_NAME, GRAPH_IMPORT_PATH: GRAPH_NAME}
+    assert mains == MAIN_OF_BUILDER

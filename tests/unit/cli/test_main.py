@@ -174,6 +174,22 @@ def test_a_right_file_is_handed_to_serve(
     assert "error: RAY_ADDRESS=10.0.0.1:6379 names a cluster" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["serve", "f", "--drain-s", "-1"], ["deploy", "f", "--timeout-s", "soon"]])
+def test_a_time_is_a_number_of_seconds(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f"{arguments[-1]} is not a number of seconds" in capsys.readouterr().err
+
+
+def test_the_status_of_nothing_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_DASHBOARD_ADDRESS", raising=False)
+    assert main(["status"]) == 1
+    assert capsys.readouterr().err.startswith("error: no `rayshard serve` of yours runs here; start one, or name")
+
+
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["--version"])

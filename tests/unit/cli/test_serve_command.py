@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli.check_file import CheckedFile
+from serve_app.cli.running_servers import RunningServer, running_servers
 from serve_app.cli.serve_command import child_environment, serve
 from serve_app.cli.serve_process import session_members
 from serve_app.cli.serve_texts import ready_text
@@ -26,9 +27,9 @@ from serve_app.planning.serve_file import ModelApplication, ServeFile
 from serve_app.planning.setting_problems import Problem
 
 # Serves /health, and tells what Serve would. On SIGINT it ends, but leaves a child behind, as Ray's dashboard does;
-# once healthy it has its parent told to stop.
+# once healthy it has its parent told to stop. When it is BUSY, it drains until its parent is told again.
 STAND_IN = """
-import http.server, json, os, pathlib, signal, subprocess, sys
+import http.server, json, os, pathlib, signal, subprocess, sys, time
 
 port, status, num_missed_starts, directory = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), pathlib.Path(sys.argv[4])
 starts = directory / "starts"
@@ -51,7 +52,8 @@ subprocess.Popen([sys.executable, "-c", "import os, time; os.setpgid(0, 0); time
 tell(type="phase", text="loading demo", is_ray_up=True)
 tell(type="dashboard", url=f"http://127.0.0.1:{port}")
 message = "Traceback\\n\\x1b[31mValueError: no such model"
-tell(type="application", name="demo", status=status, message=message)
+is_up = status in ("RUNNING", "BUSY")
+tell(type="application", name="demo", status="RUNNING" if is_up or status == "UNMET" else status, message=message)
 print("(controller) ERROR something to show", flush=True)
 if status.startswith("cannot "):
     print(f"(Router pid=1) ERROR x model cannot start model=demo kind={status[7:]} reason=why", flush=True)
@@ -60,9 +62,12 @@ signal.signal(signal.SIGINT, signal.SIG_IGN if status == "STUCK" else signal.def
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         is_health = self.path == "/health"
-        self.send_response(503 if is_health and status != "RUNNING" else 200)
+        is_ok = is_up or status in ("STARTING", "UNMET")
+        self.send_response(503 if is_health and not is_ok else 200)
         self.end_headers()
-        if is_health and status == "RUNNING":
+        health = {"status": "ok" if is_ok else "unavailable", "num_starting": int(status == "UNMET")}
+        self.wfile.write(json.dumps(health).encode())
+        if is_health and is_up:
             os.kill(os.getppid(), signal.SIGTERM)
 
     def log_message(self, *_):
@@ -72,7 +77,13 @@ server = http.server.HTTPServer(("127.0.0.1", port), Handler)
 try:
     server.serve_forever()
 except KeyboardInterrupt:
-    print("shut down", flush=True)
+    drain_s = json.loads(begin)["drain_s"]
+    tell(type="draining", num_requests=2)
+    if status == "BUSY":
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)
+    tell(type="drained", num_left=1)
+    print(f"shut down after {drain_s} s", flush=True)
 """
 
 
@@ -80,6 +91,7 @@ except KeyboardInterrupt:
 def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -95,10 +107,10 @@ def stand_in(port: int, status: str, num_missed_starts: int, directory: Path) ->
     return [sys.executable, "-c", STAND_IN, str(port), status, str(num_missed_starts), str(directory)]
 
 
-def served(serve_file: ServeFile, plan_text: str, child: Sequence[str]) -> int:
+def served(serve_file: ServeFile, plan_text: str, child: Sequence[str], drain_s: float = 5.0) -> int:
     """Exit status, when the file has no mistakes."""
     serve_file.path.touch()
-    return serve(serve_file.path, lambda: CheckedFile(serve_file, plan_text, [], [], []), child)
+    return serve(serve_file.path, lambda: CheckedFile(serve_file, plan_text, [], [], []), drain_s, child)
 
 
 @pytest.mark.process
@@ -112,9 +124,44 @@ def test_it_serves_until_told_to_stop_and_leaves_no_process(
     assert "\nstarting Ray\nloading demo\n" in printed.out
     assert f"Serving at http://127.0.0.1:{port}" in printed.out
     assert printed.err == "(controller) ERROR something to show\n"
-    assert "shut down" in (tmp_path / ".rayshard" / f"serve-{port}.log").read_text()
+    assert "\nDraining: 2 requests run; again to end at once\nStopping; 1 request has not ended" in printed.out
+    assert "shut down after 5.0 s" in (tmp_path / ".rayshard" / f"serve-{port}.log").read_text()
     assert session_members(int((tmp_path / "session").read_text())) == []
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("status", "drain_s", "told"), [("BUSY", 600.0, "Draining: 2"), ("RUNNING", 0.0, "Stopping")])
+def test_a_second_signal_ends_it_at_once_and_so_does_the_first_without_draining(
+    status: str, drain_s: float, told: str, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    child = stand_in(port, status, 0, tmp_path)
+    assert served(file_of(port, tmp_path), "", child, drain_s) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(told)
+    assert "shut down" not in (tmp_path / ".rayshard" / f"serve-{port}.log").read_text()
+    assert session_members(int((tmp_path / "session").read_text())) == []
+
+
+@pytest.mark.process
+def test_it_leaves_word_of_itself_while_it_runs(port: int, tmp_path: Path) -> None:
+    directory, seen = tmp_path / "cache" / "rayshard" / "running", list[RunningServer]()
+
+    def look_and_interrupt() -> None:
+        deadline_s = time.monotonic() + 30
+        while not any(one.dashboard_url for one in running_servers(directory)) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        seen.extend(running_servers(directory))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    looking = threading.Thread(target=look_and_interrupt)
+    looking.start()
+    assert served(file_of(port, tmp_path), "", stand_in(port, "STUCK", 0, tmp_path)) == 0
+    looking.join()
+    assert [(one.pid, one.http_port, one.file) for one in seen] == [
+        (os.getpid(), port, str(tmp_path / "serve_config.yaml"))
+    ]
+    assert seen[0].dashboard_url == f"http://127.0.0.1:{port}"
+    assert running_servers(directory) == []
 
 
 @pytest.mark.process
@@ -147,7 +194,7 @@ def test_a_model_that_cannot_start_ends_it_at_once_with_the_cause(
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("status", ["STUCK", "cannot ShardLostError"])
+@pytest.mark.parametrize("status", ["STUCK", "STARTING", "UNMET", "cannot ShardLostError"])  # UNMET by the Gateway
 def test_a_start_that_does_not_end_is_stopped_within_seconds(
     status: str, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,9 +213,10 @@ def test_a_start_that_does_not_end_is_stopped_within_seconds(
     assert time.monotonic() - told_s[0] < 12
     printed = capsys.readouterr()
     assert f"log in {log}" in printed.out
-    assert f"status -a http://127.0.0.1:{port}\n" in printed.out
-    assert f"deploy -a http://127.0.0.1:{port} {tmp_path / 'serve_config.yaml'}\n" in printed.out
-    assert ("reason=why" in printed.err) == (status != "STUCK")  # Serve may yet bring it up: told, and waited for
+    assert f"Ray's dashboard is at http://127.0.0.1:{port}. From another terminal:\n" in printed.out
+    assert f"/rayshard deploy {tmp_path / 'serve_config.yaml'}\n" in printed.out
+    assert "Serving at" not in printed.out
+    assert ("reason=why" in printed.err) == status.startswith("cannot ")  # Serve may yet bring it up
     assert session_members(int((tmp_path / "session").read_text())) == []
 
 
@@ -179,7 +227,8 @@ def test_a_file_with_mistakes_ends_the_child_before_it_begins(
     path = file_of(port, tmp_path).path
     path.touch()
     problems = [Problem("args", "no such model")]
-    assert serve(path, lambda: CheckedFile(None, "", problems, [], []), stand_in(port, "RUNNING", 0, tmp_path)) == 1
+    child = stand_in(port, "RUNNING", 0, tmp_path)
+    assert serve(path, lambda: CheckedFile(None, "", problems, [], []), 5.0, child) == 1
     printed = capsys.readouterr()
     assert (printed.out, printed.err) == ("", "args: no such model\n")
     assert not (tmp_path / ".rayshard").exists()

@@ -2,7 +2,16 @@
 
 import pytest
 
-from serve_app.cli.serve_events import ApplicationState, DashboardUp, Event, Phase, event_line, read_event
+from serve_app.cli.serve_events import (
+    ApplicationState,
+    DashboardUp,
+    Drained,
+    Draining,
+    Event,
+    Phase,
+    event_line,
+    read_event,
+)
 
 
 @pytest.mark.parametrize(
@@ -10,6 +19,8 @@ from serve_app.cli.serve_events import ApplicationState, DashboardUp, Event, Pha
     [
         Phase("starting Ray Serve", is_ray_up=True),
         DashboardUp("http://127.0.0.1:8265"),
+        Draining(3),
+        Drained(0),
         ApplicationState("demo", "DEPLOY_FAILED", "Traceback\n\x1b[31mValueError: no such model"),
     ],
 )

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import httpx
 import openai
 import pytest
 
+from serve_app.backend.protocol import Newcomer
 from serve_app.cli.main import main
 from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import ConfigError, RateLimitedError, TooManyTokensError, UnauthenticatedError
 from serve_app.gateway.api_keys import ApiKeys, KeyHolder
+from serve_app.gateway.caller import CALLER
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.key_file import digest_of, new_key, read_key_file
@@ -233,6 +235,13 @@ class Guarded:
     plane: DataPlane
 
 
+@pytest.fixture(autouse=True)
+def nobody() -> Iterator[None]:
+    """A test that uses a key outside of a request leaves no caller behind."""
+    yield
+    CALLER.set(None)
+
+
 @pytest.fixture
 async def guarded(tmp_path: Path) -> AsyncIterator[Guarded]:
     path = tmp_path / "keys"
@@ -292,6 +301,15 @@ async def test_prompts_are_cached_for_their_own_key_alone(guarded: Guarded) -> N
     assert len({"", *salts}) == 4
     assert await salt_of(every, cache_salt="a") == salts[2]
     assert await salt_of(every) == salts[0]
+
+
+async def test_a_request_is_its_keys_wherever_it_comes_from(guarded: Guarded) -> None:
+    for key in (guarded.keys[0], guarded.keys[5]):
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 1}
+        assert (await guarded.client.post("/v1/completions", json=body, headers=bearer(key))).status_code == 200
+    owners = [request.owner for request in guarded.backend.requests]
+    assert len(set(owners)) == 2
+    assert all(owner.startswith("key ") for owner in owners)
 
 
 async def test_a_model_that_is_not_allowed_is_not_there(guarded: Guarded) -> None:
@@ -372,13 +390,17 @@ async def test_health_without_a_key_says_up_or_down(guarded: Guarded) -> None:
     guarded.backend.is_healthy = False
     answer = await guarded.client.get("/health")
     assert (answer.status_code, answer.json()) == (503, {"status": "unavailable"})
+    guarded.backend.newcomers = {"secret": Newcomer("starting", "")}
+    assert (await guarded.client.get("/health")).json() == {"status": "unavailable", "num_starting": 1}
 
 
 async def test_health_with_a_key_shows_its_models(guarded: Guarded) -> None:
+    guarded.backend.newcomers = {"secret": Newcomer("starting", "")}
     whole = (await guarded.client.get("/health", headers=bearer(guarded.keys[0]))).json()
-    assert list(whole["models"]) == ["tiny"]
+    assert (list(whole["models"]), list(whole["newcomers"])) == (["tiny"], ["secret"])
     assert (await guarded.client.get("/health", headers=bearer(guarded.keys[1]))).json() == {
         "status": "ok",
+        "num_starting": 1,
         "detail": "",
         "models": {},
     }

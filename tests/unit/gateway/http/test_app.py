@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from ray.serve._private.http_util import RequestIdMiddleware
 
+from serve_app.backend.protocol import Newcomer
 from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import QueueFullError, RayshardError, ShardLostError, UnavailableError
 from serve_app.gateway.calls.data_plane import DataPlane
@@ -256,6 +257,11 @@ async def test_health_follows_the_backend(client: httpx.AsyncClient, backend: Sc
     response = await client.get("/health")
     assert (response.status_code, response.json()["status"]) == (200, "ok")
     assert response.json()["models"]["tiny"][0]["state"] == "ready"
+    assert "newcomers" not in response.json()
+    backend.newcomers = {"new": Newcomer("starting", ""), "bad": Newcomer("failed", "\x1b[31mno module at 10.0.0.7:80")}
+    response = await client.get("/health")
+    assert (response.status_code, response.json()["num_starting"]) == (200, 1)
+    assert response.json()["newcomers"]["bad"] == {"state": "failed", "detail": "no module at …"}
     backend.is_healthy = False
     response = await client.get("/health")
     assert (response.status_code, response.json()["detail"]) == (503, "shard 1 is gone")

@@ -1,0 +1,32 @@
+"""A Serve file for another process: Serve resolves relative paths where the cluster was started."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def with_absolute_paths(path: Path) -> dict[str, Any]:
+    """A Serve file's content, whose relative directories and files are those of its folder."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    folder = path.resolve().parent
+    for application in content["applications"]:
+        arguments = application.get("args") or {}
+        for owner in (arguments, *arguments.get("models", [])):
+            if isinstance(owner, dict):
+                owner.update(_absolute(owner, folder))
+    return content
+
+
+def _absolute(arguments: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """Those of the settings that name something in the folder; a hub id, or what is elsewhere, stays as it is."""
+    found: dict[str, str] = {}
+    for name in ("source", "api_keys_file"):
+        value = arguments.get(name)
+        if isinstance(value, str):
+            place = folder / Path(value).expanduser()
+            if place.exists():
+                found[name] = os.path.abspath(place)
+    return found

@@ -1,0 +1,51 @@
+"""What Serve's list of applications says to a backend."""
+
+from typing import Any
+
+from ray.serve.schema import ApplicationDetails
+
+from serve_app.backend.control import RunningApplication
+from serve_app.backend.serve_control import running_application
+
+
+def deployment(name: str, message: str = "") -> dict[str, Any]:
+    return {
+        "name": name,
+        "status": "UNHEALTHY",
+        "status_trigger": "REPLICA_STARTUP_FAILED",
+        "message": message,
+        "deployment_config": {"name": name},
+        "target_num_replicas": 1,
+        "required_resources": {},
+        "replicas": [],
+    }
+
+
+def application(status: str, message: str = "", **changes: Any) -> ApplicationDetails:
+    values = {
+        "name": "demo",
+        "route_prefix": None,
+        "docs_path": None,
+        "status": status,
+        "message": message,
+        "last_deployed_time_s": 0.0,
+        "source": "declarative",
+        "deployments": {},
+        "external_scaler_enabled": False,
+        "deployed_app_config": {"name": "demo", "import_path": "serve_app.app:build_model", "args": {}},
+    }
+    return ApplicationDetails(**{**values, **changes})
+
+
+def test_where_serve_lists_no_deployment_those_count_that_have_not_ended() -> None:
+    app = application("DEPLOY_FAILED", "no such key")
+    told = RunningApplication("DEPLOY_FAILED", "no such key", ("Router",), "serve_app.app:build_model")
+    assert running_application(app, ["Router"]) == told
+    assert running_application(application("DEPLOYING"), []).deployments == ()
+
+
+def test_what_serve_lists_is_what_runs_and_each_deployment_says_what_is_wrong_with_it() -> None:
+    deployments = {"Router": deployment("Router", "ConfigError: no\n"), "Preprocessor": deployment("Preprocessor")}
+    app = application("DEPLOY_FAILED", "Failed to update.", deployments=deployments, deployed_app_config=None)
+    told = RunningApplication("DEPLOY_FAILED", "Failed to update.\nConfigError: no", ("Router", "Preprocessor"), "")
+    assert running_application(app, ["Old"]) == told

@@ -1,0 +1,117 @@
+"""`rayshard status`, from a stand-in for Ray's dashboard and for the Gateway's /health."""
+
+import json
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from serve_app.cli.cluster_status import gateway_url, read_status
+from serve_app.cli.ray_dashboard import Dashboard
+from serve_app.cli.serve_view import ApplicationView, DeploymentView, HttpOptions, ReplicaView, ServeView
+from serve_app.cli.status_command import show_status, status_text
+from serve_app.gateway.bodies.others import HealthBody
+from serve_app.types.models import CopyState
+from tests.unit.cli.fake_dashboard import FakeServe, fake_dashboard
+
+DASHBOARD = "http://127.0.0.1:8265"
+
+
+def copy(state: str, num_running: int, num_waiting: int) -> CopyState:
+    return msgspec.convert(
+        {
+            "replica_id": "r",
+            "state": state,
+            "detail": "",
+            "num_running": num_running,
+            "num_waiting": num_waiting,
+            "num_free_blocks": 1,
+            "num_blocks": 2,
+        },
+        CopyState,
+    )
+
+
+def application(name: str, status: str, args: object, message: str = "") -> ApplicationView:
+    replicas = [ReplicaView("RUNNING" if status == "RUNNING" else "STARTING")]
+    deployment = DeploymentView("Router", "HEALTHY", "", 2, [*replicas, ReplicaView("STARTING")])
+    return ApplicationView(name, status, message, 1.0, {"args": args}, {"Router": deployment})
+
+
+VIEW = ServeView(
+    {
+        "demo": application("demo", "RUNNING", {"name": "chat"}),
+        "small": application("small", "RUNNING", {"models": [{"name": "a"}, {"name": "b"}]}),
+        "new": application("new", "DEPLOY_FAILED", {"name": "new"}, "Traceback\nit is why"),
+    },
+    HttpOptions("0.0.0.0", 8000),
+)
+COPIES = {"chat": [copy("ready", 3, 1), copy("ready", 2, 0), copy("rebuilding", 0, 0)], "a": [copy("ready", 0, 0)]}
+
+
+def answering(body: HealthBody) -> Callable[[str], bytes]:
+    def read(url: str) -> bytes:
+        assert url == "http://127.0.0.1:8000/health"
+        return msgspec.json.encode(body)
+
+    return read
+
+
+def test_the_table_tells_states_copies_and_queues() -> None:
+    text = status_text(read_status(VIEW, DASHBOARD, answering(HealthBody("ok", "", COPIES))))
+    assert text.splitlines() == [
+        "application  state          copies  model  is                     running  waiting",
+        "demo         RUNNING        1 of 2  chat   2 ready, 1 rebuilding  5        1",
+        "small        RUNNING        1 of 2  a      1 ready                0        0",
+        "new          DEPLOY_FAILED  0 of 2",
+        "Gateway at http://127.0.0.1:8000: ok",
+        "new: Traceback",
+        "it is why",
+    ]
+
+
+def test_a_gateway_that_is_silent_or_wants_a_key_leaves_serves_view() -> None:
+    def refuse(_url: str) -> bytes:
+        raise ConnectionRefusedError("Connection refused")
+
+    silent = status_text(read_status(VIEW, DASHBOARD, refuse))
+    assert "demo         RUNNING        1 of 2\n" in silent
+    assert "Gateway at http://127.0.0.1:8000: unknown: http://127.0.0.1:8000/health does not answer (Conn" in silent
+    closed = read_status(VIEW, DASHBOARD, answering(HealthBody("ok")))
+    assert [one.models for one in closed.applications] == [[], [], []]
+    assert closed.health == "ok"
+    assert read_status(VIEW, DASHBOARD, lambda _url: b"<html>").health == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("host", "dashboard", "expected"),
+    [
+        ("127.0.0.1", DASHBOARD, "http://127.0.0.1:8000"),
+        ("0.0.0.0", "https://head:8265", "http://head:8000"),
+        ("::", "http://[::1]:8265", "http://[::1]:8000"),
+        ("10.0.0.1", "http://head:8265", "http://10.0.0.1:8000"),
+        ("127.0.0.1", "http://head:8265", None),
+    ],
+)
+def test_the_gateway_is_looked_for_where_it_can_be_reached(host: str, dashboard: str, expected: str | None) -> None:
+    assert gateway_url(ServeView({}, HttpOptions(host)), dashboard) == expected
+
+
+def test_a_cluster_without_serve_has_no_gateway() -> None:
+    status = read_status(ServeView({}), DASHBOARD, answering(HealthBody("ok")))
+    assert status.gateway is None
+    assert status_text(status) == "no application is deployed at http://127.0.0.1:8265"
+
+
+def test_json_has_what_the_table_has(capsys: pytest.CaptureFixture[str]) -> None:
+    serve = FakeServe()
+    with fake_dashboard(serve) as url:
+        Dashboard(url).put_applications({"applications": [{"name": "demo"}]})
+        assert show_status(Dashboard(url), as_json=True) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert show_status(Dashboard(url), as_json=False) == 0
+    assert shown["applications"] == [
+        {"name": "demo", "state": "DEPLOYING", "detail": "", "num_running": 0, "num_wanted": 1, "models": []}
+    ]
+    assert (shown["dashboard"], shown["gateway"], shown["health"]) == (url, None, "unknown")
+    assert "demo         RUNNING  1 of 1\n" in capsys.readouterr().out
