@@ -13,7 +13,7 @@ JOBS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve check test test-full lint types format lock cluster protos bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
+.PHONY: help install serve check test test-full chaos lint types format lock cluster protos bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ test: $(STAMP)  ## run the tests, twelve minutes on two quiet cores (ARGS= for p
 
 test-full: $(STAMP)  ## run the slow tests too, in the same run: each cluster starts once
 	$(PYTEST) $(ARGS)
+
+chaos: $(STAMP)  ## what faults do to the clients of a real cluster, half an hour (ARGS="--rows NAME,... --full --json FILE")
+	.venv/bin/python -m tests.chaos.fault_table $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	.venv/bin/ruff check

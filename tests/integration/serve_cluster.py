@@ -58,7 +58,10 @@ class ServeCluster:
         applications: list[dict[str, Any]],
         grpc_options: dict[str, Any] | None = None,
         environment: dict[str, str] | None = None,
+        *,
+        drain_s: float = 30.0,
     ) -> None:
+        self._drain_s = drain_s
         self.directory = Path(tempfile.mkdtemp(prefix="rs-"))  # short: Ray's sockets have long names
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -77,7 +80,13 @@ class ServeCluster:
         self._write_config()
         self._output = (self.directory / "output.txt").open("wb")
         self._process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("rayshard")), "serve", str(self.config_path)],
+            [
+                str(Path(sys.executable).with_name("rayshard")),
+                "serve",
+                "--drain-s",
+                str(drain_s),
+                str(self.config_path),
+            ],
             cwd=self.directory,
             env=self._environment,
             stdout=self._output,
@@ -184,7 +193,7 @@ class ServeCluster:
         children = self._started() if self._process.poll() is None else []
         self._process.send_signal(signal.SIGINT)
         try:
-            self._process.wait(90)
+            self._process.wait(60 + self._drain_s)
         finally:
             self._process.kill()
             _gone, alive = psutil.wait_procs(children, timeout=5)

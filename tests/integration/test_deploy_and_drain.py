@@ -24,7 +24,7 @@ SPLIT = {"pipeline": 2, "tensor": 1}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ServeCluster]:
-    running = ServeCluster([GATEWAY, model_application("demo", parallel=SPLIT)])
+    running = ServeCluster([GATEWAY, model_application("demo", parallel=SPLIT)], drain_s=180)
     try:
         yield running
     finally:
@@ -56,10 +56,10 @@ def test_streams_end_and_nothing_new_is_taken_when_it_is_told_to_stop(cluster: S
     stopping = threading.Thread(target=cluster.stop)
     stopping.start()
     try:
-        cluster.wait_until(lambda: "Draining: 2 requests run; again to end at once" in cluster.output, 10, "draining")
-        cluster.wait_until(lambda: cluster.complete("demo", DATE).status_code == 404, 5, "the refusal")
+        cluster.wait_until(lambda: "Draining: 2 requests run; again to end at once" in cluster.output, 30, "draining")
+        cluster.wait_until(lambda: cluster.complete("demo", DATE).status_code == 404, 20, "the refusal")
         assert [stream.is_done for stream in streams] == [False, False]
-        assert wait_for_ends(streams, 30) == ["done", "done"]
+        assert wait_for_ends(streams, 180) == ["done", "done"]
     finally:
         stopping.join()
 

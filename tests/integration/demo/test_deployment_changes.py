@@ -170,7 +170,8 @@ def test_a_gateway_that_is_stopped_stops_no_other(restored: ServeCluster) -> Non
     cluster = restored
     models = [one for one in cluster.applications if one["name"] != "gateway"]
     (gateway,) = (one for one in cluster.applications if one["name"] == "gateway")
-    cluster.deploy([{**gateway, "deployments": [{"name": "Gateway", "num_replicas": 2}]}, *models])
+    patient = {"name": "Gateway", "num_replicas": 2, "health_check_timeout_s": 60}  # Serve is to let it stand
+    cluster.deploy([{**gateway, "deployments": [patient]}, *models])
     cluster.wait_until(lambda: len(cluster.pids("ray::ServeReplica:gateway")) == 2, 120, "two Gateways")
     time.sleep(5)  # the proxy and the models come to know the second one
     streams = start_streams(cluster, 16)
