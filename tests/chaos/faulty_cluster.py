@@ -1,0 +1,96 @@
+"""A cluster that is meant to break: its processes by what they do, and an end that leaves none of them."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import psutil
+
+from serve_app.cli.serve_process import session_members
+from tests.integration.serve_cluster import ServeCluster, model_application
+
+SHARD = "ray::Shard"
+ROUTER = "ray::ServeReplica:demo:Router"
+GATEWAY = "ray::ServeReplica:gateway"
+PROXY = "ray::ProxyActor"
+CONTROLLER = "ray::ServeController"
+
+_READY_S = 180.0
+_HEALTH_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many of each a row begins with."""
+
+    num_copies: int = 1
+    num_gateways: int = 1
+    has_second_model: bool = False
+
+    def applications(self) -> list[dict[str, Any]]:
+        """The YAML's applications; the demo model over two shards."""
+        gateway: dict[str, Any] = {
+            "name": "gateway",
+            "route_prefix": "/",
+            "import_path": "serve_app.app:build_gateway",
+            "args": {},
+            "deployments": [{"name": "Gateway", "num_replicas": self.num_gateways}],
+        }
+        demo = model_application("demo", router={"num_replicas": self.num_copies}, parallel={"pipeline": 2})
+        return [gateway, demo, *([model_application("second")] if self.has_second_model else [])]
+
+
+class FaultyCluster(ServeCluster):
+    """A cluster of one layout, ready."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._client = httpx.Client(timeout=_HEALTH_S, trust_env=False, verify=False)
+        super().__init__(layout.applications())
+        self._sessions = [child.pid for child in psutil.Process(self._process.pid).children()]
+        try:
+            self.wait_until(self.has_all_copies, _READY_S, "all copies")
+            self.wait_until(lambda: len(self.pids(GATEWAY)) == layout.num_gateways, _READY_S, "all Gateways")
+        except BaseException:
+            self.end()
+            raise
+
+    def processes(self) -> dict[str, set[int]]:
+        """The living processes of each kind, replaced ones too."""
+        kinds = (SHARD, "ray::ServeReplica:", PROXY, CONTROLLER)
+        return {kind: set(self.pids(kind)) for kind in kinds}
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Status and body of GET /health."""
+        answer = self._client.get(f"{self.url}/health")
+        return answer.status_code, answer.json()
+
+    def is_healthy(self) -> bool:
+        """Whether GET /health says so; False also when it says nothing."""
+        with contextlib.suppress(httpx.TransportError, ValueError):
+            return self.health()[0] == 200
+        return False
+
+    def has_all_copies(self) -> bool:
+        """Whether the demo has as many copies as its layout, and everything is ready."""
+        with contextlib.suppress(httpx.TransportError, ValueError, KeyError):
+            status, body = self.health()
+            states = [copy["state"] for copy in body["models"]["demo"]]
+            return status == 200 and states == ["ready"] * self.layout.num_copies
+        return False
+
+    def end(self) -> str:
+        """End all of it, whatever state it is in; what went wrong with that, if anything."""
+        problem = ""
+        try:
+            self.stop()
+        except (AssertionError, subprocess.TimeoutExpired) as error:
+            problem = f"the cluster's end: {str(error).splitlines()[0][:100]}"
+        for pid in [pid for session in self._sessions for pid in session_members(session)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return problem
