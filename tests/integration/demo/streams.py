@@ -18,6 +18,7 @@ class Stream:
     """One stream, read by a thread of its own."""
 
     seed: int
+    num_tokens: int
     text: str = ""
     num_events: int = 0
     error: str | None = None
@@ -25,9 +26,9 @@ class Stream:
     ended: threading.Event = field(default_factory=threading.Event)
 
 
-def start_streams(cluster: ServeCluster, count: int) -> list[Stream]:
+def start_streams(cluster: ServeCluster, count: int, num_tokens: int = LONG["max_tokens"]) -> list[Stream]:
     """Long streams that have all begun."""
-    streams = [Stream(seed) for seed in range(count)]
+    streams = [Stream(seed, num_tokens) for seed in range(count)]
     for stream in streams:
         threading.Thread(target=read_stream, args=(cluster.url, stream), daemon=True).start()
     cluster.wait_until(lambda: all(stream.num_events for stream in streams), 30, "the streams' start")
@@ -36,7 +37,7 @@ def start_streams(cluster: ServeCluster, count: int) -> list[Stream]:
 
 def read_stream(url: str, stream: Stream) -> None:
     try:
-        with httpx.stream("POST", f"{url}/v1/completions", json=drawn_body(stream.seed), timeout=60) as answer:
+        with httpx.stream("POST", f"{url}/v1/completions", json=drawn_body(stream), timeout=60) as answer:
             for line in answer.iter_lines():
                 data = event_data(line)
                 stream.num_events += data is not None
@@ -55,9 +56,9 @@ def wait_for_texts(streams: list[Stream], timeout_s: float) -> list[str]:
     return [stream.text for stream in streams]
 
 
-def undisturbed_texts(cluster: ServeCluster, count: int) -> list[str]:
+def undisturbed_texts(cluster: ServeCluster, count: int, num_tokens: int) -> list[str]:
     """What that many streams say when nothing happens."""
-    return wait_for_texts(start_streams(cluster, count), 120)
+    return wait_for_texts(start_streams(cluster, count, num_tokens), 120)
 
 
 def wait_for_ends(streams: list[Stream], timeout_s: float) -> list[str]:
@@ -68,9 +69,9 @@ def wait_for_ends(streams: list[Stream], timeout_s: float) -> list[str]:
     return [stream.error or ("done" if stream.is_done else "broken off") for stream in streams]
 
 
-def drawn_body(seed: int) -> dict[str, Any]:
+def drawn_body(stream: Stream) -> dict[str, Any]:
     """Every token is drawn: a text that goes on with anything but the next one shows."""
-    return body_of({**LONG, "temperature": 1, "seed": seed})
+    return body_of({**LONG, "temperature": 1, "seed": stream.seed, "max_tokens": stream.num_tokens})
 
 
 def body_of(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tests.integration.demo.streams import DATE, LONG, body_of, start_streams, u
 from tests.integration.serve_cluster import ServeCluster
 
 ANSWER = "2038-01-08"
+NUM_TOKENS = 250  # of a stream that goes on after a loss
 
 
 def test_a_client_that_leaves_frees_its_blocks_within_a_second(cluster: ServeCluster) -> None:
@@ -52,20 +53,21 @@ def test_a_hundred_requests_at_once_all_answer(cluster: ServeCluster) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_streams_go_on_when_a_shard_is_lost(cluster: ServeCluster, number: signal.Signals) -> None:
-    lose_a_shard(cluster, number, victim=0)
+    lose_a_shard(cluster, number, victim=0, texts=undisturbed_texts(cluster, 8, NUM_TOKENS))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_ten_lost_shards_are_all_rebuilt(cluster: ServeCluster, number: signal.Signals) -> None:
+    texts = undisturbed_texts(cluster, 8, NUM_TOKENS)
     for turn in range(10):
-        lose_a_shard(cluster, number, victim=turn % 2)
+        lose_a_shard(cluster, number, victim=turn % 2, texts=texts)
 
 
 def test_streams_go_on_when_their_router_dies(cluster: ServeCluster) -> None:
-    texts = undisturbed_texts(cluster, 4)
-    streams = start_streams(cluster, 4)
+    texts = undisturbed_texts(cluster, 4, NUM_TOKENS)
+    streams = start_streams(cluster, 4, NUM_TOKENS)
     old = cluster.pids("ray::ServeReplica:demo")
     os.kill(old[0], signal.SIGKILL)
     cluster.wait_until(lambda: not cluster.is_healthy(), 10, "noticing")
@@ -75,11 +77,10 @@ def test_streams_go_on_when_their_router_dies(cluster: ServeCluster) -> None:
     assert cluster.pids("ray::ServeReplica:demo") != old
 
 
-def lose_a_shard(cluster: ServeCluster, number: signal.Signals, victim: int) -> None:
+def lose_a_shard(cluster: ServeCluster, number: signal.Signals, victim: int, texts: list[str]) -> None:
     """Lose one of two shards under eight streams; check every promise about that."""
-    texts = undisturbed_texts(cluster, 8)
     num_starts = len(load_times_s(cluster))
-    streams = start_streams(cluster, 8)
+    streams = start_streams(cluster, 8, NUM_TOKENS)
     pids = cluster.pids("ray::Shard")
     os.kill(pids[victim], number)
     killed = time.monotonic()
