@@ -85,16 +85,17 @@ def lose_a_shard(cluster: ServeCluster, number: signal.Signals, victim: int, tex
     os.kill(pids[victim], number)
     killed = time.monotonic()
     noticed_s = cluster.wait_until(lambda: not cluster.is_healthy(), 10, "noticing the loss")
-    meanwhile = cluster.complete("demo", DATE)  # waits for the rebuild
-    assert meanwhile.json()["choices"][0]["text"].strip() == ANSWER, meanwhile.text
-    cluster.wait_until(cluster.is_healthy, 120, "the rebuild")
-    healthy_s = time.monotonic() - killed
+    with ThreadPoolExecutor(1) as pool:
+        meanwhile = pool.submit(cluster.complete, "demo", DATE)  # waits for the rebuild, and for those that go on
+        cluster.wait_until(cluster.is_healthy, 120, "the rebuild")
+        healthy_s = time.monotonic() - killed
+        assert meanwhile.result().json()["choices"][0]["text"].strip() == ANSWER, meanwhile.result().text
     cluster.wait_until(lambda: len(load_times_s(cluster)) > num_starts, 10, "the log's line")
     load_s = load_times_s(cluster)[-1]
     print(f"{number.name} noticed_s={noticed_s:.2f} healthy_s={healthy_s:.1f} load_s={load_s:.1f}")
     assert wait_for_texts(streams, 120) == texts
     assert noticed_s < 5.0
-    assert healthy_s < load_s + 5.0
+    assert healthy_s - noticed_s < load_s + 5.0  # while the streams go on
     assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
     assert not set(pids) & {pid for pid in cluster.pids("ray::Shard") if psutil.pid_exists(pid)}
 
