@@ -37,7 +37,7 @@ class GatewayConfig(ConfigModel):
     body_timeout_s: PositiveFloat = 60.0  # for a request's body to arrive
     queue_timeout_s: PositiveFloat | None = 30.0
     tokenizer_threads: int = Field(default=2, gt=0, le=256)
-    chat_template_timeout_s: PositiveFloat = 1.0
+    chat_template_timeout_s: PositiveFloat = 1.0  # CPU time of one template
     chat_template_max_bytes: ByteSize = 8_388_608  # of the rendered prompt
     client_buffer_tokens: PositiveInt = 4096  # a client that leaves more than this unread is aborted
     allowed_hosts: Annotated[list[Annotated[str, AfterValidator(_check_host)]], Field(min_length=1)] | None = None
