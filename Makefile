@@ -13,7 +13,7 @@ JOBS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve check test test-full chaos lint types format lock cluster protos bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
+.PHONY: help install serve check test test-full chaos soak pressure lint types format lock cluster protos bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,12 @@ test-full: $(STAMP)  ## run the slow tests too, in the same run: each cluster st
 
 chaos: $(STAMP)  ## what faults do to the clients of a real cluster, half an hour (ARGS="--rows NAME,... --full --json FILE")
 	.venv/bin/python -m tests.chaos.fault_table $(ARGS)
+
+soak: $(STAMP)  ## twenty minutes of streams while a random process dies each half minute (ARGS="--minutes N")
+	.venv/bin/python -m tests.chaos.soak $(ARGS)
+
+pressure: $(STAMP)  ## 200 and 2,000 streams at once, slow readers and clients that leave (ARGS="--streams N ...")
+	.venv/bin/python -m tests.chaos.pressure $(ARGS)
 
 lint: $(STAMP)  ## ruff: rules and format
 	.venv/bin/ruff check

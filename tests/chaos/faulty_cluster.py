@@ -64,6 +64,10 @@ class FaultyCluster(ServeCluster):
         kinds = (SHARD, "ray::ServeReplica:", PROXY, CONTROLLER)
         return {kind: set(self.pids(kind)) for kind in kinds}
 
+    def all_pids(self) -> list[int]:
+        """Every living process of the cluster."""
+        return [pid for session in self._sessions for pid in session_members(session)]
+
     def health(self) -> tuple[int, dict[str, Any]]:
         """Status and body of GET /health."""
         answer = self._client.get(f"{self.url}/health")
@@ -90,7 +94,7 @@ class FaultyCluster(ServeCluster):
             self.stop()
         except (AssertionError, subprocess.TimeoutExpired) as error:
             problem = f"the cluster's end: {str(error).splitlines()[0][:100]}"
-        for pid in [pid for session in self._sessions for pid in session_members(session)]:
+        for pid in self.all_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         return problem

@@ -23,24 +23,28 @@ class Manners:
 
     stagger_s: float = 0.1  # from client to client: else all streams would be equally far at the fault
     after_failure_s: float = 1.0  # who was turned away does not come back at once
+    rest: float = 0.0  # after an answer, as a share of the time that it took: 0.25 loads a server to 80 %
     max_silence_s: float = 150.0  # without an event, which a comment is not
 
 
 class StreamClients:
     """The clients of one run."""
 
-    def __init__(self, url: str, give_up_s: float, manners: Manners | None = None) -> None:
+    def __init__(
+        self, url: str, give_up_s: float, manners: Manners | None = None, num_clients: int = NUM_CLIENTS
+    ) -> None:
         """give_up_s: by time.monotonic; what has not ended by then has failed."""
         self._url = f"{url}/v1/chat/completions"
         self._give_up_s = give_up_s
         self._manners = manners or Manners()
+        self._num_clients = num_clients
         self.num_open = 0
 
     async def run(self, chats: Sequence[dict[str, Any]], min_s: float = 0.0) -> list[Answer]:
         """Send all chats, and go round again while `min_s` have not passed; answers in the order of sending."""
         answers: dict[int, Answer] = {}
         waiting = _numbers(len(chats), time.monotonic() + min_s)
-        await asyncio.gather(*(self._work_off(client, chats, waiting, answers) for client in range(NUM_CLIENTS)))
+        await asyncio.gather(*(self._work_off(client, chats, waiting, answers) for client in range(self._num_clients)))
         return [answers[number] for number in sorted(answers)]
 
     async def _work_off(
@@ -52,9 +56,10 @@ class StreamClients:
                 if time.monotonic() >= self._give_up_s:
                     answers[number] = Answer({}, None, "never sent", 0.0)
                     continue
+                sent_s = time.monotonic()
                 answers[number] = await self._ask(connections, chats[number % len(chats)])
-                if answers[number].failure is not None:
-                    await asyncio.sleep(self._manners.after_failure_s)
+                rest_s = self._manners.rest * (time.monotonic() - sent_s)
+                await asyncio.sleep(rest_s if answers[number].failure is None else self._manners.after_failure_s)
 
     async def _ask(self, connections: httpx.AsyncClient, chat: dict[str, Any]) -> Answer:
         stream = EventStream(time.monotonic())
