@@ -11,20 +11,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import ray
 import ray._private.node
 import ray._private.worker
 
-from serve_app.cli.serve_events import Begin, Event, Phase, event_line
+from serve_app.cli.serve_events import Begin, Event, Phase, RayLost, event_line
 from serve_app.config.environment import read_environment
 from serve_app.types.shards import EngineKind
 
@@ -33,6 +35,16 @@ _NODE_METHODS = {  # of Ray's private node, by their parameters
     "start_api_server": ("self", "include_dashboard", "raise_on_failure"),
     "start_monitor": ("self",),
 }
+_LOST_POLL_S = 1.0
+_VITAL = ("gcs_server", "raylet")  # without them Serve's proxy takes connections and never answers
+
+
+class Node(Protocol):
+    """What starts and watches Ray's processes of this machine."""
+
+    def dead_processes(self) -> Sequence[tuple[str, "subprocess.Popen[bytes]"]]:
+        """Those that have ended by themselves, by their kind."""
+        ...
 
 
 class HeadNode(ray._private.node.Node):  # type: ignore[misc]  # Ray's is not typed
@@ -72,7 +84,18 @@ def main(path: Path) -> None:
         _tell(Phase("starting Ray"))
         start_dashboard, deployment = (_start_ray if has_known_node() else _start_ray_whole)()
         _tell(Phase("starting Ray Serve", is_ray_up=True))
+        threading.Thread(target=tell_when_lost, args=(ray._private.worker._global_node, _tell), daemon=True).start()
         deployment.serve_until_interrupted(path, _tell, start_dashboard, stack.close, begin.drain_s)
+
+
+def tell_when_lost(node: Node, tell: Callable[[Event], None], poll_s: float = _LOST_POLL_S) -> None:
+    """Wait until a process has ended that Ray cannot be without, and tell it."""
+    while True:
+        for name, process in node.dead_processes():
+            if name in _VITAL:
+                tell(RayLost(f"Ray's {name} (pid {process.pid}) ended with status {process.returncode}"))
+                return
+        time.sleep(poll_s)
 
 
 def has_known_node() -> bool:

@@ -15,7 +15,7 @@ import msgspec
 
 from serve_app.cli.ray_dashboard import read_body
 from serve_app.cli.running_servers import ServerNote, servers_directory
-from serve_app.cli.serve_events import ApplicationState, Begin, DashboardUp, Event, Phase, read_event
+from serve_app.cli.serve_events import ApplicationState, Begin, DashboardUp, Event, Phase, RayLost, read_event
 from serve_app.cli.serve_process import ServeProcess, without_colours
 from serve_app.cli.serve_stop import StopSignals, stop_process
 from serve_app.cli.serve_texts import base_url, ray_text, ready_text
@@ -91,22 +91,24 @@ def _serve(
     notes = servers_directory(read_environment())
     port, url = serve_file.http_port, base_url(serve_file)
     with StopSignals() as stop, ServerNote(notes, port, url, serve_file.path.resolve(), log_path) as note:
-        for num_left in reversed(range(_MAX_STARTS)):
-            is_ready = False
+        num_left = _MAX_STARTS
+        while num_left:
+            num_left -= 1
+            is_serving = False
             try:
                 print(f"Starting; log in {log_path}; Ctrl-C stops it.", flush=True)
                 process.begin(Begin(str(log_path), checked.cpu_engines, drain_s))
                 run = _Run(process, serve_file, note, stop)
                 if run.wait_until_ready(can_retry=num_left > 0):
-                    is_ready = True
+                    is_serving = True
                     print(ready_text(serve_file, checked.plan_text, log_path), flush=True)
                     run.watch()
-                    return 0
+                    is_serving, num_left = not run.why_lost, _MAX_STARTS
                 if stop.num_received:
                     return 0
             finally:
-                stop_process(process, stop, drain_s if is_ready else None)
-            print("Ray did not come up in its time; trying again", flush=True)
+                stop_process(process, stop, drain_s if is_serving else None)
+            print(f"{run.why_lost or 'Ray did not come up in its time'}; starting again", flush=True)
             note.dashboard_is_at(None)
             process = start()
     return 1
@@ -142,21 +144,23 @@ class _Run:
         self._note = note
         self._stop = stop
         self._is_ray_up = False
+        self.why_lost = ""  # Ray, after it had come up
         self._phase = ""
         self._states: dict[str, ApplicationState] = {}
         self._last_lines: list[str] = []
         self._reported_s = time.monotonic()
 
     def wait_until_ready(self, *, can_retry: bool) -> bool:
-        """Whether the models answer; False when Ray missed its start or we were told to stop."""
+        """Whether the models answer; False when Ray missed its start, or was lost, or we were told to stop."""
         while not self._stop.num_received:
             cause = self._read_log()
             if cause is not None:
                 raise ServeStartError(cause)
-            if self._process.exit_status is not None:
-                if can_retry and not self._is_ray_up:
-                    return False
-                raise ServeStartError(self._why_it_ended())
+            has_ended = self._process.exit_status is not None
+            if can_retry and (self.why_lost or (has_ended and not self._is_ray_up)):
+                return False
+            if has_ended or self.why_lost:
+                raise ServeStartError(self.why_lost or self._why_it_ended())
             failed = [state for state in self._states.values() if state.status == "DEPLOY_FAILED"]
             if failed:
                 raise ServeStartError("\n".join(_why_it_failed(state) for state in failed))
@@ -180,11 +184,13 @@ class _Run:
         return health.status == "ok" and not health.num_starting
 
     def watch(self) -> None:
-        """Show errors until we are told to stop. Raises ServeStartError when the child ends before."""
+        """Show errors until we are told to stop, or Ray is lost. Raises ServeStartError when the child ends before."""
         while not self._stop.num_received:
             cause = self._read_log()
             if cause is not None:  # of a model that was deployed later; the others go on
                 print(cause, file=sys.stderr, flush=True)
+            if self.why_lost:
+                return
             if self._process.exit_status is not None:
                 raise ServeStartError(self._why_it_ended())
             time.sleep(_POLL_S)
@@ -222,6 +228,8 @@ class _Run:
                 print(ray_text(event.url, self._path), flush=True)
             case ApplicationState():
                 self._states[event.name] = event
+            case RayLost():
+                self.why_lost = event.reason
 
     def _report(self) -> None:
         if time.monotonic() - self._reported_s >= _REPORT_S:

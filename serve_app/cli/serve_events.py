@@ -36,6 +36,12 @@ class ApplicationState(msgspec.Struct, frozen=True, tag="application"):
     message: str
 
 
+class RayLost(msgspec.Struct, frozen=True, tag="ray_lost"):
+    """A process that Ray cannot be without has ended; nothing answers any more, and the child ends."""
+
+    reason: str
+
+
 class Draining(msgspec.Struct, frozen=True, tag="draining"):
     """No request is taken any more, and those that run may end; told when their number has changed."""
 
@@ -48,7 +54,7 @@ class Drained(msgspec.Struct, frozen=True, tag="drained"):
     num_left: int  # that have not ended
 
 
-Event = Phase | DashboardUp | ApplicationState | Draining | Drained
+Event = Phase | DashboardUp | ApplicationState | RayLost | Draining | Drained
 
 
 def event_line(event: Event) -> str:

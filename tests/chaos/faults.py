@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,14 +43,18 @@ class Fault:
 
 
 def _signalled(title: str, number: signal.Signals) -> Inflict:
-    def inflict(cluster: FaultyCluster) -> Effect:
-        pids = cluster.pids(title)
-        if not pids:
-            raise LookupError(f"no process is called {title}")
-        os.kill(pids[0], number)
-        return Effect((pids[0],))
+    return lambda cluster: _signal_first(cluster.pids(title), title, number)
 
-    return inflict
+
+def _killed(program: str) -> Inflict:
+    return lambda cluster: _signal_first(cluster.named(program), program, signal.SIGKILL)
+
+
+def _signal_first(pids: Sequence[int], name: str, number: signal.Signals) -> Effect:
+    if not pids:
+        raise LookupError(f"no process is called {name}")
+    os.kill(pids[0], number)
+    return Effect((pids[0],))
 
 
 def _deployed(change: Callable[[list[Application]], list[Application]]) -> Inflict:
@@ -77,6 +81,7 @@ def _nothing(_cluster: FaultyCluster) -> Effect:
 
 _SECOND_MODEL = {SHARD: 1, "ray::ServeReplica:": 1}
 _UPDATE_S = 60.0
+_NEW_START_S = 90.0
 _KILL, _STOP = signal.SIGKILL, signal.SIGSTOP
 
 FAULTS = (
@@ -89,6 +94,8 @@ FAULTS = (
     Fault("gateway-kill", _signalled(GATEWAY, _KILL)),
     Fault("gateway-stop", _signalled(GATEWAY, _STOP)),
     Fault("proxy-kill", _signalled(PROXY, _KILL)),
+    Fault("raylet-kill", _killed("raylet"), min_load_s=_NEW_START_S),
+    Fault("gcs-kill", _killed("gcs_server"), min_load_s=_NEW_START_S),
     Fault("shard-kill-of-two", _signalled(SHARD, _KILL), _TWO),
     Fault("shard-stop-of-two", _signalled(SHARD, _STOP), _TWO),
     Fault("router-kill-of-two", _signalled(ROUTER, _KILL), _TWO),
@@ -112,5 +119,6 @@ FAULTS = (
     ),
 )
 
-# The proxy's and a Gateway's own death cut the connections that they hold.
-MUST_NOT_FAIL = frozenset(fault.name for fault in FAULTS if not fault.name.startswith(("gateway-", "proxy-")))
+# The proxy's and a Gateway's own death cut the connections that they hold; with Ray's own processes all of a node ends.
+_MAY_FAIL = ("gateway-", "proxy-", "raylet-", "gcs-")
+MUST_NOT_FAIL = frozenset(fault.name for fault in FAULTS if not fault.name.startswith(_MAY_FAIL))

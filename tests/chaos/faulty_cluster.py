@@ -51,7 +51,8 @@ class FaultyCluster(ServeCluster):
         self.layout = layout
         self._client = httpx.Client(timeout=_HEALTH_S, trust_env=False, verify=False)
         super().__init__(layout.applications())
-        self._sessions = [child.pid for child in psutil.Process(self._process.pid).children()]
+        self._sessions: set[int] = set()
+        self.all_pids()
         try:
             self.wait_until(self.has_all_copies, _READY_S, "all copies")
             self.wait_until(lambda: len(self.pids(GATEWAY)) == layout.num_gateways, _READY_S, "all Gateways")
@@ -65,8 +66,19 @@ class FaultyCluster(ServeCluster):
         return {kind: set(self.pids(kind)) for kind in kinds}
 
     def all_pids(self) -> list[int]:
-        """Every living process of the cluster."""
+        """Every living process of the cluster, also of a start before this one."""
+        with contextlib.suppress(psutil.Error):  # `rayshard serve` has ended
+            self._sessions |= {child.pid for child in psutil.Process(self._process.pid).children()}
         return [pid for session in self._sessions for pid in session_members(session)]
+
+    def named(self, name: str) -> list[int]:
+        """Living processes of the cluster by the name of their program: `raylet`."""
+        found = []
+        for pid in self.all_pids():
+            with contextlib.suppress(psutil.Error):
+                if psutil.Process(pid).name() == name:
+                    found.append(pid)
+        return found
 
     def health(self) -> tuple[int, dict[str, Any]]:
         """Status and body of GET /health."""

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import pytest
 import ray._private.node
 
-from serve_app.cli.serve_child import HeadNode, has_known_node
+from serve_app.cli.serve_child import HeadNode, has_known_node, tell_when_lost
+from serve_app.cli.serve_events import Event, RayLost
 
 
 def test_what_is_put_off_is_what_ray_starts() -> None:
@@ -24,6 +26,32 @@ def test_another_ray_is_started_as_it_starts_itself(monkeypatch: pytest.MonkeyPa
     assert not has_known_node()
     monkeypatch.delattr(ray._private.node.Node, "start_monitor")
     assert not has_known_node()
+
+
+class EndingNode:
+    """A node whose processes end one after the other, each time it is asked."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+        self.num_asked = 0
+
+    def dead_processes(self) -> list[tuple[str, "subprocess.Popen[bytes]"]]:
+        self.num_asked += 1
+        return [(name, self._ended) for name in self._names[: self.num_asked]]
+
+    @cached_property
+    def _ended(self) -> "subprocess.Popen[bytes]":
+        process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+        process.wait()
+        return process
+
+
+@pytest.mark.parametrize("vital", ["raylet", "gcs_server"])
+def test_ray_is_lost_with_what_it_cannot_be_without_and_with_nothing_else(vital: str) -> None:
+    node, told = EndingNode("log_monitor", "dashboard", vital), list[Event]()
+    tell_when_lost(node, told.append, poll_s=0.0)
+    assert node.num_asked == 3
+    assert told == [RayLost(f"Ray's {vital} (pid {node._ended.pid}) ended with status 3")]
 
 
 @pytest.mark.process

@@ -27,7 +27,8 @@ from serve_app.planning.serve_file import ModelApplication, ServeFile
 from serve_app.planning.setting_problems import Problem
 
 # Serves /health, and tells what Serve would. On SIGINT it ends, but leaves a child behind, as Ray's dashboard does;
-# once healthy it has its parent told to stop. When it is BUSY, it drains until its parent is told again.
+# once healthy it has its parent told to stop. When it is BUSY, it drains until its parent is told again. When LOST, it
+# says once that Ray is, and does not end by itself; the start after that is RUNNING.
 STAND_IN = """
 import http.server, json, os, pathlib, signal, subprocess, sys, time
 
@@ -52,12 +53,15 @@ subprocess.Popen([sys.executable, "-c", "import os, time; os.setpgid(0, 0); time
 tell(type="phase", text="loading demo", is_ray_up=True)
 tell(type="dashboard", url=f"http://127.0.0.1:{port}")
 message = "Traceback\\n\\x1b[31mValueError: no such model"
-is_up = status in ("RUNNING", "BUSY")
+is_lost = status == "LOST" and len(starts.read_text()) == 1
+if status == "LOST" and not is_lost:
+    status = "RUNNING"
+is_up = status in ("RUNNING", "BUSY", "LOST")
 tell(type="application", name="demo", status="RUNNING" if is_up or status == "UNMET" else status, message=message)
 print("(controller) ERROR something to show", flush=True)
 if status.startswith("cannot "):
     print(f"(Router pid=1) ERROR x model cannot start model=demo kind={status[7:]} reason=why", flush=True)
-signal.signal(signal.SIGINT, signal.SIG_IGN if status == "STUCK" else signal.default_int_handler)
+signal.signal(signal.SIGINT, signal.SIG_IGN if status in ("STUCK", "LOST") else signal.default_int_handler)
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -67,7 +71,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         health = {"status": "ok" if is_ok else "unavailable", "num_starting": int(status == "UNMET")}
         self.wfile.write(json.dumps(health).encode())
-        if is_health and is_up:
+        if is_health and is_lost:
+            tell(type="ray_lost", reason="Ray's raylet ended")
+        elif is_health and is_up:
             os.kill(os.getppid(), signal.SIGTERM)
 
     def log_message(self, *_):
@@ -173,6 +179,16 @@ def test_it_tries_three_times_when_ray_misses_its_start(
     assert served(file_of(port, tmp_path), "", command) == exit_status
     assert len((tmp_path / "starts").read_text()) == 3
     assert ("The current node timed out during startup." in capsys.readouterr().err) == (exit_status == 1)
+
+
+@pytest.mark.process
+def test_it_starts_again_when_ray_is_lost(port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert served(file_of(port, tmp_path), "", stand_in(port, "LOST", 0, tmp_path)) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(f"Serving at http://127.0.0.1:{port}") == 2
+    assert "Ray's raylet ended; starting again\n" in printed
+    assert len((tmp_path / "starts").read_text()) == 2
+    assert session_members(int((tmp_path / "session").read_text())) == []
 
 
 @pytest.mark.process

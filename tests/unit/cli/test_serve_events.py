@@ -9,6 +9,7 @@ from serve_app.cli.serve_events import (
     Draining,
     Event,
     Phase,
+    RayLost,
     event_line,
     read_event,
 )
@@ -21,6 +22,7 @@ from serve_app.cli.serve_events import (
         DashboardUp("http://127.0.0.1:8265"),
         Draining(3),
         Drained(0),
+        RayLost("Ray's raylet (pid 7) ended with status -9"),
         ApplicationState("demo", "DEPLOY_FAILED", "Traceback\n\x1b[31mValueError: no such model"),
     ],
 )
