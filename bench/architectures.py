@@ -19,7 +19,7 @@ from bench.thread_shards import ThreadShards, embed_texts
 from bench.tiny_models import VOCAB_SIZE, make_tiny, small_config
 from serve_app.architectures.encoders import ENCODERS
 from serve_app.architectures.lookup import EMBEDDERS, GENERATORS
-from serve_app.scheduling.scheduler import SequenceOutput
+from serve_app.scheduling.output import SequenceOutput
 from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits
 

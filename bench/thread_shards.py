@@ -19,7 +19,8 @@ from serve_app.engine.model_runner import ModelRunner
 from serve_app.errors import ConfigError
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.planning.planner import plan_shards
-from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
+from serve_app.scheduling.output import SequenceOutput
+from serve_app.scheduling.scheduler import Scheduler
 from serve_app.types.generation import GenerateRequest
 from serve_app.types.shards import BatchModelSettings, EngineLimits, ShardSpec
 from serve_app.types.steps import StepInput, StepOutput

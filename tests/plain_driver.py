@@ -27,7 +27,8 @@ from serve_app.errors import RayshardError
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.planning.generator_plan import GeneratorPlan, plan_generator
 from serve_app.planning.planner import kv_shape_on, plan_shards
-from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
+from serve_app.scheduling.output import SequenceOutput
+from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
 from serve_app.types.shards import BatchShardSettings, EngineLimits, ShardReport, ShardSettings, ShardSpec

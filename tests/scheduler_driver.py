@@ -1,6 +1,7 @@
 """A Scheduler of the size of a test, and steps that are answered by hand."""
 
-from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
+from serve_app.scheduling.output import SequenceOutput
+from serve_app.scheduling.scheduler import Scheduler
 from serve_app.types.generation import FinishReason, GenerateRequest, OutputChunk, SamplingParams
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput, StepOutput

@@ -8,7 +8,8 @@ from serve_app.deployments.copy_work import Load
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError
 from serve_app.planning.generator_plan import GeneratorPlan
-from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
+from serve_app.scheduling.output import SequenceOutput
+from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence as TokenSequence
 from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings, ShardSpec

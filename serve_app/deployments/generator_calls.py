@@ -8,7 +8,7 @@ from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.queue_time import limited_queue_time
 from serve_app.errors import InternalError, RayshardError, ShardLostError, StepLostError
 from serve_app.planning.generator_plan import GeneratorPlan
-from serve_app.scheduling.scheduler import SequenceOutput
+from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.sequence import Sequence, SequenceState
 from serve_app.types.generation import Completion, GenerateRequest
 from serve_app.types.links import LinkAddress

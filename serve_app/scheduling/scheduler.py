@@ -8,34 +8,20 @@ Every stage runs the steps in the order in which they were scheduled. So blocks 
 a step in flight still writes to them: the next owner's step comes later and writes before it reads.
 """
 
-from collections import Counter
-from dataclasses import dataclass
-
-from serve_app.errors import InternalError, QueueFullError, RequestError, UnavailableError
-from serve_app.scheduling.block_manager import BlockManager, extend_keys
+from serve_app.errors import InternalError
+from serve_app.scheduling.admission import most_request_tokens, refuse_full, refuse_unfit, refuse_unfit_resumed
+from serve_app.scheduling.block_manager import BlockManager
+from serve_app.scheduling.failed_steps import lost_blocks, sequences_ended_by
 from serve_app.scheduling.fair_queue import FairQueue
+from serve_app.scheduling.making_way import MakingWay, victim_of
+from serve_app.scheduling.output import SequenceOutput, error_output, prompt_output, token_output
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
-from serve_app.scheduling.step import Step, lost_blocks
-from serve_app.types.generation import FinishReason, GenerateRequest, OutputChunk
+from serve_app.scheduling.sequence_blocks import SequenceBlocks
+from serve_app.scheduling.step import Step
+from serve_app.scheduling.trials import end_trials, is_kept_apart
+from serve_app.types.generation import FinishReason, GenerateRequest
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import MAX_LOGPROB_TOKENS, StepInput, StepOutput
-
-_BLOCKS_BETWEEN_JOINS = 16
-
-
-@dataclass(slots=True)
-class SequenceOutput:
-    """What a step has brought to one sequence: one plain token, or a chunk that carries more."""
-
-    sequence: Sequence
-    first_index: int
-    token_id: int = -1
-    more: OutputChunk | None = None  # None: nothing but the token
-
-    @property
-    def chunk(self) -> OutputChunk:
-        """The same as one chunk."""
-        return self.more or OutputChunk(self.sequence.choice, self.first_index, [self.token_id])
 
 
 class Scheduler:
@@ -58,18 +44,19 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prompt_tokens = 0  # of sequences that have run, whatever became of them
         self.num_cached_tokens = 0  # of those, found in the cache
-        self._has_prefix_cache = has_prefix_cache
-        self._joins_blocks = joins_blocks  # so that attention reads them in place
         self._num_stages = num_stages
         self._overlaps_steps = overlaps_steps
         self._max_in_flight = num_stages + overlaps_steps
         self._max_queued = max_queued
         self._eos_token_ids = eos_token_ids
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
+        self._tables = SequenceBlocks(
+            self._blocks, limits.block_size, has_prefix_cache=has_prefix_cache, joins_blocks=joins_blocks
+        )
         self._free_slot_rows = list(range(limits.max_num_seqs - 1, -1, -1))
         self._waiting = FairQueue()
         self._running: list[Sequence] = []  # in order of admission: the last one is pre-empted first
-        self._making_way: Sequence | None = None  # takes part in no further step
+        self._making_way = MakingWay()
         self._in_flight: dict[int, Step] = {}
         self._next_step_id = 0
 
@@ -101,7 +88,7 @@ class Scheduler:
     @property
     def max_request_tokens(self) -> int:
         """Prompt and output tokens that one sequence may have."""
-        return min(self.limits.max_model_len, self.limits.num_blocks * self.limits.block_size)
+        return most_request_tokens(self.limits)
 
     def add(self, request: GenerateRequest) -> list[Sequence]:
         """Queue a request; raises RequestError when it can never run, QueueFullError when too many wait.
@@ -109,39 +96,14 @@ class Scheduler:
         One that goes on from another copy has been admitted before: it goes to the head of the queue.
         """
         if request.progress is not None:
-            return self._add_resumed(request)
-        num_tokens = len(request.prompt_token_ids) + 1
-        if num_tokens > self.max_request_tokens:
-            raise RequestError(
-                f"the prompt has {num_tokens - 1} tokens; with one output token at most {self.max_request_tokens} fit "
-                f"(max_model_len={self.limits.max_model_len}, KV cache of "
-                f"{self.limits.num_blocks * self.limits.block_size} tokens); "
-                "shorten it, or raise engine.kv_cache_bytes",
-                field="prompt",
-            )
-        if num_tokens == 1:
-            raise RequestError("the prompt has no token; send at least one", field="prompt")
-        if request.num_choices > self._max_queued:
-            raise RequestError(
-                f"n={request.num_choices} is more than engine.max_queued={self._max_queued} ever takes; ask for fewer",
-                field="n",
-            )
-        if len(self._waiting) + request.num_choices > self._max_queued:
-            raise QueueFullError(
-                f"{len(self._waiting)} sequences wait and engine.max_queued={self._max_queued}; try again later",
-                retry_after_s=1.0,
-            )
+            sequences = sequences_of(request, self._eos_token_ids)
+            refuse_unfit_resumed(sequences, self.limits)
+            self._waiting.add_resumed(sequences)
+            return sequences
+        refuse_unfit(request, self.limits, self._max_queued)
+        refuse_full(request, len(self._waiting), self._max_queued)
         sequences = sequences_of(request, self._eos_token_ids)
         self._waiting.add(sequences)
-        return sequences
-
-    def _add_resumed(self, request: GenerateRequest) -> list[Sequence]:
-        sequences = sequences_of(request, self._eos_token_ids)
-        if max(len(sequence.token_ids) for sequence in sequences) >= self.max_request_tokens:
-            raise UnavailableError(
-                f"the copy that was to go on with the request holds no more than {self.max_request_tokens} tokens"
-            )
-        self._waiting.add_resumed(sequences)
         return sequences
 
     def abort(self, sequence: Sequence) -> None:
@@ -162,7 +124,7 @@ class Scheduler:
         if len(self._in_flight) >= self._max_in_flight:
             return None
         step = self._fill_step()
-        if not step.sequences and not self._in_flight and self._end_trials():
+        if not step.sequences and not self._in_flight and end_trials(self._running):
             step = self._fill_step()
         if not step.sequences:
             return None
@@ -214,17 +176,18 @@ class Scheduler:
         for sequence in ready:
             if budget == 0 or len(step.sequences) >= max_sequences:
                 break
-            if sequence.state is not SequenceState.RUNNING or sequence is self._making_way:
+            if sequence.state is not SequenceState.RUNNING or sequence is self._making_way.sequence:
                 continue  # pre-empted by one before it, or about to be
             num_tokens = _chunk_tokens(sequence, budget)
             if sequence.is_suspect and num_tokens == sequence.num_unscheduled:
-                if self._is_kept_apart(sequence):
+                if is_kept_apart(sequence, self._running):
                     continue
                 sequence.is_on_trial = True
             if self._make_room(sequence, num_tokens):
-                if self._joins_blocks and num_tokens == 1:
-                    self._join(step, sequence)
-                self._put(step, sequence, num_tokens)
+                most_tokens = self._most_tokens(sequence)
+                if num_tokens == 1:
+                    self._tables.join(step, sequence, most_tokens, len(self._running))
+                self._tables.put(step, sequence, num_tokens, most_tokens)
                 budget -= num_tokens
         return budget
 
@@ -242,16 +205,16 @@ class Scheduler:
     def _admit_waiting(self, step: Step, budget: int) -> None:
         while budget > 0 and (sequence := self._waiting.head) is not None:
             assert sequence.num_steps_in_flight == 0, "only what no step holds is pre-empted"
-            if self._is_kept_apart(sequence):
+            if is_kept_apart(sequence, self._running):
                 return
             if not self._free_slot_rows:
                 return
             # Room for one more block each keeps the newcomer from being pre-empted at once.
-            found = self._find_prefix(sequence)
+            found = self._tables.find_prefix(sequence)
             num_free = self._blocks.num_free - self._blocks.num_unheld(found)
             num_needed = self._blocks.num_blocks_for(len(sequence.token_ids)) - len(found) + len(self._running)
             if self._running and num_needed > num_free:
-                self._ask_for_room(sequence)
+                self._making_way.ask(sequence, self._running)
                 return
             num_found_tokens = len(found) * self.limits.block_size
             num_tokens = _chunk_tokens(sequence, budget, num_found_tokens)
@@ -259,28 +222,8 @@ class Scheduler:
                 return
             self._waiting.take()
             self._start(step, sequence, found)
-            self._put(step, sequence, num_tokens)
+            self._tables.put(step, sequence, num_tokens, self._most_tokens(sequence))
             budget -= num_tokens
-
-    def _is_kept_apart(self, sequence: Sequence) -> bool:
-        """Whether a newcomer, or a suspect before its draw, must wait: a lost step shall be of one on trial."""
-        return any(one.is_on_trial and one.request_id != sequence.request_id for one in self._running)
-
-    def _end_trials(self) -> bool:
-        """Let those go on that wait for one on trial, which waits for their blocks; False: there is none."""
-        on_trial = [one for one in self._running if one.is_on_trial]
-        for one in on_trial:
-            one.is_on_trial = False
-        return bool(on_trial)
-
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the beginning of a sequence already; its last token is always computed."""
-        if not self._has_prefix_cache or sequence.params.num_prompt_logprobs is not None:
-            return []
-        block_size = self.limits.block_size
-        num_blocks = (len(sequence.token_ids) - 1) // block_size
-        extend_keys(sequence.block_keys, sequence.token_ids, num_blocks, block_size, sequence.cache_salt)
-        return self._blocks.find(sequence.block_keys[:num_blocks])
 
     def _start(self, step: Step, sequence: Sequence, found: list[int]) -> None:
         self._blocks.hold(sequence.block_table, found)
@@ -300,46 +243,19 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Find blocks for a sequence's next tokens, pre-empting later sequences; False when it must wait a step."""
         while not self._blocks.can_grow(sequence.block_table, sequence.num_scheduled + num_tokens):
-            victim = self._victim(after=sequence)
+            victim = victim_of(sequence, self._running)
             if victim is None:
                 return False
             self._preempt(victim)
         return True
 
-    def _victim(self, after: Sequence) -> Sequence | None:
-        """The latest sequence that no step holds and that was admitted later than `after`.
-
-        There always is one when no step is in flight and none is being filled, so one always goes on.
-        """
-        for sequence in reversed(self._running):
-            if sequence is after:
-                return None
-            if sequence.num_steps_in_flight == 0:
-                return sequence
-        return None
-
-    def _ask_for_room(self, newcomer: Sequence) -> None:
-        """Let the owner with the most sequences give one up for one that has none."""
-        num_running = Counter(one.owner for one in self._running)
-        if self._making_way is not None or newcomer.owner in num_running:
-            return
-        owner, count = num_running.most_common(1)[0]
-        if count > 1:
-            self._making_way = next(one for one in reversed(self._running) if one.owner == owner)
-
     def _make_way(self) -> None:
         """Find the sequence that is to make way, and pre-empt it as soon as no step holds it."""
         newcomer = self._waiting.head
         if newcomer is not None and not self._free_slot_rows:
-            self._ask_for_room(newcomer)
-        sequence = self._making_way
-        if sequence is None or sequence.num_steps_in_flight:
-            return
-        self._making_way = None
-        num_running = Counter(one.owner for one in self._running)
-        is_wanted = newcomer is not None and newcomer.owner not in num_running and num_running[sequence.owner] > 1
-        is_first = self._running[:1] == [sequence]  # by now: the first to come always goes on
-        if is_wanted and not is_first and sequence.state is SequenceState.RUNNING:
+            self._making_way.ask(newcomer, self._running)
+        sequence = self._making_way.take_due(newcomer, self._running)
+        if sequence is not None:
             self._preempt(sequence, is_for_another=True)
 
     def _preempt(self, sequence: Sequence, *, is_for_another: bool = False) -> None:
@@ -356,98 +272,36 @@ class Scheduler:
         else:
             self._waiting.put_back(sequence)
 
-    def _put(self, step: Step, sequence: Sequence, num_tokens: int) -> None:
-        """Add a sequence's next tokens to the step, with blocks for them."""
-        end = sequence.num_scheduled + num_tokens
-        self._blocks.grow(sequence.block_table, end, self._most_tokens(sequence) - end)
-        step.put(sequence, num_tokens)
-        num_full = min(sequence.num_scheduled, len(sequence.token_ids)) // self.limits.block_size
-        if self._has_prefix_cache and num_full > sequence.num_shared_blocks:
-            self._share(step, sequence, num_full)
-
-    def _join(self, step: Step, sequence: Sequence) -> None:
-        """Move the blocks of a sequence that decodes into one run, where there is room; again after as many more."""
-        table = sequence.block_table
-        if len(table) < sequence.num_blocks_to_join:
-            return
-        if self._blocks.is_run(table):
-            sequence.num_blocks_to_join = len(table) + 1  # not looked at again for each token
-            return
-        sequence.num_blocks_to_join = len(table) + _BLOCKS_BETWEEN_JOINS
-        if self._blocks.num_free >= len(table) + len(self._running):
-            copies = self._blocks.join(table, self._most_tokens(sequence) - sequence.num_scheduled)
-            if copies:
-                step.move(sequence, copies)
-
     def _most_tokens(self, sequence: Sequence) -> int:
         """Tokens that a sequence may come to."""
         return min(sequence.num_prompt_tokens + sequence.params.max_tokens, self.max_request_tokens)
-
-    def _share(self, step: Step, sequence: Sequence, num_full: int) -> None:
-        """Let others find the blocks that this step fills: theirs comes after it, or beside it, on every stage."""
-        extend_keys(sequence.block_keys, sequence.token_ids, num_full, self.limits.block_size, sequence.cache_salt)
-        for index in range(sequence.num_shared_blocks, num_full):
-            self._blocks.share(sequence.block_table[index], sequence.block_keys[index])
-        step.keyed_blocks += [
-            (sequence, block) for block in sequence.block_table[sequence.num_shared_blocks : num_full]
-        ]
-        sequence.num_shared_blocks = num_full
 
     def _fail(self, step: Step, error: str) -> list[SequenceOutput]:
         """End all sequences of a step that gave no numbers; nobody finds the blocks that it was to fill."""
         assert self._num_stages == 1, "with several stages a later step may have read what this one did not write"
         lost = lost_blocks(step, self._in_flight.values())
-        readers = [
-            sequence
-            for later in self._in_flight.values()
-            for sequence in later.sequences
-            if not lost.isdisjoint(sequence.block_table)
-        ]
+        ended = sequences_ended_by(step, self._in_flight.values(), lost)
         self._blocks.forget(lost)
         for sequence in step.sequences:
             sequence.num_steps_in_flight -= 1
-        ended = [sequence for sequence in dict.fromkeys([*step.sequences, *readers]) if not sequence.is_finished]
         return [self._end_with_error(sequence, error) for sequence in ended]
 
     def _take(self, sequence: Sequence, output: StepOutput, index: int, drawn: int | None) -> SequenceOutput | None:
         """Append the drawn token, if any, and end the sequence when it is its last."""
-        prompt_logprobs = output.prompt_logprobs.get(index)
-        first_index = sequence.num_outputs
         if drawn is None:
-            if prompt_logprobs is None:
-                return None
-            chunk = OutputChunk(sequence.choice, first_index, [], prompt_logprobs=prompt_logprobs)
-            return SequenceOutput(sequence, first_index, more=chunk)
+            return prompt_output(sequence, output, index)
         token_id = output.token_ids[drawn]
         if token_id < 0:
             return self._end_with_error(sequence, None)
         sequence.token_ids.append(token_id)
         sequence.is_suspect = sequence.is_on_trial = False
-        stop_token_id = self._end_if_due(sequence, token_id)
-        logprobs = None if output.logprobs is None else output.logprobs[drawn]
-        num_cached_tokens = sequence.num_cached_tokens if first_index == 0 else 0
-        is_plain = logprobs is None and prompt_logprobs is None and not num_cached_tokens
-        if is_plain and sequence.finish_reason is None:
-            return SequenceOutput(sequence, first_index, token_id)
-        chunk = OutputChunk(
-            choice=sequence.choice,
-            first_index=first_index,
-            token_ids=[token_id],
-            logprobs=None if logprobs is None else [logprobs],
-            prompt_logprobs=prompt_logprobs,
-            finish_reason=sequence.finish_reason,
-            stop_token_id=stop_token_id,
-            num_cached_tokens=num_cached_tokens,
-        )
-        return SequenceOutput(sequence, first_index, token_id, chunk)
+        return token_output(sequence, output, index, drawn, self._end_if_due(sequence, token_id))
 
     def _end_with_error(self, sequence: Sequence, error: str | None) -> SequenceOutput:
         """End a sequence whose keys and values cannot be relied on; error: for the client."""
         self._blocks.forget(sequence.block_table)
         self._finish(sequence, "error")
-        first_index = sequence.num_outputs
-        chunk = OutputChunk(sequence.choice, first_index, [], finish_reason="error", error=error)
-        return SequenceOutput(sequence, first_index, more=chunk)
+        return error_output(sequence, error)
 
     def _end_if_due(self, sequence: Sequence, token_id: int) -> int | None:
         """End the sequence after its last token; gives the token that stopped it, if one did."""

@@ -1,6 +1,5 @@
 """A step while it is put together, and afterwards the record of which sequences are in it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from serve_app.scheduling.sequence import Sequence
@@ -86,16 +85,6 @@ class Step:
             moved=self.moved,
             copies=self.copies,
         )
-
-
-def lost_blocks(failed: Step, later: Iterable[Step]) -> set[int]:
-    """Blocks with keys that a failed step was to fill, and those that later steps fill after what it was to write."""
-    lost = {block for _owner, block in failed.keyed_blocks}
-    for step in later:
-        for owner, block in step.keyed_blocks:
-            if owner in failed.sequences or owner.is_finished or not lost.isdisjoint(owner.block_table):
-                lost.add(block)
-    return lost
 
 
 def _prompt_targets(sequence: Sequence, start: int, end: int) -> PromptTargets | None:

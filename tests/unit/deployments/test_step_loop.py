@@ -10,7 +10,8 @@ import pytest
 
 from serve_app.deployments.step_loop import StepLoop
 from serve_app.errors import InternalError, RequestError, ShardLostError
-from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
+from serve_app.scheduling.output import SequenceOutput
+from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits

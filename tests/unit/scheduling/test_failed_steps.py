@@ -1,6 +1,7 @@
 """A step that gave no numbers: its sequences end, and what it was to write is found by nobody."""
 
-from serve_app.scheduling.scheduler import Scheduler, SequenceOutput
+from serve_app.scheduling.output import SequenceOutput
+from serve_app.scheduling.scheduler import Scheduler
 from serve_app.types.generation import SamplingParams
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput, StepOutput

@@ -120,7 +120,7 @@ class World:
     def schedule(self) -> bool:
         """Schedule one step if there is one; the shards run it, its output is on the way."""
         oldest = self.scheduler._running[:1]
-        self.seen.events["made way"] += self.scheduler._making_way is not None
+        self.seen.events["made way"] += self.scheduler._making_way.sequence is not None
         step = self.scheduler.schedule()
         assert oldest == self.scheduler._running[:1] or not oldest, "the first to come was pre-empted"
         if step is None:

@@ -1,0 +1,22 @@
+"""What a step that gave no numbers takes with it."""
+
+from collections.abc import Iterable, Sequence
+
+from serve_app.scheduling.sequence import Sequence as TokenSequence
+from serve_app.scheduling.step import Step
+
+
+def lost_blocks(failed: Step, later: Iterable[Step]) -> set[int]:
+    """Blocks with keys that a failed step was to fill, and those that later steps fill after what it was to write."""
+    lost = {block for _owner, block in failed.keyed_blocks}
+    for step in later:
+        for owner, block in step.keyed_blocks:
+            if owner in failed.sequences or owner.is_finished or not lost.isdisjoint(owner.block_table):
+                lost.add(block)
+    return lost
+
+
+def sequences_ended_by(failed: Step, later: Iterable[Step], lost: set[int]) -> Sequence[TokenSequence]:
+    """Sequences of a failed step, and those of later ones that read what it was to write; none has ended before."""
+    readers = [sequence for step in later for sequence in step.sequences if not lost.isdisjoint(sequence.block_table)]
+    return [one for one in dict.fromkeys([*failed.sequences, *readers]) if not one.is_finished]
