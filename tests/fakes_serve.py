@@ -114,6 +114,11 @@ class FakeReplica:
         self.state = CopyState(**{**values, **changes})
         self.links.tell_state()
 
+    def stand_still(self) -> None:
+        """Hear and tell nothing, as a stopped process; `links.start` lets it go on."""
+        for task in self.links._tasks:
+            task.cancel()
+
     def die(self) -> None:
         """Fall silent without a word."""
         for task in self.links._tasks:

@@ -19,6 +19,7 @@ from serve_app.wire.messages import PROTOCOL_VERSION, Call, CancelMessage, Error
 
 FRESH_S = 3.0  # a replica that has said nothing for that long is not given new calls
 LOST_S = 5.0  # and after that long its calls are taken from it
+_LAST_WORDS_MS = 1000  # that what it is told then has to leave this process
 _MAX_ATTEMPTS = 3
 
 MakeCall = Callable[[int, LinkAddress], Call]  # of the call's number and the address that replies go to
@@ -61,9 +62,9 @@ class OpenCalls:
         """The call has ended: what still comes for it is dropped."""
         del self._calls[number]
 
-    def of(self, replica: _Replica) -> list[_OpenCall]:
+    def of(self, replica: _Replica) -> dict[int, _OpenCall]:
         """Those that a replica has."""
-        return [call for call in self._calls.values() if call.replica is replica]
+        return {number: call for number, call in self._calls.items() if call.replica is replica}
 
     def take_reply(self, reply: Reply) -> None:
         """Hand a reply to the call that waits for it."""
@@ -122,7 +123,9 @@ class ReplicaCalls:
         for replica in list(self._replicas.values()):
             replica.told_s = min(replica.told_s + late_s, now_s)
             if now_s - replica.told_s > LOST_S:
-                self._drop(replica.replica_id)
+                for number in self._open.of(replica):  # it may only stand still, and would go on with them for nobody
+                    self._cancel(replica, number)
+                self._drop(replica.replica_id, linger_ms=_LAST_WORDS_MS)
 
     def take_peak(self) -> int:
         """The most calls that were under way at once since the last time."""
@@ -168,7 +171,7 @@ class ReplicaCalls:
             self._open.remove(number)
             replica.num_calls -= 1
             if reply is None and replica.replica_id in self._replicas:
-                self._senders.send(replica.address, CancelMessage(PROTOCOL_VERSION, 0, number, self._own_address()))
+                self._cancel(replica, number)
         if isinstance(reply, ErrorMessage):
             told = reply.error
             raise error_of_kind(told.error, told.message, told.field, told.retry_after_s)
@@ -193,11 +196,14 @@ class ReplicaCalls:
                 f"no copy of the model was ready within {wait_s:g} s; try again", retry_after_s=1.0
             ) from error
 
-    def _drop(self, replica_id: str) -> None:
+    def _cancel(self, replica: _Replica, number: int) -> None:
+        self._senders.send(replica.address, CancelMessage(PROTOCOL_VERSION, 0, number, self._own_address()))
+
+    def _drop(self, replica_id: str, linger_ms: int = 0) -> None:
         replica = self._replicas.pop(replica_id, None)
         if replica is None:
             return
-        self._senders.forget(replica.address)
-        for call in self._open.of(replica):
+        self._senders.forget(replica.address, linger_ms)
+        for call in self._open.of(replica).values():
             if not call.reply.done():
                 call.reply.set_exception(ReplicaLostError())

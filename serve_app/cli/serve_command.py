@@ -36,6 +36,7 @@ _ERROR = re.compile(r"\b(ERROR|CRITICAL|FATAL)\b")
 _DEFAULT_VARIABLES = {
     "MALLOC_ARENA_MAX": "2",  # with one for each of 40 threads, a storm of calls leaves the Gateway 400 MB larger
     "PYTHONUNBUFFERED": "1",
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # one that hangs would be asked to end, for ten minutes
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray's own is 15, the lowest share of a busy machine
 }

@@ -224,11 +224,11 @@ class Senders:
             return False
         return True
 
-    def forget(self, address: LinkAddress) -> None:
-        """Close the socket to a receiver that is gone."""
+    def forget(self, address: LinkAddress, linger_ms: int = 0) -> None:
+        """Close the socket to a receiver that is gone; what is unsent has `linger_ms` to leave."""
         socket = self._sockets.pop(address.server_key, None)
         if socket is not None:
-            socket.close(linger=0)
+            socket.close(linger=linger_ms)
 
     def close(self, linger_ms: int = 0) -> None:
         """Close all sockets; what is unsent has `linger_ms` to leave."""

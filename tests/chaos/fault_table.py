@@ -2,7 +2,7 @@
 
 Eight clients stream chats while a process is killed or stopped, or the configuration changes. Each row says what they
 saw, how long it took to come back, and what was left. Exit status 1: a request has failed or changed although a copy
-of the model was there or could be built again.
+of the model was there or could be built again, or a process that was replaced has not gone.
 """
 
 import argparse

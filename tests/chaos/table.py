@@ -36,8 +36,9 @@ class Row:
 
     @property
     def is_broken(self) -> bool:
-        """Whether a promise is broken: a request has failed or changed, or the fault met no stream."""
-        return self.must_not_fail and (self.num_open_at_fault == 0 or self.num_failed > 0 or self.num_changed > 0)
+        """Whether a promise is broken: a request has failed or changed, the fault met no stream, a process stays."""
+        has_failed = self.num_open_at_fault == 0 or self.num_failed > 0 or self.num_changed > 0
+        return bool(self.num_processes_left) or (self.must_not_fail and has_failed)
 
     @property
     def is_clean(self) -> bool:

@@ -52,10 +52,14 @@ def test_a_row_that_was_not_run_says_why_in_as_many_cells() -> None:
         ({"num_changed": 1}, True),
         ({"num_open_at_fault": 0}, True),  # nothing was shown
         ({"num_failed": 1, "must_not_fail": False}, False),
-        ({"num_processes_left": 3}, False),
+        ({"num_processes_left": 3}, True),
+        ({"num_processes_left": 1, "must_not_fail": False}, True),
+        ({"num_processes_left": None}, False),
     ],
 )
-def test_a_promise_is_broken_by_a_failure_or_a_changed_text(change: dict[str, Any], broken: bool) -> None:
+def test_a_failure_a_changed_text_or_a_process_that_stays_breaks_a_promise(
+    change: dict[str, Any], broken: bool
+) -> None:
     assert replace(WHOLE, **change).is_broken is broken
 
 

@@ -123,6 +123,22 @@ async def test_calls_of_a_replica_that_falls_silent_go_to_another(
     assert other.taken == ["kept"]
 
 
+async def test_a_replica_that_stood_still_drops_the_calls_that_were_taken_from_it(cluster: Cluster) -> None:
+    stopped = await cluster.add("a", can_answer=False)
+    call = asyncio.create_task(cluster.infer("moved"))
+    await until(lambda: stopped.taken)
+    other = await cluster.add("b")
+    stopped.stand_still()
+    known = cluster.backend._calls("m", "Router")
+    known._replicas["a"].told_s -= 60.0
+    known.sweep()
+    await call
+    assert other.taken == ["moved"]
+    assert stopped.cancelled == []  # it has not heard of it
+    stopped.links.start()
+    await until(lambda: stopped.cancelled == ["moved"])
+
+
 async def test_calls_of_a_replica_that_says_it_goes_move_at_once(cluster: Cluster) -> None:
     leaving, other = await cluster.add("a", can_answer=False), await cluster.add("b")
     calls = [asyncio.create_task(cluster.infer(str(number))) for number in range(4)]

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray.serve._private import constants
 
 from serve_app.cli.check_file import CheckedFile
 from serve_app.cli.running_servers import RunningServer, running_servers
@@ -279,6 +280,12 @@ def test_the_child_gets_a_ray_of_its_own() -> None:
     assert environment["HOME"] == "/home/user"
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379 names a cluster"):
         child_environment({"RAY_ADDRESS": "10.0.0.1:6379"})
+
+
+def test_a_replica_that_hangs_is_killed_when_it_is_replaced_and_this_serve_knows_how() -> None:
+    name = "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS"
+    assert child_environment({})[name] == "1"
+    assert isinstance(getattr(constants, name), bool)
 
 
 def test_the_curl_line_is_one_that_a_shell_reads_back(tmp_path: Path) -> None:
