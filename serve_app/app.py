@@ -21,7 +21,7 @@ from serve_app.deployments.router import BatchRouter, Router
 from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.key_file import read_key_file
 from serve_app.graphs.deployment import Graph
-from serve_app.planning.reservations import CPUS_PER_REPLICA
+from serve_app.planning.reservations import CPUS_PER_REPLICA, copy_bundles
 
 _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
 _PREPROCESSOR_MAX_ONGOING_REQUESTS = 10_000
@@ -90,7 +90,7 @@ def _router(
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         **_HEALTH_CHECKS,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
-        placement_group_bundles=[{"CPU": CPUS_PER_REPLICA}, *([_shard_bundle(device)] * num_shards)],
+        placement_group_bundles=copy_bundles(device, num_shards),
         placement_group_strategy="PACK",
     )
 
@@ -120,12 +120,3 @@ def _with_pinned_source(config: ModelConfig) -> ModelConfig:
     if is_hub_id(config.source, Path.cwd()):
         return config.model_copy(update={"revision": pin_revision(config.source, config.revision, read_environment())})
     return config
-
-
-def _shard_bundle(device: DeviceConfig) -> dict[str, float]:
-    bundle = {"CPU": device.cpus_per_shard}
-    if device.type == "cuda":
-        bundle["GPU"] = device.gpus_per_shard
-        if device.accelerator_type is not None:
-            bundle[f"accelerator_type:{device.accelerator_type}"] = 0.001
-    return bundle

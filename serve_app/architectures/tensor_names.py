@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from serve_app.architectures.lookup import ARCHITECTURES
 
+_MAX_REMEMBERED = 1 << 17  # names: planning asks of each for many splits, and a search takes microseconds
 # Parts of a multimodal checkpoint that are never loaded, heads of pre-training, and buffers that old files carry along.
 _UNUSED = re.compile(
     r"(?:^|\.)(?:vision_tower|multi_modal_projector|vision_model)\.|\.attn\.(?:bias|masked_bias)$|\.rotary_emb\.inv_freq$"
@@ -27,32 +29,38 @@ _HEAD = re.compile(rf"(?:^|\.){_any_of(_HEADS)}\.")
 _ROUTER = re.compile(rf"\.(?:{'|'.join(re.escape(name) for cut in _CUTS for name in cut.routers)})\.weight$")
 
 
+@lru_cache(_MAX_REMEMBERED)
 def layer_of(tensor_name: str) -> int | None:
     """Index of the layer a tensor belongs to; None: embeddings, norm, head, or unused."""
     match = None if is_unused(tensor_name) else _LAYER.search(tensor_name)
     return int(match[1]) if match else None
 
 
+@lru_cache(_MAX_REMEMBERED)
 def is_unused(tensor_name: str) -> bool:
     """Whether no model that is served takes it."""
     return _UNUSED.search(tensor_name) is not None
 
 
+@lru_cache(_MAX_REMEMBERED)
 def is_before_layers(tensor_name: str) -> bool:
     """Whether it belongs to the first stage, outside any layer."""
     return _FIRST_STAGE.search(tensor_name) is not None
 
 
+@lru_cache(_MAX_REMEMBERED)
 def is_embedding(tensor_name: str) -> bool:
     """Whether it is the vocabulary's embedding."""
     return _EMBEDDING.search(tensor_name) is not None
 
 
+@lru_cache(_MAX_REMEMBERED)
 def is_head(tensor_name: str) -> bool:
     """Whether it belongs to the head over the vocabulary."""
     return _HEAD.search(tensor_name) is not None
 
 
+@lru_cache(_MAX_REMEMBERED)
 def is_router(tensor_name: str) -> bool:
     """Whether it chooses among experts: never cut, never quantized."""
     return _ROUTER.search(tensor_name) is not None

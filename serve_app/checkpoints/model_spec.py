@@ -20,6 +20,10 @@ from serve_app.checkpoints.stored_weights import check_stored_weights, has_words
 from serve_app.errors import ConfigError
 from serve_app.types.dtypes import DTYPES_BY_CODE, SERVED_DTYPES
 
+_EXPERTS_PER_TOKEN = (
+    *("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k", "moe_top_k"),
+    *("top_k_experts", "num_selected_experts", "num_activated_experts"),
+)
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -48,6 +52,8 @@ class ModelSpec:
     num_bytes: int  # of all tensors
     value_dim: int | None = None  # None: head_dim
     inner_sizes: dict[str, int] = field(default_factory=dict)  # further widths that tensor ranks share, by their keys
+    experts_per_token: int | None = None  # None: config.json does not say, or there are none
+    windowed_layers: frozenset[int] = frozenset()  # known to look no further back than the sliding window
 
     @property
     def heads(self) -> HeadSizes:
@@ -99,7 +105,7 @@ def find_weight_files(source_dir: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        names = sorted(set(_read_weight_map(index).values()))
+        names = sorted(set(read_weight_map(index).values()))
         missing = [name for name in names if not (source_dir / name).is_file()]
         if missing:
             raise ConfigError(
@@ -132,7 +138,8 @@ def _read_config(source_dir: Path) -> dict[str, object]:
     return read_json(path)
 
 
-def _read_weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Which file holds each tensor, by model.safetensors.index.json. Raises ConfigError."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise damaged(index, "no weight_map")
@@ -154,7 +161,7 @@ def _read_tensors(source_dir: Path, files: list[Path]) -> dict[str, TensorHeader
         tensors |= header
     if (source_dir / "model.safetensors") in files:
         return tensors
-    weight_map = _read_weight_map(source_dir / "model.safetensors.index.json")
+    weight_map = read_weight_map(source_dir / "model.safetensors.index.json")
     absent = [name for name, file in weight_map.items() if name not in tensors or tensors[name].file.name != file]
     if absent:
         raise damaged(source_dir / "model.safetensors.index.json", f"tensors that its files lack: {some(absent)}")
@@ -200,6 +207,8 @@ def _spec_of(
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         value_dim=heads.value_dim,
         inner_sizes=inner_sizes,
+        experts_per_token=keys.count_or_none(_EXPERTS_PER_TOKEN, None),
+        windowed_layers=_windowed_layers(keys, architecture),
     )
 
 
@@ -286,6 +295,17 @@ def _sliding_window(keys: _Keys, architecture: Architecture) -> int | None:
     if switch is not None and not keys.flag(switch, False):
         return None
     return keys.count_or_none(("sliding_window",), architecture.sizes.sliding_window)
+
+
+def _windowed_layers(keys: _Keys, architecture: Architecture) -> frozenset[int]:
+    """Those that config.json lists as such, or all where the family's attention has one window for all layers."""
+    if _sliding_window(keys, architecture) is None:
+        return frozenset()
+    kinds = keys.values.get("layer_types")
+    if isinstance(kinds, list):
+        return frozenset(index for index, kind in enumerate(kinds) if kind == "sliding_attention")
+    num_layers = keys.count(architecture.keys.num_layers, architecture.sizes.num_layers)
+    return frozenset(range(min(num_layers, MAX_TENSORS)) if architecture.fused.has_window_in_config else ())
 
 
 def _dtype_of(keys: _Keys, tensors: Mapping[str, TensorHeader]) -> str:

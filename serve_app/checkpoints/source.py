@@ -85,6 +85,11 @@ def pin_source(
     return ModelSource(str(directory), hub_id, commit, weights, str(base))
 
 
+def resolve_texts(hub_id: str, revision: str | None, environment: Environment) -> Path:
+    """A hub repository without its weights, downloaded; named by its commit. Raises ConfigError."""
+    return _download(hub_id, revision, environment, TEXT_FILES)
+
+
 def local_directory(source: ModelSource, environment: Environment, *, needs_weights: bool = True) -> Path:
     """A pinned source on this node; a hub repository is downloaded once per node. Raises ConfigError."""
     if source.weights:

@@ -61,6 +61,23 @@ def has_words(headers: Mapping[str, TensorHeader]) -> bool:
     return any(name.endswith(".qweight") for name in headers)
 
 
+def is_scale(name: str) -> bool:
+    """Whether a tensor holds the scales of a quantized weight."""
+    leaf = name.rpartition(".")[2]
+    return _SYNONYMS.get(leaf, leaf) in ("weight_scale", "scales")
+
+
+def num_stored_numbers(name: str, tensor: TensorHeader, quantization: CheckpointQuantization | None) -> int:
+    """Numbers of the matrix that a tensor holds; 0: it holds none, but a vector, or what stands beside a matrix."""
+    module, _, leaf = name.rpartition(".")
+    if len(tensor.shape) < 2 or _SYNONYMS.get(leaf, leaf) in _COMPANIONS:
+        return 0
+    if leaf not in _PACKED or quantization is None:
+        return tensor.num_elements
+    scheme = quantization.scheme_of(module, "linear")
+    return tensor.num_elements * WORD_BITS // (WORD_BITS if scheme is None else scheme.bits)
+
+
 def check_stored_weights(quantization: CheckpointQuantization | None, headers: Mapping[str, TensorHeader]) -> None:
     """Raise ConfigError where a weight is stored otherwise than `quantization` says. Reads no weights."""
     logical = logical_tensors(headers)

@@ -12,6 +12,7 @@ from serve_app.cli.clock import Clock
 from serve_app.cli.compress_options import add_compress_command
 from serve_app.cli.find_cluster import FoundCluster, find_cluster
 from serve_app.cli.key_command import add_key_command, make_key
+from serve_app.cli.plan_options import add_plan_command
 from serve_app.cli.running_servers import servers_directory
 from serve_app.cli.serve_command import process_variables, serve
 from serve_app.cli.train_options import add_train_command
@@ -40,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _train(arguments)
     if arguments.command == "compress":
         return _compress(arguments)
+    if arguments.command == "plan":
+        return _plan(arguments)
     if arguments.command == "key":
         return make_key(arguments)
     return _validate(arguments.file, can_download=arguments.download, is_elsewhere=arguments.elsewhere)
@@ -69,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_address(status)
     status.add_argument("--port", type=int, help="that your `rayshard serve` listens on, where there are several")
     status.add_argument("--json", action="store_true", help="print JSON")
+    add_plan_command(commands)
     add_train_command(commands)
     add_compress_command(commands)
     add_key_command(commands)
@@ -95,6 +99,16 @@ def _compress(arguments: argparse.Namespace) -> int:
 
     try:
         return run_compress(arguments)
+    except ConfigError as error:
+        print(error.message, file=sys.stderr)
+        return 1
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.plan_command import run_plan
+
+    try:
+        return run_plan(arguments)
     except ConfigError as error:
         print(error.message, file=sys.stderr)
         return 1

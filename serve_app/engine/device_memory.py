@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-RESERVE_BYTES = 256 * 1024**2  # for libraries that come up later, and for room that lies between tensors
+from serve_app.types.shards import GPU_RESERVE_BYTES
 
 
 class DeviceMemory(Protocol):
@@ -92,4 +92,4 @@ def kv_cache_bytes(use: MemoryUse, utilization: float) -> int:
     utilization: the share, in (0, 1]. What other processes have taken of it already is not there to be had.
     """
     share = int(use.total_bytes * utilization) - use.held_bytes
-    return max(0, min(share, use.free_bytes) - use.step_bytes - RESERVE_BYTES)
+    return max(0, min(share, use.free_bytes) - use.step_bytes - GPU_RESERVE_BYTES)

@@ -62,3 +62,14 @@ def accelerator_type_of(product: str) -> str:
 def capability_of(accelerator_type: str | None) -> tuple[int, int] | None:
     """Compute capability of a type of GPU as Ray names it, of those before float8; None: another, or not known."""
     return None if accelerator_type is None else _CAPABILITIES.get(accelerator_type)
+
+
+def find_memory(meminfo: Path = Path("/proc/meminfo"), limit: Path = Path("/sys/fs/cgroup/memory.max")) -> int | None:
+    """Bytes of memory that processes here may take, a container's limit counted; None: the system does not say."""
+    sizes = []
+    if meminfo.is_file():
+        match = re.search(r"^MemTotal:\s+([0-9]+) kB$", meminfo.read_text(), re.MULTILINE)
+        sizes += [] if match is None else [int(match[1]) * 1024]
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        sizes.append(int(text))
+    return min(sizes, default=None)

@@ -9,17 +9,16 @@ from serve_app.architectures.tensor_names import (
     is_before_layers,
     is_embedding,
     is_head,
-    is_router,
     is_unused,
     layer_of,
 )
 from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut
-from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.attention_problem import attention_problem
+from serve_app.planning.layer_weights import weigh
 from serve_app.planning.stage_ends import stage_ends
-from serve_app.types.dtypes import DTYPES, DTYPES_BY_CODE, SERVED_DTYPES
+from serve_app.types.dtypes import DTYPES, SERVED_DTYPES
 from serve_app.types.shards import KvShape, LoadQuantization, ShardSpec
 
 
@@ -79,7 +78,7 @@ def served_max_model_len(spec: ModelSpec, config: ModelConfig) -> int:
 def kv_shape_on(shard: ShardSpec, spec: ModelSpec, dtype: str) -> KvShape:
     """What one token of a shard's KV cache is made of."""
     num_layers = shard.end_layer - shard.first_layer
-    num_heads = spec.num_kv_heads // (1 if _has_whole_attention(spec) else shard.num_ranks)
+    num_heads = spec.num_kv_heads // (1 if has_whole_attention(spec) else shard.num_ranks)
     return KvShape(num_layers, num_heads, spec.head_dim, DTYPES[dtype].num_bytes, spec.value_dim)
 
 
@@ -96,42 +95,8 @@ def _largest_block_bytes(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) 
 def shard_parameter_bytes(
     spec: ModelSpec, shard: ShardSpec, dtype: str, quantization: LoadQuantization | None = None
 ) -> int:
-    """Bytes of one shard's parameters in `dtype`; vectors count as whole, though some are cut."""
-    total = 0
-    for name, tensor in spec.tensors.items():
-        if _is_held(spec, name, shard):
-            is_cut = len(tensor.shape) > 1 and _is_cut(name)
-            num_bytes = _bytes_in(tensor, dtype)
-            if quantization is not None and _is_quantized(name, tensor, quantization):
-                num_bytes = _quantized_bytes(tensor, quantization)
-            total += num_bytes // (shard.num_ranks if is_cut else 1)
-    return total
-
-
-def _is_quantized(name: str, tensor: TensorHeader, quantization: LoadQuantization) -> bool:
-    module = name.removesuffix(".weight")
-    if len(tensor.shape) != 2 or any(module == one or module.endswith(f".{one}") for one in quantization.ignored):
-        return False
-    if layer_of(name) is not None:
-        return True
-    if is_embedding(name):
-        return quantization.has_embedding
-    return is_head(name) and quantization.has_head
-
-
-def _quantized_bytes(tensor: TensorHeader, quantization: LoadQuantization) -> int:
-    """Numbers, and a float32 scale for each output or group."""
-    num_rows, num_columns = tensor.shape
-    scheme = quantization.scheme
-    num_groups = 1 if scheme.group_size is None else num_columns // scheme.group_size
-    return num_rows * num_columns * scheme.bits // 8 + 4 * num_rows * num_groups
-
-
-def _is_cut(name: str) -> bool:
-    """Whether tensor ranks share a matrix: those of layers, and along the vocabulary embedding and head."""
-    if layer_of(name) is not None:
-        return not is_router(name)
-    return is_embedding(name) or is_head(name)
+    """Bytes of one shard's parameters in `dtype`."""
+    return weigh(spec, dtype, quantization).bytes_on(shard)
 
 
 def describe_plan(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> list[PlanRow]:
@@ -141,13 +106,14 @@ def describe_plan(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> list
     cache_bytes, num_tokens = config.kv_cache_bytes, None
     if cache_bytes is not None:
         num_tokens = num_kv_blocks(spec, plan, config, cache_bytes) * config.engine.block_size
+    weights = weigh(spec, dtype, quantization)
     return [
         PlanRow(
             shard.stage,
             shard.rank,
             shard.first_layer,
             shard.end_layer,
-            shard_parameter_bytes(spec, shard, dtype, quantization),
+            weights.bytes_on(shard),
             num_tokens,
         )
         for shard in plan.shards
@@ -160,7 +126,12 @@ def format_plan(rows: Sequence[PlanRow], *, last_column: str = "kv tokens") -> s
     for row in rows:
         tokens = "by memory" if row.kv_cache_tokens is None else str(row.kv_cache_tokens)
         layers = f"{row.first_layer}-{row.end_layer - 1}"
-        table.append((str(row.stage), str(row.rank), layers, _readable(row.parameter_bytes), tokens))
+        table.append((str(row.stage), str(row.rank), layers, readable_bytes(row.parameter_bytes), tokens))
+    return align(table)
+
+
+def align(table: Sequence[tuple[str, ...]]) -> str:
+    """Rows of one length as text, each cell at the right of its column."""
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
 
@@ -248,7 +219,7 @@ def _tensor_problems(spec: ModelSpec, tensor: int) -> list[str]:
     architecture = ARCHITECTURES.get(spec.model_type)
     if tensor > 1 and architecture is not None and architecture.tensor_cut is None:
         return [no_tensor_cut(spec.model_type, tensor)]
-    sizes = {} if _has_whole_attention(spec) else {"num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
+    sizes = {} if has_whole_attention(spec) else {"num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
     if spec.intermediate_size is not None:
         sizes["intermediate_size"] = spec.intermediate_size
     sizes |= spec.inner_sizes
@@ -262,7 +233,8 @@ def _tensor_problems(spec: ModelSpec, tensor: int) -> list[str]:
     ]
 
 
-def _has_whole_attention(spec: ModelSpec) -> bool:
+def has_whole_attention(spec: ModelSpec) -> bool:
+    """Whether each tensor rank holds all attention heads."""
     architecture = ARCHITECTURES.get(spec.model_type)
     cut = None if architecture is None else architecture.tensor_cut
     return cut is not None and cut.has_whole_attention
@@ -303,24 +275,8 @@ def _weights(spec: ModelSpec, pipeline: int) -> list[int]:
     return weights
 
 
-def _is_held(spec: ModelSpec, name: str, shard: ShardSpec) -> bool:
-    if is_unused(name):
-        return False
-    layer = layer_of(name)
-    if layer is not None:
-        return shard.first_layer <= layer < shard.end_layer
-    if is_before_layers(name):
-        return shard.is_first or (shard.is_last and spec.is_tied and is_embedding(name))
-    return shard.is_last and not (spec.is_tied and is_head(name))
-
-
-def _bytes_in(tensor: TensorHeader, dtype: str) -> int:
-    if not DTYPES_BY_CODE[tensor.dtype].is_plain_float or dtype not in SERVED_DTYPES:
-        return tensor.num_bytes
-    return tensor.num_elements * DTYPES[dtype].num_bytes
-
-
-def _readable(num_bytes: int) -> str:
+def readable_bytes(num_bytes: int) -> str:
+    """A size for people."""
     size, unit = float(num_bytes), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if size < 1024:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from serve_app.config.engine import DeviceConfig
 from serve_app.planning.machine import Machine
 from serve_app.planning.serve_file import GraphApplication, ModelApplication
 from serve_app.planning.setting_problems import Problem
@@ -44,6 +45,16 @@ def reserved_cpus(models: Sequence[ModelApplication], graphs: Sequence[GraphAppl
         total += _num_replicas(application) * (CPUS_PER_REPLICA + shards)
         total += CPUS_PER_REPLICA * any(model.config.has_chains for model in application)
     return round(total, 3)
+
+
+def copy_bundles(device: DeviceConfig, num_shards: int) -> list[dict[str, float]]:
+    """What the placement group of one copy reserves: the Router's bundle, then one for each shard."""
+    bundle = {"CPU": device.cpus_per_shard}
+    if device.type == "cuda":
+        bundle["GPU"] = device.gpus_per_shard
+        if device.accelerator_type is not None:
+            bundle[f"accelerator_type:{device.accelerator_type}"] = 0.001
+    return [{"CPU": CPUS_PER_REPLICA}, *([bundle] * num_shards)]
 
 
 def cpu_engines(models: Sequence[ModelApplication]) -> list[EngineKind]:
@@ -137,9 +148,13 @@ def _by_application(models: Sequence[ModelApplication]) -> list[list[ModelApplic
     return list(applications.values())
 
 
+def num_first_replicas(model: ModelApplication) -> int:
+    """Copies that a model begins with."""
+    return model.router.num_first_replicas if model.router is not None else 1
+
+
 def _num_replicas(application: list[ModelApplication]) -> int:
-    router = application[0].router
-    return router.num_first_replicas if router is not None else 1
+    return num_first_replicas(application[0])
 
 
 def _num_shards(application: list[ModelApplication]) -> int:

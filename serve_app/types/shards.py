@@ -5,6 +5,7 @@ from typing import Literal
 
 from serve_app.types.tensors import TensorSpec
 
+GPU_RESERVE_BYTES = 256 * 1024**2  # for libraries that come up later, and for room that lies between tensors
 MIN_FLOAT8_CAPABILITY = (8, 9)  # compute capability of GPUs that multiply float8 numbers
 
 

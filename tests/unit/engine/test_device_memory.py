@@ -2,7 +2,8 @@
 
 import pytest
 
-from serve_app.engine.device_memory import RESERVE_BYTES, MemoryUse, kv_cache_bytes
+from serve_app.engine.device_memory import MemoryUse, kv_cache_bytes
+from serve_app.types.shards import GPU_RESERVE_BYTES
 
 GIB = 1024**3
 
@@ -10,9 +11,9 @@ GIB = 1024**3
 @pytest.mark.parametrize(
     ("use", "utilization", "expected"),
     [
-        (MemoryUse(80 * GIB, 64 * GIB, 15 * GIB, 2 * GIB), 0.9, int(80 * GIB * 0.9) - 17 * GIB - RESERVE_BYTES),
-        (MemoryUse(80 * GIB, 20 * GIB, 15 * GIB, 2 * GIB), 0.9, 18 * GIB - RESERVE_BYTES),  # others have the rest
-        (MemoryUse(80 * GIB, 64 * GIB, 15 * GIB, 2 * GIB), 0.25, 3 * GIB - RESERVE_BYTES),  # a share of a GPU
+        (MemoryUse(80 * GIB, 64 * GIB, 15 * GIB, 2 * GIB), 0.9, int(80 * GIB * 0.9) - 17 * GIB - GPU_RESERVE_BYTES),
+        (MemoryUse(80 * GIB, 20 * GIB, 15 * GIB, 2 * GIB), 0.9, 18 * GIB - GPU_RESERVE_BYTES),  # others have the rest
+        (MemoryUse(80 * GIB, 64 * GIB, 15 * GIB, 2 * GIB), 0.25, 3 * GIB - GPU_RESERVE_BYTES),  # a share of a GPU
         (MemoryUse(16 * GIB, 1 * GIB, 15 * GIB, 2 * GIB), 1.0, 0),
         (MemoryUse(16 * GIB, 16 * GIB, 15 * GIB, 0), 0.5, 0),
     ],

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from serve_app.checkpoints.model_spec import read_model_spec
-from serve_app.engine.device_memory import RESERVE_BYTES
 from serve_app.engine.generation_engine import GenerationEngine
 from serve_app.engine.largest_steps import largest_steps, num_step_blocks
 from serve_app.engine.memory_profile import limits_to_measure, measure_memory
@@ -24,7 +23,7 @@ from serve_app.parallel.communicator import (
     open_store,
 )
 from serve_app.planning.planner import kv_shape_on
-from serve_app.types.shards import EngineLimits, Rendezvous, ShardSettings
+from serve_app.types.shards import GPU_RESERVE_BYTES, EngineLimits, Rendezvous, ShardSettings
 from serve_app.types.steps import StepInput, StepOutput
 from tests.checkpoints import make_checkpoint
 from tests.fakes_memory import FakeMemory
@@ -55,7 +54,7 @@ def test_the_cache_is_what_the_largest_steps_leave(llama: Path) -> None:
     report = engine.load(LoneCommunicator())
     assert (engine.is_measured, report.num_blocks) == (True, 0)
     num_blocks = engine.measure()
-    assert num_blocks == (900 * MIB - 100 * MIB - 30 * MIB - RESERVE_BYTES) // block_bytes
+    assert num_blocks == (900 * MIB - 100 * MIB - 30 * MIB - GPU_RESERVE_BYTES) // block_bytes
     assert memory.calls == ["release", "release", "start_peak", "peak", "release", "release"]
     engine.allocate(LIMITS.with_blocks(10))
 

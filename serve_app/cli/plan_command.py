@@ -1,0 +1,79 @@
+"""`rayshard plan`: what a Serve file's models take of given devices, and how fast they will be. No Ray, no torch."""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve_app.checkpoints.model_spec import read_model_spec
+from serve_app.config.environment import Environment, read_environment
+from serve_app.errors import ConfigError
+from serve_app.planning.device_choice import Surroundings, on_device
+from serve_app.planning.device_profiles import find_profile, load_profiles
+from serve_app.planning.machine import find_accelerator_type, find_memory
+from serve_app.planning.model_plan import ModelPlan, plan_model
+from serve_app.planning.plan_picture import draw_plans
+from serve_app.planning.plan_report import plan_json, plan_text
+from serve_app.planning.plan_source import directory_to_plan
+from serve_app.planning.reservations import num_first_replicas
+from serve_app.planning.serve_file import ModelApplication, inspect_serve_file
+from serve_app.planning.setting_problems import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    plans: list[ModelPlan]
+    problems: list[Problem]
+    skipped: list[str]  # a line for each model that is not planned
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """Print the plan; the exit status: 0 when every model fits. Raises ConfigError."""
+    environment = read_environment()
+    around = Surroundings(load_profiles(arguments.devices), arguments.device, find_accelerator_type(), find_memory())
+    if arguments.device is not None:
+        find_profile(around.profiles, arguments.device)
+    planned = _plan_file(arguments.file, around, environment)
+    if arguments.json:
+        report = {"models": [plan_json(plan) for plan in planned.plans], "problems": list(map(str, planned.problems))}
+        print(json.dumps(report, indent=2))
+    else:
+        texts = [*filter(None, map(plan_text, planned.plans)), *planned.skipped]
+        if texts:
+            print("\n\n".join(texts))
+    if arguments.plot is not None:
+        _write_picture(arguments.plot, planned.plans)
+    sys.stdout.flush()
+    print(*planned.problems, sep="\n", end="\n" if planned.problems else "", file=sys.stderr)
+    return 1 if planned.problems else 0
+
+
+def _write_picture(path: Path, plans: list[ModelPlan]) -> None:
+    try:
+        path.write_text(draw_plans(plans))
+    except OSError as error:
+        raise ConfigError(f"--plot {path} cannot be written ({error.strerror}); give another path") from error
+
+
+def _plan_file(path: Path, around: Surroundings, environment: Environment) -> _Planned:
+    report = inspect_serve_file(path)
+    planned = _Planned([], list(report.problems), [])
+    for model in report.models:
+        if not model.config.is_generative:
+            planned.skipped.append(f"{model.config.name}: task={model.config.task} keeps no KV cache; not planned")
+            continue
+        try:
+            plan = _plan_one(model, path.resolve().parent, around, environment)
+        except ConfigError as error:
+            planned.problems.extend(Problem(model.where, message) for message in error.message.split("\n"))
+            continue
+        planned.plans.append(plan)
+        planned.problems.extend(Problem(model.where, message) for message in plan.problems)
+    return planned
+
+
+def _plan_one(model: ModelApplication, base_dir: Path, around: Surroundings, environment: Environment) -> ModelPlan:
+    config, device = on_device(model.config, around)
+    spec = read_model_spec(directory_to_plan(config, base_dir, environment))
+    return plan_model(spec, config, device, num_first_replicas(model))

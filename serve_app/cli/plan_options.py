@@ -1,0 +1,18 @@
+"""The options of `rayshard plan`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The command `plan`."""
+    parser = commands.add_parser(
+        "plan", help="predict memory and speed of a Serve file's models on given devices, without Ray, GPU or weights"
+    )
+    parser.add_argument("file", type=Path, metavar="FILE")
+    where = "plan all models on this kind of device (default: what each asks for; for a CPU, this machine)"
+    parser.add_argument("--device", metavar="NAME", help=where)
+    more = "a YAML of further devices, in the form of serve_app/planning/devices.yaml"
+    parser.add_argument("--devices", type=Path, metavar="FILE", help=more)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture of each device's memory")

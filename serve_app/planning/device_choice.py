@@ -1,0 +1,60 @@
+"""Which kind of device a model of a Serve file is planned on."""
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from serve_app.config.model import ModelConfig
+from serve_app.errors import ConfigError
+from serve_app.planning.device_profiles import DeviceProfile, find_profile
+from serve_app.planning.model_plan import PlannedDevice
+from serve_app.planning.setting_problems import problems_of
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What is known of where models will run."""
+
+    profiles: dict[str, DeviceProfile]
+    device: str | None = None  # that all models are planned on; None: each on what it asks for
+    accelerator_type: str | None = None  # of this machine's GPUs; None: it has none
+    memory_bytes: int | None = None  # of this machine; None: not known
+
+
+def on_device(config: ModelConfig, around: Surroundings) -> tuple[ModelConfig, PlannedDevice]:
+    """The settings on the device that the model is planned on, and that device. Raises ConfigError."""
+    if around.device is not None:
+        profile = find_profile(around.profiles, around.device)
+        return _moved(config, profile), _with_memory(around.device, profile, around)
+    if config.device.type == "cpu":
+        return config, _with_memory("cpu", find_profile(around.profiles, "cpu"), around)
+    wanted = config.device.accelerator_type or around.accelerator_type
+    if wanted is None:
+        raise ConfigError(
+            "device.type=cuda does not say which GPU, and this machine has none; give --device, or set "
+            "device.accelerator_type"
+        )
+    return config, _with_memory(wanted, find_profile(around.profiles, wanted), around)
+
+
+def _with_memory(name: str, profile: DeviceProfile, around: Surroundings) -> PlannedDevice:
+    memory_bytes = profile.memory or around.memory_bytes
+    if memory_bytes is None:
+        raise ConfigError(f"the memory of device {name} is not known here; give it by --devices FILE")
+    return PlannedDevice(name, profile, memory_bytes)
+
+
+def _moved(config: ModelConfig, profile: DeviceProfile) -> ModelConfig:
+    """The same model on another kind of device. Raises ConfigError where its settings are for the one it had."""
+    if config.device.type == profile.type:
+        if config.device.accelerator_type in (None, *profile.accelerator_types):
+            return config
+        device = config.device.model_copy(update={"accelerator_type": next(iter(profile.accelerator_types), None)})
+        return config.model_copy(update={"device": device})
+    values = config.model_dump(exclude_unset=True)
+    values["device"] = {"type": profile.type}
+    try:
+        return ModelConfig.model_validate(values)
+    except ValidationError as error:
+        found = "; ".join(str(one) for one in problems_of(error, ModelConfig, "args"))
+        raise ConfigError(f"it cannot be planned on device.type={profile.type}: {found}") from error

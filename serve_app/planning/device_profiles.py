@@ -1,0 +1,73 @@
+"""What a kind of device holds and how fast it is: a packaged table, which a file of the same form extends."""
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from serve_app.config.base import ByteSize, ConfigModel
+from serve_app.errors import ConfigError
+from serve_app.planning.setting_problems import problems_of, shown
+from serve_app.planning.yaml_document import read_document
+from serve_app.types.shards import GPU_RESERVE_BYTES
+
+
+class DeviceProfile(ConfigModel):
+    """One kind of device; of type cpu: a node's, which its shards share."""
+
+    type: Literal["cpu", "cuda"] = "cuda"
+    accelerator_types: list[str] = Field(default_factory=list)  # what Ray calls it
+    memory: ByteSize | None = None  # None: of the machine that asks
+    memory_bandwidth: PositiveFloat  # bytes/s
+    flops: dict[str, PositiveFloat]  # by dtype, dense
+    link_bandwidth: PositiveFloat  # bytes/s within a node, one way
+    network_bandwidth: PositiveFloat  # bytes/s between nodes
+    link_latency_s: PositiveFloat = 1e-5  # of one message, or one sum over ranks
+    devices_per_node: PositiveInt = 1
+    memory_share: float = Field(default=0.75, gt=0, le=1)  # of the bandwidth that kernels reach
+    compute_share: float = Field(default=0.5, gt=0, le=1)  # of the rate of products that kernels reach
+    reserve: ByteSize = GPU_RESERVE_BYTES  # of each shard, beside weights, KV cache and activations
+    layer_overhead_s: float = Field(default=1e-5, ge=0)  # in each step, beside reading and computing
+
+    def rate(self, dtype: str) -> float:
+        """Products and sums each second that kernels reach; a dtype that is not listed is computed in the widest."""
+        return self.compute_share * self.flops.get(dtype, min(self.flops.values()))
+
+    @property
+    def read_rate(self) -> float:
+        """Bytes each second that kernels reach."""
+        return self.memory_share * self.memory_bandwidth
+
+
+def load_profiles(more: Path | None = None) -> dict[str, DeviceProfile]:
+    """All known devices by name, those of the user's file included. Raises ConfigError that names every mistake."""
+    with as_file(files("serve_app.planning").joinpath("devices.yaml")) as packaged:
+        profiles = _read(packaged)
+    return profiles if more is None else profiles | _read(more)
+
+
+def find_profile(profiles: dict[str, DeviceProfile], name: str) -> DeviceProfile:
+    """The profile of a name, or of a type of Ray's. Raises ConfigError with the names there are."""
+    wanted = name.lower()
+    for key, profile in profiles.items():
+        if wanted == key.lower() or wanted in (one.lower() for one in profile.accelerator_types):
+            return profile
+    raise ConfigError(f"device {shown(name)} is not known; use {', '.join(profiles)}, or describe it by --devices FILE")
+
+
+def _read(path: Path) -> dict[str, DeviceProfile]:
+    document = read_document(path)
+    problems = [str(one) for one in document.problems]
+    entries = document.value
+    if not isinstance(entries, dict):
+        raise ConfigError("\n".join(problems or [f"{path} has no devices; write `name: {{memory: ..., ...}}`"]))
+    profiles: dict[str, DeviceProfile] = {}
+    for name, values in entries.items():
+        try:
+            profiles[str(name)] = DeviceProfile.model_validate(values)
+        except ValidationError as error:
+            problems += [f"{path}: {one}" for one in problems_of(error, DeviceProfile, str(name))]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return profiles

@@ -1,0 +1,153 @@
+"""What each shard of a model that generates takes on its device, and how much context fits beside it."""
+
+from dataclasses import dataclass, replace
+
+from serve_app.checkpoints.model_spec import ModelSpec
+from serve_app.config.model import ModelConfig
+from serve_app.planning.activation_bytes import StepSizes, activation_bytes
+from serve_app.planning.device_profiles import DeviceProfile
+from serve_app.planning.layer_weights import ModelWeights, weigh
+from serve_app.planning.planner import (
+    has_whole_attention,
+    kv_shape_on,
+    plan_shards,
+    served_dtype,
+    served_max_model_len,
+)
+from serve_app.types.shards import KvShape, ShardSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ShardMemory:
+    """Bytes of one shard."""
+
+    shard: ShardSpec
+    num_heads: int
+    kv: KvShape
+    weights_bytes: int
+    kv_cache_bytes: int
+    activation_bytes: int
+    reserve_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All that it takes of its device."""
+        return self.fixed_bytes + self.kv_cache_bytes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """All but the KV cache."""
+        return self.weights_bytes + self.activation_bytes + self.reserve_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """One copy of a model on its devices."""
+
+    shards: list[ShardMemory]  # ordered by ShardSpec.index
+    weights: ModelWeights
+    num_blocks: int  # of the KV cache, on each shard; 0: none fits
+    block_size: int  # tokens
+    max_model_len: int
+    max_num_seqs: int
+    device_bytes: int  # of one device, or of a node whose shards share its memory
+    share_bytes: int  # that one shard may take of its device, or all shards of such a node together
+    num_on_device: int  # shards that share those
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens of all sequences together that the cache holds."""
+        return self.num_blocks * self.block_size
+
+    @property
+    def max_sequences(self) -> int:
+        """Sequences of max_model_len tokens that run at once."""
+        return self.sequences_of(self.max_model_len)
+
+    def sequences_of(self, num_tokens: int) -> int:
+        """Sequences of so many tokens that run at once."""
+        return min(self.max_num_seqs, self.num_blocks // -(-num_tokens // self.block_size))
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the fullest device lacks; 0: all shards have room."""
+        totals = [shard.total_bytes for shard in self.shards]
+        devices = [
+            sum(totals[first : first + self.num_on_device]) for first in range(0, len(totals), self.num_on_device)
+        ]
+        return max(0, max(devices) - self.share_bytes)
+
+
+def weigh_as_served(spec: ModelSpec, config: ModelConfig) -> ModelWeights:
+    """What the model weighs by these settings, however it is split."""
+    return weigh(
+        spec, served_dtype(spec, config), None if config.quantization is None else config.quantization.for_loading
+    )
+
+
+def plan_memory(
+    spec: ModelSpec, config: ModelConfig, weights: ModelWeights, profile: DeviceProfile, memory_bytes: int
+) -> MemoryPlan:
+    """The copy of a model that `config` says, on devices of `memory_bytes`. Raises ConfigError for too many stages."""
+    dtype, engine = served_dtype(spec, config), config.engine
+    plan = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor)
+    shares = _Shares.of(config, profile, memory_bytes, len(plan.shards))
+    bare = [_shard_memory(spec, shard, weights, dtype, profile) for shard in plan.shards]
+    block_bytes = [shard.kv.block_bytes(engine.block_size) for shard in bare]
+    if config.kv_cache_bytes is None:
+        most = min((shares.of_one - one.fixed_bytes) // block for one, block in zip(bare, block_bytes, strict=True))
+    else:
+        most = config.kv_cache_bytes // max(block_bytes)
+    max_model_len = served_max_model_len(spec, config)
+    steps = _largest_steps(config, max_model_len, max(0, most))
+    filled = [
+        replace(one, activation_bytes=activation_bytes(spec, one.shard, one.kv, one.num_heads, steps)) for one in bare
+    ]
+    if config.kv_cache_bytes is None:
+        most = min((shares.of_one - one.fixed_bytes) // block for one, block in zip(filled, block_bytes, strict=True))
+    num_blocks = max(0, most)
+    return MemoryPlan(
+        [replace(one, kv_cache_bytes=num_blocks * block) for one, block in zip(filled, block_bytes, strict=True)],
+        weights,
+        num_blocks,
+        engine.block_size,
+        max_model_len,
+        engine.max_num_seqs,
+        memory_bytes,
+        shares.of_device,
+        shares.num_on_device,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    of_device: int
+    of_one: int
+    num_on_device: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, profile: DeviceProfile, memory_bytes: int, num_shards: int) -> "_Shares":
+        if profile.type == "cpu":
+            num_on_node = min(num_shards, profile.devices_per_node)
+            return cls(memory_bytes, memory_bytes // num_on_node, num_on_node)
+        share = config.device.gpus_per_shard
+        if config.engine.kv_cache_bytes is None:
+            share *= config.engine.gpu_memory_utilization
+        return cls(int(memory_bytes * share), int(memory_bytes * share), 1)
+
+
+def _shard_memory(
+    spec: ModelSpec, shard: ShardSpec, weights: ModelWeights, dtype: str, profile: DeviceProfile
+) -> ShardMemory:
+    """Without its activations and KV cache."""
+    num_heads = spec.num_heads if has_whole_attention(spec) else spec.num_heads // shard.num_ranks
+    return ShardMemory(
+        shard, num_heads, kv_shape_on(shard, spec, dtype), weights.bytes_on(shard), 0, 0, profile.reserve
+    )
+
+
+def _largest_steps(config: ModelConfig, max_model_len: int, most_blocks: int) -> StepSizes:
+    """No context is longer than the cache that there would be if steps took nothing."""
+    engine = config.engine
+    most_tokens = max(most_blocks * engine.block_size, engine.max_num_batched_tokens)
+    return StepSizes(engine.max_num_batched_tokens, engine.max_num_seqs, min(max_model_len, most_tokens))
