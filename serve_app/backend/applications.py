@@ -171,6 +171,7 @@ class Applications:
         if not known:
             return HealthReport(False, {}, "no model is deployed")
         models: dict[str, list[CopyState]] = {}
+        num_resumes: dict[str, int] = {}
         ill: list[str] = []
         for application in known:
             for label in application.labels:
@@ -180,13 +181,14 @@ class Applications:
                     )
                     continue
                 models[label] = application.fresh_copies()
+                num_resumes[label] = sum(calls.num_resumes for calls in application.calls.values())
                 reason = _why_ill(application, models[label])
                 if reason is not None:
                     ill.append(f"{label}: {reason}")
         newcomers = {one.name: _newcomer(one) for one in known if one.is_newcomer}
         detail = "; ".join([*ill, *(note for one in known if (note := _note(one)) is not None)])
         is_discovering = any(not one.descriptions and one.status != "DEPLOY_FAILED" for one in known)
-        return HealthReport(bool(models) and not ill, models, detail, is_discovering, newcomers)
+        return HealthReport(bool(models) and not ill, models, detail, is_discovering, newcomers, num_resumes)
 
     def _main_of(self, app: RunningApplication) -> str | None:
         """Its deployment that describes models; None: it has none, or none that counts here."""

@@ -41,6 +41,7 @@ async def generate_on(
                 if num_losses > failover.max_resumes:
                     raise _given_up(loss, num_losses) from None
                 make, wait_s = _next_call(request, stream, loss, failover), failover.max_pause_s
+                calls.num_resumes += 1
                 _log(request, stream, num_losses)
             else:
                 _check_end(stream, reply)

@@ -30,6 +30,8 @@ class HealthReport:
     detail: str = ""
     is_discovering: bool = False  # an application has not told its model's name yet
     newcomers: dict[str, Newcomer] = field(default_factory=dict)  # by application; they make nothing unhealthy
+    num_resumes: dict[str, int] = field(default_factory=dict)  # by model: generations that went on after a loss
+    num_call_bytes: int = 0  # sent to all copies
 
 
 class ModelBackend(Protocol):

@@ -98,6 +98,7 @@ class ReplicaCalls:
         self._changed = asyncio.Event()
         self.num_calls = 0  # under way, waiting ones included
         self.peak_calls = 0  # most since it was last taken
+        self.num_resumes = 0  # generations that went on after a loss
 
     @property
     def num_ready(self) -> int:

@@ -103,7 +103,7 @@ class ServeBackend:
 
     def health(self) -> HealthReport:
         """See ModelBackend."""
-        return self._applications.health()
+        return replace(self._applications.health(), num_call_bytes=self._senders.num_sent_bytes)
 
     async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
         """See ModelBackend."""

@@ -74,6 +74,11 @@ class ServeControl:
             raise UnavailableError(f"no replica of {application} holds a call: {type(error).__name__}") from error
 
 
+def own_replica_id() -> str:
+    """What Serve calls the replica that this process is."""
+    return str(serve.get_replica_context().replica_tag)
+
+
 def place_here(description: ModelDescription) -> ModelDescription:
     """The description with a source_dir that this node has: tokenizer and chat template are read from it.
 

@@ -44,3 +44,4 @@ class GatewayConfig(ConfigModel):
     cors_allowed_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []  # of pages that may call
     failover: FailoverConfig = FailoverConfig()
     api_keys_file: str | None = None  # None: everybody may do everything
+    open_metrics: bool = False  # GET /metrics needs no key where keys are used

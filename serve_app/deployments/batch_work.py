@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from serve_app.deployments.copy_work import Load
+from serve_app.deployments.copy_work import Load, QueueTimes
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError, UnavailableError
 from serve_app.planning.served_model import BatchModelPlan
 from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, Job, JobResult
-from serve_app.types.models import ModelSource
+from serve_app.types.models import CopyCounts, ModelSource
 from serve_app.types.shards import (
     BatchModelReport,
     BatchShardSettings,
@@ -30,6 +30,7 @@ class BatchWork:
         self._plans = plans
         self._on_results = on_results
         self._scheduler: BatchScheduler | None = None
+        self._queue_times: QueueTimes[Job] = QueueTimes()
 
     def settings(self, shard: ShardSpec, num_threads: int) -> BatchShardSettings:
         """How one shard is to be made."""
@@ -60,6 +61,7 @@ class BatchWork:
                 max_rows=engine.max_num_seqs,
                 max_tokens=engine.max_num_batched_tokens,
                 max_queued=engine.max_queued,
+                on_start=self._queue_times.start,
             )
         return self._scheduler
 
@@ -82,10 +84,13 @@ class BatchWork:
             raise UnavailableError(f"model {request.model} is starting; try again", retry_after_s=1.0)
         if request.model not in self.reports:
             raise ConfigError(f"model={request.model} is not served by this application")
-        return self._scheduler.add(request)
+        job = self._scheduler.add(request)
+        self._queue_times.add(job)
+        return job
 
     def cancel(self, job: Job) -> None:
         """Give a request up."""
+        self._queue_times.forget(job)
         if self._scheduler is not None:
             self._scheduler.cancel(job)
 
@@ -94,3 +99,7 @@ class BatchWork:
         if self._scheduler is None:
             return Load()
         return Load(self._scheduler.num_running, self._scheduler.num_waiting)
+
+    def counts(self) -> CopyCounts:
+        """See CopyWork."""
+        return CopyCounts(queue=self._queue_times.times.counts())

@@ -1,16 +1,20 @@
 """What a model copy runs on its shards, and what its shards are to it."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from serve_app.config.model import ModelConfig
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
-from serve_app.types.models import ModelSource
+from serve_app.metrics.families import QUEUE
+from serve_app.metrics.times import Times
+from serve_app.types.models import CopyCounts, ModelSource
 from serve_app.types.shards import BatchShardSettings, EngineLimits, ShardReport, ShardSettings, ShardSpec
 from serve_app.wire.links import ControlAddress
 
 Settings = ShardSettings | BatchShardSettings
+WaitingT = TypeVar("WaitingT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,30 @@ class Load:
     num_blocks: int = 0
     num_prompt_tokens: int = 0  # of all requests since the shards were started
     num_cached_tokens: int = 0  # of those, found in the cache
+
+
+class QueueTimes(Generic[WaitingT]):
+    """How long what was queued has waited for its first step; since the replica started."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.times = Times(QUEUE.bounds_s)
+        self._clock = clock
+        self._arrived_s: dict[WaitingT, float] = {}
+
+    def add(self, *waiting: WaitingT) -> None:
+        """It has come."""
+        self._arrived_s.update(dict.fromkeys(waiting, self._clock()))
+
+    def start(self, waiting: WaitingT) -> None:
+        """It is in a step."""
+        arrived_s = self._arrived_s.pop(waiting, None)
+        if arrived_s is not None:
+            self.times.add(self._clock() - arrived_s)
+
+    def forget(self, *waiting: WaitingT) -> None:
+        """It has ended; what never started is not counted."""
+        for one in waiting:
+            self._arrived_s.pop(one, None)
 
 
 class CopyWork(Protocol):
@@ -59,6 +87,10 @@ class CopyWork(Protocol):
 
     def load(self) -> Load:
         """How much is held."""
+        ...
+
+    def counts(self) -> CopyCounts:
+        """Pre-emptions and times in the queue, over all epochs; the rest is not its own to count."""
         ...
 
 

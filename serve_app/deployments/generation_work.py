@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from serve_app.deployments.copy_work import Load
+from serve_app.deployments.copy_work import Load, QueueTimes
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError
 from serve_app.planning.generator_plan import GeneratorPlan
@@ -12,6 +12,7 @@ from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence as TokenSequence
 from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
+from serve_app.types.models import CopyCounts
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings, ShardSpec
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ class GenerationWork:
         self._plan = plan
         self._on_outputs = on_outputs
         self._scheduler: Scheduler | None = None
+        self._queue_times: QueueTimes[TokenSequence] = QueueTimes()
+        self._num_preemptions = 0  # of epochs that are over
         self._warm_up: asyncio.Future[OutputChunk] | None = None  # how the first request of an epoch has ended
 
     def settings(self, shard: ShardSpec, num_threads: int) -> ShardSettings:
@@ -82,6 +85,7 @@ class GenerationWork:
             has_prefix_cache=self.config.engine.prefix_cache,
             joins_blocks=self.config.device.type == "cpu",
             overlaps_steps=self.config.parallel.pipeline == 1,
+            on_start=self._queue_times.start,
         )
         return self._scheduler
 
@@ -117,15 +121,19 @@ class GenerationWork:
         """End all sequences: their keys and values are gone."""
         if self._scheduler is not None:
             self._scheduler.abort_all()
+            self._num_preemptions += self._scheduler.num_preemptions
             self._scheduler = None
 
     def submit(self, request: GenerateRequest) -> list[TokenSequence]:
         """Queue a request; raises what Scheduler.add raises."""
         assert self._scheduler is not None, "the copy is ready"
-        return self._scheduler.add(request)
+        sequences = self._scheduler.add(request)
+        self._queue_times.add(*sequences)
+        return sequences
 
     def abort(self, sequences: list[TokenSequence]) -> None:
         """End sequences, those of an earlier epoch too."""
+        self._queue_times.forget(*sequences)
         if self._scheduler is not None:
             for sequence in sequences:
                 if not sequence.is_finished:
@@ -144,3 +152,8 @@ class GenerationWork:
             scheduler.num_prompt_tokens,
             scheduler.num_cached_tokens,
         )
+
+    def counts(self) -> CopyCounts:
+        """See CopyWork."""
+        now = 0 if self._scheduler is None else self._scheduler.num_preemptions
+        return CopyCounts(num_preemptions=self._num_preemptions + now, queue=self._queue_times.times.counts())

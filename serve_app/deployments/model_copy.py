@@ -4,12 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from serve_app.deployments.copy_work import CopyWork, GroupMaker, Load, ShardGroup
 from serve_app.deployments.step_loop import StepLoop
+from serve_app.deployments.step_meter import StepMeter
 from serve_app.errors import RayshardError, ShardLostError, UnavailableError
-from serve_app.types.models import CopyState
+from serve_app.types.models import CopyCounts, CopyState
 from serve_app.types.shards import EngineLimits
 from serve_app.wire.links import ControlServer
 
@@ -49,6 +51,9 @@ class ModelCopy:
         self._detail = "starting"
         self._is_ready = asyncio.Event()
         self._is_closed = False
+        self._meter = StepMeter(work.config.parallel.pipeline)
+        self._num_rebuilds = 0
+        self._num_control_bytes = 0  # of epochs that are over
 
     async def start(self) -> None:
         """Bring the first group up; raises when that fails."""
@@ -112,12 +117,24 @@ class ModelCopy:
             num_blocks=load.num_blocks,
             num_prompt_tokens=load.num_prompt_tokens,
             num_cached_tokens=load.num_cached_tokens,
+            counts=self._counts(),
         )
 
     def close(self) -> None:
         """End the group for good."""
         self._is_closed = True
         self._end_group()
+
+    def _counts(self) -> CopyCounts:
+        meter, now = self._meter, 0 if self._control is None else self._control.num_sent_bytes
+        return replace(
+            self._work.counts(),
+            num_rebuilds=self._num_rebuilds,
+            steps=meter.times.counts(),
+            stage_busy_s=meter.busy_s,
+            stage_idle_s=meter.idle_s,
+            num_control_bytes=self._num_control_bytes + now,
+        )
 
     async def _start_group(self) -> None:
         started = time.monotonic()
@@ -159,6 +176,7 @@ class ModelCopy:
             self._control,
             num_shards,
             self._work.take,
+            self._meter,
             heartbeat_s=timeouts.heartbeat_s,
             step_s=timeouts.collective_s + timeouts.heartbeat_s,
         )
@@ -195,6 +213,7 @@ class ModelCopy:
     def _lose(self, error: RayshardError) -> None:
         """Take the group out of service; what ran on it ends with the error."""
         self._state, self._detail = "rebuilding", error.message
+        self._num_rebuilds += 1
         self._is_ready.clear()
         logger.error("shard group lost model=%s epoch=%d reason=%s", self._work.name, self.epoch, error.message)
         self._end_group()
@@ -208,9 +227,11 @@ class ModelCopy:
             self._group.kill()
             self._group = None
         if self._control is not None:
+            self._num_control_bytes += self._control.num_sent_bytes
             self._control.close()
             self._control = None
         self._loop = None
+        self._meter.lose()
         self._work.lose_shards()
 
 

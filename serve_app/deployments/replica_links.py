@@ -63,19 +63,25 @@ class ReplicaLinks:
         if gateway.node != self._receiver.address.node:
             self._receiver.listen_wide()
         self._gateways[gateway.server_key] = (time.monotonic(), gateway)
-        self._send_state(gateway, self._shown_state())
+        self._send_state(gateway, self.state())
 
     def tell_state(self) -> None:
         """Tell all Gateways; one that is silent and has no calls here is forgotten."""
         now_s = time.monotonic()
         in_use = self._calls.keys_in_use
-        state = self._shown_state()
+        state = self.state()
         for key, (registered_s, gateway) in list(self._gateways.items()):
             if now_s - registered_s > _REGISTRATION_S and key not in in_use:
                 del self._gateways[key]
                 self._senders.forget(gateway)
             else:
                 self._send_state(gateway, state)
+
+    def state(self) -> CopyState:
+        """As Gateways are told it."""
+        state = self._state()
+        shown = "draining" if self._is_draining and state.state == "ready" else state.state
+        return replace(state, state=shown, counts=replace(state.counts, num_token_bytes=self._senders.num_sent_bytes))
 
     def check(self) -> None:
         """Raises InternalError when this replica does not hear or tell any more."""
@@ -101,10 +107,6 @@ class ReplicaLinks:
             self._send_state(gateway, gone)
         self._receiver.close()
         self._senders.close(linger_ms=200)
-
-    def _shown_state(self) -> CopyState:
-        state = self._state()
-        return replace(state, state="draining") if self._is_draining and state.state == "ready" else state
 
     def _send_state(self, gateway: LinkAddress, state: CopyState) -> None:
         own = self._identity

@@ -51,6 +51,7 @@ class Router(ServeReplica):
         calls = GeneratorCalls(plan, identity.replica_id, senders)
         replica = ModelReplica(identity, calls.work, calls, lambda work: make_group(work, identity.node), senders)
         await replica.start()
+        self._export_metrics([config.name], replica)
         return replica
 
 
@@ -81,6 +82,7 @@ class BatchRouter(ServeReplica):
             identity, calls.work, calls, lambda work: make_group(work, identity.node), Senders(identity.node)
         )
         await replica.start()
+        self._export_metrics([model.name for model in models], replica)
         return replica
 
 

@@ -7,6 +7,8 @@ from ray import serve
 from ray.util import get_node_ip_address
 
 from serve_app.deployments.replica_links import ReplicaIdentity, ReplicaLinks
+from serve_app.metrics.of_copies import copy_readings
+from serve_app.metrics.ray_export import RayExport
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import ModelDescription
 
@@ -33,6 +35,7 @@ class ServeReplica:
     """Base of the deployments. Their constructors set `service` when it runs, and return: then the replica is ready."""
 
     service: ReplicaService | None = None
+    _exporting: asyncio.Task[None] | None = None
 
     async def register(self, gateway: LinkAddress) -> list[ModelDescription]:
         """Describe the models to a Gateway, and tell it this replica's state from now on."""
@@ -49,8 +52,15 @@ class ServeReplica:
         if self.service is not None:
             self.service.check()
 
+    def _export_metrics(self, models: list[str], service: ReplicaService) -> None:
+        """Tell Ray's exporter how this copy of the models is, from now on."""
+        export = RayExport(lambda: copy_readings(models, service.links.state()))
+        self._exporting = asyncio.create_task(export.run())
+
     async def __del__(self) -> None:
         """Serve awaits it before it ends the replica, for `graceful_shutdown_timeout_s` at most."""
+        if self._exporting is not None:
+            self._exporting.cancel()
         service, self.service = self.service, None
         if service is not None:
             await service.close()

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from serve_app.deployments.step_meter import StepMeter
 from serve_app.errors import ShardLostError
 from serve_app.types.steps import BatchStep, StepInput
 from serve_app.wire.links import ControlServer
@@ -51,6 +52,7 @@ class StepLoop:
         control: ControlServer,
         num_shards: int,
         on_outputs: Callable[[Any], None],
+        meter: StepMeter,
         *,
         heartbeat_s: float,
         step_s: float,
@@ -58,6 +60,7 @@ class StepLoop:
         self.scheduler = scheduler
         self._control = control
         self._on_outputs = on_outputs
+        self._meter = meter
         self._heartbeat_s = heartbeat_s
         self._step_s = step_s
         self._heard_s = [time.monotonic()] * num_shards
@@ -97,6 +100,7 @@ class StepLoop:
         while (step := self.scheduler.schedule()) is not None:
             if self.scheduler.num_steps_in_flight == 1:
                 self._progress_s = time.monotonic()
+            self._meter.send()
             self._control.send_step(step)
         if not self.scheduler.has_work and self.scheduler.num_steps_in_flight == 0:
             self.scheduler.check()
@@ -107,6 +111,7 @@ class StepLoop:
             if isinstance(message, OutputMessage | BatchOutputMessage):
                 self._progress_s = time.monotonic()
                 outputs = self.scheduler.update(message.output)
+                self._meter.end()
                 self._pump()  # first keep the shards busy, then hand the results on
                 self._on_outputs(outputs)
             elif isinstance(message, HeartbeatMessage):

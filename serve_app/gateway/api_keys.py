@@ -33,6 +33,11 @@ class KeyHolder:
         self._requests = _Allowance(entry.requests_per_minute, clock)
         self._tokens = _Allowance(entry.tokens_per_minute, clock)
 
+    @property
+    def is_admin(self) -> bool:
+        """See Caller."""
+        return self.entry.is_admin
+
     def may_use(self, model: str) -> bool:
         """Whether the key is for this model."""
         return self.entry.models is None or model in self.entry.models

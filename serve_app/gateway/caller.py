@@ -14,6 +14,11 @@ class Caller(Protocol):
 
     name: str
 
+    @property
+    def is_admin(self) -> bool:
+        """Whether this caller may see what is everybody's."""
+        ...
+
     def may_use(self, model: str) -> bool:
         """Whether a model is there for this caller."""
         ...

@@ -7,13 +7,15 @@ import logging
 from starlette.applications import Starlette
 
 from serve_app.backend.serve_backend import ServeBackend
-from serve_app.backend.serve_control import ServeControl, place_here
+from serve_app.backend.serve_control import ServeControl, own_replica_id, place_here
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
+from serve_app.gateway.calls.scrape import gateway_readings
 from serve_app.gateway.grpc.methods import GrpcMethods
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.http.browser_guard import hosts_when_bound_to
+from serve_app.metrics.ray_export import RayExport
 from serve_app.observability import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,9 @@ class Gateway(GrpcMethods):
             hosts = hosts_when_bound_to(await control.http_host())
             config = config.model_copy(update={"allowed_hosts": hosts})
             logger.info("requests may name hosts=%s", hosts or "any")
-        self._plane = DataPlane(self._backend, config)
+        self._plane = DataPlane(self._backend, config, own_replica_id())
+        export = RayExport(lambda: gateway_readings(self._plane))
+        self._exporting = asyncio.create_task(export.run())
         self._open_inference = OpenInference(self._plane)
         self._time_limit_s = config.request_timeout_s
         self._keys = self._plane.keys

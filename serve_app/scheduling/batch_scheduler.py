@@ -6,6 +6,7 @@ running an entry again changes no answer. It runs with nothing beside it then: i
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError, ShardLostError
@@ -66,14 +67,23 @@ class BatchScheduler:
     """Queue and steps of one model copy. It is there as long as the Router, through all epochs of its shards."""
 
     def __init__(
-        self, models: list[BatchModel], *, num_stages: int, max_rows: int, max_tokens: int, max_queued: int
+        self,
+        models: list[BatchModel],
+        *,
+        num_stages: int,
+        max_rows: int,
+        max_tokens: int,
+        max_queued: int,
+        on_start: Callable[[Job], None] = lambda _job: None,
     ) -> None:
+        """on_start: told of each request when the first of its entries is in a step for the first time."""
         self.models = models
         self._indexes = {model.name: index for index, model in enumerate(models)}
         self._num_stages = num_stages
         self._max_rows = max_rows
         self._max_tokens = max_tokens
         self._max_queued = max_queued
+        self._on_start = on_start
         self._queues: OrderedDict[object, deque[_Entry]] = OrderedDict()  # by what can be joined; served in turn
         self._in_flight: dict[int, list[_Entry]] = {}
         self._next_step_id = 0
@@ -136,7 +146,9 @@ class BatchScheduler:
         self._in_flight[step_id] = entries
         model = self.models[entries[0].model]
         for entry in entries:
-            entry.job.is_begun = True
+            if not entry.job.is_begun:
+                entry.job.is_begun = True
+                self._on_start(entry.job)
         return BatchStep(step_id, entries[0].model, join_items([entry.item for entry in entries], model.batch_dim or 0))
 
     def update(self, output: BatchStepOutput) -> list[JobResult]:

@@ -8,6 +8,8 @@ Every stage runs the steps in the order in which they were scheduled. So blocks 
 a step in flight still writes to them: the next owner's step comes later and writes before it reads.
 """
 
+from collections.abc import Callable
+
 from serve_app.errors import InternalError
 from serve_app.scheduling.admission import most_request_tokens, refuse_full, refuse_unfit, refuse_unfit_resumed
 from serve_app.scheduling.block_manager import BlockManager
@@ -37,8 +39,12 @@ class Scheduler:
         has_prefix_cache: bool = True,
         joins_blocks: bool = False,
         overlaps_steps: bool = False,
+        on_start: Callable[[Sequence], None] = lambda _sequence: None,
     ) -> None:
-        """overlaps_steps: a step is sent before the tokens of the one before are back; of models on one stage."""
+        """overlaps_steps: a step is sent before the tokens of the one before are back; of models on one stage.
+
+        on_start: told of each sequence that is in a step for the first time.
+        """
         assert not (overlaps_steps and num_stages > 1), "a first stage does not know what the last one draws"
         self.limits = limits
         self.num_preemptions = 0
@@ -48,6 +54,7 @@ class Scheduler:
         self._overlaps_steps = overlaps_steps
         self._max_in_flight = num_stages + overlaps_steps
         self._max_queued = max_queued
+        self._on_start = on_start
         self._eos_token_ids = eos_token_ids
         self._blocks = BlockManager(limits.num_blocks, limits.block_size)
         self._tables = SequenceBlocks(
@@ -234,6 +241,7 @@ class Scheduler:
             self.num_cached_tokens += sequence.num_scheduled
             self.num_prompt_tokens += sequence.num_prompt_tokens
             self._waiting.charge(sequence.owner, sequence.num_prompt_tokens - sequence.num_cached_tokens)
+            self._on_start(sequence)
         sequence.is_on_trial = sequence.is_suspect
         sequence.state = SequenceState.RUNNING
         sequence.slot_row = self._free_slot_rows.pop()

@@ -58,6 +58,28 @@ class ModelDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeCounts:
+    """How often durations fell between the bounds of a family of metrics; empty: never."""
+
+    bucket_counts: list[int] = field(default_factory=list)  # the last one is of those above all bounds
+    sum_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CopyCounts:
+    """What a copy has counted since its replica started."""
+
+    num_preemptions: int = 0
+    num_rebuilds: int = 0  # times that its shards were lost
+    queue: TimeCounts = field(default_factory=TimeCounts)  # from a sequence's arrival to its first step
+    steps: TimeCounts = field(default_factory=TimeCounts)  # from a step's sending to its output
+    stage_busy_s: float = 0.0  # over all stages: with a step to run
+    stage_idle_s: float = 0.0  # over all stages: without one while another has one
+    num_control_bytes: int = 0  # sent to the shards
+    num_token_bytes: int = 0  # sent to Gateways and Graphs
+
+
+@dataclass(frozen=True, slots=True)
 class CopyState:
     """Health of one model copy."""
 
@@ -70,3 +92,4 @@ class CopyState:
     num_blocks: int
     num_prompt_tokens: int = 0  # of all requests since its shards were started
     num_cached_tokens: int = 0  # of those, found in the prefix cache
+    counts: CopyCounts = field(default_factory=CopyCounts)

@@ -59,6 +59,7 @@ class ControlServer:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToRouter)
         self._peers = [f"{epoch}:{index}".encode() for index in range(num_shards)]
+        self.num_sent_bytes = 0
 
     def send_step(self, step: StepInput | BatchStep) -> None:
         """Hand a step to every shard."""
@@ -88,6 +89,7 @@ class ControlServer:
 
     def _send(self, message: ToShard) -> None:
         payload = self._encoder.encode(message)
+        self.num_sent_bytes += len(payload) * len(self._peers)
         for peer in self._peers:
             self._socket.send_multipart((peer, payload))
 
@@ -207,6 +209,7 @@ class Senders:
         self._context = zmq.Context()
         self._sockets: dict[str, zmq.Socket[Any]] = {}  # by server key
         self._encoder = msgspec.msgpack.Encoder()
+        self.num_sent_bytes = 0
 
     def send(self, address: LinkAddress, message: Message) -> bool:
         """Send a message; False when that receiver cannot be reached or takes no more."""
@@ -218,10 +221,12 @@ class Senders:
             socket = self._sockets[address.server_key] = self._context.socket(zmq.PUSH)
             _make_client(socket, address.server_key)
             socket.connect(endpoint)
+        payload = self._encoder.encode(message)
         try:
-            socket.send(self._encoder.encode(message), flags=zmq.NOBLOCK)
+            socket.send(payload, flags=zmq.NOBLOCK)
         except zmq.Again:
             return False
+        self.num_sent_bytes += len(payload)
         return True
 
     def forget(self, address: LinkAddress, linger_ms: int = 0) -> None:

@@ -12,7 +12,7 @@ from serve_app.types.models import CopyState
 from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.types.tensors import InferRequest, InferResult
 
-PROTOCOL_VERSION: Final = 6
+PROTOCOL_VERSION: Final = 7
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):

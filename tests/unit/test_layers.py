@@ -15,7 +15,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"errors", "freed_memory"},
     {"types"},
     {"config", "architectures"},
-    {"checkpoints", "scheduling", "preprocessing", "observability", "wire"},
+    {"checkpoints", "scheduling", "preprocessing", "observability", "wire", "metrics"},
     {"planning", "backend"},
     {"models", "gateway"},
     {"parallel"},
@@ -26,7 +26,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"cli", "app"},
 )
 GATEWAY_LAYERS = (  # a carrier turns bytes into a checked body, calls turn it into an answer, the carrier encodes that
-    {"bodies", "caller", "failures", "key_file", "open_streams"},
+    {"bodies", "caller", "failures", "key_file", "open_streams", "request_notes"},
     {"api_keys", "time_limits"},
     {"calls"},
     {"http", "grpc"},
@@ -50,6 +50,7 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/deployments/ray_shard_group.py",
         "serve_app/deployments/serve_replica.py",
         "serve_app/deployments/shard.py",
+        "serve_app/metrics/ray_export.py",
         "serve_app/training/ray_training.py",
     ),
     "late import": (  # torch of an actor, the engine of a shard's kind, commands that load torch or an extra

@@ -15,6 +15,7 @@ from serve_app.gateway.calls.open_inference_counts import InferenceCounts
 from serve_app.gateway.calls.prompt_steps import PromptSteps
 from serve_app.gateway.calls.reader import RequestReader
 from serve_app.gateway.open_streams import OpenStreams
+from serve_app.metrics.of_gateway import GatewayMetrics
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.text_pool import TextPool
 
@@ -22,8 +23,9 @@ from serve_app.preprocessing.text_pool import TextPool
 class DataPlane:
     """One Gateway replica's calls. Starts its threads and template workers at once."""
 
-    def __init__(self, backend: ModelBackend, config: GatewayConfig) -> None:
+    def __init__(self, backend: ModelBackend, config: GatewayConfig, replica_id: str = "gateway") -> None:
         self.backend = backend
+        self.metrics = GatewayMetrics(replica_id)
         self.config = config
         self.keys = None if config.api_keys_file is None else ApiKeys(Path(config.api_keys_file))  # it may refuse
         self.pool = TextPool(config.tokenizer_threads)
@@ -31,7 +33,7 @@ class DataPlane:
             timeout_s=config.chat_template_timeout_s, max_output_bytes=config.chat_template_max_bytes
         )
         text_models = TextModels(backend, self.pool)
-        self.models = ServedModels(text_models)
+        self.models = ServedModels(text_models, self.metrics)
         self.reader = RequestReader(PromptSteps(backend), self.pool, self._renderer, config.queue_timeout_s)
         service = InferenceService(text_models, config.queue_timeout_s)
         self.watches = OpenStreams()

@@ -11,7 +11,9 @@ from serve_app.backend.protocol import ModelBackend
 from serve_app.errors import InternalError
 from serve_app.gateway.caller import reserved
 from serve_app.gateway.calls.models import ServedModel
+from serve_app.gateway.request_notes import arrival_s, note_run
 from serve_app.gateway.time_limits import within
+from serve_app.metrics.tokens import TokenTimes
 from serve_app.preprocessing.pii import Originals, Restorer
 from serve_app.preprocessing.stop_strings import StopStrings
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -53,9 +55,8 @@ class GenerationCall:
     def runs(self) -> list["PromptRun"]:
         """A fresh run for each prompt."""
         redactions = self.redactions or [[] for _ in self.requests]
-        tokenizer = self.model.tokenizer
         return [
-            PromptRun(request, self.options, tokenizer, known)
+            PromptRun(request, self.options, self.model, known)
             for request, known in zip(self.requests, redactions, strict=True)
         ]
 
@@ -79,15 +80,18 @@ class PromptRun:
         self,
         request: GenerateRequest,
         options: OutputOptions,
-        tokenizer: Tokenizer,
+        model: ServedModel,
         redactions: Sequence[Redaction] = (),
     ) -> None:
         self.request = request
+        self._meters = model.meters
+        self._times: TokenTimes | None = None  # of what runs and is wanted
+        self._is_hidden = options.is_prompt_only
         self.prompt_logprobs: list[TokenLogprobs] = []  # prompt tokens 1..
         self.num_cached_tokens = 0  # of the prompt, which had not to be computed
         originals = Originals(redactions) if redactions else None
         self._choices = [
-            _Choice(index, request, options, tokenizer, Restorer(originals) if originals is not None else None)
+            _Choice(index, request, options, model.tokenizer, Restorer(originals) if originals is not None else None)
             for index in range(request.num_choices)
         ]
         self._num_running = request.num_choices
@@ -102,6 +106,9 @@ class PromptRun:
 
     async def run(self, backend: ModelBackend, model: str, emit: Callable[[ChoiceDelta], None]) -> None:
         """Generate to the end of all choices; `emit` gets what can be shown. Raises a RayshardError."""
+
+        if not self._is_hidden:
+            self._times = TokenTimes(self._meters, self.request.num_choices, arrival_s())
 
         def take(chunk: OutputChunk) -> bool:
             self._take(chunk, emit)
@@ -125,6 +132,8 @@ class PromptRun:
         if choice.has_ended or not (chunk.token_ids or chunk.finish_reason):
             deltas = []
         else:
+            if chunk.token_ids and self._times is not None:
+                self._times.see(chunk.choice, len(chunk.token_ids))
             delta = choice.feed(chunk)
             self._num_running -= choice.has_ended
             deltas = [delta] if delta is not None else []
@@ -159,6 +168,7 @@ async def run_call(
                 await runs[0].run(backend, name, partial(emit, 0))
             else:
                 await _all_or_first_error([run_one(index, run) for index, run in enumerate(runs)])
+            note_run(num_prompt_tokens)
         finally:
             use.num_tokens = num_prompt_tokens + sum(run.num_output_tokens for run in runs)
 

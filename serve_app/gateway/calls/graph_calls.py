@@ -25,6 +25,7 @@ from serve_app.gateway.caller import cache_salt, estimated, owner, reserved
 from serve_app.gateway.calls.answers import classifications, embeddings, prediction
 from serve_app.gateway.calls.inference import MAX_ENTRIES
 from serve_app.gateway.calls.tensor_inputs import write_output
+from serve_app.gateway.request_notes import note_run
 from serve_app.preprocessing.arrays import to_array
 from serve_app.types.graphs import GraphRequest, GraphResult, GraphRun, GraphValue
 from serve_app.types.models import ModelDescription
@@ -77,6 +78,7 @@ class GraphCalls:
         with reserved(estimated(sum(len(text) for text in texts) // _CHARS_PER_TOKEN + 1)) as use:
             result = await self._backend.run_graph(request)
             use.num_tokens = result.num_tokens
+        note_run(result.num_tokens)
         return result
 
 

@@ -11,6 +11,7 @@ from serve_app.backend.text_models import Call, TextEntry, TextModels, Vectors, 
 from serve_app.errors import RequestError
 from serve_app.gateway.caller import reserved
 from serve_app.gateway.calls.models import ServedModel
+from serve_app.gateway.request_notes import note_run
 from serve_app.preprocessing.model_entries import activated, text_item
 from serve_app.preprocessing.tokenizer import TextEncoding
 from serve_app.types.chains import ChainOutcome, ChainValue, LabelScore
@@ -60,6 +61,7 @@ class InferenceService:
         """What a module makes of named tensors: tensors again, or the JSON that its postprocessing makes."""
         call = Call(queue_timeout_s=self._queue_timeout_s)
         outputs = await self._models.run_items(call, model, [item])
+        note_run()
         if model.task != "predict" or model.postprocessing_gives is None:
             return outputs[0]
         return (await self._models.answers(call, model, outputs)).json[0]
@@ -93,6 +95,7 @@ class InferenceService:
         with reserved(num_tokens) as use:
             outputs = await self._models.run_items(call, description, items)
             use.num_tokens = num_tokens
+        note_run(num_tokens)
         return outputs, num_tokens
 
     async def _refuse_long(self, model: ServedModel, entries: list[TextEntry]) -> None:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from serve_app.backend.text_models import TextModels
 from serve_app.errors import ConfigError, InternalError, ModelNotFoundError, RequestError, UnavailableError
 from serve_app.gateway.caller import may_see, visible
+from serve_app.gateway.request_notes import note_model
+from serve_app.metrics.of_gateway import GatewayMetrics
+from serve_app.metrics.tokens import TokenMeters
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.models import ModelDescription
 
@@ -27,6 +30,7 @@ class ServedModel:
 
     description: ModelDescription
     tokenizer: Tokenizer
+    meters: TokenMeters
 
     @property
     def max_context_tokens(self) -> int:
@@ -37,8 +41,9 @@ class ServedModel:
 class ServedModels:
     """Finds models by name, as the caller may see them."""
 
-    def __init__(self, text_models: TextModels) -> None:
+    def __init__(self, text_models: TextModels, metrics: GatewayMetrics) -> None:
         self._backend = text_models.backend
+        self._metrics = metrics
         self._text_models = text_models
 
     def all(self) -> list[ModelDescription]:
@@ -73,6 +78,7 @@ class ServedModels:
             if len(fitting) != 1:
                 names = [description.name for description in fitting]
                 raise RequestError(f"model is missing; send one of {names[:16]}", field="model")
+            note_model(fitting[0].name)
             return fitting[0]
         description = self.describe(name)
         if description.task not in tasks:
@@ -93,10 +99,14 @@ class ServedModels:
             raise RequestError(
                 f"model={description.name} takes tensors, not text; send `inputs` to /predict", field="model"
             )
-        return ServedModel(description, await self._tokenizer(description))
+        meters = self._metrics.tokens_of(description.name)
+        return ServedModel(description, await self._tokenizer(description), meters)
 
     def _visible(self, name: str) -> ModelDescription | None:
-        return self._backend.model(name) if may_see(name) else None
+        found = self._backend.model(name) if may_see(name) else None
+        if found is not None:
+            note_model(found.name)
+        return found
 
     async def _tokenizer(self, description: ModelDescription) -> Tokenizer:
         try:

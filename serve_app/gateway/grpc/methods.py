@@ -1,11 +1,12 @@
 """The gRPC methods of a Gateway replica, by the names that Serve's proxy looks for: the last part of their paths."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from serve_app.errors import ModelNotFoundError, RayshardError, UnavailableError
@@ -24,11 +25,13 @@ from serve_app.gateway.grpc.open_inference import (
     stream_infer,
 )
 from serve_app.gateway.grpc.rayshard import chat, classify, embed, generate, predict
+from serve_app.gateway.request_notes import counted
 from serve_app.gateway.time_limits import time_limit_of, within
 from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import rayshard_pb2 as rayshard_pb
 
 ResultT = TypeVar("ResultT")
+AnswerT = TypeVar("AnswerT", bound=Message)
 _SERVICES = ("", "inference.GRPCInferenceService", "rayshard.v1.Rayshard")  # healthy when everything is
 _WATCH_S = 0.5
 
@@ -133,7 +136,9 @@ class GrpcMethods:
         failure = None
         try:
             with self._plane.infer_streams.held(self._caller_of(grpc_context)):
-                answers = stream_infer(self._open_inference, request_stream, lambda: self._used_key(grpc_context))
+                answers = stream_infer(
+                    self._open_inference, request_stream, lambda: self._counted_use("ModelStreamInfer", grpc_context)
+                )
                 try:
                     async for answer in answers:
                         yield answer
@@ -207,14 +212,16 @@ class GrpcMethods:
         self, request: rayshard_pb.GenerateRequest, grpc_context: CallContext
     ) -> AsyncIterator[rayshard_pb.GenerateResponse]:
         """A text's continuation, as it is made."""
-        async for piece in self._streamed(lambda limit_s: generate(self._plane, request, limit_s), grpc_context):
+        async for piece in self._streamed(
+            "Generate", lambda limit_s: generate(self._plane, request, limit_s), grpc_context
+        ):
             yield piece
 
     async def Chat(
         self, request: rayshard_pb.ChatRequest, grpc_context: CallContext
     ) -> AsyncIterator[rayshard_pb.GenerateResponse]:
         """A conversation's answer, as it is made."""
-        async for piece in self._streamed(lambda limit_s: chat(self._plane, request, limit_s), grpc_context):
+        async for piece in self._streamed("Chat", lambda limit_s: chat(self._plane, request, limit_s), grpc_context):
             yield piece
 
     async def Embed(self, request: rayshard_pb.EmbedRequest, grpc_context: CallContext) -> rayshard_pb.EmbedResponse:
@@ -236,13 +243,13 @@ class GrpcMethods:
         return await self._answered(lambda: predict(self._plane, request), empty, grpc_context)
 
     async def _streamed(
-        self, start: Callable[[float | None], AsyncIterator[ResultT]], context: CallContext
+        self, method: str, start: Callable[[float | None], AsyncIterator[ResultT]], context: CallContext
     ) -> AsyncIterator[ResultT]:
         """The pieces of an answer; a failure becomes the call's status."""
         failure = None
         try:
             limit_s = time_limit_of(dict(context.invocation_metadata()), self._time_limit_s)
-            with self._used_key(context):
+            with self._counted_use(method, context):
                 pieces = start(limit_s)
                 try:
                     async for piece in pieces:
@@ -252,6 +259,12 @@ class GrpcMethods:
         except Exception as error:  # here it meets the client
             failure = as_rayshard_error(error)
         fail_stream(context, failure)
+
+    @contextmanager
+    def _counted_use(self, method: str, context: CallContext) -> Iterator[None]:
+        """A call while it runs, with its API key. Raises UnauthenticatedError, RateLimitedError."""
+        with counted(self._plane.metrics, f"grpc {method}"), self._used_key(context):
+            yield
 
     def _used_key(self, context: CallContext) -> AbstractContextManager[object]:
         """The API key of a call, while it runs. Raises UnauthenticatedError, RateLimitedError."""
@@ -272,15 +285,20 @@ class GrpcMethods:
         CALLER.set(holder)
         return f"key {holder.name}"
 
-    async def _answered(self, work: Callable[[], Awaitable[ResultT]], empty: ResultT, context: CallContext) -> ResultT:
+    async def _answered(self, work: Callable[[], Awaitable[AnswerT]], empty: AnswerT, context: CallContext) -> AnswerT:
         """What the work comes to, in time. A failure becomes the call's status; raised, Serve would log it."""
         try:
-            with self._used_key(context):
+            with self._counted_use(_method_of(empty), context):
                 limit_s = time_limit_of(dict(context.invocation_metadata()), self._time_limit_s)
                 return await within(limit_s, work())
         except Exception as error:  # here it meets the client
             set_status(context, as_rayshard_error(error))
         return empty
+
+
+def _method_of(answer: Message) -> str:
+    """ModelInfer of a ModelInferResponse."""
+    return str(answer.DESCRIPTOR.name).removesuffix("Response")
 
 
 def authorizations_of(context: CallContext) -> list[str]:

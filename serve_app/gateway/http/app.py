@@ -19,7 +19,8 @@ from serve_app.gateway.http.docs_routes import docs_routes
 from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.http.health import health_endpoint
 from serve_app.gateway.http.inference_routes import inference_endpoints
-from serve_app.gateway.http.middleware import HeaderLimitMiddleware, KeyMiddleware
+from serve_app.gateway.http.metrics import METRICS_PATH, RequestCounter, counted_routes, metrics_endpoint
+from serve_app.gateway.http.middleware import OPEN_PATHS, HeaderLimitMiddleware, KeyMiddleware
 from serve_app.gateway.http.open_inference_routes import JSON_LENGTH, open_inference_routes
 from serve_app.gateway.http.openai_routes import OpenAIEndpoints
 from serve_app.gateway.http.shell import RequestShell
@@ -29,12 +30,14 @@ def build_http_app(plane: DataPlane) -> Starlette:
     """The Gateway's ASGI application; it closes the plane in the end."""
     endpoints = OpenAIEndpoints(plane)
     shell = RequestShell(plane.config)
-    keys = [] if plane.keys is None else [Middleware(KeyMiddleware, plane.keys)]
     config = plane.config
+    open_paths = OPEN_PATHS | {METRICS_PATH} if config.open_metrics else OPEN_PATHS
+    keys = [] if plane.keys is None else [Middleware(KeyMiddleware, plane.keys, open_paths)]
     guard = Middleware(BrowserGuardMiddleware, config.allowed_hosts, config.cors_allowed_origins)
     inference = inference_endpoints(plane, shell, endpoints)
     routes = [
         Route("/health", health_endpoint(plane)),
+        Route(METRICS_PATH, metrics_endpoint(plane)),
         *compatible_routes(plane, shell),
         Route("/v1/models", endpoints.list_models),
         Route("/v1/models/{name:path}", endpoints.get_model),
@@ -55,13 +58,19 @@ def build_http_app(plane: DataPlane) -> Starlette:
             plane.close()
 
     app = Starlette(
-        routes=[*alias_routes(routes), *routes],
+        routes=counted_routes([*alias_routes(routes), *routes]),
         exception_handlers={
             RayshardError: on_rayshard_error,
             HTTPException: on_http_exception,
             Exception: on_unexpected_error,
         },
-        middleware=[*_cors(plane.config.cors_allowed_origins), Middleware(HeaderLimitMiddleware), guard, *keys],
+        middleware=[
+            Middleware(RequestCounter, plane.metrics),
+            *_cors(plane.config.cors_allowed_origins),
+            Middleware(HeaderLimitMiddleware),
+            guard,
+            *keys,
+        ],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

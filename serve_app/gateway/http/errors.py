@@ -12,6 +12,7 @@ from serve_app.errors import ContextLengthError, ModelNotFoundError, RayshardErr
 from serve_app.gateway.failures import hidden_error, told_message
 from serve_app.gateway.http.aliases import is_protocol_path
 from serve_app.gateway.http.content_encoding import ENCODINGS
+from serve_app.gateway.request_notes import note_error
 
 
 def error_body(error: RayshardError) -> bytes:
@@ -22,12 +23,14 @@ def error_body(error: RayshardError) -> bytes:
 async def on_rayshard_error(_request: Request, error: Exception) -> Response:
     """Starlette's handler for errors of ours."""
     assert isinstance(error, RayshardError)
+    note_error(error)
     return _json_response(error_body(error), error.http_status, _headers(error))
 
 
 async def on_protocol_error(_request: Request, error: Exception) -> Response:
     """An error of ours in the shape of the Open Inference Protocol: `{"error": message}`."""
     assert isinstance(error, RayshardError)
+    note_error(error)
     return _json_response(msgspec.json.encode(ProtocolError(told_message(error))), error.http_status, _headers(error))
 
 

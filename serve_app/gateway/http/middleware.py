@@ -45,15 +45,16 @@ class HeaderLimitMiddleware:
 
 
 class KeyMiddleware:
-    """Every path but those for probes needs a key. Judged by the path that the server has parsed, never by a URL."""
+    """Every path but the open ones needs a key. Judged by the path that the server has parsed, never by a URL."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, open_paths: frozenset[str] = OPEN_PATHS) -> None:
         self._app = app
         self._keys = keys
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the request while its key is in use."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        if scope["type"] != "http" or scope["path"] in self._open_paths:
             await self._app(scope, receive, send)
             return
         use = ExitStack()

@@ -163,6 +163,8 @@ def _health_operations() -> list[Operation]:
         Operation("GET", "/openapi.json", "health", "This document", {_JSON: _ANY_JSON}, is_open=True),
         Operation("GET", "/docs", "health", "This document, to be read", {_HTML: _STRING}, is_open=True),
         Operation("GET", "/version", "health", "The version of this software", {_JSON: Version}, is_open=True),
+        Operation("GET", "/metrics", "health", "Metrics, as Prometheus scrapes them; for admin keys",
+                  {_TEXT: _STRING}),
         Operation("GET", "/load", "health", "How many requests run or wait", {_JSON: Load}),
         Operation("GET", "/models", "models", "Models in TorchServe's words and OpenAI's", {_JSON: ModelNames}),
         Operation("GET", "/v1/models", "models", "Models in OpenAI's words", {_JSON: ModelList}),

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from serve_app.errors import RequestAbortedError
 from serve_app.gateway.failures import as_rayshard_error
 from serve_app.gateway.http.errors import error_body
+from serve_app.gateway.request_notes import note_error
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,8 @@ class EventStreamResponse(Response):
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         if isinstance(outcomes[1], Exception):
             logger.info("stream not sent to its end reason=%r", outcomes[1])
+        if isinstance(outcomes[0], asyncio.CancelledError):
+            note_error(RequestAbortedError("the client left"))
         if isinstance(outcomes[0], Exception):  # raised before the first event
             raise outcomes[0]
 
@@ -99,8 +102,10 @@ class EventStreamResponse(Response):
         except Exception as error:  # here it meets the client
             if not outbox.has_events:
                 raise
+            told = as_rayshard_error(error)
+            note_error(told)
             if not outbox.is_overflown:
-                outbox.put(b"data: " + error_body(as_rayshard_error(error)) + b"\n\n", 0)
+                outbox.put(b"data: " + error_body(told) + b"\n\n", 0)
         finally:
             outbox.close()
 

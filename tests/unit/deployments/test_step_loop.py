@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from serve_app.deployments.step_loop import StepLoop
+from serve_app.deployments.step_meter import StepMeter
 from serve_app.errors import InternalError, RequestError, ShardLostError
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.scheduler import Scheduler
@@ -76,7 +77,9 @@ async def group_of(
     shards = [FakeShard(control.address, index, num_shards, CacheOracle(LIMITS, MODEL)) for index in range(num_shards)]
     outputs: list[SequenceOutput] = []
     scheduler = Scheduler(LIMITS, num_stages=num_stages, max_queued=8, eos_token_ids=EOS)
-    loop = StepLoop(scheduler, control, num_shards, outputs.extend, heartbeat_s=HEARTBEAT_S, step_s=step_s)
+    loop = StepLoop(
+        scheduler, control, num_shards, outputs.extend, StepMeter(1), heartbeat_s=HEARTBEAT_S, step_s=step_s
+    )
     group = Group(loop, scheduler, shards, asyncio.create_task(loop.run()))
     for shard in shards[num_absent:]:
         shard.start()

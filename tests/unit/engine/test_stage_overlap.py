@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from serve_app.deployments.step_loop import StepLoop
+from serve_app.deployments.step_meter import StepMeter
 from serve_app.engine.plain_processes import HOST, PlainProcesses
 from serve_app.preprocessing.arrays import to_tensor_data
 from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, JobResult
@@ -52,7 +53,7 @@ async def run_all(pool: PlainProcesses, settings: BatchModelSettings, num_in_fli
         if len(results) == NUM_REQUESTS:
             all_done.set()
 
-    loop = StepLoop(scheduler, control, 2, take, heartbeat_s=10, step_s=30)
+    loop = StepLoop(scheduler, control, 2, take, StepMeter(2), heartbeat_s=10, step_s=30)
     running = asyncio.create_task(loop.run())
     async with asyncio.timeout(60):
         await loop.wait_for_shards()

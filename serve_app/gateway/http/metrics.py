@@ -1,0 +1,68 @@
+"""`GET /metrics`, and what counts the requests of all routes."""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve_app.errors import ForbiddenError
+from serve_app.gateway.caller import CALLER
+from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.calls.scrape import all_readings
+from serve_app.gateway.request_notes import OK, counted
+from serve_app.metrics.exposition import expose
+from serve_app.metrics.of_gateway import GatewayMetrics
+
+METRICS_PATH = "/metrics"
+_OTHER = "other"  # whatever a client has asked for that is not there
+_TEMPLATE = "route_template"
+
+
+def metrics_endpoint(plane: DataPlane) -> Callable[[Request], Awaitable[Response]]:
+    """For administrators where keys are used, unless `open_metrics` says otherwise: it names all models."""
+
+    async def metrics(request: Request) -> Response:
+        caller = CALLER.get()
+        if caller is not None and not caller.is_admin:
+            raise ForbiddenError("/metrics is for keys made with --admin; or set open_metrics of the Gateway")
+        content, media_type = expose(all_readings(plane), request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": media_type})
+
+    return metrics
+
+
+def counted_routes(routes: Iterable[Route]) -> list[Route]:
+    """The same routes, which leave word of which of them was taken."""
+    return [_CountedRoute(route.path, route.endpoint, methods=list(route.methods or ())) for route in routes]
+
+
+class RequestCounter:
+    """Counts every request by its route, its model and how it ended. Around all else."""
+
+    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = OK
+
+        def send_and_see(message: Message) -> Awaitable[None]:  # not a coroutine of its own: events pass here
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            return send(message)
+
+        with counted(self._metrics, lambda: scope.get(_TEMPLATE, _OTHER), lambda: status):
+            await self._app(scope, receive, send_and_see)
+
+
+class _CountedRoute(Route):
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child_scope = super().matches(scope)
+        return match, {**child_scope, _TEMPLATE: self.path} if match is not Match.NONE else child_scope
