@@ -1,4 +1,4 @@
-"""Logging set-up of our processes. Metrics are those of Ray's own exporter."""
+"""Logging set-up of our processes. What they count is in serve_app/metrics."""
 
 import logging
 import sys

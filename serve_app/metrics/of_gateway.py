@@ -4,9 +4,11 @@ from collections import Counter
 
 from serve_app.metrics import families
 from serve_app.metrics.readings import Reading
-from serve_app.metrics.refusals import reason_of
+from serve_app.metrics.refusals import ALL_REASONS, reason_of
 from serve_app.metrics.times import Times
 from serve_app.metrics.tokens import TokenMeters
+
+_STATUSES = ("2xx", "4xx", "5xx")
 
 
 class GatewayMetrics:
@@ -29,6 +31,8 @@ class GatewayMetrics:
 
     def count_request(self, route: str, model: str, status: int, error: BaseException | None) -> None:
         """A request has ended. route: a template; model: one that is served, or ""."""
+        if (route, model, _STATUSES[0]) not in self._requests:
+            self._begin(route, model)
         self._requests[route, model, f"{status // 100}xx"] += 1
         if error is not None:
             self._refused[model, reason_of(error)] += 1
@@ -58,3 +62,8 @@ class GatewayMetrics:
                 Reading(families.OUTPUT_TOKENS, (at, model), meters.num_tokens),
             ]
         return found
+
+    def _begin(self, route: str, model: str) -> None:
+        """Zeros, so that the first error is an increase that Prometheus sees."""
+        self._requests.update({(route, model, status): 0 for status in _STATUSES})
+        self._refused.update({(model, reason): 0 for reason in ALL_REASONS})

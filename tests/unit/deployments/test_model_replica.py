@@ -187,6 +187,30 @@ async def test_streams_go_on_when_a_shard_dies(served: tuple[Generator, ServeBac
     assert states(backend) == {"demo": ["ready"]}
 
 
+async def test_what_a_copy_counts_outlives_its_shards(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    slow_down(generator)
+    await tokens_of(backend, request_of(1, 12))
+    before = generator.links.state().counts
+    assert sum(before.queue.bucket_counts) == 1
+    assert sum(before.steps.bucket_counts) >= 12
+    assert before.steps.sum_s >= 12 * 0.02
+    assert before.stage_busy_s > 0
+    assert min(before.num_control_bytes, before.num_token_bytes) > 0
+    running = await begun(backend, request_of(2, 50))
+    generator.groups.made[-1].die()
+    await running
+    after = generator.links.state().counts
+    assert (before.num_rebuilds, after.num_rebuilds) == (0, 1)
+    assert sum(after.queue.bucket_counts) == 3, "a request that goes on waits once more"
+    assert after.steps.sum_s > before.steps.sum_s
+    assert after.num_control_bytes > before.num_control_bytes
+    report = backend.health()
+    assert report.num_resumes == {"demo": 1}
+    assert report.num_call_bytes > 0
+    assert report.models["demo"][0].counts.num_rebuilds == 1
+
+
 async def test_streams_go_on_when_a_shard_hangs(served: tuple[Generator, ServeBackend]) -> None:
     generator, backend = served
     slow_down(generator)
