@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 
 from serve_app.backend.replica_calls import MakeCall, ReplicaCalls, ReplicaLostError
+from serve_app.backend.time_left import TimeLeft
 from serve_app.backend.token_stream import TokenStream
 from serve_app.config.failover import FailoverConfig
 from serve_app.errors import InternalError, ShardLostError, StepLostError, UnavailableError
@@ -28,8 +29,9 @@ async def generate_on(
     Raises a RayshardError: UnavailableError when its copies were lost more than `max_resumes` times, or none has taken
     it up within `max_pause_s`.
     """
+    left = TimeLeft(request.time_left_s)
     with calls.counted():
-        make, wait_s = _first_call(request), request.queue_timeout_s
+        make, wait_s = _first_call(request, left), request.queue_timeout_s
         num_losses = 0
         while True:
             try:
@@ -40,7 +42,7 @@ async def generate_on(
                     return  # only the word that it has was lost
                 if num_losses > failover.max_resumes:
                     raise _given_up(loss, num_losses) from None
-                make, wait_s = _next_call(request, stream, loss, failover), failover.max_pause_s
+                make, wait_s = _next_call(request, left, stream, loss, failover), failover.max_pause_s
                 calls.num_resumes += 1
                 _log(request, stream, num_losses)
             else:
@@ -48,11 +50,16 @@ async def generate_on(
                 return
 
 
-def _first_call(request: GenerateRequest) -> MakeCall:
-    return lambda number, reply_to: GenerateMessage(PROTOCOL_VERSION, 0, number, reply_to, request)
+def _first_call(request: GenerateRequest, left: TimeLeft) -> MakeCall:
+    def make(number: int, reply_to: LinkAddress) -> Call:
+        return GenerateMessage(PROTOCOL_VERSION, 0, number, reply_to, replace(request, time_left_s=left.seconds))
+
+    return make
 
 
-def _next_call(request: GenerateRequest, stream: TokenStream, loss: Exception, failover: FailoverConfig) -> MakeCall:
+def _next_call(
+    request: GenerateRequest, left: TimeLeft, stream: TokenStream, loss: Exception, failover: FailoverConfig
+) -> MakeCall:
     """Goes on where the stream stands; what is left of the pause is its time in the copy's queue."""
     progress = stream.progress(
         is_suspect=isinstance(loss, ReplicaLostError | StepLostError), max_replayed_tokens=failover.max_replayed_tokens
@@ -60,8 +67,8 @@ def _next_call(request: GenerateRequest, stream: TokenStream, loss: Exception, f
     deadline_s = time.monotonic() + failover.max_pause_s
 
     def make(number: int, reply_to: LinkAddress) -> Call:
-        left_s = max(_LEAST_WAIT_S, deadline_s - time.monotonic())
-        rest = replace(request, progress=progress, queue_timeout_s=left_s)
+        pause_s = max(_LEAST_WAIT_S, deadline_s - time.monotonic())
+        rest = replace(request, progress=progress, queue_timeout_s=pause_s, time_left_s=left.seconds)
         return GenerateMessage(PROTOCOL_VERSION, 0, number, reply_to, rest)
 
     return make

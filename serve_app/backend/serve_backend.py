@@ -12,6 +12,7 @@ from serve_app.backend.control import Control
 from serve_app.backend.failover import generate_on
 from serve_app.backend.protocol import HealthReport, TakeChunk
 from serve_app.backend.replica_calls import MakeCall, OpenCalls, ReplicaCalls
+from serve_app.backend.time_left import TimeLeft
 from serve_app.backend.token_stream import TokenStream
 from serve_app.config.failover import FailoverConfig
 from serve_app.errors import InternalError, ModelNotFoundError, UnavailableError
@@ -112,9 +113,9 @@ class ServeBackend:
 
     async def infer(self, request: InferRequest) -> InferResult:
         """See ModelBackend. Many entries are run in pieces on all copies."""
-        calls = self._calls(request.model, ROUTER_NAME)
+        calls, left = self._calls(request.model, ROUTER_NAME), TimeLeft(request.time_left_s)
         if len(request.items) <= _CHUNK_ITEMS:
-            return await self._infer_once(calls, request)
+            return await self._infer_once(calls, request, left)
         limit = asyncio.Semaphore(_CHUNKS_PER_COPY * max(1, calls.num_ready))
         pieces = [
             replace(request, items=request.items[start : start + _CHUNK_ITEMS])
@@ -123,7 +124,7 @@ class ServeBackend:
 
         async def run(piece: InferRequest) -> InferResult:
             async with limit:
-                return await self._infer_once(calls, piece)
+                return await self._infer_once(calls, piece, left)
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -139,11 +140,13 @@ class ServeBackend:
 
     async def run_graph(self, request: GraphRequest) -> GraphResult:
         """See ModelBackend."""
-        calls = self._calls(request.graph, GRAPH_NAME)
-        return _expected(GraphReply, await calls.call(_maker(GraphMessage, request), request.queue_timeout_s)).result
+        calls, left = self._calls(request.graph, GRAPH_NAME), TimeLeft(request.time_left_s)
+        reply = await calls.call(_timed_maker(GraphMessage, request, left), request.queue_timeout_s)
+        return _expected(GraphReply, reply).result
 
-    async def _infer_once(self, calls: ReplicaCalls, request: InferRequest) -> InferResult:
-        return _expected(InferReply, await calls.call(_maker(InferMessage, request), request.queue_timeout_s)).result
+    async def _infer_once(self, calls: ReplicaCalls, request: InferRequest, left: TimeLeft) -> InferResult:
+        reply = await calls.call(_timed_maker(InferMessage, request, left), request.queue_timeout_s)
+        return _expected(InferReply, reply).result
 
     def _calls(self, model: str, deployment: str) -> ReplicaCalls:
         application = self._applications.by_model.get(model)
@@ -215,6 +218,13 @@ class ServeBackend:
 def _maker(message: Callable[..., Call], request: object) -> MakeCall:
     """Makes the call's message once its number is known."""
     return lambda number, reply_to: message(PROTOCOL_VERSION, 0, number, reply_to, request)
+
+
+def _timed_maker(message: Callable[..., Call], request: InferRequest | GraphRequest, left: TimeLeft) -> MakeCall:
+    """As _maker, with what is left of the request's time when it is sent."""
+    return lambda number, reply_to: message(
+        PROTOCOL_VERSION, 0, number, reply_to, replace(request, time_left_s=left.seconds)
+    )
 
 
 def _expected(kind: type[ReplyT], reply: object) -> ReplyT:

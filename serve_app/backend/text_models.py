@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve_app.backend.protocol import ModelBackend
+from serve_app.backend.time_left import TimeLeft
 from serve_app.errors import InternalError
 from serve_app.preprocessing.arrays import to_array
 from serve_app.preprocessing.model_entries import check_token_ids, label_probabilities
@@ -43,6 +44,8 @@ class Call:
     queue_timeout_s: float | None = None
     cache_salt: str = ""  # of what generators compute
     owner: str = ""
+    priority: int = 0
+    time_left: TimeLeft = field(default_factory=TimeLeft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,9 @@ class TextModels:
 
     async def run_items(self, call: Call, model: ModelDescription, items: list[Item]) -> list[Item]:
         """The model's outputs for each entry, in order. Raises a RayshardError."""
-        request = InferRequest(call.request_id, model.name, items, call.queue_timeout_s)
+        request = InferRequest(
+            call.request_id, model.name, items, call.queue_timeout_s, call.priority, call.time_left.seconds
+        )
         return (await self.backend.infer(request)).outputs
 
     async def run_steps(

@@ -21,6 +21,7 @@ def add_key_command(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     new.add_argument("--models", metavar="A,B", help="the models that it may use; without it: all")
     for limit in _LIMITS:
         new.add_argument(f"--{limit.replace('_', '-')}", type=int, metavar="N")
+    new.add_argument("--best-priority", type=int, metavar="N", help="the lowest its requests may ask for; without it 0")
     new.add_argument("--admin", action="store_true")
 
 
@@ -44,7 +45,8 @@ def _options(arguments: argparse.Namespace) -> str:
     words = [f"name={arguments.name}"]
     if arguments.models is not None:
         words.append(f"models={arguments.models}")
-    words += [f"{name}={getattr(arguments, name)}" for name in _LIMITS if getattr(arguments, name) is not None]
+    given = ("best_priority", *_LIMITS)
+    words += [f"{name}={getattr(arguments, name)}" for name in given if getattr(arguments, name) is not None]
     return " ".join([*words, *(["admin"] if arguments.admin else [])])
 
 

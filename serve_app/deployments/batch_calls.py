@@ -1,13 +1,15 @@
 """Calls of models that are done with an entry after one step: encoders, classifiers, any nn.Module."""
 
 import asyncio
+from dataclasses import replace
 
+from serve_app.backend.time_left import TimeLeft
 from serve_app.deployments.batch_work import BatchWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.queue_time import limited_queue_time
 from serve_app.errors import InternalError, RayshardError
 from serve_app.planning.served_model import BatchModelPlan
-from serve_app.scheduling.batch_scheduler import Job, JobResult
+from serve_app.scheduling.jobs import Job, JobResult
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import InferRequest, InferResult
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage, InferReply, Reply
@@ -26,17 +28,19 @@ class BatchCalls:
         return [plan.describe(self.work.reports[plan.config.name], created_s) for plan in self._plans]
 
     async def answer(self, call: Call, copy: ModelCopy) -> Reply:
-        """Run entries; cancelled, they are given up."""
+        """Run entries; cancelled, or when the request's time has passed, they are given up."""
         if not isinstance(call, InferMessage):
             raise InternalError(f"a Router of such models takes no {type(call).__name__}")
-        await copy.wait_until_ready(call.request.queue_timeout_s)
-        return InferReply(PROTOCOL_VERSION, 0, call.stream, await self._infer(call.request, copy))
+        left = TimeLeft(call.request.time_left_s)
+        result = await left.bound(self._infer(call.request, copy, left))
+        return InferReply(PROTOCOL_VERSION, 0, call.stream, result)
 
     def lose_shards(self, _error: RayshardError) -> None:
         """What was in flight is in the queue again: nothing ends but what has killed shards before."""
 
-    async def _infer(self, request: InferRequest, copy: ModelCopy) -> InferResult:
-        job = self.work.submit(request)
+    async def _infer(self, request: InferRequest, copy: ModelCopy, left: TimeLeft) -> InferResult:
+        await copy.wait_until_ready(request.queue_timeout_s)
+        job = self.work.submit(replace(request, time_left_s=left.seconds))
         ended: asyncio.Future[InferResult] = asyncio.get_running_loop().create_future()
         self._waiting[job] = ended
         copy.wake()

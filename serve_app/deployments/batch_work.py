@@ -1,12 +1,14 @@
 """Models that are done with an entry after one step, on the shards of a model copy: batches and their results."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from serve_app.deployments.copy_work import Load, QueueTimes
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError, UnavailableError
 from serve_app.planning.served_model import BatchModelPlan
-from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, Job, JobResult
+from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler
+from serve_app.scheduling.jobs import Job, JobResult
 from serve_app.types.models import CopyCounts, ModelSource
 from serve_app.types.shards import (
     BatchModelReport,
@@ -84,7 +86,7 @@ class BatchWork:
             raise UnavailableError(f"model {request.model} is starting; try again", retry_after_s=1.0)
         if request.model not in self.reports:
             raise ConfigError(f"model={request.model} is not served by this application")
-        job = self._scheduler.add(request)
+        job = self._scheduler.add(request, time.monotonic())
         self._queue_times.add(job)
         return job
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
 
 from serve_app.deployments.copy_work import Load, QueueTimes
@@ -127,7 +128,7 @@ class GenerationWork:
     def submit(self, request: GenerateRequest) -> list[TokenSequence]:
         """Queue a request; raises what Scheduler.add raises."""
         assert self._scheduler is not None, "the copy is ready"
-        sequences = self._scheduler.add(request)
+        sequences = self._scheduler.add(request, time.monotonic())
         self._queue_times.add(*sequences)
         return sequences
 

@@ -1,8 +1,9 @@
 """Calls of a model that generates: each is a few sequences, whose tokens leave by the token link as they are drawn."""
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from serve_app.backend.time_left import TimeLeft
 from serve_app.deployments.generation_work import GenerationWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.queue_time import limited_queue_time
@@ -10,7 +11,7 @@ from serve_app.errors import InternalError, RayshardError, ShardLostError, StepL
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.sequence import Sequence, SequenceState
-from serve_app.types.generation import Completion, GenerateRequest
+from serve_app.types.generation import Completion
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import ModelDescription
 from serve_app.wire.links import Senders
@@ -46,11 +47,11 @@ class GeneratorCalls:
         return [self._plan.describe(self.work.max_request_tokens, created_s)]
 
     async def answer(self, call: Call, copy: ModelCopy) -> Reply:
-        """Generate; cancelled, the sequences are aborted."""
+        """Generate; cancelled, or when the request's time has passed, the sequences are aborted."""
         if not isinstance(call, GenerateMessage):
             raise InternalError(f"a Router of a generator takes no {type(call).__name__}")
-        await copy.wait_until_ready(call.request.queue_timeout_s)
-        completion = await self._generate(call, copy)
+        left = TimeLeft(call.request.time_left_s)
+        completion = await left.bound(self._generate(call, copy, left))
         return GenerateReply(PROTOCOL_VERSION, 0, call.stream, completion)
 
     def lose_shards(self, error: RayshardError) -> None:
@@ -59,8 +60,9 @@ class GeneratorCalls:
             if not call.ended.done():
                 call.ended.set_exception(_loss_of(call, error))
 
-    async def _generate(self, message: GenerateMessage, copy: ModelCopy) -> Completion:
-        request: GenerateRequest = message.request
+    async def _generate(self, message: GenerateMessage, copy: ModelCopy, left: TimeLeft) -> Completion:
+        await copy.wait_until_ready(message.request.queue_timeout_s)
+        request = replace(message.request, time_left_s=left.seconds)
         call = _RunningCall(message.reply_to, message.stream, asyncio.get_running_loop().create_future())
         call.sequences = self.work.submit(request)
         call.num_unfinished = len(call.sequences)

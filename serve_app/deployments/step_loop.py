@@ -27,11 +27,11 @@ class StepScheduler(Protocol):
         """Whether anything waits or runs."""
         ...
 
-    def schedule(self) -> StepInput | BatchStep | None:
-        """The next step; None when none may be sent now."""
+    def schedule(self, now_s: float) -> StepInput | BatchStep | None:
+        """The next step, of what is wanted still; None when none may be sent now."""
         ...
 
-    def update(self, output: Any) -> object:
+    def update(self, output: Any, now_s: float) -> object:
         """Take in what a step has come to."""
         ...
 
@@ -97,7 +97,7 @@ class StepLoop:
     def _pump(self) -> None:
         if not self._all_greeted.is_set():
             return
-        while (step := self.scheduler.schedule()) is not None:
+        while (step := self.scheduler.schedule(time.monotonic())) is not None:
             if self.scheduler.num_steps_in_flight == 1:
                 self._progress_s = time.monotonic()
             self._meter.send()
@@ -110,7 +110,7 @@ class StepLoop:
             message = await self._control.receive()
             if isinstance(message, OutputMessage | BatchOutputMessage):
                 self._progress_s = time.monotonic()
-                outputs = self.scheduler.update(message.output)
+                outputs = self.scheduler.update(message.output, self._progress_s)
                 self._meter.end()
                 self._pump()  # first keep the shards busy, then hand the results on
                 self._on_outputs(outputs)

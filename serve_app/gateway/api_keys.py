@@ -47,6 +47,11 @@ class KeyHolder:
         """See Caller."""
         return self.entry.tokens_per_minute
 
+    @property
+    def best_priority(self) -> int:
+        """See Caller."""
+        return self.entry.best_priority
+
     def reserve(self, num_input_tokens: int, num_output_tokens: int) -> int:
         """See Caller."""
         limit, wanted = self.entry.tokens_per_minute, num_input_tokens + num_output_tokens

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
+from serve_app.errors import RequestError
 from serve_app.types.models import ModelDescription
 
 
@@ -26,6 +27,11 @@ class Caller(Protocol):
     @property
     def tokens_per_minute(self) -> int | None:
         """As many as this caller may use; None: any number."""
+        ...
+
+    @property
+    def best_priority(self) -> int:
+        """The lowest number that this caller's requests may have."""
         ...
 
     def reserve(self, num_input_tokens: int, num_output_tokens: int) -> int:
@@ -74,6 +80,18 @@ def owner() -> str:
     """Whose the caller's requests are, where those of several share a model: by key, or by host."""
     caller = CALLER.get()
     return f"host {ADDRESS.get()}" if caller is None else f"key {caller.name}"
+
+
+def priority(asked: int | None) -> int:
+    """The priority of a request of the caller's: what it asks for, or the key's. Raises RequestError."""
+    caller = CALLER.get()
+    if caller is None:
+        return asked or 0
+    best = caller.best_priority
+    if asked is not None and asked < best:
+        message = f"priority={asked} is before what key {caller.name} may ask for; send {best} or more"
+        raise RequestError(message, field="priority")
+    return max(0, best) if asked is None else asked
 
 
 @contextmanager

@@ -21,6 +21,9 @@ _ID = re.compile(r"[0-9a-f]{8}")
 _HASH = re.compile(r"sha256:(?P<salt>[0-9a-f]{32}):(?P<digest>[0-9a-f]{64})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrency")
+_OPTIONS = ("name", "models", "admin", "best_priority", *_LIMITS)
+_PRIORITY = re.compile(r"-?[0-9]{1,4}")
+_MAX_PRIORITY = 1000  # of requests, too
 _MAX_BYTES = 16 * 2**20
 
 
@@ -36,6 +39,7 @@ class KeyEntry:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
+    best_priority: int = 0  # the lowest number that its requests may ask for
     is_admin: bool = False
 
 
@@ -90,7 +94,7 @@ def _entry_of(line: str, where: str) -> KeyEntry:
     options: dict[str, str] = {}
     for word in words[2:]:
         name, _, value = word.partition("=")
-        if name in options or name not in ("name", "models", "admin", *_LIMITS) or (name == "admin") == bool(value):
+        if name in options or name not in _OPTIONS or (name == "admin") == bool(value):
             raise ConfigError(f"{where}: option {name[:32]} is unknown, twice, or without a value")
         options[name] = value
     if _NAME.fullmatch(options.get("name", "")) is None:
@@ -103,9 +107,16 @@ def _entry_of(line: str, where: str) -> KeyEntry:
         salt=bytes.fromhex(found["salt"]),
         digest=bytes.fromhex(found["digest"]),
         models=models,
+        best_priority=_priority(options.get("best_priority", "0"), where),
         is_admin="admin" in options,
         **limits,
     )
+
+
+def _priority(value: str, where: str) -> int:
+    if _PRIORITY.fullmatch(value) is None or abs(int(value)) > _MAX_PRIORITY:
+        raise ConfigError(f"{where}: best_priority is not an integer from {-_MAX_PRIORITY} to {_MAX_PRIORITY}")
+    return int(value)
 
 
 def _limit(value: str, name: str, where: str) -> int:

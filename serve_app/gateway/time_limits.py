@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Awaitable, Mapping
+from contextvars import ContextVar
 from typing import TypeVar
 
+from serve_app.backend.time_left import TimeLeft
 from serve_app.errors import RequestError, TimeoutExceededError
 
 TIMEOUT_KEY = "x-request-timeout-ms"  # Serve shows a replica no gRPC deadline; HTTP has none
 _MAX_DIGITS = 9
 ResultT = TypeVar("ResultT")
+_LEFT: ContextVar[TimeLeft] = ContextVar("time_left")
 
 
 def time_limit_of(given: Mapping[str, object], limit_s: float | None) -> float | None:
@@ -26,6 +29,7 @@ def time_limit_of(given: Mapping[str, object], limit_s: float | None) -> float |
 
 async def within(limit_s: float | None, work: Awaitable[ResultT]) -> ResultT:
     """What the work comes to; raises TimeoutExceededError."""
+    token = _LEFT.set(TimeLeft(limit_s))
     try:
         async with asyncio.timeout(limit_s) as limit:
             return await work
@@ -35,3 +39,10 @@ async def within(limit_s: float | None, work: Awaitable[ResultT]) -> ResultT:
         raise TimeoutExceededError(
             f"the request took longer than {limit_s:g} s; ask for less, or raise request_timeout_s or {TIMEOUT_KEY}"
         ) from error
+    finally:
+        _LEFT.reset(token)
+
+
+def time_left() -> TimeLeft:
+    """Of the request that this task works on; it travels with what it asks of models."""
+    return _LEFT.get(None) or TimeLeft()

@@ -127,6 +127,8 @@ class ModelSteps:
                 queue_timeout_s=call.call.queue_timeout_s,
                 cache_salt=call.call.cache_salt,
                 owner=call.call.owner,
+                priority=call.call.priority,
+                time_left_s=call.call.time_left.seconds,
             )
             token_ids = await self._token_ids(model, request)
             return _Generated(await self._pool.run(tokenizer.decode_after, prompt, token_ids), len(prompt))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from serve_app.backend.text_models import Call
+from serve_app.backend.time_left import TimeLeft
 from serve_app.config.graph import GraphConfig, GraphStepConfig
 from serve_app.errors import InternalError, TimeoutExceededError, UnprocessableError
 from serve_app.graphs.model_steps import ModelSteps, StepCall
@@ -26,6 +27,7 @@ class _Request:
 
     request: GraphRequest
     inputs: Values
+    time_left: TimeLeft
     steps: dict[str, asyncio.Task[Values]] = field(default_factory=dict)
     num_tokens: int = 0
     redactions: list[list[Redaction]] = field(default_factory=list)  # of each input
@@ -59,8 +61,9 @@ class GraphRunner:
         limit_s = self._config.timeout_s
         try:
             async with asyncio.timeout(limit_s) as limit:
-                inputs = self._inputs(request.inputs)
-                return await self._run_steps(_Request(request, inputs, redactions=[[] for _ in inputs]))
+                inputs, left = self._inputs(request.inputs), TimeLeft(request.time_left_s)
+                run = _Request(request, inputs, left, redactions=[[] for _ in inputs])
+                return await left.bound(self._run_steps(run))
         except TimeoutError as error:
             if not limit.expired():
                 raise
@@ -130,8 +133,15 @@ class GraphRunner:
                 f"step {step.name} has {num_entries(joined)} entries to run, and may have {MAX_TEXTS}; send less"
             )
         request = run.request
-        call = StepCall(step, Call(request.request_id, request.queue_timeout_s, request.cache_salt, request.owner))
-        output = await self._models.run(call, model, joined)
+        call = Call(
+            request.request_id,
+            request.queue_timeout_s,
+            request.cache_salt,
+            request.owner,
+            request.priority,
+            run.time_left,
+        )
+        output = await self._models.run(StepCall(step, call), model, joined)
         run.num_tokens += output.num_tokens
         if output.redactions:
             entries = iter(output.redactions)

@@ -5,12 +5,16 @@ stage is in flight. When the shards are lost, what they had goes back to the hea
 running an entry again changes no answer. It runs with nothing beside it then: it may be what the shards died of.
 """
 
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from serve_app.errors import ConfigError, InternalError, QueueFullError, RayshardError, ShardLostError
-from serve_app.scheduling.batch_items import Sizes, cut_outputs, join_items, join_key, joined_sizes
+from serve_app.errors import ConfigError, InternalError, QueueFullError, ShardLostError
+from serve_app.scheduling.batch_items import cut_outputs, join_items, join_key, joined_sizes
+from serve_app.scheduling.deadlines import Deadlines
+from serve_app.scheduling.entry_queues import EntryQueues, StepSize
+from serve_app.scheduling.jobs import Entry, Job, JobResult
+from serve_app.scheduling.queue_estimate import refuse_late
+from serve_app.scheduling.step_times import BatchTimes
 from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorSpec
 
@@ -27,44 +31,11 @@ class BatchModel:
     batch_dim: int | None
 
 
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request."""
-
-    request: InferRequest
-    outputs: list[Item | None]
-    num_left: int
-    is_begun: bool = False
-    is_over: bool = False  # failed, or given up: what is left of it is dropped
-
-
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """How a request has ended."""
-
-    job: Job
-    result: InferResult | None
-    error: RayshardError | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    job: Job
-    index: int  # in the request
-    model: int
-    item: Item
-    sizes: Sizes
-    num_losses: int = 0
-    is_alone: bool = False  # a step that it was in has failed, or has not come back
-
-    @property
-    def cost(self) -> int:
-        """Tokens, or rows: what a step's size is counted in."""
-        return max(self.sizes.values())
-
-
 class BatchScheduler:
-    """Queue and steps of one model copy. It is there as long as the Router, through all epochs of its shards."""
+    """Queue and steps of one model copy. It is there as long as the Router, through all epochs of its shards.
+
+    now_s, wherever it is asked for: of a clock that never goes back. Without it no time is measured, and none passes.
+    """
 
     def __init__(
         self,
@@ -80,19 +51,21 @@ class BatchScheduler:
         self.models = models
         self._indexes = {model.name: index for index, model in enumerate(models)}
         self._num_stages = num_stages
-        self._max_rows = max_rows
-        self._max_tokens = max_tokens
+        self._size = StepSize(max_rows, max_tokens)
         self._max_queued = max_queued
         self._on_start = on_start
-        self._queues: OrderedDict[object, deque[_Entry]] = OrderedDict()  # by what can be joined; served in turn
-        self._in_flight: dict[int, list[_Entry]] = {}
+        self._queues = EntryQueues(self._size)
+        self._deadlines: Deadlines[Job] = Deadlines()
+        self._times = BatchTimes()
+        self._sent_s: dict[int, float] = {}  # by step
+        self._in_flight: dict[int, list[Entry]] = {}
         self._next_step_id = 0
         self._num_jobs = 0
 
     @property
     def num_waiting(self) -> int:
         """Entries that no step holds."""
-        return sum(map(len, self._queues.values()))
+        return len(self._queues)
 
     @property
     def num_running(self) -> int:
@@ -109,8 +82,12 @@ class BatchScheduler:
         """Whether anything waits or runs."""
         return bool(self._queues or self._in_flight)
 
-    def add(self, request: InferRequest) -> Job:
-        """Queue a request; raises QueueFullError, or ConfigError for a model that is not here."""
+    def add(self, request: InferRequest, now_s: float = 0.0) -> Job:
+        """Queue a request.
+
+        Raises QueueFullError when too many wait or its time would pass before its turn, ConfigError for a model that
+        is not here.
+        """
         if request.model not in self._indexes:
             raise ConfigError(f"model={request.model} is not served by this application")
         if self._num_jobs >= self._max_queued:
@@ -121,29 +98,42 @@ class BatchScheduler:
         index = self._indexes[request.model]
         model = self.models[index]
         assert request.items, "a request has entries"
-        job = Job(request, [None] * len(request.items), len(request.items))
+        deadline_s = None
+        if request.time_left_s is not None:
+            refuse_late(self._wait_s(request, index), request.time_left_s)
+            deadline_s = now_s + request.time_left_s
+        job = Job(request, [None] * len(request.items), len(request.items), deadline_s)
         self._num_jobs += 1
+        self._deadlines.add(job)
         for position, item in enumerate(request.items):
             sizes = joined_sizes(item, model.inputs, model.batch_dim or 0)
-            self._queue(_Entry(job, position, index, item, sizes))
+            job.entries.append(Entry(job, position, index, item, sizes))
+            self._queue(job.entries[-1])
         return job
+
+    def expire(self, now_s: float) -> list[Job]:
+        """End those whose time has passed: no further step has them. Their callers know the time, too."""
+        passed = self._deadlines.take_passed(now_s)
+        for job in passed:
+            self._end(job)
+        return passed
 
     def cancel(self, job: Job) -> None:
         """Drop a request; what the shards return of it is ignored."""
         self._end(job)
 
-    def schedule(self) -> BatchStep | None:
+    def schedule(self, now_s: float = 0.0) -> BatchStep | None:
         """The next step, or None when enough are in flight or nothing waits."""
+        self.expire(now_s)
         if len(self._in_flight) >= self._num_stages or any(map(_is_suspect, self._in_flight.values())):
             return None
-        entries = self._take_entries()
-        if not entries:
+        queue = self._queues.next()
+        if queue is None or (self._in_flight and _is_suspect(queue.entries)):
             return None
-        if _is_suspect(entries) and self._in_flight:
-            self._queue(entries[0], is_first=True)
-            return None
+        entries = self._queues.take(queue)
         step_id, self._next_step_id = self._next_step_id, self._next_step_id + 1
         self._in_flight[step_id] = entries
+        self._sent_s[step_id] = now_s
         model = self.models[entries[0].model]
         for entry in entries:
             if not entry.job.is_begun:
@@ -151,10 +141,11 @@ class BatchScheduler:
                 self._on_start(entry.job)
         return BatchStep(step_id, entries[0].model, join_items([entry.item for entry in entries], model.batch_dim or 0))
 
-    def update(self, output: BatchStepOutput) -> list[JobResult]:
+    def update(self, output: BatchStepOutput, now_s: float = 0.0) -> list[JobResult]:
         """Take in a step's outputs; gives the requests that have ended with it."""
         assert output.step_id == min(self._in_flight), "steps come back in their order"
         entries = self._in_flight.pop(output.step_id)
+        self._times.take(self._sent_s.pop(output.step_id), now_s, is_half_full=self._size.is_half_full(entries))
         model = self.models[entries[0].model]
         if output.error is not None:
             return self._fail_or_separate(entries, f"model={model.name} failed: {output.error}")
@@ -178,6 +169,7 @@ class BatchScheduler:
         """The shards are gone: queue again what they had; gives the requests that are not tried again."""
         lost = [entry for step_id in sorted(self._in_flight) for entry in self._in_flight[step_id]]
         self._in_flight.clear()
+        self._sent_s.clear()
         self._next_step_id = 0
         results = []
         for entry in reversed(lost):
@@ -197,41 +189,24 @@ class BatchScheduler:
         """Verify that no request is held while nothing runs."""
         assert self._num_jobs == 0, f"{self._num_jobs} requests are held with nothing queued"
 
-    def _take_entries(self) -> list[_Entry]:
-        """The head of the queue whose turn it is, as much as a step holds."""
-        while self._queues:
-            key, queue = next(iter(self._queues.items()))
-            taken: list[_Entry] = []
-            num_rows = num_tokens = 0
-            while queue:
-                entry = queue[0]
-                if entry.job.is_over:
-                    queue.popleft()
-                    continue
-                num_rows += entry.sizes["batch"]
-                num_tokens += entry.cost
-                if taken and (num_rows > self._max_rows or num_tokens > self._max_tokens):
-                    break
-                taken.append(queue.popleft())
-            self._queues.move_to_end(key)
-            if not queue:
-                del self._queues[key]
-            if taken:
-                return taken
-        return []
+    def _wait_s(self, request: InferRequest, model: int) -> float:
+        """Seconds until a newcomer's first step begins, at least; 0 before anything was measured."""
+        step_s = self._times.full_step_s
+        if step_s is None:
+            return 0.0
+        return self._queues.num_steps_ahead(request.priority, self._key(model, request.items[0])) * step_s
 
-    def _queue(self, entry: _Entry, *, is_first: bool = False) -> None:
-        dim = self.models[entry.model].batch_dim
-        joinable = None if dim is None or entry.is_alone else join_key(entry.item, dim)
-        key: object = entry if joinable is None else (entry.model, joinable)
-        entries = self._queues.setdefault(key, deque())
-        if is_first:
-            entries.appendleft(entry)
-            self._queues.move_to_end(key, last=False)
-        else:
-            entries.append(entry)
+    def _queue(self, entry: Entry, *, is_first: bool = False) -> None:
+        key = None if entry.is_alone else self._key(entry.model, entry.item)
+        self._queues.add(entry, entry if key is None else key, is_first=is_first)
 
-    def _fail_or_separate(self, entries: list[_Entry], message: str) -> list[JobResult]:
+    def _key(self, model: int, item: Item) -> object | None:
+        """What is equal for entries that can be joined; None: this one cannot."""
+        dim = self.models[model].batch_dim
+        joinable = None if dim is None else join_key(item, dim)
+        return None if joinable is None else (model, joinable)
+
+    def _fail_or_separate(self, entries: list[Entry], message: str) -> list[JobResult]:
         """A failed step of several entries is run again one by one, so that only the culprit fails."""
         results = []
         for entry in entries:
@@ -249,8 +224,12 @@ class BatchScheduler:
         if not job.is_over:
             job.is_over = True
             self._num_jobs -= 1
+            self._deadlines.forget(job)
+            for entry in job.entries:
+                if entry.queue is not None:
+                    entry.queue.leave_out(entry)
 
 
-def _is_suspect(entries: list[_Entry]) -> bool:
+def _is_suspect(entries: Sequence[Entry]) -> bool:
     """Whether shards have died of a step's only entry, or of one beside it."""
     return len(entries) == 1 and entries[0].num_losses > 0

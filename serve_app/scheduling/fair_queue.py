@@ -30,6 +30,11 @@ class FairQueue:
             yield from queue
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nobody waits."""
+        return not (self._resuming or self._newcomers)
+
+    @property
     def head(self) -> TokenSequence | None:
         """The next one; None when nobody waits."""
         if self._resuming:
@@ -79,6 +84,20 @@ class FairQueue:
         self._num_used[owner] = self._num_used.get(owner, self._floor) + num_tokens
         if len(self._num_used) > len(self._newcomers) + _MAX_IDLE_OWNERS:
             self._forget_idle()
+
+    def ahead_of(self, owner: str) -> list[TokenSequence]:
+        """Those that are served before a newcomer of this owner, when each is charged for its prompt."""
+        own = self._newcomers.get(owner, ())
+        turn = max(self._num_used.get(owner, 0), self._floor) + sum(one.num_prompt_tokens for one in own)
+        ahead = [*self._resuming, *own]
+        for other, queue in self._newcomers.items():
+            num_used = self._num_used[other]
+            for sequence in queue if other != owner else ():
+                if num_used > turn:
+                    break
+                ahead.append(sequence)
+                num_used += sequence.num_prompt_tokens
+        return ahead
 
     def _queue_of(self, owner: str) -> deque[TokenSequence]:
         if owner not in self._newcomers:

@@ -1,42 +1,60 @@
-"""Who gives up blocks and slot row: for one that runs already, or for an owner that runs nothing."""
+"""Who gives up blocks and slot row: for one that runs, for a better priority, or for an owner that runs nothing.
+
+A newcomer comes with an owner, and with the priority that it is served at.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
 
 from serve_app.scheduling.sequence import Sequence as TokenSequence
 from serve_app.scheduling.sequence import SequenceState
+from serve_app.scheduling.waiting_queue import WaitingQueue
 
 
 class MakingWay:
     """The sequence that is to give up its place as soon as no step holds it; it takes part in no further step."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: WaitingQueue, running: Sequence[TokenSequence]) -> None:
         self.sequence: TokenSequence | None = None
+        self._waiting = waiting
+        self._running = running
 
-    def ask(self, newcomer: TokenSequence, running: Sequence[TokenSequence]) -> None:
-        """Let the owner with the most sequences give one up for one that has none."""
-        num_running = Counter(one.owner for one in running)
-        if self.sequence is not None or newcomer.owner in num_running:
-            return
-        owner, count = num_running.most_common(1)[0]
-        if count > 1:
-            self.sequence = next(one for one in reversed(running) if one.owner == owner)
+    def ask(self) -> None:
+        """Let one give its place up for the next that waits, if one is to."""
+        newcomer, priority = self._waiting.head, self._waiting.priority
+        if self.sequence is None and newcomer is not None and priority is not None:
+            self.sequence = gives_place(self._running, newcomer.owner, priority)
 
-    def take_due(self, newcomer: TokenSequence | None, running: Sequence[TokenSequence]) -> TokenSequence | None:
+    def take_due(self) -> TokenSequence | None:
         """The sequence that is to be pre-empted now; None: nobody is, or a step still holds it."""
-        sequence = self.sequence
+        sequence, newcomer, priority = self.sequence, self._waiting.head, self._waiting.priority
         if sequence is None or sequence.num_steps_in_flight:
             return None
         self.sequence = None
-        num_running = Counter(one.owner for one in running)
-        is_wanted = newcomer is not None and newcomer.owner not in num_running and num_running[sequence.owner] > 1
-        is_first = list(running[:1]) == [sequence]  # by now: the first to come always goes on
-        is_due = is_wanted and not is_first and sequence.state is SequenceState.RUNNING
-        return sequence if is_due else None
+        if newcomer is None or priority is None or sequence.state is not SequenceState.RUNNING:
+            return None
+        is_wanted = sequence.priority > priority or _is_fair(sequence, self._running, newcomer.owner, priority)
+        return sequence if is_wanted else None
+
+
+def gives_place(running: Sequence[TokenSequence], owner: str, priority: int) -> TokenSequence | None:
+    """Who gives its place up for a newcomer: the last of those of a later priority; or, of the owner with the most
+    sequences of the same one, the latest, when the newcomer's has none."""
+    if not running:
+        return None
+    if running[-1].priority > priority:
+        return running[-1]
+    num_running = Counter(one.owner for one in running if one.priority == priority)
+    if not num_running or owner in num_running:
+        return None
+    most, count = num_running.most_common(1)[0]
+    if count == 1:
+        return None
+    return next(one for one in reversed(running) if one.owner == most and one.priority == priority)
 
 
 def victim_of(after: TokenSequence, running: Sequence[TokenSequence]) -> TokenSequence | None:
-    """The latest sequence that no step holds and that was admitted later than `after`.
+    """The last sequence, by priority and admission, that no step holds and that comes after `after`.
 
     There always is one when no step is in flight and none is being filled, so one always goes on.
     """
@@ -46,3 +64,10 @@ def victim_of(after: TokenSequence, running: Sequence[TokenSequence]) -> TokenSe
         if sequence.num_steps_in_flight == 0:
             return sequence
     return None
+
+
+def _is_fair(sequence: TokenSequence, running: Sequence[TokenSequence], owner: str, priority: int) -> bool:
+    """Whether a sequence still makes way for an owner without one; the first to come always goes on."""
+    num_running = Counter(one.owner for one in running if one.priority == priority)
+    has_more = sequence.priority == priority and num_running[sequence.owner] > 1
+    return has_more and owner not in num_running and running[0] is not sequence

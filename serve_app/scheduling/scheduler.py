@@ -8,26 +8,33 @@ Every stage runs the steps in the order in which they were scheduled. So blocks 
 a step in flight still writes to them: the next owner's step comes later and writes before it reads.
 """
 
+from bisect import insort
 from collections.abc import Callable
 
 from serve_app.errors import InternalError
 from serve_app.scheduling.admission import most_request_tokens, refuse_full, refuse_unfit, refuse_unfit_resumed
 from serve_app.scheduling.block_manager import BlockManager
+from serve_app.scheduling.deadlines import Deadlines
 from serve_app.scheduling.failed_steps import lost_blocks, sequences_ended_by
-from serve_app.scheduling.fair_queue import FairQueue
 from serve_app.scheduling.making_way import MakingWay, victim_of
 from serve_app.scheduling.output import SequenceOutput, error_output, prompt_output, token_output
+from serve_app.scheduling.queue_estimate import Places, QueueRecord, refuse_late
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
 from serve_app.scheduling.sequence_blocks import SequenceBlocks
 from serve_app.scheduling.step import Step
 from serve_app.scheduling.trials import end_trials, is_kept_apart
+from serve_app.scheduling.turns import chunk_tokens, in_turn
+from serve_app.scheduling.waiting_queue import WaitingQueue
 from serve_app.types.generation import FinishReason, GenerateRequest
 from serve_app.types.shards import EngineLimits
-from serve_app.types.steps import MAX_LOGPROB_TOKENS, StepInput, StepOutput
+from serve_app.types.steps import StepInput, StepOutput
 
 
 class Scheduler:
-    """Decides what each step computes. Has no clock, no thread and no tensor."""
+    """Decides what each step computes. Has no clock, no thread and no tensor.
+
+    now_s, wherever it is asked for: of a clock that never goes back. Without it no time is measured, and none passes.
+    """
 
     def __init__(
         self,
@@ -61,9 +68,12 @@ class Scheduler:
             self._blocks, limits.block_size, has_prefix_cache=has_prefix_cache, joins_blocks=joins_blocks
         )
         self._free_slot_rows = list(range(limits.max_num_seqs - 1, -1, -1))
-        self._waiting = FairQueue()
-        self._running: list[Sequence] = []  # in order of admission: the last one is pre-empted first
-        self._making_way = MakingWay()
+        self._waiting = WaitingQueue()
+        self._deadlines: Deadlines[Sequence] = Deadlines()
+        self._record = QueueRecord()
+        self._has_block_shortage = False  # whether the head of the queue waits for blocks
+        self._running: list[Sequence] = []  # by priority, then in order of admission: the last is pre-empted first
+        self._making_way = MakingWay(self._waiting, self._running)
         self._in_flight: dict[int, Step] = {}
         self._next_step_id = 0
 
@@ -97,21 +107,39 @@ class Scheduler:
         """Prompt and output tokens that one sequence may have."""
         return most_request_tokens(self.limits)
 
-    def add(self, request: GenerateRequest) -> list[Sequence]:
-        """Queue a request; raises RequestError when it can never run, QueueFullError when too many wait.
+    def add(self, request: GenerateRequest, now_s: float = 0.0) -> list[Sequence]:
+        """Queue a request.
 
-        One that goes on from another copy has been admitted before: it goes to the head of the queue.
+        Raises RequestError when it can never run, QueueFullError when too many wait or its time would pass before its
+        turn. One that goes on from another copy has been admitted before: it goes to the head of its level.
         """
+        deadline_s = None if request.time_left_s is None else now_s + request.time_left_s
+        sequences = sequences_of(request, self._eos_token_ids, deadline_s)
         if request.progress is not None:
-            sequences = sequences_of(request, self._eos_token_ids)
             refuse_unfit_resumed(sequences, self.limits)
             self._waiting.add_resumed(sequences)
-            return sequences
-        refuse_unfit(request, self.limits, self._max_queued)
-        refuse_full(request, len(self._waiting), self._max_queued)
-        sequences = sequences_of(request, self._eos_token_ids)
-        self._waiting.add(sequences)
+        else:
+            refuse_unfit(request, self.limits, self._max_queued)
+            refuse_full(request, len(self._waiting), self._max_queued)
+            if request.time_left_s is not None:
+                refuse_late(self.estimated_wait_s(request.owner, request.priority), request.time_left_s)
+            self._waiting.add(sequences)
+        for sequence in sequences:
+            self._deadlines.add(sequence)
         return sequences
+
+    def estimated_wait_s(self, owner: str, priority: int) -> float:
+        """Seconds until a newcomer starts, at least; 0 before anything was measured."""
+        num_free = 0 if self._has_block_shortage else len(self._free_slot_rows)
+        places = Places(num_free, self._num_stages, self.limits.max_num_batched_tokens)
+        return self._record.wait_s(self._waiting, self._running, places, owner, priority)
+
+    def expire(self, now_s: float) -> list[Sequence]:
+        """End those whose time has passed: no further step has them. Their callers know the time, too."""
+        passed = self._deadlines.take_passed(now_s)
+        for sequence in passed:
+            self.abort(sequence)
+        return passed
 
     def abort(self, sequence: Sequence) -> None:
         """End a sequence now; its blocks and its slot row are free at once. Ended ones are left alone."""
@@ -126,8 +154,9 @@ class Scheduler:
         for sequence in [*self._running, *self._waiting]:
             self.abort(sequence)
 
-    def schedule(self) -> StepInput | None:
+    def schedule(self, now_s: float = 0.0) -> StepInput | None:
         """The next step, or None when nothing can run before a step in flight is back."""
+        self.expire(now_s)
         if len(self._in_flight) >= self._max_in_flight:
             return None
         step = self._fill_step()
@@ -137,6 +166,7 @@ class Scheduler:
             return None
         self._next_step_id += 1
         self._in_flight[step.step_id] = step
+        step.sent_s = now_s
         return step.to_input()
 
     def _fill_step(self) -> Step:
@@ -146,11 +176,12 @@ class Scheduler:
         self._admit_waiting(step, budget)
         return step
 
-    def update(self, output: StepOutput) -> list[SequenceOutput]:
+    def update(self, output: StepOutput, now_s: float = 0.0) -> list[SequenceOutput]:
         """Take a step's tokens in; gives what is new for each sequence that has not ended. Steps end in order."""
         if output.step_id != next(iter(self._in_flight), None):
             raise InternalError(f"the output of step {output.step_id} came out of turn: one was lost")
         step = self._in_flight.pop(output.step_id)
+        self._record.steps.take(step.sent_s, now_s, step.num_prompt_tokens)
         if output.error is not None:
             return self._fail(step, output.error)
         news: list[SequenceOutput] = []
@@ -178,14 +209,12 @@ class Scheduler:
     def _continue_running(self, step: Step, budget: int) -> int:
         """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left."""
         max_sequences = -(-len(self._running) // self._num_stages)  # spread evenly over the steps in flight
-        ready = [sequence for sequence in self._running if self._is_ready(sequence)]
-        ready.sort(key=_turn)
-        for sequence in ready:
+        for sequence in in_turn(self._running, self.max_request_tokens, overlaps_steps=self._overlaps_steps):
             if budget == 0 or len(step.sequences) >= max_sequences:
                 break
             if sequence.state is not SequenceState.RUNNING or sequence is self._making_way.sequence:
                 continue  # pre-empted by one before it, or about to be
-            num_tokens = _chunk_tokens(sequence, budget)
+            num_tokens = chunk_tokens(sequence, budget)
             if sequence.is_suspect and num_tokens == sequence.num_unscheduled:
                 if is_kept_apart(sequence, self._running):
                     continue
@@ -198,18 +227,8 @@ class Scheduler:
                 budget -= num_tokens
         return budget
 
-    def _is_ready(self, sequence: Sequence) -> bool:
-        """Whether a step may take a sequence's next token: a known one, or what the step in flight surely draws."""
-        if not sequence.is_draw_in_flight:
-            return sequence.num_unscheduled > 0
-        return (
-            self._overlaps_steps
-            and sequence.num_draws_in_flight == 1
-            and sequence.num_outputs + 1 < sequence.params.max_tokens
-            and len(sequence.token_ids) + 1 < self.max_request_tokens
-        )
-
     def _admit_waiting(self, step: Step, budget: int) -> None:
+        self._has_block_shortage = False
         while budget > 0 and (sequence := self._waiting.head) is not None:
             assert sequence.num_steps_in_flight == 0, "only what no step holds is pre-empted"
             if is_kept_apart(sequence, self._running):
@@ -221,10 +240,11 @@ class Scheduler:
             num_free = self._blocks.num_free - self._blocks.num_unheld(found)
             num_needed = self._blocks.num_blocks_for(len(sequence.token_ids)) - len(found) + len(self._running)
             if self._running and num_needed > num_free:
-                self._making_way.ask(sequence, self._running)
+                self._has_block_shortage = True
+                self._making_way.ask()
                 return
             num_found_tokens = len(found) * self.limits.block_size
-            num_tokens = _chunk_tokens(sequence, budget, num_found_tokens)
+            num_tokens = chunk_tokens(sequence, budget, num_found_tokens)
             if self._blocks.num_blocks_for(num_found_tokens + num_tokens) - len(found) > num_free:
                 return
             self._waiting.take()
@@ -240,12 +260,12 @@ class Scheduler:
             sequence.num_cached_tokens = sequence.num_scheduled
             self.num_cached_tokens += sequence.num_scheduled
             self.num_prompt_tokens += sequence.num_prompt_tokens
-            self._waiting.charge(sequence.owner, sequence.num_prompt_tokens - sequence.num_cached_tokens)
+            self._waiting.charge(sequence, sequence.num_prompt_tokens - sequence.num_cached_tokens)
             self._on_start(sequence)
         sequence.is_on_trial = sequence.is_suspect
         sequence.state = SequenceState.RUNNING
         sequence.slot_row = self._free_slot_rows.pop()
-        self._running.append(sequence)
+        insort(self._running, sequence, key=lambda one: one.priority)
         step.start(sequence)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
@@ -259,14 +279,13 @@ class Scheduler:
 
     def _make_way(self) -> None:
         """Find the sequence that is to make way, and pre-empt it as soon as no step holds it."""
-        newcomer = self._waiting.head
-        if newcomer is not None and not self._free_slot_rows:
-            self._making_way.ask(newcomer, self._running)
-        sequence = self._making_way.take_due(newcomer, self._running)
+        if not self._free_slot_rows:
+            self._making_way.ask()
+        sequence = self._making_way.take_due()
         if sequence is not None:
-            self._preempt(sequence, is_for_another=True)
+            self._preempt(sequence, is_for_owner=sequence.priority == self._waiting.priority)
 
-    def _preempt(self, sequence: Sequence, *, is_for_another: bool = False) -> None:
+    def _preempt(self, sequence: Sequence, *, is_for_owner: bool = False) -> None:
         """Take blocks and slot row away; prompt and outputs so far are computed again later."""
         self._running.remove(sequence)
         self._give_back(sequence)
@@ -275,7 +294,7 @@ class Scheduler:
         sequence.num_scheduled = 0
         sequence.num_preemptions += 1
         self.num_preemptions += 1
-        if is_for_another:
+        if is_for_owner:
             self._waiting.stand_back(sequence)
         else:
             self._waiting.put_back(sequence)
@@ -324,7 +343,10 @@ class Scheduler:
         if sequence.state is SequenceState.RUNNING:
             self._running.remove(sequence)
             self._give_back(sequence)
-            self._waiting.charge(sequence.owner, sequence.num_outputs)
+            self._waiting.charge(sequence, sequence.num_outputs)
+            if reason in ("stop", "length"):
+                self._record.take_end(sequence.num_outputs)
+        self._deadlines.forget(sequence)
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
 
@@ -335,20 +357,3 @@ class Scheduler:
         sequence.num_sent_blocks = 0
         sequence.num_shared_blocks = 0
         sequence.num_blocks_to_join = 0
-
-
-def _turn(sequence: Sequence) -> tuple[bool, int]:
-    """Those that decode come first, the one that has waited longest before all; prefills in order of admission."""
-    is_prefilling = sequence.num_unscheduled > 1
-    return is_prefilling, 0 if is_prefilling else sequence.last_step_id
-
-
-def _chunk_tokens(sequence: Sequence, budget: int, num_found: int = 0) -> int:
-    """Tokens of a sequence that one step may take, without `num_found` that are in the cache already."""
-    if sequence.params.num_prompt_logprobs is not None:
-        budget = min(budget, MAX_LOGPROB_TOKENS)
-    num_tokens = (sequence.num_unscheduled or 1) - num_found  # none is left: the one that is being drawn
-    start = sequence.num_scheduled + num_found
-    if start < sequence.num_replayed:
-        num_tokens = min(num_tokens, max(1, sequence.num_prompt_tokens - start))
-    return min(num_tokens, budget)

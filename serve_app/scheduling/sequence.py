@@ -36,6 +36,9 @@ class Sequence:
     num_prompt_logprobs_sent: int = 0
     cache_salt: str = ""
     owner: str = ""
+    priority: int = 0  # the lowest comes first; that of those it was let past, from then on
+    arrival: int = 0  # how many have come before it
+    deadline_s: float | None = None  # by the clock of the scheduler's owner
     block_keys: list[BlockKey] = field(default_factory=list)  # of its full blocks, as far as they were needed
     num_shared_blocks: int = 0  # prefix of block_table that others may find
     num_blocks_to_join: int = 0  # from how many on it is worth while to move them into one run
@@ -67,7 +70,9 @@ class Sequence:
         return self.state is SequenceState.FINISHED
 
 
-def sequences_of(request: GenerateRequest, eos_token_ids: frozenset[int]) -> list[Sequence]:
+def sequences_of(
+    request: GenerateRequest, eos_token_ids: frozenset[int], deadline_s: float | None = None
+) -> list[Sequence]:
     """One sequence for each choice of a request that has not ended."""
     params = request.params
     num_choices = request.num_choices
@@ -85,6 +90,8 @@ def sequences_of(request: GenerateRequest, eos_token_ids: frozenset[int]) -> lis
             num_prompt_logprobs_sent=progress.num_prompt_logprobs,
             cache_salt=request.cache_salt,
             owner=request.owner,
+            priority=request.priority,
+            deadline_s=deadline_s,
             num_replayed=len(request.prompt_token_ids) + len(progress.token_ids[choice]) if progress.is_replayed else 0,
             is_suspect=progress.is_suspect,
         )

@@ -11,6 +11,7 @@ class Step:
     """The columns of a StepInput, one entry for each sequence."""
 
     step_id: int
+    sent_s: float = 0.0  # by the clock of the scheduler's owner
     sequences: list[Sequence] = field(default_factory=list)
     starts: list[SequenceStart] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
@@ -65,6 +66,11 @@ class Step:
         sequence.last_step_id = self.step_id
         sequence.num_steps_in_flight += 1
         sequence.num_draws_in_flight += is_last_chunk
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of those that take more than one."""
+        return sum(count for count in self.num_tokens if count > 1)
 
     def end_of(self, index: int) -> int:
         """Position behind the last token that the step has taken of a sequence."""

@@ -68,6 +68,8 @@ class GenerateRequest:
     cache_salt: str = ""  # what is computed of a prompt is shared under one salt only
     progress: Progress | None = None  # None: it begins
     owner: str = ""  # whose it is: owners share a copy by tokens
+    priority: int = 0  # the lowest comes first
+    time_left_s: float | None = None  # from when it was sent; None: any
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ class GraphRequest:
     restores_redactions: bool = False  # texts of the results hold again what steps have taken out
     cache_salt: str = ""  # of what its generators compute
     owner: str = ""  # whose it is: owners share its generators by tokens
+    priority: int = 0  # of what its models run: the lowest comes first
+    time_left_s: float | None = None  # from when it was sent; None: any
 
 
 @dataclass(frozen=True, slots=True)

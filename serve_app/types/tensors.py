@@ -31,6 +31,8 @@ class InferRequest:
     model: str
     items: list[Item]
     queue_timeout_s: float | None = None
+    priority: int = 0  # the lowest comes first
+    time_left_s: float | None = None  # from when it was sent; None: any
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from serve_app.gateway.bodies.openai import EncodingFormat, NaturalInt, PositiveInt, TruncationSide
+from serve_app.gateway.bodies.openai import EncodingFormat, NaturalInt, PositiveInt, Priority, TruncationSide
 
 TruncateTokens = Annotated[int, Meta(ge=-1)]
 EmbedDtype = Literal["float32", "float16", "bfloat16"]
@@ -21,6 +21,7 @@ class EntriesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: str | None = None
     truncate: bool | None = None  # cut longer texts to the model's longest
     truncate_prompt_tokens: TruncateTokens | None = None  # to so many tokens; -1: to the model's longest
+    priority: Priority | None = None  # the lowest number comes first; None: the key's
     user: str | None = None  # taken and without effect
 
 
@@ -72,7 +73,6 @@ class RerankBody(EntriesBody):
     rank_fields: list[str] | None = None  # of documents that are objects: what is read of them, in this order
     max_tokens_per_doc: PositiveInt | None = None
     max_chunks_per_doc: PositiveInt | None = None  # without effect: a document is one chunk
-    priority: int | None = None  # without effect
 
 
 class PredictBody(EntriesBody):

@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from serve_app.gateway.bodies.inference import AnswerList, EmbeddingsBody, TokenUsage
-from serve_app.gateway.bodies.openai import PositiveInt
+from serve_app.gateway.bodies.openai import PositiveInt, Priority
 
 CohereInput = Literal["search_document", "search_query", "classification", "clustering"]
 CohereFormat = Literal["float", "base64", "binary", "ubinary"]
@@ -24,7 +24,7 @@ class CohereEmbedBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     output_dimension: PositiveInt | None = None
     max_tokens: PositiveInt | None = None
     truncate: CohereCut | None = None  # None: END, as Cohere does
-    priority: int | None = None  # without effect
+    priority: Priority | None = None
 
 
 class CohereVersion(msgspec.Struct, frozen=True):

@@ -4,7 +4,15 @@ from typing import Any
 
 import msgspec
 
+from serve_app.gateway.bodies.openai import Priority
+
 Parameter = bool | int | float | str
+
+
+class PriorityParameter(msgspec.Struct, kw_only=True):
+    """The parameter that a call of named tensors may have."""
+
+    priority: Priority | None = None
 
 
 class TensorBody(msgspec.Struct, kw_only=True):

@@ -17,6 +17,7 @@ NaturalInt = Annotated[int, Meta(ge=0)]
 NumLogprobs = Annotated[int, Meta(ge=-1, le=MAX_LOGPROBS)]  # -1: of the whole vocabulary
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 TokenIds = Annotated[list[NaturalInt], Meta(max_length=1024)]
 AllowedTokenIds = Annotated[list[NaturalInt], Meta(min_length=1, max_length=2**18)]
 TruncationSide = Literal["left", "right"]
@@ -62,6 +63,7 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     truncate_prompt_tokens: PositiveInt | None = None
     truncation_side: TruncationSide | None = None  # what truncate_prompt_tokens leaves out; None: left
     cache_salt: str | None = None  # prompts share what is computed of their beginnings under one salt only
+    priority: Priority | None = None  # the lowest number comes first; None: the key's
     restore_redactions: bool | None = None  # in the answer, what the model's redact_pii has taken out
     user: str | None = None  # from here on: taken and without effect
     metadata: dict[str, str] | None = None

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import msgspec
@@ -12,7 +12,7 @@ from serve_app.errors import InternalError
 from serve_app.gateway.caller import reserved
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.request_notes import arrival_s, note_run
-from serve_app.gateway.time_limits import within
+from serve_app.gateway.time_limits import time_left, within
 from serve_app.metrics.tokens import TokenTimes
 from serve_app.preprocessing.pii import Originals, Restorer
 from serve_app.preprocessing.stop_strings import StopStrings
@@ -114,7 +114,7 @@ class PromptRun:
             self._take(chunk, emit)
             return not self._has_all
 
-        await backend.generate(model, self.request, take)
+        await backend.generate(model, replace(self.request, time_left_s=time_left().seconds), take)
         if not self._has_all:
             raise InternalError("the model's output ended before the answer did")
 

@@ -21,11 +21,12 @@ from serve_app.gateway.bodies.inference import (
     TensorPrediction,
     TokenUsage,
 )
-from serve_app.gateway.caller import cache_salt, estimated, owner, reserved
+from serve_app.gateway.caller import cache_salt, estimated, owner, priority, reserved
 from serve_app.gateway.calls.answers import classifications, embeddings, prediction
 from serve_app.gateway.calls.inference import MAX_ENTRIES
 from serve_app.gateway.calls.tensor_inputs import write_output
 from serve_app.gateway.request_notes import note_run
+from serve_app.gateway.time_limits import time_left
 from serve_app.preprocessing.arrays import to_array
 from serve_app.types.graphs import GraphRequest, GraphResult, GraphRun, GraphValue
 from serve_app.types.models import ModelDescription
@@ -46,7 +47,7 @@ class GraphCalls:
         if body.text is None or body.inputs is not None:
             raise RequestError(f"model={graph.name} is a graph, which takes text; leave out inputs", field="text")
         texts = _texts(body, body.text, "text")
-        result = await self._run(graph, texts, restores_redactions=body.restore_redactions is True)
+        result = await self._run(graph, texts, body.priority, restores_redactions=body.restore_redactions is True)
         answers = [_run_answer(result.names, run, body.top_k) for run in result.runs]
         is_one = isinstance(body.text, str) or result.is_joint
         return answers[0] if is_one else answers
@@ -54,7 +55,7 @@ class GraphCalls:
     async def classify(self, body: ClassifyBody, graph: ModelDescription) -> ClassificationList:
         """Labels of texts, of a graph that gives one for each."""
         _check_gives(graph, "label")
-        result = await self._run(graph, _texts(body, body.input, "input"))
+        result = await self._run(graph, _texts(body, body.input, "input"), body.priority)
         values = [run.results[0] for run in result.runs]
         scores = [scores for value in values for scores in value.labels]
         is_multi_label = any(value.is_multi_label for value in values)
@@ -64,16 +65,29 @@ class GraphCalls:
     async def embed(self, body: EmbeddingsBody, graph: ModelDescription) -> EmbeddingList:
         """Vectors of texts, of a graph that gives one for each."""
         _check_gives(graph, "embedding")
-        result = await self._run(graph, _texts(body, body.input, "input"))
+        result = await self._run(graph, _texts(body, body.input, "input"), body.priority)
         rows = [to_array(item["embedding"]) for run in result.runs for item in run.results[0].items]
         data = embeddings(np.concatenate(rows), body)
         return EmbeddingList(graph.name, data, _usage(result))
 
     async def _run(
-        self, graph: ModelDescription, texts: list[str], *, restores_redactions: bool = False
+        self,
+        graph: ModelDescription,
+        texts: list[str],
+        asked_priority: int | None,
+        *,
+        restores_redactions: bool = False,
     ) -> GraphResult:
         request = GraphRequest(
-            secrets.token_hex(8), graph.name, texts, self._queue_timeout_s, restores_redactions, cache_salt(), owner()
+            secrets.token_hex(8),
+            graph.name,
+            texts,
+            self._queue_timeout_s,
+            restores_redactions,
+            cache_salt(),
+            owner(),
+            priority(asked_priority),
+            time_left().seconds,
         )
         with reserved(estimated(sum(len(text) for text in texts) // _CHARS_PER_TOKEN + 1)) as use:
             result = await self._backend.run_graph(request)

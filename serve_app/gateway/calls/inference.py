@@ -9,9 +9,10 @@ import numpy as np
 
 from serve_app.backend.text_models import Call, TextEntry, TextModels, Vectors, input_of, output_rows
 from serve_app.errors import RequestError
-from serve_app.gateway.caller import reserved
+from serve_app.gateway.caller import priority, reserved
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.request_notes import note_run
+from serve_app.gateway.time_limits import time_left
 from serve_app.preprocessing.model_entries import activated, text_item
 from serve_app.preprocessing.tokenizer import TextEncoding
 from serve_app.types.chains import ChainOutcome, ChainValue, LabelScore
@@ -45,21 +46,25 @@ class InferenceService:
         self._models = models
         self._queue_timeout_s = queue_timeout_s
 
-    async def run_texts(self, model: ServedModel, entries: list[TextEntry], max_tokens: int | None) -> Outputs:
+    async def run_texts(
+        self, model: ServedModel, entries: list[TextEntry], max_tokens: int | None, asked_priority: int | None = None
+    ) -> Outputs:
         """The model's output for each entry, in order; longer texts are cut to max_tokens. Raises RequestError."""
-        items, num_tokens = await self._run(Call(queue_timeout_s=self._queue_timeout_s), model, entries, max_tokens)
+        items, num_tokens = await self._run(self._call(asked_priority), model, entries, max_tokens)
         return Outputs(output_rows(model.description, items), num_tokens)
 
-    async def answer_texts(self, model: ServedModel, entries: list[TextEntry], max_tokens: int | None) -> TextAnswers:
+    async def answer_texts(
+        self, model: ServedModel, entries: list[TextEntry], max_tokens: int | None, asked_priority: int | None = None
+    ) -> TextAnswers:
         """What a classifier says of each entry, in order. Raises RequestError."""
-        call = Call(queue_timeout_s=self._queue_timeout_s)
+        call = self._call(asked_priority)
         items, num_tokens = await self._run(call, model, entries, max_tokens)
         answers = await self._models.answers(call, model.description, items)
         return TextAnswers(answers.labels, answers.json, num_tokens)
 
-    async def answer_item(self, model: ModelDescription, item: Item) -> Item | str:
+    async def answer_item(self, model: ModelDescription, item: Item, asked_priority: int | None = None) -> Item | str:
         """What a module makes of named tensors: tensors again, or the JSON that its postprocessing makes."""
-        call = Call(queue_timeout_s=self._queue_timeout_s)
+        call = self._call(asked_priority)
         outputs = await self._models.run_items(call, model, [item])
         note_run()
         if model.task != "predict" or model.postprocessing_gives is None:
@@ -73,6 +78,9 @@ class InferenceService:
     async def trace(self, model: ModelDescription, texts: list[str]) -> list[ChainOutcome]:
         """What each step of a model's preprocessing makes of texts."""
         return await self._models.run_steps(Call(), model, [ChainValue(text=text) for text in texts], has_trace=True)
+
+    def _call(self, asked_priority: int | None) -> Call:
+        return Call(queue_timeout_s=self._queue_timeout_s, priority=priority(asked_priority), time_left=time_left())
 
     async def _run(
         self, call: Call, model: ServedModel, entries: list[TextEntry], max_tokens: int | None

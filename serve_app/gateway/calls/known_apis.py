@@ -42,7 +42,8 @@ class KnownApiCalls:
         """Vectors of texts in each of the formats asked for."""
         if not body.texts:
             raise RequestError("texts is empty; send at least one", field="texts")
-        given = {"input": body.texts, "model": body.model, "dimensions": body.output_dimension}
+        given: dict[str, object] = {"input": body.texts, "model": body.model, "dimensions": body.output_dimension}
+        given["priority"] = body.priority
         if body.input_type in _COHERE_INPUTS and self._models.graph(body.model) is None:
             given["input_type"] = _COHERE_INPUTS[body.input_type]
         cut: dict[str, object] = {} if body.truncate == "NONE" else {"truncate": True}
@@ -93,7 +94,7 @@ class KnownApiCalls:
         if body.task not in (None, model.task) and not is_score_wanted:
             raise RequestError(f"task={body.task}: model={model.name} does {model.task}; leave it out", field="task")
         model = as_activated(model, body.use_activation)
-        names = ("model", "input", "truncate", "truncate_prompt_tokens", "use_activation")
+        names = ("model", "input", "truncate", "truncate_prompt_tokens", "use_activation", "priority")
         given = {name: getattr(body, name) for name in names}
         if model.task == "embed":
             own = {name: getattr(body, name) for name in EmbeddingsBody.__struct_fields__}

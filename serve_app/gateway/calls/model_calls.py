@@ -146,7 +146,7 @@ class ModelCalls:
         if body.inputs is not None:
             model = self._models.for_tasks(body.model, ("predict", "classify", "embed"))
             item = read_inputs(body.inputs, model)
-            outputs = await self._service.answer_item(model, item)
+            outputs = await self._service.answer_item(model, item, body.priority)
             if isinstance(outputs, str):
                 return msgspec.Raw(outputs.encode())
             answer = {
@@ -166,9 +166,9 @@ class ModelCalls:
             return predictions[0]
         return predictions
 
-    async def run_tensors(self, model: ModelDescription, item: Item) -> Item | str:
+    async def run_tensors(self, model: ModelDescription, item: Item, priority: int | None = None) -> Item | str:
         """What a module makes of checked tensors: tensors, or the JSON that its postprocessing makes."""
-        return await self._service.answer_item(model, item)
+        return await self._service.answer_item(model, item, priority)
 
     async def preprocess(self, body: PreprocessBody) -> PreprocessedList:
         """What a model's steps make of texts."""
@@ -184,11 +184,11 @@ class ModelCalls:
 
     async def _run(self, model: ModelDescription, body: EntriesBody, entries: list[TextEntry]) -> Outputs:
         served = await self._models.with_tokenizer(model)
-        return await self._service.run_texts(served, entries, max_tokens_of(body, model))
+        return await self._service.run_texts(served, entries, max_tokens_of(body, model), body.priority)
 
     async def _answer(self, model: ModelDescription, body: EntriesBody, entries: list[TextEntry]) -> TextAnswers:
         served = await self._models.with_tokenizer(model)
-        return await self._service.answer_texts(served, entries, max_tokens_of(body, model))
+        return await self._service.answer_texts(served, entries, max_tokens_of(body, model), body.priority)
 
     async def _score_pairs(
         self,

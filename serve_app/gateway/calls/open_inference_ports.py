@@ -9,6 +9,7 @@ import msgspec
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.convert import Body, convert_body
 from serve_app.gateway.bodies.inference import ClassifyBody, EmbeddingsBody, PredictBody, ScoreBody
+from serve_app.gateway.bodies.open_inference import PriorityParameter
 from serve_app.gateway.bodies.openai import CompletionBody
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, run_call, stream_call
@@ -140,10 +141,10 @@ class TensorPort(_WholePort):
 
     async def run(self, call: InferCall) -> list[NamedTensor]:
         """The module's outputs."""
-        _refuse_parameters(call)
+        priority = _only_priority(call)
         item = {one.name: one.to_data() for one in call.inputs}
         check_tensors(item, self._model)
-        outputs = await self._plane.calls.run_tensors(self._model, item)
+        outputs = await self._plane.calls.run_tensors(self._model, item, priority)
         if isinstance(outputs, str):
             return [words("answer", [outputs])]
         return [NamedTensor.of_data(name, one) for name, one in outputs.items()]
@@ -238,6 +239,9 @@ def body_of(call: InferCall, body_type: type[Body], **fields: object) -> Body:
     return convert_body({**call.parameters, **fields, "model": call.model}, body_type)
 
 
-def _refuse_parameters(call: InferCall) -> None:
+def _only_priority(call: InferCall) -> int | None:
+    """The one parameter of a call of tensors. Raises RequestError for others."""
     for name in call.parameters:
-        raise RequestError(f"parameters.{name[:64]} is unknown; leave it out", field="parameters")
+        if name != "priority":
+            raise RequestError(f"parameters.{name[:64]} is unknown; leave it out", field="parameters")
+    return convert_body(dict(call.parameters), PriorityParameter).priority

@@ -11,7 +11,7 @@ from serve_app.gateway.bodies.openai import ChatBody, CompletionBody
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.generation import GenerationCall, stream_call
 from serve_app.gateway.calls.open_inference import check_inputs
-from serve_app.gateway.calls.open_inference_ports import InferCall, TensorPort
+from serve_app.gateway.calls.open_inference_ports import InferCall, Parameters, TensorPort
 from serve_app.gateway.calls.open_inference_tensors import DATATYPE_OF, NamedTensor
 from serve_app.gateway.grpc.limits import check_size
 from serve_app.protos import rayshard_pb2 as pb
@@ -45,7 +45,11 @@ async def chat(plane: DataPlane, request: pb.ChatRequest, limit_s: float | None)
 async def embed(plane: DataPlane, request: pb.EmbedRequest) -> pb.EmbedResponse:
     """One vector for each text. Raises a RayshardError."""
     check_size(request, plane.config.max_request_bytes)
-    given = {**_given(request, "dimensions", "truncate"), **_model(request.model), "input": list(request.texts)}
+    given = {
+        **_given(request, "dimensions", "truncate", "priority"),
+        **_model(request.model),
+        "input": list(request.texts),
+    }
     answer = await plane.calls.embed(convert_body(given, EmbeddingsBody))
     embeddings = [pb.Embedding(values=one.embedding) for one in answer.data if not isinstance(one.embedding, str)]
     return pb.EmbedResponse(embeddings=embeddings, usage=_usage(answer.usage))
@@ -54,7 +58,8 @@ async def embed(plane: DataPlane, request: pb.EmbedRequest) -> pb.EmbedResponse:
 async def classify(plane: DataPlane, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
     """The labels of each text. Raises a RayshardError."""
     check_size(request, plane.config.max_request_bytes)
-    given = {**_given(request, "top_k", "threshold", "truncate"), **_model(request.model), "input": list(request.texts)}
+    settings = _given(request, "top_k", "threshold", "truncate", "priority")
+    given = {**settings, **_model(request.model), "input": list(request.texts)}
     answer = await plane.calls.classify(convert_body(given, ClassifyBody))
     classifications = [
         pb.Classification(
@@ -74,7 +79,8 @@ async def predict(plane: DataPlane, request: pb.PredictRequest) -> pb.PredictRes
         NamedTensor.of_raw(name, DATATYPE_OF.get(tensor.dtype, tensor.dtype), list(tensor.shape), tensor.data)
         for name, tensor in request.inputs.items()
     ]
-    outputs = await _run_tensors(plane, model, inputs)
+    parameters = {"priority": request.priority} if request.HasField("priority") else {}
+    outputs = await _run_tensors(plane, model, inputs, parameters)
     if isinstance(outputs, str):
         return pb.PredictResponse(json=outputs)
     return pb.PredictResponse(
@@ -82,9 +88,11 @@ async def predict(plane: DataPlane, request: pb.PredictRequest) -> pb.PredictRes
     )
 
 
-async def _run_tensors(plane: DataPlane, model: ModelDescription, inputs: list[NamedTensor]) -> list[NamedTensor] | str:
+async def _run_tensors(
+    plane: DataPlane, model: ModelDescription, inputs: list[NamedTensor], parameters: Parameters
+) -> list[NamedTensor] | str:
     port = TensorPort(model, plane)
-    call = InferCall(model.name, "", "", inputs)
+    call = InferCall(model.name, "", "", inputs, parameters=parameters)
     check_inputs(call, port.inputs)
     outputs = await port.run(call)
     if model.task == "predict" and model.postprocessing_gives is not None:

@@ -10,7 +10,8 @@ from serve_app.deployments.step_loop import StepLoop
 from serve_app.deployments.step_meter import StepMeter
 from serve_app.engine.plain_processes import HOST, PlainProcesses
 from serve_app.preprocessing.arrays import to_tensor_data
-from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, JobResult
+from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler
+from serve_app.scheduling.jobs import JobResult
 from serve_app.types.shards import BatchModelSettings, BatchShardSettings
 from serve_app.types.tensors import InferRequest, TensorSpec
 from serve_app.wire.links import ControlServer

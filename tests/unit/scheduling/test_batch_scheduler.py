@@ -5,7 +5,8 @@ import struct
 import pytest
 
 from serve_app.errors import InternalError, QueueFullError, ShardLostError
-from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, Job, JobResult
+from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler
+from serve_app.scheduling.jobs import Job, JobResult
 from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorData, TensorSpec
 

@@ -1,6 +1,7 @@
 """Who counts times in the queue is told of what starts: once each, whatever comes after."""
 
-from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler, Job
+from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler
+from serve_app.scheduling.jobs import Job
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import SamplingParams

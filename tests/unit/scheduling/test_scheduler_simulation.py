@@ -74,7 +74,12 @@ class World:
         *,
         overlaps: bool = False,
         owners: tuple[str, ...] = (*[""] * 6, "a", "b"),
+        priorities: tuple[int, ...] = (0,),
+        timed_share: float = 0.0,
     ) -> None:
+        self.priorities = priorities
+        self.timed_share = timed_share  # of requests that have a deadline
+        self.now_s = 1.0
         self.owners = owners
         self.coin = random.Random(seed)
         self.failing_share = failing_share  # of steps that the shards have no memory for
@@ -103,8 +108,12 @@ class World:
         """A random request comes."""
         request = self._random_request()
         try:
-            sequences = self.scheduler.add(request)
-        except QueueFullError:
+            sequences = self.scheduler.add(request, self.now_s)
+        except QueueFullError as error:
+            if "needs about" in error.message:
+                assert request.time_left_s is not None
+                self.seen.events["refused: too late"] += 1
+                return
             assert self.scheduler.num_waiting + request.num_choices > 12
             self.seen.events["refused: queue full"] += 1
             return
@@ -119,10 +128,14 @@ class World:
 
     def schedule(self) -> bool:
         """Schedule one step if there is one; the shards run it, its output is on the way."""
-        oldest = self.scheduler._running[:1]
+        self.now_s += 0.01
+        before = list(self.scheduler._running)
+        priorities = {one: one.priority for one in (*before, *self.scheduler._waiting)}
         self.seen.events["made way"] += self.scheduler._making_way.sequence is not None
-        step = self.scheduler.schedule()
-        assert oldest == self.scheduler._running[:1] or not oldest, "the first to come was pre-empted"
+        step = self.scheduler.schedule(self.now_s)
+        self._see_expired()
+        self._check_pre_empted(before)
+        self._check_places(priorities)
         if step is None:
             return False
         is_failing = self.failing_share > 0 and self.coin.random() < self.failing_share
@@ -148,7 +161,8 @@ class World:
     def step_back(self) -> None:
         """The oldest output on the way arrives."""
         output, _drawing = self.in_flight.popleft()
-        for news in self.scheduler.update(output):
+        self.now_s += 0.01
+        for news in self.scheduler.update(output, self.now_s):
             client = self.clients[news.sequence.params.seed]
             chunk = news.chunk
             assert client.finish_reasons[chunk.choice] is None, "tokens of a sequence that has ended"
@@ -201,7 +215,9 @@ class World:
                 is_suspect=is_suspect,
                 is_replayed=self.coin.random() < 0.5,
             )
-            for sequence in self.scheduler.add(replace(client.request, progress=progress)):
+            left_s = None if client.sequences[0].deadline_s is None else client.sequences[0].deadline_s - self.now_s
+            request = replace(client.request, progress=progress, time_left_s=left_s)
+            for sequence in self.scheduler.add(request, self.now_s):
                 client.sequences[sequence.choice] = sequence
                 self.waiting_first.append((seed, sequence.choice))
                 self.seen.events["resumed"] += sequence.num_outputs > 0
@@ -252,6 +268,33 @@ class World:
             self.seen.events["prompt logprobs"] += 1
             self.seen.events["prompt logprobs over a pre-emption"] += client.sequences[0].num_preemptions > 0
 
+    def _see_expired(self) -> None:
+        """Nothing goes on whose time has passed; the clients know."""
+        for client in self.clients.values():
+            for sequence in client.sequences:
+                is_late = sequence.deadline_s is not None and sequence.deadline_s <= self.now_s
+                assert sequence.is_finished or not is_late
+                if sequence.is_finished and is_late and client.finish_reasons[sequence.choice] is None:
+                    client.finish_reasons[sequence.choice] = "abort"
+                    self.seen.events["expired running" if sequence.last_step_id >= 0 else "expired waiting"] += 1
+
+    def _check_pre_empted(self, before: list[Sequence]) -> None:
+        """Of those that no step holds the last ones went; the first only for one that goes before it."""
+        running = self.scheduler._running
+        for victim in (one for one in before if one.state is SequenceState.WAITING):
+            free = [one for one in running if one in before and one.num_steps_in_flight == 0]
+            assert all(one.priority <= victim.priority for one in free)
+            if victim is before[0]:
+                assert running[0].priority < victim.priority, "the first to come was pre-empted"
+                self.seen.events["first one outranked"] += 1
+            self.seen.events["outranked"] += any(one.priority < victim.priority for one in running if one not in before)
+
+    def _check_places(self, before: dict[Sequence, int]) -> None:
+        """Who was let past others keeps the place."""
+        for sequence, priority in before.items():
+            assert sequence.priority <= priority
+            self.seen.events["let past"] += sequence.priority < priority
+
     def _check_first_come_first_served(self, step: StepInput) -> None:
         self.waiting_first = [
             (seed, choice)
@@ -261,9 +304,14 @@ class World:
         for start in step.starts:
             started = (start.params.seed, start.choice)
             if started in self.waiting_first:
-                owner = self.clients[start.params.seed].request.owner
-                of_owner = [one for one in self.waiting_first if self.clients[one[0]].request.owner == owner]
-                assert of_owner[0] == started
+                request = self.clients[start.params.seed].request
+                equal = [
+                    one
+                    for one in self.waiting_first
+                    if self.clients[one[0]].request.owner == request.owner
+                    and self.clients[one[0]].request.priority == request.priority
+                ]
+                assert equal[0] == started
                 self.waiting_first.remove(started)
 
     def _check_trials(self) -> None:
@@ -302,7 +350,15 @@ class World:
             num_shared = coin.randint(0, num_tokens)
             prompt[:num_shared] = known[:num_shared]
         num_choices, owner = coin.choice([1, 1, 1, 2, 3]), coin.choice(self.owners)
-        return GenerateRequest(f"request-{seed}", prompt, params, num_choices, owner=owner)
+        return GenerateRequest(
+            f"request-{seed}",
+            prompt,
+            params,
+            num_choices,
+            owner=owner,
+            priority=coin.choice(self.priorities),
+            time_left_s=coin.choice([0.05, 0.5, 5.0]) if coin.random() < self.timed_share else None,
+        )
 
 
 def _is_preempted(sequence: Sequence) -> bool:
@@ -330,10 +386,21 @@ def run_world(
     losses: float = 0.0,
     *,
     overlaps: bool = False,
+    priorities: tuple[int, ...] = (0,),
+    timed_share: float = 0.0,
 ) -> None:
     """Random events until the end of the day; some worlds are crowded, in some the outputs come late."""
     coin = random.Random(seed * 7919 + num_stages)
-    world = World(seed, num_stages, random_limits(coin), seen, failing_share, overlaps=overlaps)
+    world = World(
+        seed,
+        num_stages,
+        random_limits(coin),
+        seen,
+        failing_share,
+        overlaps=overlaps,
+        priorities=priorities,
+        timed_share=timed_share,
+    )
     arrivals, lateness, leaving = coin.choice([0.1, 0.2, 0.6]), coin.choice([1.0, 2.0, 4.0]), coin.choice([0.0, 0.2])
     events = (world.arrive, world.schedule, world.step_back, world.abort_someone, world.lose_shards)
     for _ in range(NUM_EVENTS):
@@ -343,7 +410,7 @@ def run_world(
         event()
         world.scheduler.check()
         if not world.in_flight and world.scheduler.has_work:
-            assert world.schedule(), "deadlock: nothing in flight, work to do, and no step"
+            assert world.schedule() or not world.scheduler.has_work, "deadlock: nothing in flight, and no step"
     world.drain()
     world.check_answers()
     seen.events["pre-emptions"] += world.scheduler.num_preemptions
@@ -410,6 +477,26 @@ def test_no_loss_of_shards_repeats_drops_or_changes_a_token(num_stages: int, ove
         "ended by length",
     }
     assert {name for name in expected if seen.events[name] < 20} == set()
+
+
+@pytest.mark.parametrize(("num_stages", "overlaps"), [(1, True), (2, False), (4, False)], ids=["1, overlap", "2", "4"])
+@pytest.mark.parametrize("losses", [0.0, 0.03], ids=["", "lost shards"])
+def test_neither_priorities_nor_deadlines_change_a_token(num_stages: int, overlaps: bool, losses: float) -> None:
+    seen = Seen()
+    for seed in range(NUM_WORLDS):
+        run_world(seed, num_stages, seen, losses=losses, overlaps=overlaps, priorities=(-3, 0, 0, 7), timed_share=0.4)
+    expected = {
+        "expired waiting",
+        "expired running",
+        "refused: too late",
+        "outranked",
+        "first one outranked",
+        "let past",
+        "made way",
+        "ended by stop",
+        "ended by length",
+    }
+    assert {name for name in expected if seen.events[name] < 5} == set()
 
 
 def decode_gaps(world: World, num_rounds: int) -> Iterator[int]:

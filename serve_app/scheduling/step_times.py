@@ -1,0 +1,81 @@
+"""How long steps have taken of late: what a scheduler's estimates are made of."""
+
+_KEPT_SHARE = 0.9  # of what is known, after each step: the last ten or so count
+_MIN_STEPS = 8  # fewer are the first steps of a process, which are slow
+
+
+class RecentMean:
+    """A mean in which what is recent counts most."""
+
+    def __init__(self) -> None:
+        self.num_taken = 0
+        self._weight = 0.0
+        self._total = 0.0
+
+    def take(self, value: float, weight: float = 1.0) -> None:
+        """One more, as often as `weight` says."""
+        self.num_taken += 1
+        self._weight = _KEPT_SHARE * self._weight + weight
+        self._total = _KEPT_SHARE * self._total + value * weight
+
+    @property
+    def value(self) -> float | None:
+        """None before there is one."""
+        return self._total / self._weight if self._weight else None
+
+
+class StepTimes:
+    """Of a model that generates: a step that only decodes, and what a token of a prompt adds to one."""
+
+    def __init__(self) -> None:
+        self._last_s = 0.0
+        self._decoding = RecentMean()
+        self._prompt_token = RecentMean()
+
+    def take(self, sent_s: float, now_s: float, num_prompt_tokens: int) -> None:
+        """A step that was sent then has come back. What it waited behind the one before is not its own."""
+        step_s = now_s - max(sent_s, self._last_s)
+        self._last_s = now_s
+        if step_s <= 0:
+            return  # nobody measures
+        if num_prompt_tokens == 0:
+            self._decoding.take(step_s)
+        else:
+            added_s = max(0.0, step_s - (self._decoding.value or 0.0))
+            self._prompt_token.take(added_s / num_prompt_tokens, num_prompt_tokens)
+
+    @property
+    def decoding_s(self) -> float | None:
+        """A step that only decodes; None before enough have been measured."""
+        return self._decoding.value if self._decoding.num_taken >= _MIN_STEPS else None
+
+    @property
+    def prompt_token_s(self) -> float:
+        """What a token of a prompt adds; 0 before it was measured."""
+        return self._prompt_token.value or 0.0
+
+
+class BatchTimes:
+    """Of models that are done after one step: a step, and one that is at least half full."""
+
+    def __init__(self) -> None:
+        self._last_s = 0.0
+        self._any = RecentMean()
+        self._full = RecentMean()
+
+    def take(self, sent_s: float, now_s: float, *, is_half_full: bool) -> None:
+        """A step that was sent then has come back."""
+        step_s = now_s - max(sent_s, self._last_s)
+        self._last_s = now_s
+        if step_s <= 0:
+            return  # nobody measures
+        self._any.take(step_s)
+        if is_half_full:
+            self._full.take(step_s)
+
+    @property
+    def full_step_s(self) -> float | None:
+        """At least so long takes a step that is full; None before enough have been measured."""
+        if self._any.num_taken < _MIN_STEPS:
+            return None
+        return self._full.value or self._any.value
