@@ -4,6 +4,7 @@ As many as a step holds. No priority starves: while others wait, one of so many 
 that has waited longest; and what room a step has left is filled with what can be joined, whatever its priority.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -91,21 +92,23 @@ class EntryQueues:
         return taken
 
     def num_steps_ahead(self, priority: int, key: object) -> int:
-        """Steps before that of a newcomer, at least; a started one counts where it is surely not the newcomer's own."""
-        num_steps = 0
+        """Steps before that of a newcomer, at least: those of better priorities, then turns with those of its own."""
+        before: dict[object, float] = {}  # steps that better priorities fill, by what can be joined
         for level, queues in self._levels.items():
-            if level < priority:
-                num_steps += sum(-int(-self._size.num_steps(queue) // 1) for queue in queues.values())
-        level_queues = self._levels.get(priority, OrderedDict())
-        own = level_queues.get(key)
-        num_own = 0 if own is None else int(self._size.num_steps(own))
-        is_before = True
-        for queue in level_queues.values():
-            if queue is own:
-                is_before = False
-            else:
-                num_steps += min(-int(-self._size.num_steps(queue) // 1), num_own + is_before)
-        return num_steps + num_own
+            for queue in queues.values() if level < priority else ():
+                before[queue.key] = before.get(queue.key, 0.0) + self._size.num_steps(queue)
+        beside = self._levels.get(priority, OrderedDict())
+        num_turns = int(before.get(key, 0.0) + self._size.num_steps(beside[key])) if key in beside else 0
+        num_steps = sum(math.ceil(fill) for other, fill in before.items() if other != key)
+        is_first = True  # so far none but those that come before the newcomer's own queue
+        for queue in beside.values():
+            if queue.key == key:
+                is_first = False
+                continue
+            fill = before.get(queue.key, 0.0)
+            num_more = math.ceil(fill + self._size.num_steps(queue)) - math.ceil(fill)
+            num_steps += min(num_more, num_turns + is_first)
+        return num_steps + max(num_turns, int(before.get(key, 0.0)))
 
     def _chosen(self) -> EntryQueue:
         best, *others = sorted(self._levels)

@@ -50,11 +50,12 @@ class QueueRecord:
         is_let_in = gives_place(running, owner, priority) is not None
         num_ends = 0 if is_let_in else len(ahead) + 1 - places.num_free
         num_outputs = self._num_outputs.value
-        if num_ends > 0 and running and num_outputs is not None:
+        num_beside = len(running) + min(places.num_free, len(ahead))  # that run when no place is left
+        if num_ends > 0 and num_beside and num_outputs is not None:
             pool = (*running, *ahead)
             mean_outputs = sum(min(one.params.max_tokens, num_outputs) for one in pool) / len(pool)
-            num_steps = min(places.num_stages, len(running))  # of one round
-            wait_s += num_ends * mean_outputs * num_steps * step_s / len(running)
+            num_steps = min(places.num_stages, num_beside)  # of one round
+            wait_s += num_ends * mean_outputs * num_steps * step_s / num_beside
         return wait_s
 
 
