@@ -13,7 +13,7 @@ from serve_app.deployments.replica_links import ReplicaIdentity, ReplicaLinks
 from serve_app.errors import UnavailableError
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState, ModelDescription
-from serve_app.types.tensors import InferResult
+from serve_app.types.tensors import InferRequest, InferResult
 from serve_app.wire.links import LOOPBACK, Senders
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage, InferReply, Reply
 
@@ -85,6 +85,7 @@ class FakeReplica:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.taken: list[str] = []
+        self.requests: list[InferRequest] = []
         self.cancelled: list[str] = []
         self.description = ModelDescription(model, "embed", "", 8, 8, 10, [], created_s)
         identity = ReplicaIdentity(name, application, "Router", LOOPBACK)
@@ -99,6 +100,7 @@ class FakeReplica:
         """The reply to a call."""
         assert isinstance(call, InferMessage)
         self.taken.append(call.request.request_id)
+        self.requests.append(call.request)
         try:
             await self.may_answer.wait()
         except asyncio.CancelledError:

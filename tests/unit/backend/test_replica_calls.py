@@ -205,3 +205,18 @@ async def test_serve_is_told_of_as_many_calls_as_there_are(cluster: Cluster) -> 
     await asyncio.gather(*calls)
     await asyncio.sleep(0.6)
     assert len(cluster.control.held) == 3  # and no more than that
+
+
+async def test_what_is_left_of_a_requests_time_travels_with_each_of_its_pieces(cluster: Cluster) -> None:
+    items = [{"x": TensorData("uint8", (1,), bytes([index]))} for index in range(100)]
+    request = InferRequest("r", "m", items, queue_timeout_s=5.0, priority=4, time_left_s=60.0)
+    replica = await cluster.add("a", state="rebuilding")
+    calling = asyncio.create_task(cluster.backend.infer(request))
+    await asyncio.sleep(0.05)
+    replica.tell(state="ready")
+    await calling
+    assert len(replica.requests) > 1
+    for piece in replica.requests:
+        assert piece.priority == 4
+        assert piece.time_left_s is not None
+        assert 10 < piece.time_left_s <= 59.95

@@ -13,7 +13,7 @@ from serve_app.deployments.batch_calls import BatchCalls
 from serve_app.deployments.copy_work import CopyWork
 from serve_app.deployments.model_replica import ModelReplica
 from serve_app.deployments.replica_links import ReplicaIdentity
-from serve_app.errors import ConfigError, QueueFullError
+from serve_app.errors import ConfigError, QueueFullError, TimeoutExceededError
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.preprocessing.arrays import integer_tensor, to_array
 from serve_app.types.models import ModelDescription
@@ -130,6 +130,19 @@ async def test_a_request_that_waits_too_long_for_its_turn_is_refused(served: tup
         await sizes(backend, 6, queue_timeout_s=0.1)
     tickets.groups[0].may_answer.set()
     assert await running == [5]
+
+
+async def test_a_request_whose_time_passes_in_the_queue_never_runs(served: tuple[Tickets, ServeBackend]) -> None:
+    tickets, backend = served
+    tickets.groups[0].may_answer.clear()
+    running = asyncio.create_task(sizes(backend, 5))
+    await until(lambda: tickets.groups[0].num_steps == 1)
+    with pytest.raises(TimeoutExceededError, match="time passed"):
+        await backend.infer(InferRequest("late", "tickets", [entry(6)], time_left_s=0.05))
+    tickets.groups[0].may_answer.set()
+    assert await running == [5]
+    assert await sizes(backend, 7) == [7]
+    assert tickets.groups[0].num_steps == 2
 
 
 async def test_a_model_of_another_application_is_refused(served: tuple[Tickets, ServeBackend]) -> None:

@@ -1,6 +1,7 @@
 """A replica of a generator without Serve or Ray: deaths, hangs, failed starts, draining, as a client sees them."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from serve_app.errors import (
     QueueFullError,
     RayshardError,
     ShardLostError,
+    TimeoutExceededError,
     UnavailableError,
 )
 from serve_app.planning.generator_plan import plan_generator
@@ -383,6 +385,46 @@ async def test_a_request_that_waits_too_long_for_its_turn_is_refused(served: tup
     running = [await begun(backend, request_of(seed, 50)) for seed in range(1, 5)]
     with pytest.raises(QueueFullError, match=r"queue_timeout_s=0\.1"):
         await tokens_of(backend, request_of(9, queue_timeout_s=0.1))
+    for task in running:
+        task.cancel()
+
+
+async def test_a_request_whose_time_passes_is_ended_on_the_shards_too(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    slow_down(generator)
+    other = await begun(backend, request_of(2, 30))
+    with pytest.raises(TimeoutExceededError, match="time passed"):
+        await tokens_of(backend, request_of(1, 50, time_left_s=0.1))
+    load = generator.calls.work.load()
+    assert (load.num_running, load.num_waiting) == (1, 0)
+    assert await other == expected(request_of(2, 30))
+
+
+async def test_a_request_whose_time_passes_in_the_queue_never_runs(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    slow_down(generator)
+    running = [await begun(backend, request_of(seed, 50)) for seed in range(1, 5)]
+    num_tokens = generator.calls.work.load().num_prompt_tokens
+    with pytest.raises(TimeoutExceededError):
+        await tokens_of(backend, request_of(9, time_left_s=0.05))
+    load = generator.calls.work.load()
+    assert (load.num_waiting, load.num_prompt_tokens) == (0, num_tokens), "no token of it was computed"
+    for task in running:
+        task.cancel()
+
+
+async def test_a_request_that_would_wait_in_vain_is_refused_before_it_waits(
+    served: tuple[Generator, ServeBackend],
+) -> None:
+    generator, backend = served
+    slow_down(generator, 0.01)
+    running = [asyncio.create_task(tokens_of(backend, request_of(seed, 20))) for seed in range(1, 17)]
+    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+    began_s = time.monotonic()
+    with pytest.raises(QueueFullError, match=r"needs about .* s in the queue, and has 0\.0[0-9]* s") as refused:
+        await tokens_of(backend, request_of(99, time_left_s=0.05))
+    assert time.monotonic() - began_s < 5, "the queue of seconds was not waited for"
+    assert refused.value.retry_after_s is not None
     for task in running:
         task.cancel()
 

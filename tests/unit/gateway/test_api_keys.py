@@ -80,6 +80,10 @@ GOOD = new_key("name=good")[1]
         f"{GOOD} concurrency=x",
         f"{GOOD} concurrency=1 concurrency=2",
         f"{GOOD} admin=yes",
+        f"{GOOD} best_priority=high",
+        f"{GOOD} best_priority=1001",
+        f"{GOOD} best_priority=",
+        f"{GOOD} best_priority=1.5",
         f"{GOOD} models=",
         f"{GOOD}\n{GOOD}",
         f"{GOOD}\n{new_key('name=good')[1]}",
@@ -107,6 +111,16 @@ def test_the_command_shows_a_key_once_and_keeps_its_hash(tmp_path: Path, capsys:
     assert "has a key of name=web" in capsys.readouterr().err
     assert main(["key", "new", str(path), "--name", "x", "--concurrency", "0"]) == 1
     assert len(read_key_file(path)) == 2
+
+
+def test_a_key_may_have_a_best_priority(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys"
+    assert main(["key", "new", str(path), "--name", "batch", "--best-priority", "5"]) == 0
+    assert main(["key", "new", str(path), "--name", "urgent", "--best-priority", "-10"]) == 0
+    assert main(["key", "new", str(path), "--name", "plain"]) == 0
+    assert [entry.best_priority for entry in read_key_file(path).values()] == [5, -10, 0]
+    assert main(["key", "new", str(path), "--name", "x", "--best-priority", "5000"]) == 1
+    assert "best_priority is not an integer from -1000 to 1000" in capsys.readouterr().err
 
 
 def test_a_file_of_keys_that_is_not_there_is_found_by_validate(

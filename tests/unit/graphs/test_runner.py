@@ -396,3 +396,26 @@ async def test_packed_tokens_of_a_module_cannot_reach_other_requests(
     with pytest.raises(RequestError, match="lengths must be positive and add up"):
         await ModelSteps(TextModels(models, pool), pool).run(call, "taker", given)
     assert not models.infer_requests
+
+
+async def test_priority_and_time_of_a_request_are_those_of_what_its_models_run(
+    models: FakeModels, pool: TextPool
+) -> None:
+    step = {"name": "b", "model": "chat-en", "input": "text", "max_tokens": 4}
+    graph = runner(models, pool, {"name": "a", "model": "minilm"}, step, output=["a", "b"])
+    await graph.run(replace(request("one"), priority=-2, time_left_s=60.0))
+    ((_model, generated),) = models.generate_requests
+    (inferred,) = models.infer_requests
+    for sent in (generated, inferred):
+        assert sent.priority == -2
+        assert sent.time_left_s is not None
+        assert 10 < sent.time_left_s < 60
+    await graph.run(request("one"))
+    assert (models.infer_requests[-1].priority, models.infer_requests[-1].time_left_s) == (0, None)
+
+
+async def test_a_graphs_calls_end_with_the_requests_time(models: FakeModels, pool: TextPool) -> None:
+    models.delay_s = 60.0
+    with pytest.raises(TimeoutExceededError, match="the request's time passed"):
+        await runner(models, pool, {"name": "v", "model": "minilm"}).run(replace(request("a"), time_left_s=0.03))
+    assert models.num_cancelled == 1

@@ -217,3 +217,20 @@ async def test_a_message_above_the_limit_is_refused(stub: Any) -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="more than max_request_bytes=1048576") as caught:
             await one
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_priority_and_time_travel_as_over_http(stub: Any, backend: ScriptedBackend) -> None:
+    sampling = pb.SamplingParams(max_tokens=2, priority=-3)
+    limit = [("x-request-timeout-ms", "60000")]
+    await pieces_of(stub.Generate(pb.GenerateRequest(text="hello", sampling=sampling), metadata=limit))
+    await pieces_of(stub.Generate(pb.GenerateRequest(text="hello", sampling=pb.SamplingParams(max_tokens=2))))
+    first, second = backend.requests
+    assert (first.priority, second.priority, second.time_left_s) == (-3, 0, None)
+    assert first.time_left_s is not None
+    assert 10 < first.time_left_s < 60
+    two = pb.Tensor(dtype="float32", shape=[1, 2], data=np.ones(2, np.float32).tobytes())
+    await stub.Predict(pb.PredictRequest(model="module", inputs={"x": two}, priority=8), metadata=limit)
+    await stub.Embed(pb.EmbedRequest(model="vectors", texts=["a"], priority=9))
+    assert [request.priority for request in backend.infer_requests] == [8, 9]
+    with pytest.raises(grpc.aio.AioRpcError, match="priority"):
+        await pieces_of(stub.Generate(pb.GenerateRequest(text="hello", sampling=pb.SamplingParams(priority=5000))))
