@@ -7,9 +7,10 @@ from functools import lru_cache
 from serve_app.architectures.lookup import ARCHITECTURES
 
 _MAX_REMEMBERED = 1 << 17  # names: planning asks of each for many splits, and a search takes microseconds
-# Parts of a multimodal checkpoint that are never loaded, heads of pre-training, and buffers that old files carry along.
+# Parts of a multimodal checkpoint that are never loaded, heads of pre-training, indexers of sparse attention (which
+# sees all, up to the length that is served), and buffers that old files carry along.
 _UNUSED = re.compile(
-    r"(?:^|\.)(?:vision_tower|multi_modal_projector|vision_model)\.|\.attn\.(?:bias|masked_bias)$|\.rotary_emb\.inv_freq$"
+    r"(?:^|\.)(?:vision_tower|multi_modal_projector|vision_model)\.|\.indexer\.|\.attn\.(?:bias|masked_bias)$|\.rotary_emb\.inv_freq$"
     r"|(?:^|\.)embeddings\.position_ids$|(?:^|\.)cls\.(?:predictions|seq_relationship)\."
 )
 

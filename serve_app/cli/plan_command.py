@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.checkpoints.model_spec import read_model_spec
+from serve_app.cli.calibration_process import calibrate
 from serve_app.config.environment import Environment, read_environment
 from serve_app.errors import ConfigError
 from serve_app.planning.device_choice import Surroundings, on_device
-from serve_app.planning.device_profiles import find_profile, load_profiles
+from serve_app.planning.device_profiles import DeviceProfile, find_profile, load_profiles
 from serve_app.planning.machine import find_accelerator_type, find_memory
 from serve_app.planning.model_plan import ModelPlan, plan_model
 from serve_app.planning.plan_picture import draw_plans
@@ -31,9 +32,12 @@ class _Planned:
 def run_plan(arguments: argparse.Namespace) -> int:
     """Print the plan; the exit status: 0 when every model fits. Raises ConfigError."""
     environment = read_environment()
-    around = Surroundings(load_profiles(arguments.devices), arguments.device, find_accelerator_type(), find_memory())
+    if arguments.calibrate:
+        calibrate(environment.measured_devices_file)
+    profiles = _known_profiles(environment, arguments.devices)
     if arguments.device is not None:
-        find_profile(around.profiles, arguments.device)
+        find_profile(profiles, arguments.device)
+    around = Surroundings(profiles, arguments.device, find_accelerator_type(), find_memory())
     planned = _plan_file(arguments.file, around, environment)
     if arguments.json:
         report = {"models": [plan_json(plan) for plan in planned.plans], "problems": list(map(str, planned.problems))}
@@ -47,6 +51,11 @@ def run_plan(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     print(*planned.problems, sep="\n", end="\n" if planned.problems else "", file=sys.stderr)
     return 1 if planned.problems else 0
+
+
+def _known_profiles(environment: Environment, given: Path | None) -> dict[str, DeviceProfile]:
+    measured = environment.measured_devices_file
+    return load_profiles(*([measured] if measured.is_file() else []), *([] if given is None else [given]))
 
 
 def _write_picture(path: Path, plans: list[ModelPlan]) -> None:

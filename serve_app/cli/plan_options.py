@@ -14,5 +14,7 @@ def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--device", metavar="NAME", help=where)
     more = "a YAML of further devices, in the form of serve_app/planning/devices.yaml"
     parser.add_argument("--devices", type=Path, metavar="FILE", help=more)
+    measure = "measure this CPU first, for minutes on a busy one; what is found stands for the device cpu from then on"
+    parser.add_argument("--calibrate", action="store_true", help=measure)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a picture of each device's memory")

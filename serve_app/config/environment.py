@@ -22,6 +22,11 @@ class Environment:
     max_visible_gpus: int | None = None  # None: all that there are
     shard_server: str | None = None  # the socket of the process that forks shards on CPU
 
+    @property
+    def measured_devices_file(self) -> Path:
+        """What `rayshard plan --calibrate` has found of this machine."""
+        return self.kernel_times_file.parent / "devices.json"
+
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     """The environment of this process; `variables` stands in for it in tests."""

@@ -29,10 +29,25 @@ class DeviceProfile(ConfigModel):
     compute_share: float = Field(default=0.5, gt=0, le=1)  # of the rate of products that kernels reach
     reserve: ByteSize = GPU_RESERVE_BYTES  # of each shard, beside weights, KV cache and activations
     layer_overhead_s: float = Field(default=1e-5, ge=0)  # in each step, beside reading and computing
+    sequence_overhead_s: float = Field(default=0.0, ge=0)  # in each layer, for each sequence of a step
+    # Measured, in place of bandwidth and rate: to read and multiply 1 GB of weights of a dtype, by the inputs' rows.
+    weights_s_per_gb: dict[str, dict[PositiveInt, PositiveFloat]] = Field(default_factory=dict)
 
     def rate(self, dtype: str) -> float:
         """Products and sums each second that kernels reach; a dtype that is not listed is computed in the widest."""
         return self.compute_share * self.flops.get(dtype, min(self.flops.values()))
+
+    def measured_s(self, dtype: str, rows: float, num_bytes: float) -> float | None:
+        """Seconds to read and multiply weights by so many rows, between those that were measured; None: none were."""
+        points = sorted(self.weights_s_per_gb.get(dtype, {}).items())
+        if not points:
+            return None
+        if rows >= points[-1][0]:  # all of it is computing
+            return points[-1][1] * rows / points[-1][0] * num_bytes / 1e9
+        after = next(index for index, (count, _) in enumerate(points) if rows < count)
+        (low, low_s), (high, high_s) = points[max(0, after - 1)], points[after]
+        share = 0.0 if high == low else max(0.0, (rows - low) / (high - low))
+        return (low_s + share * (high_s - low_s)) * num_bytes / 1e9
 
     @property
     def read_rate(self) -> float:
@@ -40,11 +55,20 @@ class DeviceProfile(ConfigModel):
         return self.memory_share * self.memory_bandwidth
 
 
-def load_profiles(more: Path | None = None) -> dict[str, DeviceProfile]:
-    """All known devices by name, those of the user's file included. Raises ConfigError that names every mistake."""
+def load_profiles(*more: Path) -> dict[str, DeviceProfile]:
+    """All known devices by name; later files replace earlier ones'. Raises ConfigError that names every mistake."""
     with as_file(files("serve_app.planning").joinpath("devices.yaml")) as packaged:
         profiles = _read(packaged)
-    return profiles if more is None else profiles | _read(more)
+    for path in more:
+        profiles |= _read(path)
+    return profiles
+
+
+def measured_profile(known: DeviceProfile, values: dict[str, object]) -> DeviceProfile:
+    """A device with what a measurement says, through JSON, in place of what was known. Raises ValueError."""
+    measured = _with_rows(values)
+    assert isinstance(measured, dict)
+    return DeviceProfile.model_validate({**known.model_dump(), **measured})
 
 
 def find_profile(profiles: dict[str, DeviceProfile], name: str) -> DeviceProfile:
@@ -65,9 +89,22 @@ def _read(path: Path) -> dict[str, DeviceProfile]:
     profiles: dict[str, DeviceProfile] = {}
     for name, values in entries.items():
         try:
-            profiles[str(name)] = DeviceProfile.model_validate(values)
+            profiles[str(name)] = DeviceProfile.model_validate(_with_rows(values))
         except ValidationError as error:
             problems += [f"{path}: {one}" for one in problems_of(error, DeviceProfile, str(name))]
     if problems:
         raise ConfigError("\n".join(problems))
     return profiles
+
+
+def _with_rows(values: object) -> object:
+    """Numbers of rows as integers where JSON has made text of them."""
+    curves = values.get("weights_s_per_gb") if isinstance(values, dict) else None
+    if not isinstance(values, dict) or not isinstance(curves, dict):
+        return values
+    known = {
+        dtype: {int(rows) if str(rows).isdigit() else rows: seconds for rows, seconds in curve.items()}
+        for dtype, curve in curves.items()
+        if isinstance(curve, dict)
+    }
+    return values | {"weights_s_per_gb": curves | known}

@@ -20,7 +20,7 @@ from serve_app.types.dtypes import DTYPES, DTYPES_BY_CODE, SERVED_DTYPES
 from serve_app.types.shards import LoadQuantization, ShardSpec
 
 _SCALE_BYTES = 4  # of a quantized weight's scale, for each output or group, however the checkpoint stores it
-_REPLICATED = "replicated"  # how styles begin that leave each rank a whole copy
+_EXPERTS = ".experts."
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,15 @@ class ModelWeights:
         if shard.is_last and not (shard.is_first and self.shares_embedding):
             parts.append(self.tied)
         return parts
+
+    def head_on(self, shard: ShardSpec) -> PartWeights | None:
+        """What draws multiply by, of the stage of a shard; None: it is on another."""
+        if not shard.is_last:
+            return None
+        if not shard.is_first or not self.shares_embedding:
+            return _sum([self.after, self.tied])
+        table = replace(self.before, num_products=0) if self.tied.cut_bytes else PartWeights()  # the head itself
+        return _sum([self.after, table])
 
     def bytes_on(self, shard: ShardSpec) -> int:
         """Bytes that one shard holds; vectors count as whole, though some are cut."""
@@ -99,7 +108,7 @@ class _Weighed:
 
     def part(self, name: str, tensor: TensorHeader) -> PartWeights:
         """One tensor."""
-        num_bytes, is_expert = self._bytes_of(name, tensor), ".experts." in name
+        num_bytes, is_expert = self._bytes_of(name, tensor), _EXPERTS in name
         is_cut = len(tensor.shape) > 1 and (self._cut is None or self._cut.shares(name))
         count = 0 if is_before_layers(name) else num_stored_numbers(name, tensor, self._spec.quantization)
         return PartWeights(
@@ -130,23 +139,23 @@ class _Cut:
 
     def __init__(self, cut: TensorCut | None) -> None:
         self._has_whole_attention = cut is not None and cut.has_whole_attention
-        styles = {} if cut is None or cut.plan is None else cut.plan
-        self._named = {name.partition("*.")[2] for name, style in styles.items() if not style.startswith(_REPLICATED)}
-        self._owners = {name.rpartition(".")[0] for name in self._named}
+        styles = None if cut is None else cut.plan
+        self._named = None  # None: all of a layer
+        if styles is not None:
+            self._named = {name.partition("*.")[2] for name in styles}
 
     def shares(self, name: str) -> bool:
-        """Those of layers but routers, and along the vocabulary embedding and head; whole where the plan leaves it out.
-
-        A checkpoint that has names of its own for a module is taken to be cut there.
-        """
+        """Those of layers that its plan names, but routers; along the vocabulary embedding and head."""
         if layer_of(name) is None:
             return is_embedding(name) or is_head(name)
         if is_router(name) or (self._has_whole_attention and "attn." in name):
             return False
-        module = name.rpartition(".")[0]
-        owner = module.rpartition(".")[0].split(".")
-        is_known = any(".".join(owner[-depth:]) in self._owners for depth in (1, 2) if depth <= len(owner))
-        return not is_known or any(module.endswith(f".{one}") for one in self._named)
+        if self._named is None:
+            return True
+        if _EXPERTS in name:  # a checkpoint has a matrix for each expert, the model one for all
+            return any(_EXPERTS in f".{one}." for one in self._named)
+        module = name.removesuffix(".weight")
+        return any(module.endswith(f".{one}") for one in self._named)
 
 
 def _sum(parts: Iterable[PartWeights]) -> PartWeights:
