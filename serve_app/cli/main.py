@@ -31,6 +31,14 @@ _DRAIN_S = 30.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives its exit status."""
     arguments = _parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except ConfigError as error:  # in the environment: a command names its own
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "serve":
         return _serve(arguments.file, arguments.drain_s)
     if arguments.command == "deploy":

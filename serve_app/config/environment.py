@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.errors import ConfigError
+
 SHARD_SERVER_VARIABLE = "RAYSHARD_SHARD_SERVER"  # set by `rayshard serve` for its cluster
+
+LOG_FORMAT_VARIABLE = "RAYSHARD_LOG_FORMAT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,7 @@ class Environment:
     has_own_resources: bool = False  # Ray is told how many CPUs and GPUs there are
     max_visible_gpus: int | None = None  # None: all that there are
     shard_server: str | None = None  # the socket of the process that forks shards on CPU
+    log_format: str = "text"  # of our processes' log lines: text, json
 
     @property
     def measured_devices_file(self) -> Path:
@@ -29,7 +34,7 @@ class Environment:
 
 
 def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
-    """The environment of this process; `variables` stands in for it in tests."""
+    """The environment of this process; `variables` stands in for it in tests. Raises ConfigError."""
     given = os.environ if variables is None else variables
     cache_dir = Path(given.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     home = cache_dir / "huggingface"
@@ -45,6 +50,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         has_own_resources=bool(given.get("RAY_OVERRIDE_RESOURCES")),
         max_visible_gpus=_num_devices(given.get("CUDA_VISIBLE_DEVICES")),
         shard_server=given.get(SHARD_SERVER_VARIABLE) or None,
+        log_format=_log_format(given.get(LOG_FORMAT_VARIABLE) or "text"),
     )
 
 
@@ -52,6 +58,12 @@ def prepare_ray_client() -> bool:
     """Keep Ray from sending usage reports; whether no cluster is named, so that one must be started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     return os.environ.get("RAY_ADDRESS", "local") == "local"
+
+
+def _log_format(asked: str) -> str:
+    if asked not in ("text", "json"):
+        raise ConfigError(f"{LOG_FORMAT_VARIABLE}={asked[:80]} is not a format; set it to text or json")
+    return asked
 
 
 def _num_devices(visible: str | None) -> int | None:

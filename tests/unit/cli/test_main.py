@@ -242,3 +242,14 @@ def test_the_gate_and_the_steps_of_a_module_are_told_together(
     told = capsys.readouterr().err
     assert "compress_report.json is not in" in told
     assert "lowercas: is not a step" in told
+
+
+@pytest.mark.parametrize("command", ["validate", "serve", "deploy"])
+def test_a_wrong_setting_of_the_environment_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("RAYSHARD_LOG_FORMAT", "xml")
+    assert main([command, str(write(tmp_path))]) == 1
+    printed = capsys.readouterr()
+    assert "RAYSHARD_LOG_FORMAT=xml" in printed.err
+    assert "Traceback" not in printed.err
