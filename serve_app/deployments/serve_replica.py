@@ -54,8 +54,7 @@ class ServeReplica:
 
     def _export_metrics(self, models: list[str], service: ReplicaService) -> None:
         """Tell Ray's exporter how this copy of the models is, from now on."""
-        export = RayExport(lambda: copy_readings(models, service.links.state()))
-        self._exporting = asyncio.create_task(export.run())
+        self._exporting = RayExport(lambda: copy_readings(models, service.links.state())).start()
 
     async def __del__(self) -> None:
         """Serve awaits it before it ends the replica, for `graceful_shutdown_timeout_s` at most."""

@@ -40,8 +40,7 @@ class Gateway(GrpcMethods):
             config = config.model_copy(update={"allowed_hosts": hosts})
             logger.info("requests may name hosts=%s", hosts or "any")
         self._plane = DataPlane(self._backend, config, own_replica_id())
-        export = RayExport(lambda: gateway_readings(self._plane))
-        self._exporting = asyncio.create_task(export.run())
+        self._exporting = RayExport(lambda: gateway_readings(self._plane)).start()
         self._open_inference = OpenInference(self._plane)
         self._time_limit_s = config.request_timeout_s
         self._keys = self._plane.keys

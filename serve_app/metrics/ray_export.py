@@ -33,8 +33,18 @@ class RayExport:
                 self._gauges[sample.name] = gauge
             gauge.set(sample.value, sample.labels)
 
-    async def run(self) -> None:
-        """Again and again, until cancelled."""
+    def start(self) -> asyncio.Task[None]:
+        """Again and again, until the task is cancelled; should it fail, all else goes on without it."""
+        task = asyncio.create_task(self._run())
+        task.add_done_callback(_log_failure)
+        return task
+
+    async def _run(self) -> None:
         while True:
             self.export()
             await asyncio.sleep(EXPORT_INTERVAL_S)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("metrics are not told to Ray any more", exc_info=task.exception())

@@ -248,9 +248,8 @@ class GrpcMethods:
         """The pieces of an answer; a failure becomes the call's status."""
         failure = None
         try:
-            limit_s = time_limit_of(dict(context.invocation_metadata()), self._time_limit_s)
             with self._counted_use(method, context):
-                pieces = start(limit_s)
+                pieces = start(time_limit_of(dict(context.invocation_metadata()), self._time_limit_s))
                 try:
                     async for piece in pieces:
                         yield piece

@@ -1,5 +1,6 @@
 """rayshard.v1 over a real gRPC server, without Serve: the same answers and the same refusals as over HTTP."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
@@ -234,3 +236,42 @@ async def test_priority_and_time_travel_as_over_http(stub: Any, backend: Scripte
     assert [request.priority for request in backend.infer_requests] == [8, 9]
     with pytest.raises(grpc.aio.AioRpcError, match="priority"):
         await pieces_of(stub.Generate(pb.GenerateRequest(text="hello", sampling=pb.SamplingParams(priority=5000))))
+
+
+async def test_calls_are_counted_by_method_model_and_end(
+    stub: Any, client: httpx.AsyncClient, backend: ScriptedBackend
+) -> None:
+    await stub.Embed(pb.EmbedRequest(model="vectors", texts=["a", "b"]))
+    async for _piece in stub.Generate(pb.GenerateRequest(text="hello", sampling=pb.SamplingParams(max_tokens=4))):
+        pass
+    with pytest.raises(grpc.aio.AioRpcError):
+        await stub.Classify(pb.ClassifyRequest(model="nosuch", texts=["a"]))
+    with pytest.raises(grpc.aio.AioRpcError):
+        async for _piece in stub.Chat(pb.ChatRequest(), metadata=[("x-request-timeout-ms", "soon")]):
+            pass
+    backend.step_s = 0.05
+    stream = stub.Generate(pb.GenerateRequest(text="hello", sampling=pb.SamplingParams(max_tokens=50)))
+    await stream.read()
+    stream.cancel()
+    ends = {
+        ("grpc Embed", "vectors", "2xx"): 1,
+        ("grpc Generate", "tiny", "2xx"): 1,
+        ("grpc Generate", "tiny", "4xx"): 1,  # its client has left
+        ("grpc Classify", "", "4xx"): 1,
+        ("grpc Chat", "", "4xx"): 1,
+    }
+    reasons = {("tiny", "aborted"): 1, ("", "model_not_found"): 1, ("", "invalid"): 1}
+
+    async def counts(name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        families = text_string_to_metric_families((await client.get("/metrics")).text)
+        samples = [one for family in families for one in family.samples if one.name == name and one.value]
+        return {tuple(one.labels[label] for label in labels): one.value for one in samples}
+
+    labels = ("route", "model", "status")
+    async with asyncio.timeout(10):
+        while not ends.items() <= (await counts("rayshard_requests_total", *labels)).items():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert await counts("rayshard_requests_refused_total", "model", "reason") == reasons
+    latencies = await counts("rayshard_e2e_request_latency_seconds_count", "route", "model")
+    assert latencies == {("grpc Embed", "vectors"): 1, ("grpc Generate", "tiny"): 1}
+    assert (await counts("rayshard_prompt_tokens_total", "model")).keys() == {("vectors",), ("tiny",)}

@@ -1,0 +1,75 @@
+"""The metrics of a real cluster: by the Gateway's own `/metrics`, and by Ray's exporter under the same names."""
+
+import json
+import math
+from collections import defaultdict
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from serve_app.metrics import families
+from tests.integration.serve_cluster import ServeCluster
+
+RAYS_INTERVAL_S = 60.0  # its agent has everything after ten seconds or so, on a machine with nothing else to do
+
+
+def samples(text: str) -> dict[str, list[Sample]]:
+    """By name."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name].append(sample)
+    return found
+
+
+def series_names() -> set[str]:
+    """What a scrape holds of our families."""
+    endings = {"histogram": ("_bucket", "_count", "_sum")}
+    return {family.name + ending for family in families.ALL for ending in endings.get(family.kind, ("",))}
+
+
+def scrape_gateway(cluster: ServeCluster) -> dict[str, list[Sample]]:
+    return samples(httpx.get(f"{cluster.url}/metrics", timeout=20).text)
+
+
+def scrape_ray(cluster: ServeCluster) -> dict[str, list[Sample]]:
+    """Empty until Ray has written where its exporter listens."""
+    path = cluster.directory / "ray" / "ray" / "prom_metrics_service_discovery.json"
+    if not path.exists():
+        return {}
+    targets = json.loads(path.read_text())[0]["targets"]  # the node's own, and the dashboard's
+    ports = [target.rpartition(":")[2] for target in targets]
+    return samples("".join(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=20).text for port in ports))
+
+
+def test_a_load_shows_in_both_scrapes(cluster: ServeCluster) -> None:
+    before = scrape_gateway(cluster).get("rayshard_generation_tokens_total", [])
+    for _ in range(3):
+        assert cluster.complete("demo", "date jan 8 2038 =").status_code == 200
+    assert cluster.complete("demo", "x", n=-1).status_code == 400
+    own = scrape_gateway(cluster)
+    assert {name for name in own if name.startswith("rayshard_")} == series_names()
+    (tokens,) = own["rayshard_generation_tokens_total"]
+    assert tokens.labels["model"] == "demo"
+    assert tokens.value - sum(sample.value for sample in before) == 3 * len("2038-01-08.")
+    (steps,) = own["rayshard_step_seconds_count"]
+    assert steps.value >= tokens.value / 4, "a step draws one token for each sequence"
+    (bubble,) = own["rayshard_pipeline_bubble_ratio"]
+    assert 0 < bubble.value < 1, "one sequence cannot fill two stages"
+
+    wanted = {f"ray_{name}" for name in series_names()}
+    cluster.wait_until(lambda: wanted <= scrape_ray(cluster).keys(), RAYS_INTERVAL_S, "Ray's exporter")
+
+    def is_told() -> bool:
+        return any(one.value >= tokens.value for one in scrape_ray(cluster)["ray_rayshard_generation_tokens_total"])
+
+    cluster.wait_until(is_told, RAYS_INTERVAL_S, "the last token's count")
+    buckets = [
+        (float(one.labels["le"].replace("+Inf", "inf")), one.value)
+        for one in scrape_ray(cluster)["ray_rayshard_inter_token_latency_seconds_bucket"]
+    ]
+    assert sorted(buckets) == sorted(buckets, key=lambda bucket: (bucket[1], bucket[0])), (
+        "cumulative, as Prometheus has it"
+    )
+    assert max(buckets)[0] == math.inf
