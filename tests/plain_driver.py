@@ -24,6 +24,7 @@ from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.engine.plain_processes import PlainProcesses, ProcessShardGroup
 from serve_app.errors import RayshardError
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.planning.generator_plan import GeneratorPlan, plan_generator
 from serve_app.planning.planner import kv_shape_on, plan_shards
@@ -31,7 +32,14 @@ from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
-from serve_app.types.shards import BatchShardSettings, EngineLimits, ShardReport, ShardSettings, ShardSpec
+from serve_app.types.shards import (
+    BatchShardSettings,
+    EngineLimits,
+    LoadQuantization,
+    ShardReport,
+    ShardSettings,
+    ShardSpec,
+)
 from serve_app.types.steps import StepInput
 
 WHOLE = ShardSpec(stage=0, num_stages=1, rank=0, num_ranks=1, first_layer=0, end_layer=4)
@@ -248,14 +256,16 @@ def load_runner(
     *,
     attention: str | DecodeBackend = "auto",
     capture: Capture | None = None,
+    quantization: LoadQuantization | None = None,
+    kernels: CompiledKernels | None = None,
 ) -> ModelRunner:
     """A whole model of four layers in this process."""
     communicator = LoneCommunicator()
     device = torch.device("cpu")
-    stage = load_stage(directory, dtype, WHOLE, communicator, device).stage
+    stage = load_stage(directory, dtype, WHOLE, communicator, device, quantization, compiled=kernels).stage
     backend: DecodeBackend | None
     if isinstance(attention, str):
-        backend = attention_of(attention, stage, DecodeSizes.within(limits), device).backend
+        backend = attention_of(attention, stage, DecodeSizes.within(limits), device, kernels).backend
     else:
         backend = attention
     return runner_class(stage, limits, communicator, device, backend, capture)

@@ -17,6 +17,7 @@ DEFAULT_CPU_KV_CACHE_BYTES = 256 * 1024**2
 _KV_CACHE_SETTINGS = (
     "attention",
     "block_size",
+    "compile",
     "cuda_graphs",
     "gpu_memory_utilization",
     "kv_cache_bytes",
@@ -76,6 +77,7 @@ class EngineConfig(ConfigModel):
     linear_kernel: Literal["auto", "torch", "gemv", "onednn", "fbgemm"] = "auto"  # auto: the fastest on this CPU
     attention: Literal["auto", "reference", "padded", "triton", "varlen"] = "auto"  # of tokens that follow; see docs
     cuda_graphs: Literal["auto", "off"] = "auto"  # cuda only: steps that only decode are launched as one
+    compile: Literal["auto", "off"] = "auto"  # cpu only: kernels of steps are, where a C++ compiler is found
 
     @model_validator(mode="after")
     def _can_step_all_sequences(self) -> "EngineConfig":

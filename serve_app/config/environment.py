@@ -21,6 +21,8 @@ class Environment:
     hub_endpoint: str | None  # None: the hub's own
     weights_cache_dir: Path
     kernel_times_file: Path  # what the kernels of linear layers take on this CPU
+    compiled_dir: Path  # libraries that are compiled for this CPU
+    cxx_compiler: str | None = None  # None: the first that is found
     openai_api_key: str | None = None  # sent to servers whose models are evaluated
     has_own_resources: bool = False  # Ray is told how many CPUs and GPUs there are
     max_visible_gpus: int | None = None  # None: all that there are
@@ -46,6 +48,8 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         hub_endpoint=given.get("HF_ENDPOINT") or None,
         weights_cache_dir=cache_dir / "rayshard" / "weights",
         kernel_times_file=cache_dir / "rayshard" / "linear-kernels.json",
+        compiled_dir=cache_dir / "rayshard" / "compiled",
+        cxx_compiler=given.get("CXX") or None,
         openai_api_key=given.get("OPENAI_API_KEY") or None,
         has_own_resources=bool(given.get("RAY_OVERRIDE_RESOURCES")),
         max_visible_gpus=_num_devices(given.get("CUDA_VISIBLE_DEVICES")),

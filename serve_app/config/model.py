@@ -166,6 +166,8 @@ class ModelConfig(ConfigModel):
         device = info.data.get("device")
         if "cuda_graphs" in value.model_fields_set and isinstance(device, DeviceConfig) and device.type == "cpu":
             raise ValueError(f"cuda_graphs={value.cuda_graphs} has no effect on device.type=cpu; remove it")
+        if "compile" in value.model_fields_set and isinstance(device, DeviceConfig) and device.type == "cuda":
+            raise ValueError(f"compile={value.compile} has no effect on device.type=cuda; remove it")
         return value
 
     @field_validator("engine")

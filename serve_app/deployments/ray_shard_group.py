@@ -101,7 +101,7 @@ class RayShardGroup:
         for shard, node, report in zip(self._shards, nodes, self.reports, strict=True):
             logger.info(
                 "shard loaded model=%s stage=%d rank=%d layers=%d-%d node=%s bytes=%d num_blocks=%d load_s=%.1f "
-                "linear_kernel=%s attention=%s",
+                "linear_kernel=%s attention=%s compiled=%s",
                 self._work.name,
                 shard.stage,
                 shard.rank,
@@ -113,6 +113,7 @@ class RayShardGroup:
                 report.load_s,
                 report.linear_kernel or "none",
                 report.attention or "none",
+                report.compiled or "none",
             )
 
     async def _all(self, method: str, *args: object) -> list[Any]:

@@ -10,6 +10,7 @@ from serve_app.checkpoints.encoder_spec import EncoderChoices, read_encoder_spec
 from serve_app.checkpoints.safetensors_header import read_safetensors_header
 from serve_app.engine.kernel_choice import BATCH_ROWS, choose_kernel
 from serve_app.engine.loader import fill_stage
+from serve_app.engine.process_memory import settle_memory
 from serve_app.engine.stage_quantizer import Quantizations
 from serve_app.engine.tensor_file import tensor_reader
 from serve_app.models.batch_stage import BatchStage
@@ -34,6 +35,7 @@ def load_encoder_stage(settings: BatchModelSettings, communicator: Communicator,
     quantizations = Quantizations(spec.spec.quantization, settings.quantization)
     kernel = choose_kernel(settings.linear_kernel, stage.dtype, device, BATCH_ROWS)
     fill_stage(directory, stage, communicator, device, spec.spec.tensors, quantizations, kernel)
+    settle_memory(device)
     stage.linear_kernel = str(kernel)
     fix_frequencies(stage.model, settings.max_model_len or spec.max_tokens)
     if settings.shard.is_last and spec.embedding is not None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from serve_app.config.environment import read_environment
 from serve_app.engine.attention.choice import AttentionChoice, DecodeSizes, attention_of
 from serve_app.engine.decode_graphs import capture_on
 from serve_app.engine.device_memory import CudaMemory, DeviceMemory, MemoryUse, kv_cache_bytes
@@ -13,6 +14,8 @@ from serve_app.engine.memory_guard import MemoryGuard
 from serve_app.engine.memory_profile import limits_to_measure, measure_memory
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.engine.shard_loop import ShardLoop
+from serve_app.models.compiled.build import CompiledChoice, compiled_kernels
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.parallel.communicator import Communicator
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings
@@ -38,6 +41,7 @@ class GenerationEngine:
         """See ShardEngine."""
         settings = self._settings
         self._communicator = communicator
+        compiled = self._compile()
         self._loaded = load_stage(
             Path(settings.source_dir),
             settings.dtype,
@@ -47,15 +51,17 @@ class GenerationEngine:
             settings.quantization,
             settings.max_model_len,
             settings.linear_kernel,
+            compiled.kernels,
         )
         num_blocks = (settings.kv_cache_bytes or 0) // kv_block_bytes(self._loaded.stage, settings.block_size)
-        self._attention = self._choose_attention(self._loaded.stage)
+        self._attention = self._choose_attention(self._loaded.stage, compiled.kernels)
         return ShardReport(
             self._loaded.parameter_bytes,
             num_blocks,
             0.0,
             linear_kernel=str(self._loaded.kernel),
             attention=str(self._attention),
+            compiled=str(compiled),
         )
 
     @property
@@ -98,8 +104,14 @@ class GenerationEngine:
             self._loaded.stage, limits, self._communicator, self._device, self._attention.backend, capture
         )
 
-    def _choose_attention(self, stage: TransformersStage) -> AttentionChoice:
+    def _compile(self) -> CompiledChoice:
+        if self._device.type != "cpu" or not self._settings.is_compiled:
+            return CompiledChoice(None, "off")
+        environment = read_environment()
+        return compiled_kernels(environment.compiled_dir, environment.cxx_compiler)
+
+    def _choose_attention(self, stage: TransformersStage, kernels: CompiledKernels | None) -> AttentionChoice:
         settings = self._settings
         max_model_len = settings.max_model_len or settings.max_num_batched_tokens
         sizes = DecodeSizes(settings.block_size, max_model_len, settings.max_num_seqs)
-        return attention_of(settings.attention, stage, sizes, self._device)
+        return attention_of(settings.attention, stage, sizes, self._device, kernels)

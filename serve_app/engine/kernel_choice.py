@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from serve_app.config.environment import read_environment
 from serve_app.errors import ConfigError
+from serve_app.models.cpu_identity import cpu_identity
 from serve_app.models.linear_kernels import KERNELS, why_no_kernel
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ STEP_ROWS = (1, 8, 32)  # of inputs, in steps that decode for as many sequences
 BATCH_ROWS = (128,)  # in steps of encoders
 AUTO = "auto"
 
-_CPU_INFO = Path("/proc/cpuinfo")
 _NUM_OUTPUTS, _NUM_INPUTS = 2048, 1024
 _COLD_BYTES = 192 * 1024**2  # of weights: more than most caches hold
 _NUM_COMPUTED = 8  # weights at BATCH_ROWS, where computing takes longer than reading
@@ -130,16 +130,10 @@ def _times_of(kernel: str, weight: torch.Tensor, num_weights: int) -> list[float
 
 
 def _key(dtype: torch.dtype) -> str:
-    """Of what the times depend on; virtual CPUs may share a name, so their instructions are in it."""
-    try:
-        lines = _CPU_INFO.read_text().splitlines()
-    except OSError:
-        lines = []
-    facts = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
-    instructions = facts.get("flags", facts.get("Features", ""))
-    digest = hashlib.sha256(f"{instructions} {torch.backends.cpu.get_cpu_capability()}".encode()).hexdigest()[:12]
-    name = facts.get("model name", "CPU")
-    return f"{name} {digest}, torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}"
+    """Of what the times depend on."""
+    cpu = cpu_identity()
+    digest = hashlib.sha256(f"{cpu.instructions} {torch.backends.cpu.get_cpu_capability()}".encode()).hexdigest()[:12]
+    return f"{cpu.name} {digest}, torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}"
 
 
 def _read(times_file: Path) -> dict[str, dict[str, list[float]]]:

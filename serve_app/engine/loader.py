@@ -21,6 +21,7 @@ from serve_app.engine.stage_quantizer import Quantizations, StageQuantizer
 from serve_app.engine.tensor_file import TensorReader, tensor_reader
 from serve_app.errors import ConfigError
 from serve_app.models.checkpoint_keys import Source, map_keys
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.cut_stage import CutStage
 from serve_app.models.quantization import num_weight_bytes
 from serve_app.models.rope_frequencies import fix_frequencies
@@ -50,11 +51,13 @@ def load_stage(
     quantization: LoadQuantization | None = None,
     max_model_len: int | None = None,
     linear_kernel: str | None = None,
+    compiled: CompiledKernels | None = None,
 ) -> LoadedStage:
     """Build and fill one shard; raises ConfigError when the checkpoint lacks a tensor or has one of another shape.
 
     max_model_len: tokens that rotary frequencies are made for; None: each step has its own.
     linear_kernel: see choose_kernel; None: linear layers stay as they are, with their weights.
+    compiled: kernels of steps on CPU, if any.
     """
     config = read_config(source_dir)
     spec = read_model_spec(source_dir)
@@ -63,6 +66,9 @@ def load_stage(
     kernel = None if linear_kernel is None else choose_kernel(linear_kernel, stage.dtype, device, STEP_ROWS)
     quantizations = Quantizations(spec.quantization, quantization)
     fill_stage(source_dir, stage, communicator, device, spec.tensors, quantizations, kernel)
+    if compiled is not None:
+        stage.take_kernels(compiled)
+    settle_memory(device)
     if max_model_len is not None:
         fix_frequencies(stage.model, max_model_len)
     return LoadedStage(stage, num_weight_bytes(stage.model), kernel)
@@ -77,13 +83,15 @@ def fill_stage(
     quantizations: Quantizations | None = None,
     kernel: KernelChoice | None = None,
 ) -> None:
-    """Cut a stage to its rank's part, read its tensors, and pack them for a kernel. Raises ConfigError."""
+    """Cut a stage to its rank's part, read its tensors, and pack them for a kernel. Raises ConfigError.
+
+    The memory of this process is to be settled afterwards.
+    """
     quantizations = quantizations or Quantizations()
     refuse_float8(quantizations.checkpoint, quantizations.wanted, device)
     parts = cut_stage(stage, communicator)
     packer = LinearPacker(stage, None if kernel is None else kernel.name)
     _fill_parameters(source_dir, stage, parts, headers, device, quantizations, packer)
-    settle_memory(device)
 
 
 def _fill_parameters(

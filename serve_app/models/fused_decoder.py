@@ -2,7 +2,8 @@
 
 A step of decoding waits for each call as much as for the weights: between products that empty the caches, one costs
 5 to 10 us. So projections that read one tensor are run as one, queries and keys are rotated together, and what is few
-numbers on CPU goes through numpy, whose calls cost a third of torch's. The numbers are equal to the bit.
+numbers on CPU goes through numpy, whose calls cost a third of torch's. The numbers are equal to the bit. Where kernels
+are compiled (models/compiled), each chain of elementwise calls is one call of theirs.
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn.functional import silu
 from transformers.activations import SiLUActivation
 
 from serve_app.architectures.record import FusedClasses
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.fast_arrays import has_fast_array
 from serve_app.models.packed_linear import multiply_joined
 from serve_app.models.step_attention import StageAttention
@@ -23,18 +25,22 @@ _MANY_ELEMENTS = 1 << 16  # from here on, torch's threads are faster than numpy
 class RotaryTables:
     """Cosines and sines of a step's positions, in the forms in which its layers multiply by them."""
 
-    def __init__(self, cos: Tensor, sin: Tensor) -> None:
+    def __init__(self, cos: Tensor, sin: Tensor, kernels: CompiledKernels | None = None) -> None:
         """Both [1, T, Dh]."""
         num_tokens, head_dim = cos.shape[1:]
+        self._kernels = kernels
         self.cos, self.sin = cos.view(num_tokens, 1, head_dim), sin.view(num_tokens, 1, head_dim)
-        self._has_arrays = has_fast_array(cos)
+        self._has_arrays = kernels is None and has_fast_array(cos)
         if self._has_arrays:
             self._cos = self.cos.numpy()
             self._signed_sin = self.sin.numpy().reshape(num_tokens, 1, 2, head_dim // 2).copy()
             self._signed_sin[:, :, 0] *= -1
 
     def rotated(self, heads: Tensor) -> Tensor:
-        """heads [T, H, Dh] -> the same shape, contiguous."""
+        """heads [T, H, Dh] -> the same shape, each token's contiguous; where kernels are compiled, it is `heads`."""
+        if self._kernels is not None:
+            self._kernels.rotate(heads, self.cos, self.sin)
+            return heads
         num_tokens, num_heads, head_dim = heads.shape
         half = head_dim // 2
         if not self._has_arrays or heads.numel() > _MANY_ELEMENTS:
@@ -118,14 +124,22 @@ class FusedMLP(nn.Module):
     def __init__(self, own: Any) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = own.gate_proj, own.up_proj, own.down_proj
+        self.kernels: CompiledKernels | None = None  # a loader may set them
 
     def forward(self, inputs: Tensor) -> Tensor:
         """inputs [1, T, D] -> the same shape."""
         parts: Any = self._modules
         projections = (parts["gate_proj"], parts["up_proj"])
         joined = multiply_joined(projections, inputs)
+        outputs: Tensor
+        if joined is not None and self.kernels is not None:
+            outputs = parts["down_proj"](self.kernels.silu_product(joined))
+            return outputs
         gate, up = (one(inputs) for one in projections) if joined is None else joined.chunk(2, dim=-1)
-        outputs: Tensor = parts["down_proj"](silu(gate, inplace=True).mul_(up))
+        if self.kernels is not None:
+            outputs = parts["down_proj"](self.kernels.silu_product(torch.cat((gate, up), dim=-1)))
+            return outputs
+        outputs = parts["down_proj"](silu(gate, inplace=True).mul_(up))
         return outputs
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.architectures.record import FusedClasses
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.fast_arrays import has_fast_array
 
 
@@ -38,6 +39,20 @@ class FusedRMSNorm(nn.Module):
         return torch.from_numpy(scales.astype(np.float32))[..., None].mul(inputs).mul_(weight)
 
 
+class CompiledRMSNorm(nn.Module):
+    """The same in one call, with the roundings of transformers' in bfloat16. No row depends on others."""
+
+    def __init__(self, weight: nn.Parameter, epsilon: float, kernels: CompiledKernels) -> None:
+        super().__init__()
+        self.weight = weight
+        self.variance_epsilon = epsilon
+        self._kernels = kernels
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs [..., D] of the weight's dtype -> the same shape."""
+        return self._kernels.norm(inputs, self.weight, self.variance_epsilon)
+
+
 def fuse_norms(model: nn.Module, classes: FusedClasses) -> None:
     """Replace the norms of a float32 model by fused ones.
 
@@ -50,3 +65,15 @@ def fuse_norms(model: nn.Module, classes: FusedClasses) -> None:
                 continue
             if weight.dtype == torch.float32 and isinstance(epsilon, float):
                 setattr(module, name, FusedRMSNorm(weight, epsilon))
+
+
+def compile_norms(model: nn.Module, classes: FusedClasses, kernels: CompiledKernels) -> None:
+    """Replace the norms of a model on CPU, fused ones and transformers' own, by compiled ones."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            weight, epsilon = getattr(child, "weight", None), getattr(child, "variance_epsilon", None)
+            is_norm = isinstance(child, FusedRMSNorm) or type(child).__name__ == classes.norm
+            if not is_norm or not isinstance(weight, nn.Parameter) or not isinstance(epsilon, float):
+                continue
+            if kernels.serve(weight.dtype):
+                setattr(module, name, CompiledRMSNorm(weight, epsilon, kernels))

@@ -11,13 +11,13 @@ without FBGEMM. Without VNNI, products of 8 by 8 bits saturate, and inputs get 7
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from serve_app.models.packed_linear import JoinableLinear, share_product
+from serve_app.models.packed_linear import JoinableLinear, Product, share_product
 from serve_app.models.quantized_weight import QuantizedWeight
 
 _SMALLEST = float(np.float32(1e-30))  # a row's largest number is taken to be at least that
@@ -94,6 +94,16 @@ class OnednnProduct:
         return OnednnProduct(weight, self.limit)
 
 
+class RoundedProduct(Product, Protocol):
+    """A weight [N, K] in int8, and how inputs of any size are rounded and multiplied by it."""
+
+    def weight(self) -> QuantizedWeight:
+        """The weight it was made of."""
+
+    def remade(self, weight: QuantizedWeight) -> "RoundedProduct":
+        """Another weight in the same form."""
+
+
 class RoundingProduct:
     """A product of integers, its inputs divided by scales of their rows before and multiplied by them after.
 
@@ -125,6 +135,14 @@ class RoundingProduct:
             outputs += bias
         return outputs if rows is inputs else outputs.to(inputs.dtype)
 
+    def weight(self) -> QuantizedWeight:
+        """See RoundedProduct."""
+        return self.product.weight()
+
+    def remade(self, weight: QuantizedWeight) -> "RoundingProduct":
+        """See RoundedProduct."""
+        return RoundingProduct(self.product.remade(weight))
+
 
 class Int8Linear(JoinableLinear):
     """One layer, alone or joined with others."""
@@ -135,11 +153,9 @@ class Int8Linear(JoinableLinear):
         self.num_bytes += weight.num_bytes
 
     @property
-    def product(self) -> Int8Product:
+    def product(self) -> RoundedProduct:
         """Of this layer, and those joined with it."""
-        rounding = self.join.product
-        assert isinstance(rounding, RoundingProduct)
-        return rounding.product
+        return cast(RoundedProduct, self.join.product)
 
     def weight(self) -> QuantizedWeight:
         """This layer's own."""
@@ -151,7 +167,7 @@ def join_int8(linears: Sequence[Int8Linear]) -> None:
     """Have layers that read one tensor share one product. Their numbers stay what they are."""
     weights = [linear.weight() for linear in linears]
     values, scales = torch.cat([one.values for one in weights]), torch.cat([one.scales for one in weights])
-    share_product(RoundingProduct(linears[0].product.remade(QuantizedWeight(values, scales, 8))), linears)
+    share_product(linears[0].product.remade(QuantizedWeight(values, scales, 8)), linears)
 
 
 def make_product(weight: QuantizedWeight) -> Int8Product:

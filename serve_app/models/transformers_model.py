@@ -10,8 +10,10 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from serve_app.architectures.head_sizes import HeadSizes
 from serve_app.architectures.lookup import GENERATORS
 from serve_app.errors import ConfigError
-from serve_app.models.fused_decoder import RotaryTables, fuse_layers
-from serve_app.models.fused_norm import fuse_norms
+from serve_app.models.compiled.int8_product import compile_int8
+from serve_app.models.compiled.library import CompiledKernels
+from serve_app.models.fused_decoder import FusedMLP, RotaryTables, fuse_layers
+from serve_app.models.fused_norm import compile_norms, fuse_norms
 from serve_app.models.step_attention import StageAttention
 from serve_app.models.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
 from serve_app.types.dtypes import SERVED_DTYPES
@@ -70,6 +72,7 @@ class TransformersStage:
         self.base: PreTrainedModel = self.model.base_model
         self.base_prefix = f"{self.model.base_model_prefix}."
         self.whole_state = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+        self._kernels: CompiledKernels | None = None
         self._incoming: Tensor | None = None
         self._outgoing: Tensor | None = None
         self._cut()
@@ -92,6 +95,16 @@ class TransformersStage:
     def own_layers(self) -> list[nn.Module]:
         """The layers of this stage."""
         return list(self.layers[self.shard.first_layer : self.shard.end_layer])
+
+    def take_kernels(self, kernels: CompiledKernels) -> None:
+        """Once its tensors are on CPU: have compiled kernels do what they can."""
+        compile_int8(self.model, kernels)
+        if kernels.serve(self.dtype):
+            compile_norms(self.model, self.architecture.fused, kernels)
+            self._kernels = kernels
+            for module in self.model.modules():
+                if isinstance(module, FusedMLP):
+                    module.kernels = kernels
 
     def forward(
         self, inputs: Tensor, positions: Tensor, attention: StageAttention, logit_rows: Tensor | None
@@ -125,7 +138,8 @@ class TransformersStage:
         """The same, layer by layer, past the forwards of the model and of its base."""
         base: Any = self.base
         self._incoming = hidden = base.embed_tokens(inputs[None]) if self.shard.is_first else inputs[None]
-        tables = RotaryTables(*base.rotary_emb(hidden, position_ids=positions[None]))
+        cos, sin = base.rotary_emb(hidden, position_ids=positions[None])
+        tables = RotaryTables(cos, sin, self._kernels)
         for layer in self._own:
             hidden = layer(hidden, tables, attention)
         if not self.shard.is_last:

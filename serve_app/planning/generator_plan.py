@@ -79,6 +79,7 @@ class GeneratorPlan:
             linear_kernel=config.engine.linear_kernel,
             attention=config.engine.attention,
             has_cuda_graphs=config.engine.cuda_graphs == "auto",
+            is_compiled=config.device.type == "cpu" and config.engine.compile == "auto",
         )
 
     def describe(self, max_request_tokens: int, created_s: int) -> ModelDescription:

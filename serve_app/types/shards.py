@@ -85,6 +85,7 @@ class ShardSettings:
     linear_kernel: str = "auto"  # that multiplies by weights which are not quantized; auto: the fastest on this CPU
     attention: str = "auto"  # the backend of sequences that decode; auto: the fastest for this device
     has_cuda_graphs: bool = True  # on CUDA
+    is_compiled: bool = False  # kernels of steps on CPU are, where a C++ compiler is found
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ class ShardReport:
     models: list[BatchModelReport] = field(default_factory=list)  # of a shard of batch models
     linear_kernel: str = ""  # and why it, for people; "": linear layers are as they come
     attention: str = ""  # and why it, for people; "": the model has no KV cache
+    compiled: str = ""  # how kernels of steps on CPU were compiled, or why not; "": the model has no KV cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput
 from tests.called_again import CalledAgain, PoisonedBuffers
 from tests.checkpoints import ARCHITECTURES
+from tests.compiled import kernels_or_skip
 from tests.parity.comparison import Comparison, Reference
 from tests.parity.conftest import NUM_OUTPUTS, References
 from tests.plain_driver import greedy, load_runner, run_in_process
@@ -48,6 +49,13 @@ def test_sequences_decoded_together_give_what_transformers_gives(
     runner = load_runner(directory, LIMITS, PoisonedBuffers, attention="padded", capture=capture)
     check(name, [*references, *references], runner, overlaps_steps=overlaps_steps)
     assert capture.num_replays > NUM_OUTPUTS
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_compiled_kernels_give_what_transformers_gives(reference_of: References, name: str) -> None:
+    directory, references = reference_of(name)
+    runner = load_runner(directory, LIMITS, kernels=kernels_or_skip())
+    check(name, [*references, *references], runner)
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton comes with torch for CUDA, not for CPU")

@@ -7,8 +7,10 @@ import torch
 
 from serve_app.architectures.head_sizes import HeadSizes, head_sizes_of
 from serve_app.engine.attention.backend import DecodeBackend
+from serve_app.engine.attention.compiled import CompiledBackend
 from serve_app.engine.attention.padded import PaddedBackend
 from serve_app.errors import ConfigError
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.torch_dtypes import DTYPE_NAMES
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.planning.attention_problem import attention_problem
@@ -45,12 +47,20 @@ class AttentionChoice:
 
 
 def choose_attention(
-    name: str, heads: HeadSizes, sizes: DecodeSizes, dtype: torch.dtype, device: torch.device
+    name: str,
+    heads: HeadSizes,
+    sizes: DecodeSizes,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: CompiledKernels | None = None,
 ) -> AttentionChoice:
     """The backend that `engine.attention` names; auto: the fastest there is on CUDA, reference on CPU.
 
-    heads, dtype: of the KV cache. Raises ConfigError where the backend that is named cannot be had.
+    heads, dtype: of the KV cache. kernels: of steps on CPU, which auto takes there. Raises ConfigError where the
+    backend that is named cannot be had.
     """
+    if name == "auto" and kernels is not None and kernels.serve(dtype):
+        return AttentionChoice("compiled", CompiledBackend(sizes.block_size, kernels))
     if name == "reference" or (name == "auto" and device.type == "cpu"):
         return AttentionChoice("reference", None)
     if name != "auto":
@@ -67,9 +77,16 @@ def choose_attention(
     raise AssertionError("padded serves all")
 
 
-def attention_of(name: str, stage: TransformersStage, sizes: DecodeSizes, device: torch.device) -> AttentionChoice:
+def attention_of(
+    name: str,
+    stage: TransformersStage,
+    sizes: DecodeSizes,
+    device: torch.device,
+    kernels: CompiledKernels | None = None,
+) -> AttentionChoice:
     """The backend of a stage; see choose_attention."""
-    return choose_attention(name, stage.kv_heads or head_sizes_of(stage.config), sizes, stage.dtype, device)
+    heads = stage.kv_heads or head_sizes_of(stage.config)
+    return choose_attention(name, heads, sizes, stage.dtype, device, kernels)
 
 
 def _why_not(name: str, heads: HeadSizes, sizes: DecodeSizes, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -33,6 +33,7 @@ def environment(cache_dir: Path, endpoint: str | None = None, is_offline: bool =
         hub_endpoint=endpoint,
         weights_cache_dir=cache_dir / "weights",
         kernel_times_file=cache_dir / "kernels",
+        compiled_dir=cache_dir / "compiled",
     )
 
 

@@ -42,6 +42,7 @@ def plan(source: Path, **settings: Any) -> BatchModelPlan:
         hub_endpoint=None,
         weights_cache_dir=source / "w",
         kernel_times_file=source / "k",
+        compiled_dir=source / "c",
     )
     return plan_batch_model(config, source, environment)
 

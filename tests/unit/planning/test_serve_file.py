@@ -116,6 +116,10 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
         ),
         ("device: {type: cuda, gpus_per_shard: 2}", "gpus_per_shard=2.0: a shard uses one GPU; use at most 1"),
         ("engine: {cuda_graphs: 'off'}", "cuda_graphs=off has no effect on device.type=cpu; remove it"),
+        (
+            "device: {type: cuda}, engine: {compile: 'off'}",
+            "compile=off has no effect on device.type=cuda; remove it",
+        ),
         ("engine: {gpu_memory_utilization: 0.5}", "gpu_memory_utilization=0.5 has no effect on device.type=cpu; set"),
         (
             "device: {type: cuda}, engine: {gpu_memory_utilization: 0.5, kv_cache_bytes: 1GB}",

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.attention.backend import DecodeBackend, DecodeRows, slots_of
+from serve_app.engine.attention.compiled import CompiledBackend
 from serve_app.engine.attention.padded import PaddedBackend
 from serve_app.engine.attention.reference import attend_one
+from tests.compiled import kernels_or_skip
 
 SCALING = 0.3
 
@@ -38,9 +40,14 @@ def make_triton(geometry: Geometry) -> DecodeBackend:
     return TritonBackend(geometry.block_size, geometry.max_model_len)
 
 
+def make_compiled(geometry: Geometry) -> DecodeBackend:
+    return CompiledBackend(geometry.block_size, kernels_or_skip())
+
+
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton comes with torch for CUDA, not for CPU")
 BACKENDS = [
     pytest.param(make_padded, id="padded"),
+    pytest.param(make_compiled, id="compiled"),
     pytest.param(make_triton, id="triton", marks=needs_triton),
 ]
 
@@ -141,6 +148,7 @@ def test_sequences_decoded_together_are_what_each_is_alone(
     [
         pytest.param(make_padded, torch.float16, id="padded-float16"),
         pytest.param(make_padded, torch.bfloat16, id="padded-bfloat16"),
+        pytest.param(make_compiled, torch.bfloat16, id="compiled-bfloat16"),
         pytest.param(make_triton, torch.float16, id="triton-float16", marks=needs_triton),  # it interprets no bfloat16
     ],
 )
@@ -156,7 +164,7 @@ def test_half_precision_keeps_half_precision_s_error(
 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize(
-    "make", [pytest.param(make_triton, id="triton", marks=needs_triton)]
+    "make", [pytest.param(make_compiled, id="compiled"), pytest.param(make_triton, id="triton", marks=needs_triton)]
 )  # padded sums as many products as its longest sequence has
 def test_batch_mates_change_no_bit(make: Callable[[Geometry], DecodeBackend], window: int | None) -> None:
     geometry = Geometry(4, 2, 16, 16, block_size=4, max_model_len=600)

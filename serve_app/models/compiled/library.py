@@ -1,0 +1,125 @@
+"""The compiled kernels as functions on tensors. What each computes is said in kernels.cpp."""
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_Function = Callable[..., None]
+
+_ADDRESS, _COUNT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_ARGUMENTS = {
+    "norm": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, ctypes.c_double, _ADDRESS, _THREADS),
+    "silu_product": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _THREADS),
+    "rotate": (_ADDRESS, _COUNT, _COUNT, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _THREADS),
+    "attend": (*[_ADDRESS] * 8, _THREADS),
+}
+_INT8_ARGUMENTS = (_ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _THREADS)
+
+
+class Int8Layer(ctypes.Structure):
+    """Addresses and sizes of a packed weight."""
+
+    _fields_ = (
+        *((name, _ADDRESS) for name in ("weights", "offsets", "scales", "bias")),
+        *((name, _COUNT) for name in ("num_outputs", "num_quads")),
+    )
+
+
+class AttentionSizes(ctypes.Structure):
+    """One layer, and the sequences that decode; window and softcap are 0 where there is none."""
+
+    _fields_ = (
+        *((name, _COUNT) for name in ("num_sequences", "num_heads", "num_kv_heads", "head_dim", "value_dim")),
+        *((name, _COUNT) for name in ("query_size", "block_size", "table_size", "window")),
+        *((name, ctypes.c_float) for name in ("scaling", "softcap")),
+    )
+
+
+class CompiledKernels:
+    """Functions of a library. All tensors are on CPU; those that are read may lie apart, and are made contiguous."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError where it cannot be loaded."""
+        library = ctypes.CDLL(str(path))
+        self._norm, self._silu_product, self._rotate, self._attend = (
+            {dtype: _function(library, f"{name}_{suffix}", arguments) for dtype, suffix in _NAMES.items()}
+            for name, arguments in _ARGUMENTS.items()
+        )
+        self.has_int8 = hasattr(library, "multiply_int8")  # the CPU has AVX-512 VNNI
+        self._multiply_int8 = _function(library, "multiply_int8", _INT8_ARGUMENTS) if self.has_int8 else None
+
+    @staticmethod
+    def serve(dtype: torch.dtype) -> bool:
+        """Whether there are kernels for tensors of a dtype."""
+        return dtype in _NAMES
+
+    def norm(self, rows: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        """Root mean square norm: rows [..., D], weight [D] -> [..., D]."""
+        rows, width = rows.contiguous(), weight.shape[0]
+        outputs = torch.empty_like(rows)
+        self._norm[rows.dtype](
+            *(rows.data_ptr(), rows.numel() // width, width, weight.data_ptr(), epsilon, outputs.data_ptr()),
+            torch.get_num_threads(),
+        )
+        return outputs
+
+    def silu_product(self, gates_and_ups: Tensor) -> Tensor:
+        """SiLU of the first half times the second: [..., 2 * I] -> [..., I]."""
+        rows, width = gates_and_ups.contiguous(), gates_and_ups.shape[-1] // 2
+        outputs = rows.new_empty((*rows.shape[:-1], width))
+        self._silu_product[rows.dtype](
+            *(rows.data_ptr(), rows.numel() // (2 * width), width, outputs.data_ptr()), torch.get_num_threads()
+        )
+        return outputs
+
+    def rotate(self, heads: Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Rotary positions in halves, in place: heads [T, H, Dh], those of a token contiguous; cos, sin [T, Dh]."""
+        num_tokens, num_heads, head_dim = heads.shape
+        self._rotate[heads.dtype](
+            *(heads.data_ptr(), num_tokens, heads.stride(0), num_heads, head_dim, cos.data_ptr(), sin.data_ptr()),
+            torch.get_num_threads(),
+        )
+
+    def attend(
+        self,
+        sizes: AttentionSizes,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        tables: Tensor,
+        lengths: Tensor,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Sequences of one query each: query [B, H, Dh], those of a sequence contiguous -> [B, H, Dv].
+
+        One layer's keys [num_slots, K, Dh] and values [num_slots, K, Dv], contiguous; tables [B, N] and lengths [B]
+        int64, contiguous; sinks [H].
+        """
+        outputs = query.new_empty(query.shape[0], query.shape[1], values.shape[-1])
+        self._attend[query.dtype](
+            *(ctypes.addressof(sizes), query.data_ptr(), keys.data_ptr(), values.data_ptr()),
+            *(tables.data_ptr(), lengths.data_ptr(), None if sinks is None else sinks.data_ptr(), outputs.data_ptr()),
+            torch.get_num_threads(),
+        )
+        return outputs
+
+    def multiply_int8(self, layer: Int8Layer, rows: Tensor) -> Tensor:
+        """rows [..., K] float32 -> [..., N], each row rounded to int8 by its largest number."""
+        assert self._multiply_int8 is not None, "the CPU has the instructions"
+        rows, num_inputs = rows.contiguous(), rows.shape[-1]
+        outputs = rows.new_empty((*rows.shape[:-1], layer.num_outputs))
+        self._multiply_int8(
+            *(ctypes.addressof(layer), rows.data_ptr(), rows.numel() // num_inputs, num_inputs, outputs.data_ptr()),
+            torch.get_num_threads(),
+        )
+        return outputs
+
+
+def _function(library: ctypes.CDLL, name: str, arguments: tuple[type, ...]) -> _Function:
+    function = library[name]
+    function.argtypes, function.restype = arguments, None
+    return function
