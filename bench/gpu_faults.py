@@ -101,11 +101,11 @@ def _generate_out_of_memory(bench: Bench) -> Row:
     before_bytes = memory.used_bytes()
     torch.cuda.set_per_process_memory_fraction(memory.held_bytes() / memory.total_bytes(), device)
     try:
-        failed: StepOutput = guard.run(step)
+        failed: StepOutput = guard.launch(step).output()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
     left_bytes = memory.used_bytes() - before_bytes
-    after: StepOutput = guard.run(step)
+    after: StepOutput = guard.launch(step).output()
     return FaultRow(
         fault,
         f"the step fails ({failed.error}), {left_bytes} bytes of it are left, the next step: {after.error or 'right'}",

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.decode_graphs import Replay
+from serve_app.engine.launched_step import LaunchedStep
 from serve_app.engine.model_runner import ModelRunner
-from serve_app.types.steps import StepInput, StepOutput
+from serve_app.types.steps import StepInput
 
 
 class CalledAgain:
@@ -38,15 +39,13 @@ class CalledAgain:
 class PoisonedBuffers(ModelRunner):
     """Fills what a captured step reads with nonsense after each step: what the next one does not write, fails it."""
 
-    def run(self, step: StepInput) -> StepOutput | None:
+    def launch(self, step: StepInput) -> LaunchedStep | None:
         """See ModelRunner."""
-        output = super().run(step)
+        launched = super().launch(step)
         assert self._graphs is not None
         buffers = self._graphs.buffers
         with torch.inference_mode():
-            for numbers in (buffers.token_ids, buffers.positions, buffers.slots, buffers.lengths):
-                numbers.fill_(1 << 40)
-            buffers.tables.fill_(0)  # behind a sequence's last block any block may stand
+            buffers.fill(torch.full((5 * buffers.max_rows,), 1 << 40))
             if buffers.hidden is not None:
                 buffers.hidden.fill_(torch.nan)
-        return output
+        return launched

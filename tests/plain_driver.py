@@ -20,6 +20,7 @@ from serve_app.deployments.step_loop import StepScheduler
 from serve_app.engine.attention.backend import DecodeBackend
 from serve_app.engine.attention.choice import DecodeSizes, attention_of
 from serve_app.engine.decode_graphs import Capture
+from serve_app.engine.launched_step import LaunchedStep
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.engine.plain_processes import PlainProcesses, ProcessShardGroup
@@ -280,7 +281,10 @@ def run_in_process(
     joins_blocks: bool = False,
     overlaps_steps: bool = False,
 ) -> list[Outcome]:
-    """Run requests that come together through one runner, step after step."""
+    """Run requests that come together through one runner, step after step.
+
+    overlaps_steps: each step is launched before the tokens of the one before are read.
+    """
     scheduler = Scheduler(
         limits, num_stages=1, max_queued=1000, joins_blocks=joins_blocks, overlaps_steps=overlaps_steps
     )
@@ -288,16 +292,16 @@ def run_in_process(
     for request in requests:
         scheduler.add(request)
         outcomes[request.request_id] = Outcome()
-    sent: deque[StepInput] = deque()
+    launched: deque[LaunchedStep] = deque()
     while True:
         while (step := scheduler.schedule()) is not None:
             on_step(step)
-            sent.append(step)
-        if not sent:
+            pending = runner.launch(step)
+            assert pending is not None
+            launched.append(pending)
+        if not launched:
             break
-        output = runner.run(sent.popleft())
-        assert output is not None
-        _collect(outcomes, scheduler.update(output))
+        _collect(outcomes, scheduler.update(launched.popleft().output()))
     scheduler.check()
     assert scheduler.num_free_blocks == limits.num_blocks
     return list(outcomes.values())

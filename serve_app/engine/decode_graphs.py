@@ -6,12 +6,15 @@ On CUDA a step of a small model waits for its launches, not for its kernels; a c
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from serve_app.engine.attention.backend import DecodeBackend, DecodeRows
 from serve_app.engine.attention.paged import DecodePart, PagedAttention
+from serve_app.engine.block_tables import DeviceTables, IntArray
 from serve_app.engine.kv_cache import KvCache
 from serve_app.models.fused_attention import attention_kernels
 from serve_app.models.transformers_model import TransformersStage
@@ -27,42 +30,47 @@ _SIZE_STEP = 8  # of larger numbers of sequences
 _MAX_SIZE = 256  # beyond it, kernels take longer than their launches
 
 
-class DecodeBuffers:
-    """What a captured step reads, for up to B sequences; rows behind the step's own are padding."""
+@dataclass(frozen=True, slots=True)
+class DecodeColumns:
+    """What a step reads of each of its sequences: [B] int64 each."""
 
-    def __init__(self, stage: TransformersStage, limits: EngineLimits, device: torch.device) -> None:
-        num_rows = graph_sizes(limits.max_num_seqs)[0]
-        self._block_size = limits.block_size
-        self._scratch_block = scratch = limits.num_blocks  # behind the last one
-        self.token_ids = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self.positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self.slots = torch.full((num_rows,), scratch * limits.block_size, device=device)
-        self.lengths = torch.ones(num_rows, dtype=torch.int64, device=device)
-        self.tables = torch.full((num_rows, limits.max_blocks_per_seq), scratch, device=device)
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    lengths: Tensor
+    slot_rows: Tensor
+
+
+class DecodeBuffers:
+    """What a captured step reads, for up to B sequences; rows behind the step's own are padding.
+
+    The columns of each size lie one behind the other from the begin of the same memory, so that one copy fills them.
+    """
+
+    def __init__(
+        self, stage: TransformersStage, limits: EngineLimits, tables: DeviceTables, device: torch.device
+    ) -> None:
+        self.max_rows = graph_sizes(limits.max_num_seqs)[0]
+        scratch_slot = limits.num_blocks * limits.block_size  # in the block behind the last one
+        self._padding = np.asarray([0, 0, scratch_slot, 1, tables.padding_row], dtype=np.int64)
+        self._words = torch.zeros(len(self._padding) * self.max_rows, dtype=torch.int64, device=device)
         self.hidden: Tensor | None = None  # [B, *hidden_shape], where a stage comes before
         if not stage.shard.is_first:
-            self.hidden = torch.zeros((num_rows, *stage.hidden_shape), dtype=stage.dtype, device=device)
+            self.hidden = torch.zeros((self.max_rows, *stage.hidden_shape), dtype=stage.dtype, device=device)
 
-    def fill(self, step: Sequence[Tensor], size: int) -> None:
-        """Put a step of B sequences into the first rows, and padding behind them, up to `size` rows.
+    def columns(self, size: int) -> DecodeColumns:
+        """What a step of `size` rows reads."""
+        return DecodeColumns(*self._words[: len(self._padding) * size].view(-1, size).unbind())
 
-        step: token ids, positions, slots and lengths, each [B] int64, then tables [B, N] int64.
-        """
-        token_ids, positions, slots, lengths, tables = step
-        num_rows = len(lengths)
-        for buffer, values in zip(
-            (self.token_ids, self.positions, self.slots, self.lengths),
-            (token_ids, positions, slots, lengths),
-            strict=True,
-        ):
-            buffer[:num_rows] = values
-        self.tables[:num_rows, : tables.shape[1]] = tables
-        if size > num_rows:
-            rest = slice(num_rows, size)
-            self.token_ids[rest] = self.positions[rest] = 0
-            self.slots[rest] = self._scratch_block * self._block_size
-            self.lengths[rest] = 1
-            self.tables[rest, 0] = self._scratch_block
+    def padded(self, columns: Sequence[IntArray], size: int) -> IntArray:
+        """A step's columns, in the order of DecodeColumns, with padding behind them: [5, size]."""
+        padded = np.repeat(self._padding[:, None], size, axis=1)
+        padded[:, : len(columns[0])] = columns
+        return padded
+
+    def fill(self, padded: Tensor) -> None:
+        """Put a step [5, size] int64 in."""
+        self._words[: padded.numel()].copy_(padded.view(-1))
 
 
 class DecodeGraphs:
@@ -73,19 +81,24 @@ class DecodeGraphs:
         stage: TransformersStage,
         limits: EngineLimits,
         cache: KvCache,
+        tables: DeviceTables,
         backend: DecodeBackend,
         device: torch.device,
         capture: Capture,
     ) -> None:
         """The cache has one block more than `limits` says, for padding."""
         assert backend.is_graph_safe
-        self.buffers = DecodeBuffers(stage, limits, device)
+        self.buffers = DecodeBuffers(stage, limits, tables, device)
         self._stage = stage
         self._limits = limits
         self._cache = cache
+        self._tables = tables
         self._backend = backend
-        self._rows = torch.arange(len(self.buffers.lengths), device=device)
-        self._replays = {size: capture(self._step_of(size)) for size in graph_sizes(limits.max_num_seqs)}
+        self._rows = torch.arange(self.buffers.max_rows, device=device)
+        self._replays: dict[int, Replay] = {}
+        for size in graph_sizes(limits.max_num_seqs):
+            self.buffers.fill(torch.from_numpy(self.buffers.padded([np.empty(0, dtype=np.int64)] * 5, size)).to(device))
+            self._replays[size] = capture(self._step_of(size))
 
     def size_for(self, num_sequences: int) -> int | None:
         """Rows of the smallest graph that runs so many sequences; None where they are too many."""
@@ -99,19 +112,19 @@ class DecodeGraphs:
         return self._replays[size]()
 
     def _step_of(self, size: int) -> Callable[[], Tensor]:
-        buffers, stage = self.buffers, self._stage
-        rows = DecodeRows(buffers.tables[:size], buffers.lengths[:size], self._limits.max_model_len)
-        attention = PagedAttention(
-            self._cache,
-            stage.shard.first_layer,
-            buffers.slots[:size],
-            None,
-            [],
-            DecodePart(self._backend, rows, None),
-        )
-        inputs = buffers.token_ids[:size] if buffers.hidden is None else buffers.hidden[:size]
+        stage, columns = self._stage, self.buffers.columns(size)
+        hidden = self.buffers.hidden
+        inputs = columns.token_ids if hidden is None else hidden[:size]
         logit_rows = self._rows[:size] if stage.shard.is_last else None
-        return lambda: stage.forward(inputs, buffers.positions[:size], attention, logit_rows)
+
+        def step() -> Tensor:
+            max_length = self._limits.max_model_len
+            rows = DecodeRows(self._tables.of_rows(columns.slot_rows, max_length), columns.lengths, max_length)
+            part = DecodePart(self._backend, rows, None)
+            attention = PagedAttention(self._cache, stage.shard.first_layer, columns.slots, None, [], part)
+            return stage.forward(inputs, columns.positions, attention, logit_rows)
+
+        return step
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:
@@ -126,6 +139,7 @@ def capture_graphs(
     stage: TransformersStage,
     limits: EngineLimits,
     cache: KvCache,
+    tables: DeviceTables,
     backend: DecodeBackend,
     device: torch.device,
     capture: Capture,
@@ -134,15 +148,13 @@ def capture_graphs(
     began_s = time.monotonic()
     try:
         with attention_kernels(device):
-            graphs = DecodeGraphs(stage, limits, cache, backend, device, capture)
+            graphs = DecodeGraphs(stage, limits, cache, tables, backend, device, capture)
     except RuntimeError as error:  # a model that waits for the device in its forward, too little memory
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # raises where the device itself is lost
         logger.warning("steps are not captured as graphs, and each kernel is launched by itself: %s", error)
         return None
-    logger.info(
-        "steps of up to %d sequences captured in %.1f s", len(graphs.buffers.lengths), time.monotonic() - began_s
-    )
+    logger.info("steps of up to %d sequences captured in %.1f s", graphs.buffers.max_rows, time.monotonic() - began_s)
     return graphs
 
 

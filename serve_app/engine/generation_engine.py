@@ -90,10 +90,10 @@ class GenerationEngine:
         """See ShardEngine."""
         assert self._runner is not None
         is_lone = self._settings.shard.num_stages == self._settings.shard.num_ranks == 1
-        if self._memory is None or not is_lone:
+        if self._memory is None:  # of a CPU: each call returns when it is done
             loop.run(StepInput, self._runner)
         else:
-            loop.run(StepInput, MemoryGuard(self._runner, self._memory.release))
+            loop.run_ahead(MemoryGuard(self._runner, self._memory.release) if is_lone else self._runner)
 
     def _make_runner(self, limits: EngineLimits) -> ModelRunner:
         assert self._loaded is not None

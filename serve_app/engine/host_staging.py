@@ -8,7 +8,7 @@ from torch import Tensor
 
 from serve_app.engine.block_tables import IntArray
 
-_NUM_BUFFERS = 3  # steps whose copies may be under way
+_NUM_BUFFERS = 4  # copies that may be under way: two of a step, and the step before runs while one is launched
 
 
 class Event(Protocol):

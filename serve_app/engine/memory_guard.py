@@ -2,35 +2,47 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
-from serve_app.engine.step_runner import StepRunner
-from serve_app.types.steps import BatchStepOutput, StepInput, StepOutput
+from serve_app.engine.step_runner import PendingOutput, StepLauncher
+from serve_app.types.steps import StepInput, StepOutput
 
 logger = logging.getLogger(__name__)
 
 
 class MemoryGuard:
-    """StepRunner of a lone shard around another.
+    """StepLauncher of a lone shard around another. Memory is asked for while a step is launched, not while it runs.
 
     With several shards the others would wait for the tensors of the one that failed: there the group ends instead.
     """
 
-    def __init__(self, runner: StepRunner[StepInput], release: Callable[[], None]) -> None:
+    def __init__(self, launcher: StepLauncher, release: Callable[[], None]) -> None:
         """release: gives memory back that is not in use."""
-        self._runner = runner
+        self._launcher = launcher
         self._release = release
 
-    def run(self, step: StepInput) -> StepOutput | BatchStepOutput | None:
-        """The step's output, or one that says why there are no tokens."""
+    def launch(self, step: StepInput) -> PendingOutput | None:
+        """What will be the step's output, or one that says why there are no tokens."""
         try:
-            return self._runner.run(step)
+            return self._launcher.launch(step)
         except torch.OutOfMemoryError:
             pass  # its traceback holds the step's tensors: what is freed is given back once it is gone
         self._release()
         logger.error("step out of memory sequences=%d tokens=%d", len(step.slot_rows), len(step.token_ids))
-        return StepOutput(step.step_id, [], error=_told(step))
+        return _FailedStep(StepOutput(step.step_id, [], error=_told(step)))
+
+
+@dataclass(frozen=True, slots=True)
+class _FailedStep:
+    """PendingOutput of a step that was not launched."""
+
+    failure: StepOutput
+
+    def output(self) -> StepOutput:
+        """Why there are no tokens."""
+        return self.failure
 
 
 def _told(step: StepInput) -> str:

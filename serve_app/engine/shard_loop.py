@@ -1,10 +1,13 @@
 """What every shard does, whatever it runs: take the Router's steps in order, and show that it lives."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from serve_app.engine.step_runner import StepRunner, StepT
+from serve_app.engine.output_reader import OutputReader
+from serve_app.engine.step_runner import StepLauncher, StepRunner, StepT
 from serve_app.errors import InternalError
+from serve_app.types.steps import StepInput
 from serve_app.wire.links import ControlClient
 
 HEARTBEAT_INTERVAL_S = 0.5
@@ -20,27 +23,52 @@ class ShardLoop:
 
     def run(self, step_type: type[StepT], runner: StepRunner[StepT]) -> None:
         """Run steps until the Router says stop. An exception here is the end of the whole group."""
-        client = self._client
-        stopped = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(client.heartbeat_sender(), stopped), daemon=True)
-        try:
-            beat.start()
-            client.send_hello()
-            next_step_id = 0
-            while (step := client.receive()) is not None:
-                if not isinstance(step, step_type):
-                    raise InternalError(f"a {type(step).__name__} came where a {step_type.__name__} was due")
-                if step.step_id != next_step_id:
-                    raise InternalError(f"step {step.step_id} came where step {next_step_id} was due: one was lost")
-                next_step_id = step.step_id + 1
+        with self._beating():
+            for step in self._steps(step_type):
                 output = runner.run(step)
                 if output is not None:
-                    client.send_output(output)
+                    self._client.send_output(output)
                 self._num_steps_done += 1
+
+    def run_ahead(self, launcher: StepLauncher) -> None:
+        """The same of steps that are launched before the outputs of earlier ones are there."""
+        with self._beating():
+            reader = OutputReader(self._client.output_sender())
+            try:
+                for step in self._steps(StepInput, lambda: reader.failure is None):
+                    pending = launcher.launch(step)
+                    if pending is not None:
+                        reader.put(pending)
+                    self._num_steps_done += 1
+            finally:
+                reader.finish()
+            if reader.failure is not None:
+                raise reader.failure
+
+    def _steps(self, step_type: type[StepT], is_wanted: Callable[[], bool] | None = None) -> Iterator[StepT]:
+        """The steps as they come; raises InternalError where one is missing."""
+        next_step_id = 0
+        while (step := self._client.receive(is_wanted)) is not None:
+            if not isinstance(step, step_type):
+                raise InternalError(f"a {type(step).__name__} came where a {step_type.__name__} was due")
+            if step.step_id != next_step_id:
+                raise InternalError(f"step {step.step_id} came where step {next_step_id} was due: one was lost")
+            next_step_id = step.step_id + 1
+            yield step
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Greet the Router, and let it know that this process lives."""
+        stopped = threading.Event()
+        beat = threading.Thread(target=self._beat, args=(self._client.heartbeat_sender(), stopped), daemon=True)
+        try:
+            beat.start()
+            self._client.send_hello()
+            yield
         finally:
             stopped.set()
             beat.join()
-            client.close()
+            self._client.close()
 
     def _beat(self, send: Callable[[int], None], stopped: threading.Event) -> None:
         while not stopped.wait(self._beat_s):

@@ -31,6 +31,7 @@ from serve_app.wire.messages import (
 )
 
 LOOPBACK = "127.0.0.1"
+_LOOK_MS = 250  # how often one that waits for steps looks whether they are wanted
 _HANDSHAKE_MS = 30_000
 _MAX_MESSAGE_BYTES = 64 << 20
 ReceivedT = TypeVar("ReceivedT", bound=Message)
@@ -111,9 +112,12 @@ class ControlClient:
         """Tell the Router that steps may come."""
         self._socket.send(self._encoder.encode(HelloMessage(PROTOCOL_VERSION, self._epoch, self._shard_index)))
 
-    def receive(self) -> StepInput | BatchStep | None:
-        """The next step; None when the run is to end."""
+    def receive(self, is_wanted: Callable[[], bool] | None = None) -> StepInput | BatchStep | None:
+        """The next step; None when the run is to end: the Router says so, or no step is wanted any more."""
         while True:
+            while is_wanted is not None and not self._socket.poll(_LOOK_MS):
+                if not is_wanted():
+                    return None
             message = self._decoder.decode(self._socket.recv())
             if message.version != PROTOCOL_VERSION or message.epoch != self._epoch:
                 continue
@@ -127,6 +131,16 @@ class ControlClient:
         else:
             message = OutputMessage(PROTOCOL_VERSION, self._epoch, output)
         self._socket.send(self._encoder.encode(message))
+
+    def output_sender(self) -> Callable[[StepOutput], None]:
+        """A function for one other thread, in place of `send_output`."""
+        socket = self._connect(f"{self._epoch}:{self._shard_index}:output")
+        encoder = msgspec.msgpack.Encoder()
+
+        def send(output: StepOutput) -> None:
+            socket.send(encoder.encode(OutputMessage(PROTOCOL_VERSION, self._epoch, output)))
+
+        return send
 
     def heartbeat_sender(self) -> Callable[[int], None]:
         """A function for one other thread: tells the Router that this process lives, with its steps done."""

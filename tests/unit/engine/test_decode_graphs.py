@@ -62,6 +62,16 @@ def test_drawn_tokens_and_log_probabilities_are_those_of_single_steps(llama: Pat
     assert outcomes_of(captured) == outcomes_of(load_runner(llama, LIMITS))
 
 
+def test_captured_steps_that_are_launched_ahead_give_the_same_tokens(llama: Path) -> None:
+    params = SamplingParams(NUM_OUTPUTS, seed=3, top_k=20, repetition_penalty=1.2, num_logprobs=2, ignore_eos=True)
+    requests = [GenerateRequest(str(index), prompt, params) for index, prompt in enumerate(prompts())]
+    capture = CalledAgain()
+    ahead = load_runner(llama, LIMITS, PoisonedBuffers, attention="padded", capture=capture)
+    outcomes = run_in_process(ahead, LIMITS, requests, overlaps_steps=True)
+    assert outcomes == run_in_process(load_runner(llama, LIMITS), LIMITS, requests)
+    assert capture.num_replays > NUM_OUTPUTS // 2
+
+
 @pytest.mark.parametrize(
     ("max_num_seqs", "sizes"),
     [

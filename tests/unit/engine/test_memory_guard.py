@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from serve_app.engine.launched_step import LaunchedStep
 from serve_app.engine.memory_guard import MemoryGuard
 from serve_app.engine.model_runner import ModelRunner
+from serve_app.engine.step_runner import PendingOutput
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.types.generation import GenerateRequest
 from serve_app.types.shards import EngineLimits
-from serve_app.types.steps import StepInput, StepOutput
+from serve_app.types.steps import StepInput
 from tests.checkpoints import make_checkpoint
 from tests.plain_driver import greedy, load_runner, run_in_process
 
@@ -29,7 +31,7 @@ class FailingRunner:
     def __init__(self) -> None:
         self.activations: weakref.ref[Activations] | None = None
 
-    def run(self, step: StepInput) -> StepOutput | None:
+    def launch(self, step: StepInput) -> PendingOutput | None:
         made = Activations()
         self.activations = weakref.ref(made)
         raise torch.OutOfMemoryError(f"CUDA out of memory in step {step.step_id}")
@@ -41,11 +43,12 @@ def test_what_the_step_held_is_gone_before_memory_is_given_back() -> None:
     gc.disable()
     try:
         guard = MemoryGuard(runner, lambda: held.append(runner.activations and runner.activations()))
-        output = guard.run(StepInput(7, [], [0, 1], [3, 2], [0, 0], [[0], [1]], [5] * 5, [True, False]))
+        pending = guard.launch(StepInput(7, [], [0, 1], [3, 2], [0, 0], [[0], [1]], [5] * 5, [True, False]))
     finally:
         gc.enable()
     assert held == [None]
-    assert isinstance(output, StepOutput)
+    assert pending is not None
+    output = pending.output()
     assert (output.step_id, output.token_ids) == (7, [])
     assert output.error is not None
     assert "5 tokens of 2 requests" in output.error
@@ -59,13 +62,13 @@ class LateFailure(ModelRunner):
         super().__init__(*arguments)  # type: ignore[arg-type]
         self.step_to_fail = -1
 
-    def run(self, step: StepInput) -> StepOutput | None:
+    def launch(self, step: StepInput) -> LaunchedStep | None:
         if step.step_id != self.step_to_fail:
-            return super().run(step)
+            return super().launch(step)
         layer = self._stage.own_layers[2]
         hook = layer.register_forward_pre_hook(_run_out)
         try:
-            return super().run(step)
+            return super().launch(step)
         finally:
             hook.remove()
 
@@ -104,9 +107,9 @@ def drive(scheduler: Scheduler, guard: MemoryGuard, prompts: list[list[int]]) ->
     for request in requests_of(prompts):
         scheduler.add(request)
     while (step := scheduler.schedule()) is not None:
-        output = guard.run(step)
-        assert isinstance(output, StepOutput)
-        for news in scheduler.update(output):
+        pending = guard.launch(step)
+        assert pending is not None
+        for news in scheduler.update(pending.output()):
             chunk, name = news.chunk, news.sequence.request_id
             tokens.setdefault(name, []).extend(chunk.token_ids)
             if chunk.finish_reason is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.draws import uniforms
-from serve_app.engine.sampler import SampledTokens, Sampler, prompt_logprobs
+from serve_app.engine.sampler import SampledTokens, Sampler
 from serve_app.types.generation import SamplingParams
 from serve_app.types.steps import SequenceStart
 
@@ -259,23 +259,7 @@ def test_logprobs_are_those_of_the_unmodified_logits() -> None:
         assert entry.top_logprobs == pytest.approx(best.values.tolist(), abs=1e-5)
 
 
-def test_prompt_logprobs_in_chunks_equal_log_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve_app.engine.sampler._PROMPT_CHUNK_ELEMENTS", 3 * VOCAB)
-    logits = logits_of(10).bfloat16()
-    targets = [(7 * n) % VOCAB for n in range(10)]
-    reference = logits.float().log_softmax(-1)
-    entries = prompt_logprobs(logits, targets, num_top=2)
-    assert [entry.token_id for entry in entries] == targets
-    for n, entry in enumerate(entries):
-        assert entry.logprob == pytest.approx(float(reference[n, targets[n]]), abs=1e-5)
-        assert entry.top_logprobs == pytest.approx(reference[n].topk(2).values.tolist(), abs=1e-5)
-    assert prompt_logprobs(logits[:0], [], num_top=2) == []
-    assert len(prompt_logprobs(logits[:1], [0], num_top=VOCAB + 5)[0].top_token_ids) == VOCAB
-
-
-def test_equal_logits_rank_by_id() -> None:
-    entry = prompt_logprobs(torch.zeros(1, VOCAB), [3], num_top=3)[0]
-    assert (entry.rank, entry.top_token_ids) == (4, [0, 1, 2])
+def test_equal_logits_are_drawn_in_the_order_of_their_ids() -> None:
     drawn = counts_of(replace(RANDOM, top_k=3), torch.zeros(VOCAB), 200)
     assert min(drawn[:3]) > 0
     assert sum(drawn[3:]) == 0
