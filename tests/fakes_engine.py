@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import zmq
 
+from serve_app.engine.busy_time import HostBusyTime
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import DRAWN_BEFORE, SequenceStart, StepInput, StepOutput
-from serve_app.wire.links import ControlAddress, ControlClient
+from serve_app.wire.links import ControlAddress, ControlClient, SendBeat
 
 BEAT_S = 0.1
 
@@ -261,6 +262,7 @@ class FakeShard:
         self.is_stuck = threading.Event()  # set: the step at hand does not end
         self.is_free = threading.Event()  # set: a stuck step ends after all
         self.step_s = 0.0
+        self.busy = HostBusyTime()
         self._is_last = index == num_shards - 1
         self._oracle = oracle
         self._client = ControlClient(address, index)
@@ -294,15 +296,17 @@ class FakeShard:
 
     def run(self, step: StepInput) -> StepOutput | None:
         """Run a step, as a StepRunner does."""
+        self.busy.begin()
         output = self._oracle.run(step)
         time.sleep(self.step_s)
+        self.busy.end()
         if self.is_stuck.is_set():
             self.is_free.wait()
         return output if self._is_last else None
 
     def _run(self) -> None:
         try:
-            self._loop.run(StepInput, self)
+            self._loop.run(StepInput, self, self.busy)
         except zmq.ContextTerminated:
             pass  # killed
         except BaseException as error:  # shown by join
@@ -316,10 +320,10 @@ class SilentLoop(ShardLoop):
         super().__init__(client, beat_s)
         self.is_silent = threading.Event()  # set: lives on without heartbeats
 
-    def _beat(self, send: Callable[[int], None], stopped: threading.Event) -> None:
-        def send_unless_silent(num_steps_done: int) -> None:
+    def _beat(self, send: SendBeat, busy_s: Callable[[], float | None], stopped: threading.Event) -> None:
+        def send_unless_silent(num_steps_done: int, busy_s: float | None) -> None:
             if not self.is_silent.is_set():
                 with contextlib.suppress(zmq.ContextTerminated):  # killed
-                    send(num_steps_done)
+                    send(num_steps_done, busy_s)
 
-        super()._beat(send_unless_silent, stopped)
+        super()._beat(send_unless_silent, busy_s, stopped)

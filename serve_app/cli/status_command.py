@@ -8,7 +8,7 @@ import msgspec
 from serve_app.cli.cluster_status import ApplicationStatus, ClusterStatus, ModelStatus, read_status
 from serve_app.cli.ray_dashboard import Dashboard, read_body
 
-_HEAD = ("application", "state", "copies", "model", "is", "running", "waiting")
+_HEAD = ("application", "state", "copies", "model", "is", "running", "waiting", "bubble")
 
 
 def show_status(cluster: Dashboard, *, as_json: bool) -> int:
@@ -35,7 +35,7 @@ def status_text(status: ClusterStatus) -> str:
 
 def _rows(application: ApplicationStatus) -> list[tuple[str, ...]]:
     own = (application.name, application.state, f"{application.num_running} of {application.num_wanted}")
-    models = [_cells(model) for model in application.models] or [("", "", "", "")]
+    models = [_cells(model) for model in application.models] or [("", "", "", "", "")]
     return [(*(own if number == 0 else ("", "", "")), *cells) for number, cells in enumerate(models)]
 
 
@@ -44,7 +44,9 @@ def _cells(model: ModelStatus) -> tuple[str, ...]:
     shown = ", ".join(f"{count} {state}" for state, count in states.items())
     running = sum(copy.num_running for copy in model.copies)
     waiting = sum(copy.num_waiting for copy in model.copies)
-    return model.name, shown or "no copy", str(running), str(waiting)
+    bubbles = [copy.bubble for copy in model.copies if copy.bubble is not None]
+    bubble = f"{sum(bubbles) / len(bubbles):.0%}" if bubbles else ""
+    return model.name, shown or "no copy", str(running), str(waiting), bubble
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

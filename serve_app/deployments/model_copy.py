@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from serve_app.deployments.bubble import mean_share, stage_bubbles
 from serve_app.deployments.copy_work import CopyWork, GroupMaker, Load, ShardGroup
 from serve_app.deployments.step_loop import StepLoop
 from serve_app.deployments.step_meter import StepMeter
@@ -107,6 +108,8 @@ class ModelCopy:
     def state(self, replica_id: str) -> CopyState:
         """Health, and how full the copy is."""
         load = self._work.load() if self._state == "ready" else Load()
+        shares = self._loop.waiting_shares() if self._loop is not None else []
+        bubbles = stage_bubbles(shares, [shard.stage for shard in self._work.shards])
         return CopyState(
             replica_id=replica_id,
             state=self._state,
@@ -118,6 +121,8 @@ class ModelCopy:
             num_prompt_tokens=load.num_prompt_tokens,
             num_cached_tokens=load.num_cached_tokens,
             counts=self._counts(),
+            bubble=mean_share(bubbles),
+            stage_bubbles=bubbles,
         )
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from serve_app.deployments.bubble import BubbleMeter
 from serve_app.deployments.step_meter import StepMeter
 from serve_app.errors import ShardLostError
 from serve_app.types.steps import BatchStep, StepInput
@@ -69,6 +70,11 @@ class StepLoop:
         self._progress_s = time.monotonic()
         self._pump_due = asyncio.Event()
         self._num_shards = num_shards
+        self._bubble = BubbleMeter(num_shards, time.monotonic())
+
+    def waiting_shares(self) -> list[float | None]:
+        """By shard: the share of the time in which steps were in flight that it has waited, over the last seconds."""
+        return self._bubble.shares()
 
     async def run(self) -> None:
         """Run until cancelled or until the group is lost."""
@@ -102,6 +108,7 @@ class StepLoop:
                 self._progress_s = time.monotonic()
             self._meter.send()
             self._control.send_step(step)
+        self._bubble.note(time.monotonic(), is_working=self.scheduler.num_steps_in_flight > 0)
         if not self.scheduler.has_work and self.scheduler.num_steps_in_flight == 0:
             self.scheduler.check()
 
@@ -115,7 +122,9 @@ class StepLoop:
                 self._pump()  # first keep the shards busy, then hand the results on
                 self._on_outputs(outputs)
             elif isinstance(message, HeartbeatMessage):
-                self._heard_s[message.shard_index] = time.monotonic()
+                now_s = self._heard_s[message.shard_index] = time.monotonic()
+                if message.busy_s is not None:
+                    self._bubble.hear(message.shard_index, message.busy_s, now_s)
             elif isinstance(message, HelloMessage):
                 self._greet(message.shard_index)
 

@@ -44,7 +44,7 @@ class BatchEngine:
     def run(self, loop: ShardLoop) -> None:
         """See ShardEngine."""
         assert self._runner is not None
-        loop.run(BatchStep, self._runner)
+        loop.run(BatchStep, self._runner, self._runner.busy)
 
 
 def _report(name: str, stage: BatchStage) -> BatchModelReport:

@@ -5,6 +5,7 @@ import logging
 import torch
 from torch import Tensor
 
+from serve_app.engine.busy_time import HostBusyTime
 from serve_app.engine.device_memory import CudaMemory, DeviceMemory
 from serve_app.engine.tensors import to_data, to_tensor
 from serve_app.models.batch_stage import BatchStage
@@ -32,6 +33,7 @@ class BatchRunner:
         self._shard = shard
         self._communicator = communicator
         self._device = device
+        self.busy = HostBusyTime()  # each step is waited for, on a GPU too
         self._memory = CudaMemory(device) if memory is None and device.type == "cuda" else memory
 
     @torch.inference_mode()
@@ -41,9 +43,16 @@ class BatchRunner:
         What the module raises fails the step, not the shard; only the kind of the exception is reported, because its
         message may quote the input. Where several ranks must stay in step it ends the group.
         """
+        try:
+            return self._run(step)
+        finally:
+            self.busy.end()
+
+    def _run(self, step: BatchStep) -> BatchStepOutput | None:
         stage = self._stages[step.model]
         try:
             hidden = None if self._shard.is_first else self._communicator.receive_named()
+            self.busy.begin()
             outputs = stage.forward(self._inputs(step), hidden)
             _check(stage, outputs, is_last=self._shard.is_last)
             if self._device.type == "cuda":

@@ -91,9 +91,10 @@ class GenerationEngine:
         assert self._runner is not None
         is_lone = self._settings.shard.num_stages == self._settings.shard.num_ranks == 1
         if self._memory is None:  # of a CPU: each call returns when it is done
-            loop.run(StepInput, self._runner)
+            loop.run(StepInput, self._runner, self._runner.busy)
         else:
-            loop.run_ahead(MemoryGuard(self._runner, self._memory.release) if is_lone else self._runner)
+            launcher = MemoryGuard(self._runner, self._memory.release) if is_lone else self._runner
+            loop.run_ahead(launcher, self._runner.busy)
 
     def _make_runner(self, limits: EngineLimits) -> ModelRunner:
         assert self._loaded is not None

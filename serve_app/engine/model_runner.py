@@ -9,6 +9,7 @@ from torch import Tensor
 from serve_app.engine.attention.backend import DecodeBackend, DecodeRows
 from serve_app.engine.attention.paged import DecodePart, PagedAttention
 from serve_app.engine.block_tables import BlockTables, DeviceTables
+from serve_app.engine.busy_time import busy_time_of
 from serve_app.engine.decode_graphs import Capture, DecodeGraphs, capture_graphs
 from serve_app.engine.host_staging import Event, HostStaging
 from serve_app.engine.kv_cache import KvCache
@@ -53,6 +54,7 @@ class ModelRunner:
         self._device = device
         self._backend = backend
         self._graphs: DecodeGraphs | None = None
+        self.busy = busy_time_of(device)
         self._make_event = torch.cuda.Event if make_event is None and device.type == "cuda" else make_event
         self._tables = BlockTables(limits, keeps_changes=backend is not None)
         self._device_tables = None if backend is None else DeviceTables(limits, device)
@@ -79,10 +81,14 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, step: StepInput) -> LaunchedStep | None:
         """The same without waiting for the device: another step may be launched before the tokens are read."""
+        if self._stage.shard.is_first:
+            self.busy.begin()
         self._take_blocks(step)
         with attention_kernels(self._device):
             size = self._graphs.size_for(len(step.slot_rows)) if self._graphs and only_decodes(step) else None
-            return self._forward(step) if size is None else self._replay(step, size)
+            launched = self._forward(step) if size is None else self._replay(step, size)
+        self.busy.end()
+        return launched
 
     def _forward(self, step: StepInput) -> LaunchedStep | None:
         shard = self._stage.shard
@@ -116,7 +122,7 @@ class ModelRunner:
         else:
             shape = (len(step.token_ids), *self._stage.hidden_shape)
             inputs = torch.empty(shape, dtype=self._stage.dtype, device=self._device)
-            self._communicator.receive_previous(inputs)
+            self._receive(inputs)
         if not shard.is_last:
             self._communicator.send_next(self._stage.forward(inputs, positions, attention, None))
             return None
@@ -141,12 +147,17 @@ class ModelRunner:
         if buffers.hidden is None:
             self._put_drawn(buffers.columns(size).token_ids, unknown, unknown_rows)
         else:
-            self._communicator.receive_previous(buffers.hidden[:num_rows])
+            self._receive(buffers.hidden[:num_rows])
         replayed = self._graphs.run(size)[:num_rows]
         if not self._stage.shard.is_last:
             self._communicator.send_next(replayed.clone())  # the next replay writes where it lies
             return None
         return self._draw(step, replayed, num_rows, unknown[:0])
+
+    def _receive(self, hidden: Tensor) -> None:
+        """Fill a tensor with the hidden states of the stage before; the wait for them is none of the work."""
+        self._communicator.receive_previous(hidden)
+        self.busy.begin()
 
     def _take_blocks(self, step: StepInput) -> None:
         """Start new sequences and append the step's blocks to the sequences' tables."""

@@ -4,11 +4,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from serve_app.engine.busy_time import BusyTime
 from serve_app.engine.output_reader import OutputReader
 from serve_app.engine.step_runner import StepLauncher, StepRunner, StepT
 from serve_app.errors import InternalError
 from serve_app.types.steps import StepInput
-from serve_app.wire.links import ControlClient
+from serve_app.wire.links import ControlClient, SendBeat
 
 HEARTBEAT_INTERVAL_S = 0.5
 
@@ -21,18 +22,21 @@ class ShardLoop:
         self._beat_s = beat_s
         self._num_steps_done = 0
 
-    def run(self, step_type: type[StepT], runner: StepRunner[StepT]) -> None:
-        """Run steps until the Router says stop. An exception here is the end of the whole group."""
-        with self._beating():
+    def run(self, step_type: type[StepT], runner: StepRunner[StepT], busy: BusyTime | None = None) -> None:
+        """Run steps until the Router says stop. An exception here is the end of the whole group.
+
+        busy: of the runner, for the Router.
+        """
+        with self._beating(busy):
             for step in self._steps(step_type):
                 output = runner.run(step)
                 if output is not None:
                     self._client.send_output(output)
                 self._num_steps_done += 1
 
-    def run_ahead(self, launcher: StepLauncher) -> None:
+    def run_ahead(self, launcher: StepLauncher, busy: BusyTime | None = None) -> None:
         """The same of steps that are launched before the outputs of earlier ones are there."""
-        with self._beating():
+        with self._beating(busy):
             reader = OutputReader(self._client.output_sender())
             try:
                 for step in self._steps(StepInput, lambda: reader.failure is None):
@@ -57,10 +61,12 @@ class ShardLoop:
             yield step
 
     @contextmanager
-    def _beating(self) -> Iterator[None]:
+    def _beating(self, busy: BusyTime | None) -> Iterator[None]:
         """Greet the Router, and let it know that this process lives."""
         stopped = threading.Event()
-        beat = threading.Thread(target=self._beat, args=(self._client.heartbeat_sender(), stopped), daemon=True)
+        busy_s = (lambda: None) if busy is None else (lambda: busy.seconds)
+        arguments = (self._client.heartbeat_sender(), busy_s, stopped)
+        beat = threading.Thread(target=self._beat, args=arguments, daemon=True)
         try:
             beat.start()
             self._client.send_hello()
@@ -70,6 +76,6 @@ class ShardLoop:
             beat.join()
             self._client.close()
 
-    def _beat(self, send: Callable[[int], None], stopped: threading.Event) -> None:
+    def _beat(self, send: SendBeat, busy_s: Callable[[], float | None], stopped: threading.Event) -> None:
         while not stopped.wait(self._beat_s):
-            send(self._num_steps_done)
+            send(self._num_steps_done, busy_s())

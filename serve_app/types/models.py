@@ -93,3 +93,5 @@ class CopyState:
     num_prompt_tokens: int = 0  # of all requests since its shards were started
     num_cached_tokens: int = 0  # of those, found in the prefix cache
     counts: CopyCounts = field(default_factory=CopyCounts)
+    bubble: float | None = None  # share of its working time, of late, that its shards have waited; None: not known yet
+    stage_bubbles: list[float | None] = field(default_factory=list)  # the same of each stage

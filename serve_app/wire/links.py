@@ -31,6 +31,7 @@ from serve_app.wire.messages import (
 )
 
 LOOPBACK = "127.0.0.1"
+SendBeat = Callable[[int, float | None], None]
 _LOOK_MS = 250  # how often one that waits for steps looks whether they are wanted
 _HANDSHAKE_MS = 30_000
 _MAX_MESSAGE_BYTES = 64 << 20
@@ -142,13 +143,13 @@ class ControlClient:
 
         return send
 
-    def heartbeat_sender(self) -> Callable[[int], None]:
-        """A function for one other thread: tells the Router that this process lives, with its steps done."""
+    def heartbeat_sender(self) -> SendBeat:
+        """A function for one other thread: tells the Router that this process lives, and what it has done."""
         socket = self._connect(f"{self._epoch}:{self._shard_index}:heartbeat")
         encoder = msgspec.msgpack.Encoder()
 
-        def send(num_steps_done: int) -> None:
-            message = HeartbeatMessage(PROTOCOL_VERSION, self._epoch, self._shard_index, num_steps_done)
+        def send(num_steps_done: int, busy_s: float | None) -> None:
+            message = HeartbeatMessage(PROTOCOL_VERSION, self._epoch, self._shard_index, num_steps_done, busy_s)
             socket.send(encoder.encode(message), flags=zmq.NOBLOCK)
 
         return send

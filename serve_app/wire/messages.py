@@ -61,6 +61,7 @@ class HeartbeatMessage(Message, frozen=True, array_like=True, tag="heartbeat"):
 
     shard_index: int
     num_steps_done: int
+    busy_s: float | None = None  # in which it has computed, of its life; None: it does not count
 
 
 class StreamChunk(msgspec.Struct, frozen=True, array_like=True):

@@ -77,6 +77,7 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/deployments/replica_links.py",
         "serve_app/engine/batch_runner.py",
         "serve_app/engine/module_check.py",
+        "serve_app/engine/output_reader.py",
         "serve_app/engine/plain_processes.py",
         "serve_app/gateway/grpc/methods.py",
         "serve_app/gateway/grpc/open_inference.py",

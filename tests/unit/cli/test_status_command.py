@@ -17,7 +17,7 @@ from tests.unit.cli.fake_dashboard import FakeServe, fake_dashboard
 DASHBOARD = "http://127.0.0.1:8265"
 
 
-def copy(state: str, num_running: int, num_waiting: int) -> CopyState:
+def copy(state: str, num_running: int, num_waiting: int, bubble: float | None = None) -> CopyState:
     return msgspec.convert(
         {
             "replica_id": "r",
@@ -27,6 +27,7 @@ def copy(state: str, num_running: int, num_waiting: int) -> CopyState:
             "num_waiting": num_waiting,
             "num_free_blocks": 1,
             "num_blocks": 2,
+            "bubble": bubble,
         },
         CopyState,
     )
@@ -46,7 +47,10 @@ VIEW = ServeView(
     },
     HttpOptions("0.0.0.0", 8000),
 )
-COPIES = {"chat": [copy("ready", 3, 1), copy("ready", 2, 0), copy("rebuilding", 0, 0)], "a": [copy("ready", 0, 0)]}
+COPIES = {
+    "chat": [copy("ready", 3, 1, 0.1), copy("ready", 2, 0, 0.2), copy("rebuilding", 0, 0)],
+    "a": [copy("ready", 0, 0)],
+}
 
 
 def answering(body: HealthBody) -> Callable[[str], bytes]:
@@ -60,8 +64,8 @@ def answering(body: HealthBody) -> Callable[[str], bytes]:
 def test_the_table_tells_states_copies_and_queues() -> None:
     text = status_text(read_status(VIEW, DASHBOARD, answering(HealthBody("ok", "", COPIES))))
     assert text.splitlines() == [
-        "application  state          copies  model  is                     running  waiting",
-        "demo         RUNNING        1 of 2  chat   2 ready, 1 rebuilding  5        1",
+        "application  state          copies  model  is                     running  waiting  bubble",
+        "demo         RUNNING        1 of 2  chat   2 ready, 1 rebuilding  5        1        15%",
         "small        RUNNING        1 of 2  a      1 ready                0        0",
         "new          DEPLOY_FAILED  0 of 2",
         "Gateway at http://127.0.0.1:8000: ok",

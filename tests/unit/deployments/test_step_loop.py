@@ -150,6 +150,21 @@ async def test_requests_that_come_together_start_in_one_step() -> None:
         await group.finish(sequences)
 
 
+async def test_the_loop_tells_which_shards_wait_for_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve_app.deployments.bubble._MIN_S", 0.1)
+    async with group_of(num_stages=1) as group:
+        assert group.loop.waiting_shares() == [None, None]
+        group.shards[1].step_s = 0.03  # the one that answers: the other is done long before
+        sequences = group.submit(request_of(1, max_tokens=50))
+        await until(lambda: None not in group.loop.waiting_shares(), group.running)
+        first, last = group.loop.waiting_shares()
+        assert first is not None
+        assert last is not None
+        assert last < 0.7 < first
+        group.shards[1].step_s = 0
+        await group.finish(sequences)
+
+
 async def test_what_the_scheduler_refuses_reaches_who_submits() -> None:
     async with group_of() as group:
         with pytest.raises(RequestError):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.attention.padded import PaddedBackend
+from serve_app.engine.busy_time import HostBusyTime
 from serve_app.engine.decode_graphs import Replay, capture_on, graph_sizes
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
@@ -124,11 +125,13 @@ class HandOver(LoneCommunicator):
     """From one stage to the next in this process; what is under way is the sender's own memory, as on a GPU."""
 
     under_way: deque[Tensor]
+    now_s: float = 0.0  # by which a stage's wait takes a while
 
     def send_next(self, tensor: Tensor) -> None:
         self.under_way.append(tensor)
 
     def receive_previous(self, tensor: Tensor) -> Tensor:
+        self.now_s += 5
         return tensor.copy_(self.under_way.popleft())
 
 
@@ -141,6 +144,7 @@ def test_a_stage_s_next_replay_leaves_what_is_being_sent(llama: Path) -> None:
         loaded = load_stage(llama, "float32", shard, communicator, torch.device("cpu"))
         backend = PaddedBackend(limits.block_size)
         stages.append(PoisonedBuffers(loaded.stage, limits, communicator, torch.device("cpu"), backend, CalledAgain()))
+        stages[-1].busy = HostBusyTime(lambda: communicator.now_s)
     scheduler = Scheduler(limits, num_stages=2, max_queued=100)
     answers: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts()[:8]):
@@ -156,5 +160,7 @@ def test_a_stage_s_next_replay_leaves_what_is_being_sent(llama: Path) -> None:
             assert output is not None
             for news in scheduler.update(output):
                 answers[news.sequence.request_id] += news.chunk.token_ids
+    assert communicator.now_s > 0
+    assert [stage.busy.seconds for stage in stages] == [0, 0], "a wait for the stage before is none of the work"
     references = make_references(llama, prompts()[:8], NUM_OUTPUTS)
     assert list(answers.values()) == [reference.token_ids for reference in references]

@@ -135,7 +135,7 @@ def run_shard(address: ControlAddress, index: int, received: list[StepInput | Ba
     def run() -> None:
         client = ControlClient(address, index)
         client.send_hello()
-        client.heartbeat_sender()(17)
+        client.heartbeat_sender()(17, 0.5)
         while (step := client.receive()) is not None:
             received.append(step)
             client.send_output(StepOutput(step.step_id, [9]))
@@ -154,7 +154,7 @@ async def test_a_shard_s_whole_life_passes_over_the_control_link(server: Control
     head = {"version": PROTOCOL_VERSION, "epoch": EPOCH}
     for index in range(2):
         assert HelloMessage(**head, shard_index=index) in greetings
-        assert HeartbeatMessage(**head, shard_index=index, num_steps_done=17) in greetings
+        assert HeartbeatMessage(**head, shard_index=index, num_steps_done=17, busy_s=0.5) in greetings
     server.send_step(STEP)
     for _ in range(2):
         assert await soon(server) == OutputMessage(**head, output=StepOutput(0, [9]))
