@@ -18,7 +18,8 @@ RayshardError
 │       └── TooManyTokensError 429  more than the API key may ever use in a minute
 ├── UnavailableError       503  no model copy can take it now
 │   └── ShardLostError     503  a shard died while the request was there
-│       └── StepLostError  503  and while a step of it ran
+│       ├── StepLostError  503  and while a step of it ran
+│       └── PeerLostError  503  one that lives tells that another is gone
 ├── TimeoutExceededError   504
 ├── RequestAbortedError    499  the client left, or did not read
 └── InternalError          500  our fault
@@ -190,6 +191,10 @@ class ShardLostError(UnavailableError):
 
 class StepLostError(ShardLostError):
     """A shard died or hung in a step that the request was in: it may be the cause."""
+
+
+class PeerLostError(ShardLostError):
+    """A shard that is well itself cannot go on, because another of its group is gone."""
 
 
 class TimeoutExceededError(RayshardError):

@@ -8,6 +8,7 @@ from torch import Tensor
 from serve_app.engine.busy_time import HostBusyTime
 from serve_app.engine.device_memory import CudaMemory, DeviceMemory
 from serve_app.engine.tensors import to_data, to_tensor
+from serve_app.errors import PeerLostError
 from serve_app.models.batch_stage import BatchStage
 from serve_app.models.torch_dtypes import DTYPE_NAMES
 from serve_app.parallel.communicator import Communicator, StepFailedError
@@ -41,7 +42,8 @@ class BatchRunner:
         """Run one step; the last stage's first rank gives the outputs, the others None.
 
         What the module raises fails the step, not the shard; only the kind of the exception is reported, because its
-        message may quote the input. Where several ranks must stay in step it ends the group.
+        message may quote the input. Where several ranks must stay in step it ends the group, and so does the loss of
+        another shard.
         """
         try:
             return self._run(step)
@@ -59,6 +61,8 @@ class BatchRunner:
                 torch.cuda.synchronize(self._device)  # so that what a kernel finds wrong is this step's
         except StepFailedError as failure:
             return self._fail(step, failure.kind)
+        except PeerLostError:
+            raise
         except Exception as error:  # a user's module may raise whatever it likes
             if isinstance(error, torch.AcceleratorError):  # nothing runs on the device in this process any more
                 raise RuntimeError(f"a step broke the device: {type(error).__name__}") from None

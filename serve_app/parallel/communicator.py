@@ -2,6 +2,8 @@
 
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 
+from serve_app.errors import PeerLostError
 from serve_app.models.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
 from serve_app.types.shards import Rendezvous, ShardSpec
 
@@ -24,7 +27,13 @@ class StepFailedError(Exception):
 
 
 class Communicator(Protocol):
-    """What a shard asks of the others. Every call must be made by all that take part, in the same order."""
+    """What a shard asks of the others. Every call must be made by all that take part, in the same order.
+
+    All but `leave` raise PeerLostError when another shard is gone, or silent for as long as the group waits.
+    """
+
+    def leave(self) -> None:
+        """Let go of the others: what they wait for here fails at once."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks of this stage, in place."""
@@ -50,6 +59,9 @@ class Communicator(Protocol):
 
 class LoneCommunicator:
     """The communicator of a model on one shard."""
+
+    def leave(self) -> None:
+        """There are no others."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """One rank: its own sum."""
@@ -109,15 +121,23 @@ class GroupCommunicator:
     """Process groups of one shard: its stage's ranks, and the same rank of the neighbouring stages.
 
     gloo on CPU, NCCL on CUDA. The groups are made here and belong to this object: torch's default group is not used.
+    What has been loaded refers to this object, so a shard that stays for another epoch joins its groups with it.
     """
 
     def __init__(
         self, store: c10d.Store, shard: ShardSpec, rendezvous: Rendezvous, device: torch.device, own_host: str
     ) -> None:
-        self._tensor_group = self._pipeline_group = None
+        self._tensor_group: Any = None
+        self._pipeline_group: Any = None
+        self._shard = shard
         self._previous, self._next = shard.stage - 1, shard.stage + 1
         self._pending: list[tuple[Any, Tensor]] = []  # sent, and perhaps not arrived yet
         self._device = device
+        self.join(store, rendezvous, own_host)
+
+    def join(self, store: c10d.Store, rendezvous: Rendezvous, own_host: str) -> None:
+        """Meet the others; after `leave`, those of a new epoch."""
+        shard, device = self._shard, self._device
         if shard.num_ranks > 1:
             self._tensor_group = make_group(
                 store, f"tensor/{shard.stage}", shard.rank, shard.num_ranks, rendezvous, device, own_host
@@ -127,10 +147,24 @@ class GroupCommunicator:
                 store, f"pipeline/{shard.rank}", shard.stage, shard.num_stages, rendezvous, device, own_host
             )
 
+    def leave(self) -> None:
+        """See Communicator. What has been sent and has not arrived is lost."""
+        if self._device.type == "cuda":  # NCCL keeps waiting for the others when a group is only dropped
+            self.abort()
+        self._tensor_group = self._pipeline_group = None
+        self._pending.clear()
+
+    def abort(self) -> None:
+        """Let what waits on a GPU for another shard end. For any thread; what follows raises PeerLostError."""
+        for group in (self._tensor_group, self._pipeline_group):
+            if group is not None:
+                group.abort()
+
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over the ranks of this stage, in place."""
         if self._tensor_group is not None:
-            self._tensor_group.allreduce([tensor]).wait()
+            with _losses_told():
+                self._tensor_group.allreduce([tensor]).wait()
         return tensor
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
@@ -138,7 +172,8 @@ class GroupCommunicator:
         if self._tensor_group is None:
             return [tensor]
         gathered = [torch.empty_like(tensor) for _ in range(self._tensor_group.size())]
-        self._tensor_group.allgather([gathered], [tensor]).wait()
+        with _losses_told():
+            self._tensor_group.allgather([gathered], [tensor]).wait()
         return gathered
 
     def send_next(self, tensor: Tensor) -> None:
@@ -149,7 +184,8 @@ class GroupCommunicator:
     def receive_previous(self, tensor: Tensor) -> Tensor:
         """Wait for the previous stage's hidden states."""
         assert self._pipeline_group is not None
-        self._pipeline_group.recv([tensor], self._previous, 0).wait()
+        with _losses_told():
+            self._pipeline_group.recv([tensor], self._previous, 0).wait()
         return tensor
 
     def send_named(self, tensors: dict[str, Tensor]) -> None:
@@ -188,12 +224,26 @@ class GroupCommunicator:
 
     def _send(self, tensor: Tensor) -> None:
         assert self._pipeline_group is not None
-        self._pending.append((self._pipeline_group.send([tensor], self._next, 0), tensor))
+        with _losses_told():
+            self._pending.append((self._pipeline_group.send([tensor], self._next, 0), tensor))
 
     def _wait_for_arrival(self) -> None:
-        for work, _tensor in self._pending:
-            work.wait()
+        with _losses_told():
+            for work, _tensor in self._pending:
+                work.wait()
         self._pending.clear()
+
+
+@contextmanager
+def _losses_told() -> Iterator[None]:
+    """What torch raises when a connection is closed, or nothing comes for too long, is the loss of a peer."""
+    try:
+        yield
+    except (torch.AcceleratorError, torch.OutOfMemoryError):
+        raise  # this shard's own
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise PeerLostError(f"another shard of the group is gone: {reason[:200]}") from error
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:

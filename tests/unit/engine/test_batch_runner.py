@@ -8,6 +8,7 @@ from torch import Tensor
 
 from serve_app.engine.batch_runner import BatchRunner
 from serve_app.engine.tensors import to_data
+from serve_app.errors import PeerLostError
 from serve_app.models.batch_stage import BatchStage
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.types.shards import ShardSpec
@@ -50,6 +51,11 @@ def test_what_a_module_raises_fails_its_step_and_quotes_nothing() -> None:
 def test_a_broken_device_ends_the_process() -> None:
     with pytest.raises(RuntimeError, match="broke the device: AcceleratorError"):
         run_with(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+
+
+def test_a_lost_shard_ends_the_run_and_fails_no_step() -> None:
+    with pytest.raises(PeerLostError):
+        run_with(PeerLostError("another shard of the group is gone"))
 
 
 def test_a_step_without_memory_fails_alone_and_gives_back_what_it_held() -> None:
