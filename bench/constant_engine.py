@@ -11,7 +11,7 @@ from ray.serve import Application
 
 from serve_app import app
 from serve_app.config.model import ModelConfig
-from serve_app.deployments.ray_shard_group import RayShardGroup
+from serve_app.deployments.ray_shard_group import RayShardGroups
 from serve_app.deployments.router import Router
 from serve_app.deployments.shard import Shard
 from serve_app.engine.shard_loop import ShardLoop
@@ -71,4 +71,4 @@ class ConstantRouter(Router):
     """The Router, with stand-ins for shards."""
 
     async def __init__(self, config: ModelConfig) -> None:  # type: ignore[misc]  # Serve awaits it
-        await super().__init__(config, make_group=partial(RayShardGroup, shard_actor=ConstantShardActor))
+        await super().__init__(config, groups_of=partial(RayShardGroups, shard_actor=ConstantShardActor))

@@ -54,14 +54,16 @@ def build_model(args: ModelConfig) -> Application:
     """One model's application: a Router whose placement group holds its shards, and a Preprocessor for its steps."""
     config = _with_pinned_source(args)
     router_class = Router if args.is_generative else BatchRouter
-    router = _router(router_class, args.device, args.engine, args.parallel.num_shards)
+    router = _router(router_class, args.device, args.engine, args.parallel.num_shards + args.standby_shards)
     return router.bind(config, _preprocessor([config]))
 
 
 def build_models(args: ModelSetConfig) -> Application:
     """Several small models behind one Router and one shard process, each called by its own name."""
     config = args.model_copy(update={"models": [_with_pinned_source(model) for model in args.models]})
-    return _router(BatchRouter, args.device, args.engine, 1).bind(config, _preprocessor(config.models))
+    return _router(BatchRouter, args.device, args.engine, 1 + args.standby_shards).bind(
+        config, _preprocessor(config.models)
+    )
 
 
 def build_graph(args: GraphConfig) -> Application:
@@ -79,7 +81,7 @@ def build_graph(args: GraphConfig) -> Application:
 
 
 def _router(
-    router_class: type[Router] | type[BatchRouter], device: DeviceConfig, engine: EngineConfig, num_shards: int
+    router_class: type[Router] | type[BatchRouter], device: DeviceConfig, engine: EngineConfig, num_bundles: int
 ) -> serve.Deployment:
     return serve.deployment(
         router_class,
@@ -90,7 +92,7 @@ def _router(
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         **_HEALTH_CHECKS,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
-        placement_group_bundles=copy_bundles(device, num_shards),
+        placement_group_bundles=copy_bundles(device, num_bundles),
         placement_group_strategy="PACK",
     )
 

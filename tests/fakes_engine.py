@@ -285,11 +285,19 @@ class FakeShard:
         if self.failure is not None:
             raise self.failure
 
+    def end(self) -> None:
+        """Wait for its end, as `join` does, whatever has gone wrong in it."""
+        self.is_free.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10)
+
     def kill(self) -> None:
         """End it in the midst of what it does."""
         self.is_free.set()
         if self._thread.ident is None:
             self._client.close()
+            return
+        if not self._thread.is_alive():
             return
         threading.Thread(target=self._client.interrupt, daemon=True).start()
         self._thread.join(timeout=10)

@@ -12,7 +12,7 @@ import zmq
 from serve_app.deployments.copy_work import CopyWork
 from serve_app.errors import ShardLostError
 from serve_app.preprocessing.arrays import to_array, to_tensor_data
-from serve_app.types.shards import BatchModelReport, EngineLimits, ShardReport
+from serve_app.types.shards import BatchModelReport, EngineLimits, ShardReport, StartTimes
 from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.wire.links import LOOPBACK, ControlAddress, ControlClient
 from tests.fakes_engine import BEAT_S, CacheOracle, FakeModel, FakeShard, SilentLoop
@@ -27,6 +27,12 @@ class FakeGroup:
         self.reports = [ShardReport(0, num_blocks, 0.0) for _ in work.shards]
         self.shards: list[FakeShard] = []
         self.is_killed = False
+        self.num_starts = 0
+        self.num_ready = 0
+        self.is_kept = False  # what `renew` gives
+        self.restart_failure: Exception | None = None  # of a start after `renew`
+        self.times = StartTimes()
+        self.suspects: frozenset[int] | None = None  # that `renew` was told
         self._model = model
         self._failure = failure
         self._limits: EngineLimits | None = None
@@ -34,8 +40,10 @@ class FakeGroup:
 
     async def start(self) -> None:
         """Raise what the test wants."""
-        if self._failure is not None:
-            raise self._failure
+        self.num_starts += 1
+        failure = self._failure if self.num_starts == 1 else self.restart_failure
+        if failure is not None:
+            raise failure
 
     async def allocate(self, limits: EngineLimits) -> None:
         """Take the sizes."""
@@ -50,6 +58,19 @@ class FakeGroup:
             self.shards.append(shard)
             shard.start()
         await self._lost
+
+    async def renew(self, suspects: frozenset[int]) -> bool:
+        """Let the shards end, as they have been told to."""
+        self.suspects = suspects
+        for shard in self.shards:
+            await asyncio.to_thread(shard.end)
+        self.shards = []
+        self._lost = asyncio.get_running_loop().create_future()
+        return self.is_kept
+
+    def stand_by(self) -> None:
+        """The copy is ready."""
+        self.num_ready += 1
 
     def kill(self) -> None:
         """End the threads."""
@@ -81,11 +102,17 @@ class EchoGroup(FakeGroup):
         self._thread.start()
         await self._lost
 
+    async def renew(self, suspects: frozenset[int]) -> bool:
+        """Let the thread end, as it has been told to."""
+        self.may_answer.set()
+        await asyncio.to_thread(self._thread.join, 10)
+        return await super().renew(suspects)
+
     def kill(self) -> None:
         """End the thread."""
         self.is_killed = True
         self.may_answer.set()
-        if self._client is not None:
+        if self._client is not None and self._thread.is_alive():
             threading.Thread(target=self._client.interrupt, daemon=True).start()
             self._thread.join(timeout=10)
 

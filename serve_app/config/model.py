@@ -60,6 +60,7 @@ def _parse_switch(value: object) -> object:
     return "off" if value is False else value
 
 
+StandbyShards = Annotated[int, Field(ge=0, le=64)]
 GenerationConfig = Annotated[Literal["auto", "off"], BeforeValidator(_parse_switch)]
 
 
@@ -87,6 +88,7 @@ class ModelConfig(ConfigModel):
     quantization: QuantizationConfig | None = None  # None: as the checkpoint is
     quality: QualityConfig | None = None  # None: nothing is asked
     parallel: ParallelConfig = ParallelConfig()
+    standby_shards: StandbyShards = 0  # processes of each copy that wait for the loss of a shard
     max_model_len: PositiveInt | None = None  # None: the model's own
     generation_config: GenerationConfig = "auto"  # generate only; auto: its sampling settings are the defaults
     pooling: Pooling | None = None  # embed only; None: as the checkpoint says
@@ -119,7 +121,7 @@ class ModelConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _can_be_served(self) -> "ModelConfig":
-        problem = _task_problem(self)
+        problem = _task_problem(self) or _standby_problem(self.standby_shards, self.parallel, self.device)
         if problem is not None:
             raise ValueError(problem)
         return self
@@ -230,6 +232,7 @@ class ModelSetConfig(ConfigModel):
 
     models: list[ModelConfig] = Field(min_length=1, max_length=256)
     device: DeviceConfig = DeviceConfig()
+    standby_shards: StandbyShards = 0  # as of a model
     engine: EngineConfig = EngineConfig()
     timeouts: TimeoutConfig = TimeoutConfig()
 
@@ -244,12 +247,14 @@ class ModelSetConfig(ConfigModel):
         for model in self.models:
             if model.is_generative:
                 raise ValueError(f"models: {model.name} has task=generate; give it an application of its own")
-            own = sorted(model.model_fields_set & {"parallel", "device", "engine", "timeouts"})
+            own = sorted(model.model_fields_set & {"parallel", "device", "engine", "standby_shards", "timeouts"})
             if own:
                 raise ValueError(f"models: {model.name} sets {own[0]}, which all models share; set it beside `models`")
         if "linear_kernel" in self.engine.model_fields_set and all(model.architecture for model in self.models):
             raise ValueError("engine.linear_kernel has no effect where each model has an architecture; remove it")
         names = [model.name for model in self.models]
+        if problem := _standby_problem(self.standby_shards, ParallelConfig(), self.device):
+            raise ValueError(problem)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"models: name={twice[0]!r} is given more than once; give each model its own name")
@@ -258,8 +263,29 @@ class ModelSetConfig(ConfigModel):
     @property
     def shared_models(self) -> list[ModelConfig]:
         """The models with what they share."""
-        shared = {"device": self.device, "engine": self.engine, "timeouts": self.timeouts}
+        shared = {
+            "device": self.device,
+            "engine": self.engine,
+            "standby_shards": self.standby_shards,
+            "timeouts": self.timeouts,
+        }
         return [model.model_copy(update=shared) for model in self.models]
+
+
+def _standby_problem(num_standby: int, parallel: ParallelConfig, device: DeviceConfig) -> str | None:
+    """Why so many processes cannot wait for the loss of a shard."""
+    if num_standby and device.type == "cuda":
+        return (
+            f"standby_shards={num_standby} is for device.type=cpu: a process that waits for a shard's GPU would hold "
+            "another; remove it"
+        )
+    if num_standby > parallel.num_shards:
+        owner = "shard" if parallel.num_shards == 1 else "shards"
+        return (
+            f"standby_shards={num_standby} is more than the copy's {parallel.num_shards} {owner}; use at most "
+            f"{parallel.num_shards}"
+        )
+    return None
 
 
 def _task_problem(config: ModelConfig) -> str | None:

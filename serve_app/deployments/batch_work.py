@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from serve_app.deployments.copy_work import Load, QueueTimes
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError, UnavailableError
+from serve_app.planning.reservations import batch_engine_kind
 from serve_app.planning.served_model import BatchModelPlan
 from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler
 from serve_app.scheduling.jobs import Job, JobResult
@@ -13,6 +14,7 @@ from serve_app.types.models import CopyCounts, ModelSource
 from serve_app.types.shards import (
     BatchModelReport,
     BatchShardSettings,
+    EngineKind,
     EngineLimits,
     ShardReport,
     ShardSpec,
@@ -26,6 +28,7 @@ class BatchWork:
     def __init__(self, plans: list[BatchModelPlan], on_results: Callable[[list[JobResult]], None]) -> None:
         self.config = plans[0].config  # models of one application share what counts
         self.name = ",".join(plan.config.name for plan in plans)
+        self.engine_kind: EngineKind = batch_engine_kind([plan.config for plan in plans])
         self.shards = plans[0].shards
         self.sources: list[ModelSource] = [plan.source for plan in plans]
         self.reports: dict[str, BatchModelReport] = {}  # by model, when loaded

@@ -10,7 +10,15 @@ from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.metrics.families import QUEUE
 from serve_app.metrics.times import Times
 from serve_app.types.models import CopyCounts, ModelSource
-from serve_app.types.shards import BatchShardSettings, EngineLimits, ShardReport, ShardSettings, ShardSpec
+from serve_app.types.shards import (
+    BatchShardSettings,
+    EngineKind,
+    EngineLimits,
+    ShardReport,
+    ShardSettings,
+    ShardSpec,
+    StartTimes,
+)
 from serve_app.wire.links import ControlAddress
 
 Settings = ShardSettings | BatchShardSettings
@@ -56,8 +64,9 @@ class QueueTimes(Generic[WaitingT]):
 class CopyWork(Protocol):
     """One kind of work: generation step after step, or batches that are done after one step."""
 
-    config: ModelConfig  # device, parallel and timeouts count
+    config: ModelConfig  # device, parallel, standby_shards and timeouts count
     name: str  # for the log
+    engine_kind: EngineKind
     shards: list[ShardSpec]
     sources: list[ModelSource]  # what a shard's node must have
 
@@ -95,13 +104,17 @@ class CopyWork(Protocol):
 
 
 class ShardGroup(Protocol):
-    """The shards of one epoch of a model copy. When one is lost, the whole group is ended and made anew."""
+    """The shards of one epoch of a model copy, and of the next as long as some of them stay."""
 
     host: str  # where the Router's control link must listen; known when started
     reports: list[ShardReport]  # by shard; known when started
+    times: StartTimes  # known when started
 
     async def start(self) -> None:
-        """Start the shards and load the model; when one fails or dies, the rest are ended and the error is raised."""
+        """Start the shards that are missing and load the model.
+
+        When one fails or dies, the rest are ended and the error is raised.
+        """
         ...
 
     async def allocate(self, limits: EngineLimits) -> None:
@@ -110,6 +123,18 @@ class ShardGroup(Protocol):
 
     async def run(self, address: ControlAddress) -> None:
         """Let all shards run; returns when all have been stopped, raises as soon as one is lost."""
+        ...
+
+    async def renew(self, suspects: frozenset[int]) -> bool:
+        """End these shards and those that are lost; whether others stay, with their tensors, for the next `start`.
+
+        Called when `run` has raised and the shards have been told to stop. What has not left its group after LEAVE_S is
+        ended too.
+        """
+        ...
+
+    def stand_by(self) -> None:
+        """The copy is ready: start the processes that are to wait for the loss of a shard, if any, and return."""
         ...
 
     def kill(self) -> None:

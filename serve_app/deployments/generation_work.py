@@ -14,13 +14,15 @@ from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence as TokenSequence
 from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
 from serve_app.types.models import CopyCounts
-from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings, ShardSpec
+from serve_app.types.shards import EngineKind, EngineLimits, ShardReport, ShardSettings, ShardSpec
 
 logger = logging.getLogger(__name__)
 
 
 class GenerationWork:
     """CopyWork of a model that generates."""
+
+    engine_kind: EngineKind = "generation"
 
     def __init__(self, plan: GeneratorPlan, on_outputs: Callable[[list[SequenceOutput]], None]) -> None:
         self.config = plan.config

@@ -1,4 +1,4 @@
-"""One copy of a model, epoch after epoch: shards, scheduler and step loop, made anew when a shard is lost."""
+"""One copy of a model, epoch after epoch: when a shard is lost, it is replaced, and the others begin anew with it."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from typing import Literal
 
 from serve_app.deployments.bubble import mean_share, stage_bubbles
 from serve_app.deployments.copy_work import CopyWork, GroupMaker, Load, ShardGroup
+from serve_app.deployments.repair_times import RepairTimes
 from serve_app.deployments.step_loop import StepLoop
 from serve_app.deployments.step_meter import StepMeter
 from serve_app.errors import RayshardError, ShardLostError, UnavailableError
@@ -24,9 +25,11 @@ _READY_S = 60.0  # how long a request without queue_timeout_s waits for a rebuil
 
 
 class ModelCopy:
-    """Starts the shards, runs the step loop, and starts anew when a shard dies or hangs.
+    """Starts the shards, runs the step loop, and replaces a shard that dies or hangs.
 
-    make_group: makes the shards of one epoch. on_lost: told when they are lost. on_ready: told when they run.
+    The others stay, with what they have loaded; when that fails all are started anew.
+
+    make_group: makes the shards. on_lost: told when they are lost. on_ready: told when they run.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ModelCopy:
         self._group: ShardGroup | None = None
         self._control: ControlServer | None = None
         self._running: list[asyncio.Task[None]] = []
+        self._repair: RepairTimes | None = None  # of the loss at hand
         self._state: Literal["ready", "rebuilding", "failed"] = "rebuilding"
         self._detail = "starting"
         self._is_ready = asyncio.Event()
@@ -69,6 +73,9 @@ class ModelCopy:
                 if self._is_closed:
                     return
                 self._lose(error)
+                await self._renew_group()
+                if self._is_closed:
+                    return
             try:
                 await self._start_group()
                 num_failed = 0
@@ -145,13 +152,16 @@ class ModelCopy:
         started = time.monotonic()
         self.epoch += 1
         load_s = self._work.config.timeouts.load_s
-        self._group = self._make_group(self._work)
+        if self._group is None:
+            self._group = self._make_group(self._work)
         try:
             async with asyncio.timeout(load_s):
                 await self._group.start()
+                sizing_s = time.monotonic()
                 limits = self._work.limits(self._group.reports)
                 if limits is not None:
                     await self._group.allocate(limits)
+                warming_s = time.monotonic()
                 await self._start_loop(self._group, limits)
         except TimeoutError as error:
             self._end_group()
@@ -161,15 +171,20 @@ class ModelCopy:
             raise
         self._state, self._detail = "ready", ""
         self._is_ready.set()
+        ready_s = time.monotonic()
         logger.info(
             "model copy ready model=%s epoch=%d shards=%d num_blocks=%d start_s=%.1f",
             self._work.name,
             self.epoch,
             len(self._work.shards),
             limits.num_blocks if limits is not None else 0,
-            time.monotonic() - started,
+            ready_s - started,
         )
         self._on_ready()
+        self._group.stand_by()
+        if self._repair is not None:
+            self._repair.log(self._work.name, self.epoch, self._group.times, warming_s - sizing_s, ready_s - warming_s)
+            self._repair = None
 
     async def _start_loop(self, group: ShardGroup, limits: EngineLimits | None) -> None:
         """Connect the shards and run something small through them, so that the first client finds all warm."""
@@ -221,13 +236,32 @@ class ModelCopy:
         self._num_rebuilds += 1
         self._is_ready.clear()
         logger.error("shard group lost model=%s epoch=%d reason=%s", self._work.name, self.epoch, error.message)
-        self._end_group()
+        self._stop_running()
         self._on_lost(error)
 
+    async def _renew_group(self) -> None:
+        """Let the shards that live leave the group that has lost one."""
+        group, control, loop = self._group, self._control, self._loop
+        assert group is not None
+        assert control is not None
+        assert loop is not None
+        self._repair = RepairTimes(noticed_s=loop.silent_s)
+        began_s = time.monotonic()
+        control.send_leave()
+        try:
+            stay = await group.renew(loop.suspects)
+        except Exception:  # Ray's, or of a process that has ended: all are started anew
+            logger.exception("no shard stays model=%s epoch=%d", self._work.name, self.epoch)
+            stay = False
+        self._num_control_bytes += control.num_sent_bytes
+        control.close()
+        self._control = self._loop = None
+        if not stay:
+            self._end_group()
+        self._repair.left_s = time.monotonic() - began_s
+
     def _end_group(self) -> None:
-        for task in self._running:
-            task.cancel()
-        self._running = []
+        self._stop_running()
         if self._group is not None:
             self._group.kill()
             self._group = None
@@ -236,6 +270,11 @@ class ModelCopy:
             self._control.close()
             self._control = None
         self._loop = None
+
+    def _stop_running(self) -> None:
+        for task in self._running:
+            task.cancel()
+        self._running = []
         self._meter.lose()
         self._work.lose_shards()
 

@@ -12,10 +12,10 @@ from typing import Any
 from serve_app.config.environment import read_environment
 from serve_app.config.model import ModelConfig, ModelSetConfig
 from serve_app.deployments.batch_calls import BatchCalls
-from serve_app.deployments.copy_work import CopyWork, ShardGroup
+from serve_app.deployments.copy_work import CopyWork, GroupMaker
 from serve_app.deployments.generator_calls import GeneratorCalls
 from serve_app.deployments.model_replica import ModelReplica
-from serve_app.deployments.ray_shard_group import RayShardGroup
+from serve_app.deployments.ray_shard_group import RayShardGroups
 from serve_app.deployments.serve_replica import ServeReplica, own_identity
 from serve_app.deployments.start_failure import told_failure
 from serve_app.observability import configure_logging
@@ -27,20 +27,20 @@ from serve_app.wire.links import Senders
 
 logger = logging.getLogger(__name__)
 
-MakeGroup = Callable[[CopyWork, str], ShardGroup]  # of the work, on a Router of this node
+GroupsOf = Callable[[CopyWork, str], GroupMaker]  # of the work, on a Router of this node
 
 
 class Router(ServeReplica):
     """One copy of a model that generates."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: ModelConfig, _preprocessor: Any = None, make_group: MakeGroup = RayShardGroup
+        self, config: ModelConfig, _preprocessor: Any = None, groups_of: GroupsOf = RayShardGroups
     ) -> None:
         configure_logging()
         with told_failure(config.name):
-            self.service = await self._start(config, make_group)
+            self.service = await self._start(config, groups_of)
 
-    async def _start(self, config: ModelConfig, make_group: MakeGroup) -> ModelReplica:
+    async def _start(self, config: ModelConfig, groups_of: GroupsOf) -> ModelReplica:
         plan = await asyncio.to_thread(plan_generator, config, Path.cwd(), read_environment())
         read_tokenizer_files(plan.source.directory)
         plan.refuse_problems()
@@ -49,7 +49,7 @@ class Router(ServeReplica):
         identity = own_identity("Router")
         senders = Senders(identity.node)
         calls = GeneratorCalls(plan, identity.replica_id, senders)
-        replica = ModelReplica(identity, calls.work, calls, lambda work: make_group(work, identity.node), senders)
+        replica = ModelReplica(identity, calls.work, calls, groups_of(calls.work, identity.node), senders)
         await replica.start()
         self._export_metrics([config.name], replica)
         return replica
@@ -62,14 +62,14 @@ class BatchRouter(ServeReplica):
         self,
         config: ModelConfig | ModelSetConfig,
         _preprocessor: Any = None,
-        make_group: MakeGroup = RayShardGroup,
+        groups_of: GroupsOf = RayShardGroups,
     ) -> None:
         configure_logging()
         models = config.shared_models if isinstance(config, ModelSetConfig) else [config]
         with told_failure(",".join(model.name for model in models)):
-            self.service = await self._start(models, make_group)
+            self.service = await self._start(models, groups_of)
 
-    async def _start(self, models: list[ModelConfig], make_group: MakeGroup) -> ModelReplica:
+    async def _start(self, models: list[ModelConfig], groups_of: GroupsOf) -> ModelReplica:
         environment = read_environment()
         plans = [await asyncio.to_thread(plan_batch_model, model, Path.cwd(), environment) for model in models]
         for plan in plans:
@@ -79,7 +79,7 @@ class BatchRouter(ServeReplica):
         identity = own_identity("Router")
         calls = BatchCalls(plans)
         replica = ModelReplica(
-            identity, calls.work, calls, lambda work: make_group(work, identity.node), Senders(identity.node)
+            identity, calls.work, calls, groups_of(calls.work, identity.node), Senders(identity.node)
         )
         await replica.start()
         self._export_metrics([model.name for model in models], replica)

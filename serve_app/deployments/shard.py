@@ -13,6 +13,7 @@ from serve_app.observability import configure_logging
 from serve_app.types.models import ModelSource
 from serve_app.types.shards import (
     BatchShardSettings,
+    EngineKind,
     EngineLimits,
     Rendezvous,
     ShardLocation,
@@ -35,6 +36,12 @@ class Shard:
     def location(self) -> ShardLocation:
         """Where Ray has put this shard."""
         return ShardLocation(str(get_node_ip_address()), os.getpid())
+
+    def prepare(self, kind: EngineKind) -> None:
+        """Import what a shard of that kind runs, ahead of its settings."""
+        from serve_app.engine.shard import import_engine
+
+        import_engine(kind)
 
     def create(self, settings: ShardSettings | BatchShardSettings, sources: list[ModelSource], host: str) -> None:
         """Bring torch up, and the models' files onto this node; `host` is the address to meet the others on."""
@@ -62,6 +69,14 @@ class Shard:
     def run(self, address: ControlAddress) -> None:
         """Run the Router's steps; this call's failure is how the Router learns of a death."""
         self._own().run(address)
+
+    def leave(self) -> None:
+        """Let go of a group that has lost a shard, and keep what is loaded for the next `load`."""
+        self._own().leave()
+
+    def move(self, host: str) -> None:
+        """The address to meet the next group on."""
+        self._own().move(host)
 
     def _own(self) -> "EngineShard":
         assert self._engine is not None, "create comes first"

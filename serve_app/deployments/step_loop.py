@@ -64,6 +64,7 @@ class StepLoop:
         self._meter = meter
         self._heartbeat_s = heartbeat_s
         self._step_s = step_s
+        self.suspects: frozenset[int] = frozenset()  # shards that are to be ended: silent, or all when a step hangs
         self._heard_s = [time.monotonic()] * num_shards
         self._greeted: set[int] = set()
         self._all_greeted = asyncio.Event()
@@ -84,6 +85,11 @@ class StepLoop:
         finally:
             for task in tasks:
                 task.cancel()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the shard was heard that has been silent for longest."""
+        return time.monotonic() - min(self._heard_s)
 
     async def wait_for_shards(self) -> None:
         """Return when all shards have connected."""
@@ -147,10 +153,13 @@ class StepLoop:
             if late_s > _WATCH_INTERVAL_S:  # this process itself stood still: the shards' messages are still unread
                 self._heard_s = [min(heard + late_s, now) for heard in self._heard_s]
                 self._progress_s = min(self._progress_s + late_s, now)
-            for index, heard in enumerate(self._heard_s):
-                if now - heard > self._heartbeat_s:
-                    raise ShardLostError(f"shard {index} has been silent for {now - heard:.1f} s")
+            self.suspects = frozenset(
+                index for index, heard in enumerate(self._heard_s) if now - heard > self._heartbeat_s
+            )
+            for index in sorted(self.suspects):
+                raise ShardLostError(f"shard {index} has been silent for {now - self._heard_s[index]:.1f} s")
             if self.scheduler.num_steps_in_flight and now - self._progress_s > self._step_s:
+                self.suspects = frozenset(range(self._num_shards))
                 raise ShardLostError(
                     f"no step has ended for {now - self._progress_s:.1f} s; if steps take that long, raise "
                     "timeouts.collective_s or lower engine.max_num_batched_tokens"

@@ -41,6 +41,9 @@ class BatchEngine:
     def allocate(self, _limits: EngineLimits) -> None:
         """There is no cache to make."""
 
+    def forget(self) -> None:
+        """There is none to drop."""
+
     def run(self, loop: ShardLoop) -> None:
         """See ShardEngine."""
         assert self._runner is not None

@@ -1,5 +1,6 @@
 """The engine of a shard of a model that generates."""
 
+import gc
 from pathlib import Path
 
 import torch
@@ -85,6 +86,13 @@ class GenerationEngine:
     def allocate(self, limits: EngineLimits) -> None:
         """See ShardEngine."""
         self._runner = self._make_runner(limits)
+
+    def forget(self) -> None:
+        """See ShardEngine."""
+        self._runner = None
+        if self._memory is not None:
+            gc.collect()  # what was captured of the runner may refer to itself
+            self._memory.release()
 
     def run(self, loop: ShardLoop) -> None:
         """See ShardEngine."""

@@ -1,23 +1,26 @@
 """Shards in plain processes, without Ray: for tests, benchmarks and machines that have only torch."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from serve_app.engine.shard import EngineShard
-from serve_app.errors import ShardLostError, UnavailableError
+from serve_app.errors import PeerLostError, ShardLostError, UnavailableError
 from serve_app.types.shards import (
+    LEAVE_S,
     BatchShardSettings,
     EngineLimits,
     Rendezvous,
     ShardReport,
     ShardSettings,
     ShardSpec,
+    StartTimes,
 )
 from serve_app.wire.links import ControlAddress
 
@@ -38,14 +41,9 @@ class PlainProcesses:
         self._timeout_s = timeout_s
         self.pipes: list[Connection] = []
         self.processes: list[BaseProcess] = []
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
         for _ in range(num_processes):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
-            process.start()
-            theirs.close()
-            self.pipes.append(ours)
+            pipe, process = _start_process()
+            self.pipes.append(pipe)
             self.processes.append(process)
 
     def load(
@@ -59,13 +57,18 @@ class PlainProcesses:
         return self.load_each([_settings_of(settings, shard) for shard in shards], rendezvous_s, collective_s)
 
     def load_each(
-        self, settings: list[ShardSettings | BatchShardSettings], rendezvous_s: float, collective_s: float
+        self,
+        settings: list[ShardSettings | BatchShardSettings],
+        rendezvous_s: float,
+        collective_s: float,
+        kept: Container[int] = (),
     ) -> list[ShardReport]:
-        """As `load`, with the settings of every shard."""
+        """As `load`, with the settings of every shard; those of `kept` have been made and loaded already."""
         pipes = self.pipes[: len(settings)]
-        for pipe, one in zip(pipes, settings, strict=True):
-            self._send(pipe, "create", one, HOST)
-        self._results(pipes, "create")
+        new = [index for index in range(len(settings)) if index not in kept]
+        for index in new:
+            self._send(pipes[index], "create", settings[index], HOST)
+        self._results([pipes[index] for index in new], "create")
         rendezvous = None
         if len(settings) > 1:
             port = self._call(pipes[:1], "open_store", rendezvous_s)[0]
@@ -84,6 +87,24 @@ class PlainProcesses:
     def wait(self, num_shards: int) -> None:
         """Wait until the group's run has been stopped; raises UnavailableError when a shard failed."""
         self._results(self.pipes[:num_shards], "run")
+
+    def replace(self, index: int) -> None:
+        """End one process and start another in its place."""
+        self.processes[index].kill()
+        self.processes[index].join()
+        self.pipes[index].close()
+        self.pipes[index], self.processes[index] = _start_process()
+
+    def leave(self, index: int) -> None:
+        """Let a shard leave its group; raises UnavailableError when it is lost, and ends no other."""
+        pipe = self.pipes[index]
+        try:
+            pipe.send(("leave", ()))
+            error, _result = pipe.recv()
+        except (EOFError, OSError) as lost:
+            raise UnavailableError("a shard died during leave") from lost
+        if error is not None:
+            raise UnavailableError(f"a shard failed during leave: {error}")
 
     def kill(self) -> None:
         """End all processes at once."""
@@ -130,7 +151,7 @@ class PlainProcesses:
 
 
 class ProcessShardGroup:
-    """A model copy's shards of one epoch, as plain processes; has what a ModelCopy asks of a group."""
+    """A model copy's shards as plain processes; has what a ModelCopy asks of a group."""
 
     host = HOST
 
@@ -142,14 +163,21 @@ class ProcessShardGroup:
         make_processes: Callable[[int], PlainProcesses] = PlainProcesses,
     ) -> None:
         self.reports: list[ShardReport] = []
-        self.processes: list[BaseProcess] = []
+        self.times = StartTimes()
         self._settings = settings
         self._waits_s = (rendezvous_s, collective_s)
         self._make_processes = make_processes
         self._pool: PlainProcesses | None = None
+        self._kept: set[int] = set()
+        self._runs: list[asyncio.Future[None]] = []  # by shard
+
+    @property
+    def processes(self) -> list[BaseProcess]:
+        """By shard; none before `start`."""
+        return [] if self._pool is None else list(self._pool.processes)
 
     async def start(self) -> None:
-        """Start the processes and load the model. Raises UnavailableError."""
+        """Start the processes that are missing and load the model. Raises UnavailableError."""
         self.reports = await asyncio.to_thread(self._start)
 
     async def allocate(self, limits: EngineLimits) -> None:
@@ -161,45 +189,84 @@ class ProcessShardGroup:
         """Let all shards run; returns when all have been stopped, raises ShardLostError as soon as one is lost."""
         assert self._pool is not None
         loop = asyncio.get_running_loop()
-        ended: asyncio.Queue[Connection] = asyncio.Queue()
-        pipes = self._pool.pipes
-        self._pool.run(len(pipes), address)
-        for pipe in pipes:
-            loop.add_reader(pipe.fileno(), _note_end, loop, pipe, ended)
-        try:
-            for _ in pipes:
-                _raise_failure(await ended.get())
-        finally:
-            for pipe in pipes:
-                if not pipe.closed:
-                    loop.remove_reader(pipe.fileno())
+        self._pool.run(len(self._settings), address)
+        self._runs = [loop.create_future() for _ in self._settings]
+        for pipe, run in zip(self._pool.pipes, self._runs, strict=True):
+            loop.add_reader(pipe.fileno(), _note_end, loop, pipe, run)
+        done, _running = await asyncio.wait(self._runs, return_when=asyncio.FIRST_EXCEPTION)
+        for run in done:
+            run.result()
+
+    async def renew(self, suspects: frozenset[int]) -> bool:
+        """See ShardGroup."""
+        pool = self._pool
+        assert pool is not None
+        for index in suspects:
+            pool.processes[index].kill()
+        leaving = [asyncio.ensure_future(self._leave(index, pool)) for index in range(len(self._runs))]
+        _done, late = await asyncio.wait(leaving, timeout=LEAVE_S)
+        for index, left in enumerate(leaving):
+            if left in late or left.exception() is not None:
+                pool.processes[index].kill()
+        if late:  # a thread that waits for an answer hears that the process has ended
+            await asyncio.wait(late)
+        self._kept = {index for index, left in enumerate(leaving) if left not in late and left.exception() is None}
+        if not self._kept:
+            return False
+        for index in set(range(len(leaving))) - self._kept:
+            await asyncio.to_thread(pool.replace, index)
+        return True
+
+    def stand_by(self) -> None:
+        """None waits: a process is forked at once."""
 
     def kill(self) -> None:
         """End all shards at once."""
-        if self._pool is not None:
-            for process in self._pool.processes:
-                process.kill()
+        for process in self.processes:
+            process.kill()
 
     def _start(self) -> list[ShardReport]:
-        self._pool = self._make_processes(len(self._settings))
-        self.processes = self._pool.processes
-        return self._pool.load_each(self._settings, *self._waits_s)
+        began_s = time.monotonic()
+        if self._pool is None:
+            self._pool = self._make_processes(len(self._settings))
+        processes_s = time.monotonic() - began_s
+        reports = self._pool.load_each(self._settings, *self._waits_s, self._kept)
+        self.times = StartTimes.of(len(self._kept), processes_s, reports)
+        return reports
+
+    async def _leave(self, index: int, pool: PlainProcesses) -> None:
+        with contextlib.suppress(PeerLostError):
+            await self._runs[index]
+        await asyncio.to_thread(pool.leave, index)
 
 
-def _note_end(loop: asyncio.AbstractEventLoop, pipe: Connection, ended: "asyncio.Queue[Connection]") -> None:
+def _start_process() -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process
+
+
+def _note_end(loop: asyncio.AbstractEventLoop, pipe: Connection, run: "asyncio.Future[None]") -> None:
     """A shard has told how its run ended, or its process is gone and its pipe with it."""
     loop.remove_reader(pipe.fileno())
-    ended.put_nowait(pipe)
-
-
-def _raise_failure(pipe: Connection) -> None:
-    """Raises ShardLostError unless the run of the pipe's shard was stopped in good order."""
+    if run.done():
+        return
     try:
         error, _result = pipe.recv()
-    except (EOFError, OSError) as lost:
-        raise ShardLostError("a shard's process has ended") from lost
-    if error is not None:
-        raise ShardLostError(f"a shard failed: {error}")
+    except (EOFError, OSError):
+        run.set_exception(ShardLostError("a shard's process has ended"))
+    else:
+        if error is None:
+            run.set_result(None)
+        elif error.startswith(PeerLostError.__name__):
+            run.set_exception(PeerLostError(error))
+        else:
+            run.set_exception(ShardLostError(f"a shard failed: {error}"))
+    run.exception()  # when a shard is lost others fail as well, and nobody asks for the end of each
 
 
 def _settings_of(settings: ShardSettings | BatchShardSettings, shard: ShardSpec) -> ShardSettings | BatchShardSettings:

@@ -10,7 +10,6 @@ import torch
 from serve_app.engine.shard_engine import ShardEngine
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.parallel.communicator import (
-    Communicator,
     GroupCommunicator,
     LoneCommunicator,
     Store,
@@ -24,7 +23,10 @@ _LOADING = timedelta(days=1)  # the Router ends what takes longer than timeouts.
 
 
 class EngineShard:
-    """One shard. Its methods are called in this order: open_store (one shard of a group), load, allocate, run."""
+    """One shard. Its methods are called in this order: open_store (one shard of a group), load, allocate, run.
+
+    When another shard is lost, `run` ends, and this one may stay: `leave`, `move`, and the same again with a new group.
+    """
 
     def __init__(self, settings: ShardSettings | BatchShardSettings, host: str) -> None:
         torch.set_num_threads(settings.num_threads)
@@ -32,6 +34,8 @@ class EngineShard:
         self._host = host
         self._device = torch.device("cuda:0" if settings.device == "cuda" else "cpu")
         self._store: Store | None = None
+        self._communicator: GroupCommunicator | None = None  # None: not met yet, or the model has one shard
+        self._report: ShardReport | None = None  # None: not loaded yet
         self._engine = _engine_of(settings, self._device)
 
     def open_store(self, rendezvous_s: float) -> int:
@@ -40,18 +44,34 @@ class EngineShard:
         return int(self._store.port)
 
     def load(self, rendezvous: Rendezvous | None) -> ShardReport:
-        """Meet the group, read this shard's tensors, and find out how much room that leaves."""
-        started_s = time.monotonic()
-        communicator: Communicator = LoneCommunicator()
+        """Meet the group, read this shard's tensors unless they are there, and find out how much room that leaves."""
+        watch = _StopWatch()
         if rendezvous is not None:
-            if self._store is None:
-                self._store = connect_store(rendezvous)
-            communicator = GroupCommunicator(self._store, self._shard, rendezvous, self._device, self._host)
-        report = self._engine.load(communicator)
+            self._meet(rendezvous)
+        meet_s, load_s = watch.lap_s(), 0.0
+        if self._report is None:
+            self._report = self._engine.load(self._communicator or LoneCommunicator())
+            load_s = watch.lap_s()
+        report = replace(self._report, meet_s=meet_s, load_s=load_s)
         if self._engine.is_measured:
             self._wait_for_group()
+            watch.lap_s()
             report = replace(report, num_blocks=self._engine.measure())
-        return replace(report, load_s=time.monotonic() - started_s)
+            report = replace(report, measure_s=watch.lap_s())
+        return report
+
+    def leave(self) -> None:
+        """Let go of a group that has lost a shard; what was computed there is gone, the tensors stay."""
+        if self._communicator is not None:
+            self._communicator.leave()
+        self._store = None
+        self._engine.forget()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # raises where nothing runs on the device any more
+
+    def move(self, host: str) -> None:
+        """The address to meet the next group on."""
+        self._host = host
 
     def allocate(self, limits: EngineLimits) -> None:
         """Make the KV cache."""
@@ -59,7 +79,17 @@ class EngineShard:
 
     def run(self, address: ControlAddress) -> None:
         """Run the Router's steps until it says stop. An exception here is the end of the whole group."""
-        self._engine.run(ShardLoop(ControlClient(address, self._shard.index)))
+        is_on_gpu = self._device.type == "cuda"  # where a kernel waits for one that is gone until it is aborted
+        free = self._communicator.abort if self._communicator is not None and is_on_gpu else None
+        self._engine.run(ShardLoop(ControlClient(address, self._shard.index), free=free))
+
+    def _meet(self, rendezvous: Rendezvous) -> None:
+        if self._store is None:
+            self._store = connect_store(rendezvous)
+        if self._communicator is None:
+            self._communicator = GroupCommunicator(self._store, self._shard, rendezvous, self._device, self._host)
+        else:
+            self._communicator.join(self._store, rendezvous, self._host)
 
     def _wait_for_group(self) -> None:
         """Until all shards have loaded: a collective would not wait that long for the slowest."""
@@ -68,6 +98,18 @@ class EngineShard:
         num_shards = self._shard.num_stages * self._shard.num_ranks
         self._store.set(f"loaded/{self._shard.index}", "")
         self._store.wait([f"loaded/{index}" for index in range(num_shards)], _LOADING)
+
+
+class _StopWatch:
+    """Tells the seconds between two looks at it."""
+
+    def __init__(self) -> None:
+        self._looked_s = time.monotonic()
+
+    def lap_s(self) -> float:
+        """Since the last look."""
+        looked_s, self._looked_s = self._looked_s, time.monotonic()
+        return self._looked_s - looked_s
 
 
 def import_engine(kind: EngineKind) -> None:

@@ -11,7 +11,7 @@ class ShardEngine(Protocol):
     """What a shard computes."""
 
     def load(self, communicator: Communicator) -> ShardReport:
-        """Read this shard's tensors; `load_s` of the report is not known yet."""
+        """Read this shard's tensors; the seconds of the report are not known yet."""
         ...
 
     @property
@@ -25,6 +25,10 @@ class ShardEngine(Protocol):
 
     def allocate(self, limits: EngineLimits) -> None:
         """Make the KV cache, of the size that all shards have room for; called for models that have one."""
+        ...
+
+    def forget(self) -> None:
+        """Drop the KV cache and keep the tensors: a new epoch begins, in which `load` is not called again."""
         ...
 
     def run(self, loop: ShardLoop) -> None:

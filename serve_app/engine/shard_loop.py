@@ -12,14 +12,22 @@ from serve_app.types.steps import StepInput
 from serve_app.wire.links import ControlClient, SendBeat
 
 HEARTBEAT_INTERVAL_S = 0.5
+_LOOK_S = 0.1  # a run that ends waits for that long
 
 
 class ShardLoop:
     """The Router's steps, one after the other, and a heartbeat beside them."""
 
-    def __init__(self, client: ControlClient, beat_s: float = HEARTBEAT_INTERVAL_S) -> None:
+    def __init__(
+        self,
+        client: ControlClient,
+        beat_s: float = HEARTBEAT_INTERVAL_S,
+        free: Callable[[], None] | None = None,
+    ) -> None:
+        """free: called in another thread when the shard is to leave its group; lets a step end that waits there."""
         self._client = client
         self._beat_s = beat_s
+        self._free = free
         self._num_steps_done = 0
 
     def run(self, step_type: type[StepT], runner: StepRunner[StepT], busy: BusyTime | None = None) -> None:
@@ -62,20 +70,32 @@ class ShardLoop:
 
     @contextmanager
     def _beating(self, busy: BusyTime | None) -> Iterator[None]:
-        """Greet the Router, and let it know that this process lives."""
+        """Greet the Router, let it know that this process lives, and hear when the group is to be left."""
         stopped = threading.Event()
         busy_s = (lambda: None) if busy is None else (lambda: busy.seconds)
         arguments = (self._client.heartbeat_sender(), busy_s, stopped)
-        beat = threading.Thread(target=self._beat, args=arguments, daemon=True)
+        beside = [threading.Thread(target=self._beat, args=arguments, daemon=True)]
+        if self._free is not None:
+            heard = (self._client.leave_listener(), self._free, stopped)
+            beside.append(threading.Thread(target=_listen, args=heard, daemon=True))
         try:
-            beat.start()
+            for thread in beside:
+                thread.start()
             self._client.send_hello()
             yield
         finally:
             stopped.set()
-            beat.join()
+            for thread in beside:
+                thread.join()
             self._client.close()
 
     def _beat(self, send: SendBeat, busy_s: Callable[[], float | None], stopped: threading.Event) -> None:
         while not stopped.wait(self._beat_s):
             send(self._num_steps_done, busy_s())
+
+
+def _listen(is_told_to_leave: Callable[[float], bool], free: Callable[[], None], stopped: threading.Event) -> None:
+    while not stopped.is_set():
+        if is_told_to_leave(_LOOK_S):
+            free()
+            return

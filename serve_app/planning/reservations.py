@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from serve_app.config.engine import DeviceConfig
+from serve_app.config.model import ModelConfig
 from serve_app.planning.machine import Machine
 from serve_app.planning.serve_file import GraphApplication, ModelApplication
 from serve_app.planning.setting_problems import Problem
@@ -41,7 +42,8 @@ def reserved_cpus(models: Sequence[ModelApplication], graphs: Sequence[GraphAppl
     """What all applications need to start, with the number of Router replicas they begin with."""
     total = CPUS_PER_REPLICA * (1 + len(graphs))
     for application in _by_application(models):
-        shards = _num_shards(application) * application[0].config.device.cpus_per_shard
+        config = application[0].config
+        shards = (_num_shards(application) + config.standby_shards) * config.device.cpus_per_shard
         total += _num_replicas(application) * (CPUS_PER_REPLICA + shards)
         total += CPUS_PER_REPLICA * any(model.config.has_chains for model in application)
     return round(total, 3)
@@ -63,10 +65,15 @@ def cpu_engines(models: Sequence[ModelApplication]) -> list[EngineKind]:
     return sorted({_engine_kind(application) for application in on_cpu})
 
 
+def batch_engine_kind(models: Sequence[ModelConfig]) -> EngineKind:
+    """The kind of the shards that hold these models, which do not generate."""
+    return "module" if all(model.architecture is not None for model in models) else "batch"
+
+
 def _engine_kind(application: list[ModelApplication]) -> EngineKind:
     if application[0].config.is_generative:
         return "generation"
-    return "module" if all(model.config.architecture is not None for model in application) else "batch"
+    return batch_engine_kind([model.config for model in application])
 
 
 def _reserved_gpus(on_gpus: list[list[ModelApplication]]) -> float:
@@ -128,6 +135,9 @@ def _share(application: list[ModelApplication], unit: str) -> str:
         f"cpus_per_shard={device.cpus_per_shard:g}" if unit == "CPUs" else f"gpus_per_shard={device.gpus_per_shard:g}"
     )
     copies, shards = _counted(_num_replicas(application), "replica"), _counted(_num_shards(application), "shard")
+    num_standby = application[0].config.standby_shards
+    if num_standby:
+        shards = f"({shards} + {num_standby} standby)"
     return f"{owner}: {copies} x {shards} x {each}"
 
 

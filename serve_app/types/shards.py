@@ -1,11 +1,13 @@
 """How a shard is made, and what it reports once it is loaded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from serve_app.types.tensors import TensorSpec
 
 GPU_RESERVE_BYTES = 256 * 1024**2  # for libraries that come up later, and for room that lies between tensors
+LEAVE_S = 3.0  # how long a shard that is to stay may take to leave the group that has lost another
 MIN_FLOAT8_CAPABILITY = (8, 9)  # compute capability of GPUs that multiply float8 numbers
 
 
@@ -145,11 +147,35 @@ class ShardReport:
 
     parameter_bytes: int
     num_blocks: int
-    load_s: float
+    load_s: float  # until its tensors were there; 0: they were there before
     models: list[BatchModelReport] = field(default_factory=list)  # of a shard of batch models
     linear_kernel: str = ""  # and why it, for people; "": linear layers are as they come
     attention: str = ""  # and why it, for people; "": the model has no KV cache
     compiled: str = ""  # how kernels of steps on CPU were compiled, or why not; "": the model has no KV cache
+    meet_s: float = 0.0  # until all shards of the group had met
+    measure_s: float = 0.0  # until the room for KV blocks was known
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimes:
+    """Where the time of a group's start went; of what shards do side by side, the slowest counts."""
+
+    num_kept: int = 0  # shards that were there already, with their tensors
+    processes_s: float = 0.0  # until each had a process that has imported what it runs
+    meet_s: float = 0.0
+    load_s: float = 0.0
+    measure_s: float = 0.0
+
+    @staticmethod
+    def of(num_kept: int, processes_s: float, reports: Sequence[ShardReport]) -> "StartTimes":
+        """As the shards have told it."""
+        return StartTimes(
+            num_kept,
+            processes_s,
+            max(report.meet_s for report in reports),
+            max(report.load_s for report in reports),
+            max(report.measure_s for report in reports),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from serve_app.wire.messages import (
 LOOPBACK = "127.0.0.1"
 SendBeat = Callable[[int, float | None], None]
 _LOOK_MS = 250  # how often one that waits for steps looks whether they are wanted
+_LEAVE = b":leave"
 _HANDSHAKE_MS = 30_000
 _MAX_MESSAGE_BYTES = 64 << 20
 ReceivedT = TypeVar("ReceivedT", bound=Message)
@@ -73,6 +74,14 @@ class ControlServer:
     def send_stop(self) -> None:
         """Ask every shard to end its run."""
         self._send(StopMessage(PROTOCOL_VERSION, self._epoch))
+
+    def send_leave(self) -> None:
+        """Ask every shard to end its run, also where it waits for one that is gone."""
+        message = StopMessage(PROTOCOL_VERSION, self._epoch)
+        self._send(message)
+        payload = self._encoder.encode(message)
+        for peer in self._peers:
+            self._socket.send_multipart((peer + _LEAVE, payload))
 
     async def receive(self) -> ToRouter:
         """The next message of this epoch; others, and what cannot be read, are dropped."""
@@ -153,6 +162,15 @@ class ControlClient:
             socket.send(encoder.encode(message), flags=zmq.NOBLOCK)
 
         return send
+
+    def leave_listener(self) -> Callable[[float], bool]:
+        """A function for one other thread: waits for so many seconds, and tells whether the shard is to leave."""
+        socket = self._connect(f"{self._epoch}:{self._shard_index}{_LEAVE.decode()}")
+
+        def is_told(timeout_s: float) -> bool:
+            return bool(socket.poll(int(timeout_s * 1000)))
+
+        return is_told
 
     def close(self) -> None:
         """Drop what is unsent and close."""

@@ -36,6 +36,11 @@ def test_a_model_reserves_one_bundle_for_each_shard_beside_its_router() -> None:
     assert sum(bundle["CPU"] for bundle in options["placement_group_bundles"]) < 2
 
 
+def test_a_process_that_stands_by_has_a_bundle_as_a_shard_has() -> None:
+    options = deployment_options({**MODEL, "parallel": {"pipeline": 2}, "standby_shards": 1})
+    assert options["placement_group_bundles"] == [{"CPU": 0.05}, *[{"CPU": 0.1}] * 3]
+
+
 def test_shards_on_gpus_reserve_them() -> None:
     device = {"type": "cuda", "gpus_per_shard": 1.0, "accelerator_type": "H100"}
     options = deployment_options({**MODEL, "device": device, "parallel": {"pipeline": 1, "tensor": 2}})

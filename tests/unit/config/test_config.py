@@ -1,13 +1,15 @@
 """The settings of our applications: defaults, names, and the environment."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from serve_app.config.engine import DEFAULT_CPU_KV_CACHE_BYTES
 from serve_app.config.environment import read_environment
-from serve_app.config.model import ModelConfig
+from serve_app.config.model import ModelConfig, ModelSetConfig
 
 
 def test_defaults_suit_a_laptop() -> None:
@@ -26,6 +28,31 @@ def test_plain_names_are_allowed(name: str) -> None:
 def test_odd_names_are_refused(name: str) -> None:
     with pytest.raises(ValidationError, match="cannot be a model's name; use at most 64 letters"):
         ModelConfig(name=name, source="b")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({"standby_shards": 1, "device": {"type": "cuda"}}, "standby_shards=1 is for device.type=cpu: a process that"),
+        ({"standby_shards": 2}, "standby_shards=2 is more than the copy's 1 shard; use at most 1"),
+        ({"standby_shards": 3, "parallel": {"pipeline": 2}}, "is more than the copy's 2 shards; use at most 2"),
+        ({"standby_shards": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_processes_that_cannot_stand_by_are_refused(args: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        ModelConfig.model_validate({"name": "a", "source": "b", **args})
+    if "parallel" not in args:
+        with pytest.raises(ValidationError, match=re.escape(told)):
+            ModelSetConfig.model_validate({"models": [{"name": "a", "source": "b", "task": "embed"}], **args})
+
+
+def test_models_that_share_a_process_share_what_stands_by() -> None:
+    one = {"name": "a", "source": "b", "task": "embed"}
+    shared = ModelSetConfig.model_validate({"models": [one], "standby_shards": 1})
+    assert [model.standby_shards for model in shared.shared_models] == [1]
+    with pytest.raises(ValidationError, match="a sets standby_shards, which all models share"):
+        ModelSetConfig.model_validate({"models": [{**one, "standby_shards": 1}]})
 
 
 def test_settings_are_frozen() -> None:

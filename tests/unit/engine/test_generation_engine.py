@@ -57,6 +57,10 @@ def test_the_cache_is_what_the_largest_steps_leave(llama: Path) -> None:
     assert num_blocks == (900 * MIB - 100 * MIB - 30 * MIB - GPU_RESERVE_BYTES) // block_bytes
     assert memory.calls == ["release", "release", "start_peak", "peak", "release", "release"]
     engine.allocate(LIMITS.with_blocks(10))
+    engine.forget()
+    assert engine._runner is None, "the cache is gone, and its memory is given back"
+    assert memory.calls[6:] == ["release"]
+    assert engine.measure() == num_blocks, "a new epoch finds the same room"
 
 
 @pytest.mark.parametrize(("max_num_blocks", "longest"), [(0, 64), (5, 80), (1000, 128)])

@@ -34,6 +34,8 @@ def test_reserved_cpus_are_those_of_the_deployments() -> None:
     graph = GraphConfig.model_validate({"name": "g", "steps": [{"name": "s", "model": "m"}], "output": "s"})
     graphs = [GraphApplication("g", "g.args", graph)]
     assert reserved_cpus([one, one], []) == pytest.approx(0.05 + 3 * (0.05 + 0.1) + 0.05)  # one application of two
+    standing_by = model("n", num_replicas=2, parallel={"pipeline": 2}, standby_shards=1)
+    assert reserved_cpus([standing_by], []) == pytest.approx(0.05 + 2 * (0.05 + 3 * 0.1))
     assert reserved_cpus([one], graphs) == pytest.approx(0.05 + 3 * (0.05 + 0.1) + 0.05 + 0.05)
 
 
@@ -86,6 +88,15 @@ def test_a_lack_of_gpus_names_models_copies_shards_and_the_way_out() -> None:
 def test_a_lack_of_cpus_names_the_same() -> None:
     (problem,) = machine_problems([model("m", 3, device={"cpus_per_shard": 0.9})], [], Machine(2, 0))
     assert "reserve 2.9 CPUs, and this machine has 2 (m: 3 replicas x 1 shard x cpus_per_shard=0.9); low" in str(
+        problem
+    )
+
+
+def test_processes_that_stand_by_are_counted_and_told() -> None:
+    one = model("m", 2, parallel={"pipeline": 2}, standby_shards=1, device={"cpus_per_shard": 0.5})
+    assert machine_problems([one], [], Machine(4, 0)) == []
+    (problem,) = machine_problems([one], [], Machine(3, 0))
+    assert "reserve 3.15 CPUs, and this machine has 3 (m: 2 replicas x (2 shards + 1 standby) x cpus_per_shard" in str(
         problem
     )
 

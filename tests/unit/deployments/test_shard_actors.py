@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.deployments.ray_shard_group import forked_environment
+from serve_app.deployments.shard_actors import forked_environment
 
 
 def test_shards_on_cpu_are_forked_where_there_is_a_server() -> None:

@@ -1,0 +1,96 @@
+"""Which processes a Router's placement group holds: those of its shards, and those that wait for the loss of one."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from serve_app.types.shards import EngineKind
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_S = 2.0  # one that has imported everything and takes longer is not well
+
+
+class Process(Protocol):
+    """A process that can hold a shard."""
+
+    bundle: int  # of the placement group
+
+    async def prepare(self, kind: EngineKind) -> None:
+        """Import what a shard of that kind runs."""
+        ...
+
+    async def locate(self) -> object:
+        """Returns when it answers."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+
+ProcessT = TypeVar("ProcessT", bound=Process)
+
+
+class ShardProcesses(Generic[ProcessT]):
+    """Gives processes to shards: one that waits if there is one, else a new one in a bundle that is free.
+
+    Bundle 0 is the Router's own. One that waits has imported everything and loaded nothing: it can become any shard.
+    """
+
+    def __init__(self, start: Callable[[int], ProcessT], kind: EngineKind, num_shards: int, num_standby: int) -> None:
+        """start: starts a process in the bundle of that number."""
+        self._start_in = start
+        self._kind = kind
+        self._free = list(range(1, 1 + num_shards + num_standby))
+        self._num_standby = num_standby
+        self._waiting: list[tuple[ProcessT, asyncio.Task[None]]] = []  # with how its imports end
+        self._imports: set[asyncio.Task[None]] = set()  # that have not ended
+
+    async def take(self) -> ProcessT:
+        """A process for a shard."""
+        while self._waiting:
+            process, prepared = self._waiting.pop(0)
+            if await _is_well(process, prepared):
+                return process
+            self.end(process)
+        return self._start()
+
+    def end(self, process: ProcessT) -> None:
+        """End a process that was taken."""
+        process.kill()
+        self._free.append(process.bundle)
+
+    def stand_by(self) -> None:
+        """Start those that are to wait, in the background."""
+        for _ in range(self._num_standby - len(self._waiting)):
+            process = self._start()
+            prepared = asyncio.create_task(self._prepare(process))
+            self._imports.add(prepared)
+            prepared.add_done_callback(self._note_end)
+            self._waiting.append((process, prepared))
+
+    def _start(self) -> ProcessT:
+        return self._start_in(self._free.pop(0))
+
+    async def _prepare(self, process: ProcessT) -> None:
+        await process.prepare(self._kind)
+        logger.info("standby shard ready bundle=%d engine=%s", process.bundle, self._kind)
+
+    def _note_end(self, prepared: asyncio.Task[None]) -> None:
+        self._imports.discard(prepared)
+        if not prepared.cancelled():
+            prepared.exception()  # `take` looks at it, if it comes to that
+
+
+async def _is_well(process: Process, prepared: "asyncio.Task[None]") -> bool:
+    if not prepared.done():
+        return True  # it imports still, and a new one would begin with that
+    answer = prepared if prepared.exception() is not None else asyncio.ensure_future(process.locate())
+    done, _late = await asyncio.wait([answer], timeout=_ANSWER_S)
+    if done and answer.exception() is None:
+        return True
+    logger.warning("standby shard lost bundle=%d reason=%s", process.bundle, answer.exception() if done else "silence")
+    answer.cancel()
+    return False

@@ -1,0 +1,127 @@
+"""Which process a shard gets: one that waits, or a new one."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from serve_app.deployments import standby_shards
+from serve_app.deployments.standby_shards import ShardProcesses
+from serve_app.types.shards import EngineKind
+
+
+@dataclass(eq=False)
+class FakeProcess:
+    """A process in a bundle."""
+
+    bundle: int
+    is_prepared: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: Exception | None = None  # of its imports, and later of its answers
+    is_stopped: bool = False
+    is_killed: bool = False
+
+    async def prepare(self, _kind: EngineKind) -> None:
+        """Import for as long as the test likes."""
+        await self.is_prepared.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def locate(self) -> object:
+        """Answer."""
+        if self.is_stopped:
+            await asyncio.Event().wait()
+        if self.failure is not None:
+            raise self.failure
+        return None
+
+    def kill(self) -> None:
+        """Note it."""
+        self.is_killed = True
+
+
+class Machine:
+    """All processes that were started."""
+
+    def __init__(self, num_shards: int = 2, num_standby: int = 1) -> None:
+        self.started: list[FakeProcess] = []
+        self.processes = ShardProcesses(self._start, "generation", num_shards, num_standby)
+
+    async def prepare_all(self) -> None:
+        """Let the imports end."""
+        for process in self.started:
+            process.is_prepared.set()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    @property
+    def living(self) -> list[int]:
+        """Bundles that are taken."""
+        return sorted(process.bundle for process in self.started if not process.is_killed)
+
+    def _start(self, bundle: int) -> FakeProcess:
+        assert bundle not in self.living, "a bundle holds one process"
+        self.started.append(FakeProcess(bundle))
+        return self.started[-1]
+
+
+async def test_one_that_waits_takes_the_place_of_one_that_is_lost_and_another_waits_in_its_bundle() -> None:
+    machine = Machine()
+    shards = [await machine.processes.take() for _ in range(2)]
+    assert machine.living == [1, 2], "nothing waits before the copy is ready"
+    machine.processes.stand_by()
+    await machine.prepare_all()
+    machine.processes.end(shards[0])
+    taken = await machine.processes.take()
+    assert (taken.bundle, len(machine.started)) == (3, 3)
+    machine.processes.stand_by()
+    assert machine.living == [1, 2, 3]
+    assert machine.started[-1].bundle == 1
+
+
+async def test_without_one_that_waits_a_new_one_is_started() -> None:
+    machine = Machine(num_standby=0)
+    shards = [await machine.processes.take() for _ in range(2)]
+    machine.processes.stand_by()
+    machine.processes.end(shards[1])
+    assert (await machine.processes.take()).bundle == 2
+    assert len(machine.started) == 3
+
+
+async def test_one_that_imports_still_is_taken_as_it_is() -> None:
+    machine = Machine(num_shards=1)
+    lost = await machine.processes.take()
+    machine.processes.stand_by()
+    machine.processes.end(lost)
+    taken = await machine.processes.take()
+    assert (taken.bundle, len(machine.started)) == (2, 2)
+    await machine.prepare_all()
+
+
+@pytest.mark.parametrize("ill", ["failed", "died", "stopped"])
+async def test_one_that_is_not_well_is_ended_and_a_new_one_started(ill: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standby_shards, "_ANSWER_S", 0.01)
+    machine = Machine(num_shards=1)
+    lost = await machine.processes.take()
+    machine.processes.stand_by()
+    waiting = machine.started[-1]
+    if ill == "failed":
+        waiting.failure = ImportError("no torch")
+    await machine.prepare_all()
+    if ill == "died":
+        waiting.failure = OSError("the process is gone")
+    waiting.is_stopped = ill == "stopped"
+    machine.processes.end(lost)
+    taken = await machine.processes.take()
+    assert waiting.is_killed
+    assert taken is machine.started[-1]
+    assert machine.living == [taken.bundle]
+
+
+async def test_as_many_wait_as_are_asked_for() -> None:
+    machine = Machine(num_standby=2)
+    for _ in range(2):
+        await machine.processes.take()
+    machine.processes.stand_by()
+    machine.processes.stand_by()
+    assert machine.living == [1, 2, 3, 4]
+    await machine.prepare_all()
