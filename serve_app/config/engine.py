@@ -88,6 +88,15 @@ class EngineConfig(ConfigModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _can_capture(self) -> "EngineConfig":
+        if "cuda_graphs" in self.model_fields_set and self.attention == "reference":
+            raise ValueError(
+                f"cuda_graphs={self.cuda_graphs} has no effect beside attention=reference, which attends each sequence "
+                "by itself; remove it, or set attention: auto"
+            )
+        return self
+
     def refuse_kv_cache_settings(self, owner: str) -> None:
         """Raises ValueError where a setting of the KV cache is given; `owner` keeps none."""
         given = [name for name in _KV_CACHE_SETTINGS if name in self.model_fields_set]

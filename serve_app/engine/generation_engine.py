@@ -1,6 +1,7 @@
 """The engine of a shard of a model that generates."""
 
 import gc
+import logging
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ from serve_app.models.transformers_model import TransformersStage
 from serve_app.parallel.communicator import Communicator
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings
 from serve_app.types.steps import StepInput
+
+logger = logging.getLogger(__name__)
 
 
 class GenerationEngine:
@@ -85,6 +88,11 @@ class GenerationEngine:
 
     def allocate(self, limits: EngineLimits) -> None:
         """See ShardEngine."""
+        assert self._attention is not None
+        if self._settings.has_cuda_graphs and self._device.type == "cuda" and self._attention.backend is None:
+            logger.info(
+                "steps are not captured as graphs: attention=%s attends each sequence by itself", self._attention
+            )
         self._runner = self._make_runner(limits)
 
     def forget(self) -> None:

@@ -120,6 +120,11 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
             "device: {type: cuda}, engine: {compile: 'off'}",
             "compile=off has no effect on device.type=cuda; remove it",
         ),
+        (
+            "device: {type: cuda}, engine: {attention: reference, cuda_graphs: auto}",
+            "cuda_graphs=auto has no effect beside attention=reference, which attends each sequence by itself; remove "
+            "it, or set attention: auto",
+        ),
         ("engine: {gpu_memory_utilization: 0.5}", "gpu_memory_utilization=0.5 has no effect on device.type=cpu; set"),
         (
             "device: {type: cuda}, engine: {gpu_memory_utilization: 0.5, kv_cache_bytes: 1GB}",
