@@ -92,7 +92,7 @@ class ModelRunner:
 
     def _forward(self, step: StepInput) -> LaunchedStep | None:
         shard = self._stage.shard
-        layout = lay_out(step, self._tables, self._limits.block_size, has_backend=self._backend is not None)
+        layout = self._lay_out(step)
         num_drawn, rows = logit_rows(step)
         places, blocks = self._tables.take_changes()
         unknown, unknown_rows = unknown_tokens(step)
@@ -128,6 +128,9 @@ class ModelRunner:
             return None
         logits = self._stage.forward(inputs, positions, attention, rows_to_draw)  # [N, V]
         return self._draw(step, logits, num_drawn, targets)
+
+    def _lay_out(self, step: StepInput) -> StepLayout:
+        return lay_out(step, self._tables, self._limits.block_size, has_backend=self._backend is not None)
 
     def _replay(self, step: StepInput, size: int) -> LaunchedStep | None:
         """Run a captured step of `size` rows. Every rank and stage decides alike."""

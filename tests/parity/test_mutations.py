@@ -4,12 +4,15 @@ Two changes that look like mistakes are none, by the mathematics of attention: r
 alike, and two full blocks of one sequence that change places once their keys are stored.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from torch import Tensor
 
-from serve_app.engine.attention.paged import PagedAttention
+from serve_app.engine.block_tables import BlockTables
+from serve_app.engine.launched_step import LaunchedStep
 from serve_app.engine.model_runner import ModelRunner
+from serve_app.engine.step_layout import StepLayout
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput
 from tests.parity.comparison import Comparison
@@ -22,27 +25,26 @@ LIMITS = EngineLimits(max_num_seqs=8, max_num_batched_tokens=32, max_model_len=1
 class PositionsShifted(ModelRunner):
     """Learned positions one too high."""
 
-    def _prepare(self, step: StepInput) -> tuple[Tensor, PagedAttention]:
-        positions, attention = super()._prepare(step)
-        return positions + 1, attention
+    def _lay_out(self, step: StepInput) -> StepLayout:
+        layout = super()._lay_out(step)
+        return replace(layout, positions=layout.positions + 1)
 
 
 class DecodePositionsShifted(ModelRunner):
     """Positions one too high once a sequence has tokens in the cache."""
 
-    def _prepare(self, step: StepInput) -> tuple[Tensor, PagedAttention]:
-        positions, attention = super()._prepare(step)
+    def _lay_out(self, step: StepInput) -> StepLayout:
+        layout = super()._lay_out(step)
         is_cached = np.repeat(np.asarray(step.num_computed) > 0, step.num_tokens)
-        return positions + self._to_device(is_cached.astype(np.int64)), attention
+        return replace(layout, positions=layout.positions + is_cached)
 
 
 class SlotsShifted(ModelRunner):
     """Keys and values stored one slot too far."""
 
-    def _prepare(self, step: StepInput) -> tuple[Tensor, PagedAttention]:
-        positions, attention = super()._prepare(step)
-        attention._slots = (attention._slots + 1) % (self._limits.num_blocks * self._limits.block_size)
-        return positions, attention
+    def _lay_out(self, step: StepInput) -> StepLayout:
+        layout = super()._lay_out(step)
+        return replace(layout, slots=(layout.slots + 1) % (self._limits.num_blocks * self._limits.block_size))
 
 
 class FirstAndLastBlockSwapped(ModelRunner):
@@ -53,22 +55,28 @@ class FirstAndLastBlockSwapped(ModelRunner):
         for row, num_computed in zip(step.slot_rows, step.num_computed, strict=True):
             last = num_computed // self._limits.block_size
             if last > 0:
-                self._tables.blocks[row, [0, last]] = self._tables.blocks[row, [last, 0]]
+                swap(self._tables, (row, 0), (row, last))
                 self._tables.num_run_blocks[row] = 0  # they are in no row any more
 
 
 class BlocksOfTwoSequencesSwapped(ModelRunner):
     """The first blocks of two running sequences change places, for one step."""
 
-    def _prepare(self, step: StepInput) -> tuple[Tensor, PagedAttention]:
+    def _forward(self, step: StepInput) -> LaunchedStep | None:
         rows = [row for row, computed in zip(step.slot_rows, step.num_computed, strict=True) if computed > 0]
         if len(rows) < 2:
-            return super()._prepare(step)
-        pair, reverse = [rows[0], rows[1]], [rows[1], rows[0]]
-        self._tables.blocks[pair, 0] = self._tables.blocks[reverse, 0]
-        prepared = super()._prepare(step)
-        self._tables.blocks[pair, 0] = self._tables.blocks[reverse, 0]
-        return prepared
+            return super()._forward(step)
+        swap(self._tables, (rows[0], 0), (rows[1], 0))
+        launched = super()._forward(step)
+        swap(self._tables, (rows[0], 0), (rows[1], 0))
+        return launched
+
+
+def swap(tables: BlockTables, one: tuple[int, int], other: tuple[int, int]) -> None:
+    """Let two blocks change places, in the tables on the device too."""
+    tables.blocks[one], tables.blocks[other] = tables.blocks[other], tables.blocks[one]
+    for row, index in (one, other):
+        tables._changes[row * tables.blocks.shape[1] + index] = int(tables.blocks[row, index])
 
 
 @pytest.mark.parametrize("attention", ["reference", "padded"])

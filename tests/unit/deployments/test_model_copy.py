@@ -13,7 +13,7 @@ from serve_app.deployments.generation_work import GenerationWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.errors import RayshardError
 from serve_app.planning.generator_plan import plan_generator
-from serve_app.scheduling.scheduler import SequenceOutput
+from serve_app.scheduling.output import SequenceOutput
 from serve_app.types.generation import GenerateRequest, SamplingParams
 from tests.fakes_engine import FakeModel, run_alone
 from tests.fakes_group import FakeGroup, FakeGroups
