@@ -36,7 +36,7 @@ class GeneratorCalls:
     """Runs GenerateMessages."""
 
     def __init__(self, plan: GeneratorPlan, sender: str, senders: Senders) -> None:
-        self.work = GenerationWork(plan, self._take_outputs)
+        self.work = GenerationWork(plan, self.take_outputs)
         self._plan = plan
         self._sender = sender
         self._senders = senders
@@ -83,7 +83,7 @@ class GeneratorCalls:
             finish_reasons=[sequence.finish_reason or "abort" for sequence in call.sequences],
         )
 
-    def _take_outputs(self, outputs: list[SequenceOutput]) -> None:
+    def take_outputs(self, outputs: list[SequenceOutput]) -> None:
         """Send what is new: one message for each Gateway."""
         batches: dict[str, tuple[LinkAddress, TokenBatch]] = {}  # by server key
         ended: list[_RunningCall] = []
