@@ -43,6 +43,9 @@ def test_twelve_classifiers_are_soon_ready_and_share_their_memory(tmp_path: Path
         for model in models:
             body = {"model": model["name"], "text": "Where is my parcel?"}
             assert httpx.post(f"{cluster.url}/predict", json=body, timeout=60).status_code == 200
+        scrape = httpx.get(f"{cluster.url}/metrics", timeout=20).text
+        assert scrape.count("\nrayshard_replicas{") == 1, "they share one copy"
+        assert scrape.count("\nrayshard_e2e_request_latency_seconds_count{") == NUM_MODELS
         own = cluster.pids("ray::Shard") + cluster.pids("ray::ServeReplica:small")
         num_bytes = sum(psutil.Process(pid).memory_full_info().pss for pid in own)
         print(f"{NUM_MODELS} models: ready after {ready_s:.0f} s, {len(own)} processes, {num_bytes / 1e6:.0f} MB")

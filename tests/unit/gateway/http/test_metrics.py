@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
+from serve_app.backend.protocol import HealthReport
 from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import QueueFullError, ShardLostError
 from serve_app.gateway.calls.data_plane import DataPlane
@@ -166,6 +168,28 @@ async def test_a_model_without_a_ready_copy_shows(client: httpx.AsyncClient, bac
     found = await scraped(client)
     assert value(found, "rayshard_model_ready", gateway="g1", model="tiny") == 0
     assert value(found, "rayshard_replicas", model="tiny", copy="replica-1", state="failed") == 1
+
+
+class SharedCopyBackend(ScriptedBackend):
+    """Two models on one copy."""
+
+    def health(self) -> HealthReport:
+        """The copy under both names."""
+        report = super().health()
+        (copies,) = report.models.values()
+        return replace(report, models={"a": copies, "b": copies}, num_resumes={"a": 2, "b": 2}, num_call_bytes=7)
+
+
+async def test_a_copy_that_models_share_is_counted_once(model_dir: Path) -> None:
+    app = build_http_app(DataPlane(SharedCopyBackend(model_dir), GatewayConfig(), "g1"))
+    async with serving(app) as url, httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
+        found = await scraped(client)
+    copies = [labels for name, labels in found if name == "rayshard_replicas"]
+    assert copies == [frozenset({"model": "a,b", "copy": "replica-1", "state": "ready"}.items())]
+    for model in ("a", "b"):
+        assert value(found, "rayshard_model_ready", gateway="g1", model=model) == 1
+        assert value(found, "rayshard_stream_resumes_total", gateway="g1", model=model) == 2
+    assert value(found, "rayshard_link_bytes_total", link="calls", process="g1") == 7
 
 
 async def test_every_family_is_in_a_scrape_of_both_formats(client: httpx.AsyncClient) -> None:
