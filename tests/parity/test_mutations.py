@@ -15,6 +15,7 @@ from serve_app.engine.model_runner import ModelRunner
 from serve_app.engine.step_layout import StepLayout
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput
+from tests.compiled import kernels_or_skip
 from tests.parity.comparison import Comparison
 from tests.parity.conftest import NUM_OUTPUTS, References
 from tests.plain_driver import greedy, load_runner, run_in_process
@@ -79,13 +80,13 @@ def swap(tables: BlockTables, one: tuple[int, int], other: tuple[int, int]) -> N
         tables._changes[row * tables.blocks.shape[1] + index] = int(tables.blocks[row, index])
 
 
-@pytest.mark.parametrize("attention", ["reference", "padded"])
+@pytest.mark.parametrize("attention", ["reference", "padded", "compiled"])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_the_engine_as_it_is_passes_the_comparison(reference_of: References, name: str, attention: str) -> None:
     assert _num_differences(reference_of, name, ModelRunner, attention) == 0
 
 
-@pytest.mark.parametrize("attention", ["reference", "padded"])
+@pytest.mark.parametrize("attention", ["reference", "padded", "compiled"])
 @pytest.mark.parametrize(
     ("name", "mutant"),
     [
@@ -109,7 +110,10 @@ def test_a_mistake_in_the_engine_fails_the_comparison(
 def _num_differences(reference_of: References, name: str, runner_class: type[ModelRunner], attention: str) -> int:
     """Of 16 sequences in a batch, those that differ from transformers at no near tie."""
     directory, references = reference_of(name)
-    runner = load_runner(directory, LIMITS, runner_class, attention=attention)
+    if attention == "compiled":
+        runner = load_runner(directory, LIMITS, runner_class, kernels=kernels_or_skip())
+    else:
+        runner = load_runner(directory, LIMITS, runner_class, attention=attention)
     requests = [greedy(str(index), one.prompt, NUM_OUTPUTS) for index, one in enumerate(references)]
     comparison = Comparison()
     comparison.add(name, references, run_in_process(runner, LIMITS, requests))
