@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from serve_app.checkpoints.model_spec import read_model_spec
+from serve_app.engine import generation_engine
 from serve_app.engine.generation_engine import GenerationEngine
 from serve_app.engine.largest_steps import largest_steps, num_step_blocks
 from serve_app.engine.memory_profile import limits_to_measure, measure_memory
 from serve_app.engine.step_runner import StepRunner
 from serve_app.errors import ConfigError
+from serve_app.models.compiled.build import CompiledChoice
 from serve_app.parallel.communicator import (
     Communicator,
     GroupCommunicator,
@@ -26,6 +28,7 @@ from serve_app.planning.planner import kv_shape_on
 from serve_app.types.shards import GPU_RESERVE_BYTES, EngineLimits, Rendezvous, ShardSettings
 from serve_app.types.steps import StepInput, StepOutput
 from tests.checkpoints import make_checkpoint
+from tests.compiled import kernels_or_skip
 from tests.fakes_memory import FakeMemory
 from tests.plain_driver import Split, shard_settings
 
@@ -79,6 +82,26 @@ def test_a_given_size_is_not_measured(llama: Path) -> None:
     report = engine.load(LoneCommunicator())
     assert not engine.is_measured
     assert report.num_blocks > 0
+
+
+def test_a_shard_says_how_its_kernels_were_compiled(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = cast(ShardSettings, shard_settings(llama, Split(1, 1))[0])
+    report = GenerationEngine(settings, CPU).load(LoneCommunicator())
+    assert (report.compiled, report.attention) == ("none (off)", "reference")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    report = GenerationEngine(replace(settings, is_compiled=True), CPU).load(LoneCommunicator())
+    assert (report.compiled, report.attention) == ("none (no C++ compiler: no-such-compiler)", "reference")
+
+
+def test_a_shard_takes_compiled_kernels(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = kernels_or_skip()
+    monkeypatch.setattr(generation_engine, "compiled_kernels", lambda *_arguments: CompiledChoice(kernels, "kept"))
+    settings = cast(ShardSettings, shard_settings(llama, Split(1, 1))[0])
+    report = GenerationEngine(replace(settings, is_compiled=True), CPU).load(LoneCommunicator())
+    assert (report.compiled, report.attention) == ("kept", "compiled")
 
 
 def test_no_room_leaves_no_block(llama: Path) -> None:
