@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,14 +12,17 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.attention.padded import PaddedBackend
+from serve_app.engine.block_tables import IntArray
 from serve_app.engine.busy_time import HostBusyTime
 from serve_app.engine.decode_graphs import Replay, capture_on, graph_sizes
+from serve_app.engine.host_staging import HostStaging
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits, ShardSpec
+from serve_app.types.steps import StepInput
 from tests.called_again import CalledAgain, PoisonedBuffers
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.parity.comparison import make_references
@@ -71,6 +74,32 @@ def test_captured_steps_that_are_launched_ahead_give_the_same_tokens(llama: Path
     outcomes = run_in_process(ahead, LIMITS, requests, overlaps_steps=True)
     assert outcomes == run_in_process(load_runner(llama, LIMITS), LIMITS, requests)
     assert capture.num_replays > NUM_OUTPUTS // 2
+
+
+class SentArrays(HostStaging):
+    """Keeps how much each copy to the device has."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"))
+        self.num_words: list[int] = []
+
+    def upload(self, arrays: Sequence[IntArray]) -> list[Tensor]:
+        self.num_words.append(sum(array.size for array in arrays))
+        return super().upload(arrays)
+
+
+def test_a_captured_step_sends_its_columns_and_what_is_new_of_its_tables_in_one_copy(llama: Path) -> None:
+    runner = load_runner(llama, LIMITS, attention="padded", capture=CalledAgain())
+    staging = runner._staging = SentArrays()
+    steps: list[StepInput] = []
+    requests = [greedy(str(index), prompt, NUM_OUTPUTS) for index, prompt in enumerate(prompts()[:3])]
+    run_in_process(runner, LIMITS, requests, steps.append)
+    assert len(staging.num_words) == len(steps)
+    decodes = [pair for pair in zip(steps, staging.num_words, strict=True) if len(pair[0].token_ids) == 3]
+    assert len(decodes) > NUM_OUTPUTS // 2
+    for step, num_words in decodes:
+        num_new_blocks = sum(map(len, step.new_blocks))
+        assert num_words == 5 * 4 + 2 * num_new_blocks  # of the graph for 4 sequences
 
 
 @pytest.mark.parametrize(

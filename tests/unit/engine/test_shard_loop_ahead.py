@@ -74,6 +74,7 @@ async def served() -> AsyncIterator[Served]:
     server = ControlServer(LOOPBACK, 1, 1)
     with ThreadPoolExecutor(1) as pool:
         yield Served(server, pool)
+        server.send_stop()  # to a loop that a failed test has left
     server.close()
 
 
