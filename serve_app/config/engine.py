@@ -1,6 +1,6 @@
 """How a copy of a model is split, where it runs, and what it may hold."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -23,6 +23,9 @@ _KV_CACHE_SETTINGS = (
     "kv_cache_bytes",
     "prefix_cache",
 )
+
+
+StandbyShards = Annotated[int, Field(ge=0, le=64)]  # processes of each copy that wait for the loss of a shard
 
 
 class ParallelConfig(ConfigModel):
@@ -112,6 +115,22 @@ class TimeoutConfig(ConfigModel):
     rendezvous_s: PositiveFloat = 120.0
     collective_s: PositiveFloat = 60.0
     heartbeat_s: PositiveFloat = 3.5
+
+
+def standby_problem(num_standby: int, parallel: ParallelConfig, device: DeviceConfig) -> str | None:
+    """Why so many processes cannot wait for the loss of a shard."""
+    if num_standby and device.type == "cuda":
+        return (
+            f"standby_shards={num_standby} is for device.type=cpu: a process that waits for a shard's GPU would hold "
+            "another; remove it"
+        )
+    if num_standby > parallel.num_shards:
+        owner = "shard" if parallel.num_shards == 1 else "shards"
+        return (
+            f"standby_shards={num_standby} is more than the copy's {parallel.num_shards} {owner}; use at most "
+            f"{parallel.num_shards}"
+        )
+    return None
 
 
 def _refuse_on_cpu(setting: str, value: object, device_type: object) -> None:

@@ -20,7 +20,9 @@ from serve_app.config.engine import (
     DeviceConfig,
     EngineConfig,
     ParallelConfig,
+    StandbyShards,
     TimeoutConfig,
+    standby_problem,
 )
 from serve_app.config.weights import WeightsFiles
 from serve_app.types.models import RemoteWeights
@@ -60,7 +62,6 @@ def _parse_switch(value: object) -> object:
     return "off" if value is False else value
 
 
-StandbyShards = Annotated[int, Field(ge=0, le=64)]
 GenerationConfig = Annotated[Literal["auto", "off"], BeforeValidator(_parse_switch)]
 
 
@@ -121,7 +122,7 @@ class ModelConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _can_be_served(self) -> "ModelConfig":
-        problem = _task_problem(self) or _standby_problem(self.standby_shards, self.parallel, self.device)
+        problem = _task_problem(self) or standby_problem(self.standby_shards, self.parallel, self.device)
         if problem is not None:
             raise ValueError(problem)
         return self
@@ -253,7 +254,7 @@ class ModelSetConfig(ConfigModel):
         if "linear_kernel" in self.engine.model_fields_set and all(model.architecture for model in self.models):
             raise ValueError("engine.linear_kernel has no effect where each model has an architecture; remove it")
         names = [model.name for model in self.models]
-        if problem := _standby_problem(self.standby_shards, ParallelConfig(), self.device):
+        if problem := standby_problem(self.standby_shards, ParallelConfig(), self.device):
             raise ValueError(problem)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -270,22 +271,6 @@ class ModelSetConfig(ConfigModel):
             "timeouts": self.timeouts,
         }
         return [model.model_copy(update=shared) for model in self.models]
-
-
-def _standby_problem(num_standby: int, parallel: ParallelConfig, device: DeviceConfig) -> str | None:
-    """Why so many processes cannot wait for the loss of a shard."""
-    if num_standby and device.type == "cuda":
-        return (
-            f"standby_shards={num_standby} is for device.type=cpu: a process that waits for a shard's GPU would hold "
-            "another; remove it"
-        )
-    if num_standby > parallel.num_shards:
-        owner = "shard" if parallel.num_shards == 1 else "shards"
-        return (
-            f"standby_shards={num_standby} is more than the copy's {parallel.num_shards} {owner}; use at most "
-            f"{parallel.num_shards}"
-        )
-    return None
 
 
 def _task_problem(config: ModelConfig) -> str | None:

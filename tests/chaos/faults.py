@@ -88,6 +88,7 @@ FAULTS = (
     Fault("none", _nothing),
     Fault("shard-kill", _signalled(SHARD, _KILL)),
     Fault("shard-stop", _signalled(SHARD, _STOP)),
+    Fault("shard-kill-with-standby", _signalled(SHARD, _KILL), Layout(num_standby=1)),
     Fault("router-kill", _signalled(ROUTER, _KILL)),
     Fault("router-stop", _signalled(ROUTER, _STOP)),
     Fault("controller-kill", _signalled(CONTROLLER, _KILL)),

@@ -30,6 +30,7 @@ class Layout:
     num_copies: int = 1
     num_gateways: int = 1
     has_second_model: bool = False
+    num_standby: int = 0  # processes of each copy that wait for the loss of a shard
 
     def applications(self) -> list[dict[str, Any]]:
         """The YAML's applications; the demo model over two shards."""
@@ -40,7 +41,12 @@ class Layout:
             "args": {},
             "deployments": [{"name": "Gateway", "num_replicas": self.num_gateways}],
         }
-        demo = model_application("demo", router={"num_replicas": self.num_copies}, parallel={"pipeline": 2})
+        demo = model_application(
+            "demo",
+            router={"num_replicas": self.num_copies},
+            parallel={"pipeline": 2},
+            standby_shards=self.num_standby,
+        )
         return [gateway, demo, *([model_application("second")] if self.has_second_model else [])]
 
 
