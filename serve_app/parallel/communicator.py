@@ -1,6 +1,7 @@
 """Collectives among the ranks of a stage and hops between stages, without process-wide state."""
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from torch._C import _distributed_c10d as c10d
 from serve_app.errors import PeerLostError
 from serve_app.models.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
 from serve_app.types.shards import Rendezvous, ShardSpec
+
+logger = logging.getLogger(__name__)
 
 Store = c10d.Store
 
@@ -242,8 +245,8 @@ def _losses_told() -> Iterator[None]:
     except (torch.AcceleratorError, torch.OutOfMemoryError):
         raise  # this shard's own
     except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise PeerLostError(f"another shard of the group is gone: {reason[:200]}") from error
+        logger.warning("peer lost reason=%s", " ".join(str(error).split())[:300])
+        raise PeerLostError("another shard of the group is gone") from error
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
