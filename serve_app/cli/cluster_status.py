@@ -42,7 +42,7 @@ class ClusterStatus:
 
     dashboard: str
     gateway: str | None  # None: Serve does not run, or listens where only its own machine reaches it
-    health: str  # ok or unavailable, as the Gateway says; unknown: it does not answer
+    health: str  # ok, unavailable or draining, as the Gateway says; unknown: no answer
     detail: str
     applications: list[ApplicationStatus]
 

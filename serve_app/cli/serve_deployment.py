@@ -4,22 +4,23 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
 from ray import serve
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import gRPCOptions
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.cli.clock import Clock
-from serve_app.cli.serve_drain import drain
+from serve_app.cli.serve_drain import drain, requests_left
 from serve_app.cli.serve_events import ApplicationState, DashboardUp, Event, Phase
+from serve_app.types.draining import RequestsLeft
 
 _POLL_S = 0.1
 _STATES_POLL_S = 0.5  # a look costs the controller and this process some 20 ms of CPU
@@ -64,34 +65,29 @@ class _Gateways:
     def __init__(self) -> None:
         running = serve.status().applications
         self._names = [name for name, one in running.items() if _GATEWAY in one.deployments]
-        self._num_requests = {replica: 0 for name in self._names for replica in _replicas_of(name)}
+        self._left: dict[str, dict[str, int]] = {name: {} for name in self._names}  # by application and replica
 
     def close(self) -> None:
-        """See Ingress: without its application a proxy has no route."""
+        """See Ingress: the replicas themselves refuse requests, and tell why."""
         for name in self._names:
-            serve.delete(name, _blocking=False)
+            self._drain(name)
 
     def num_requests(self) -> int:
-        """See Ingress. A replica that has ended has none, one that is too busy to answer as many as before."""
-        for replica in self._num_requests:
-            try:
-                self._num_requests[replica] = ray.get(replica.get_num_ongoing_requests.remote(), timeout=_ASK_S)
-            except GetTimeoutError:
-                continue
-            except RayError:
-                self._num_requests[replica] = 0
-        return sum(self._num_requests.values())
+        """See Ingress. A replica that has been started meanwhile is closed as well."""
+        self.close()
+        return sum(count for left in self._left.values() for count in left.values())
 
-
-def _replicas_of(application: str) -> list[Any]:
-    """The actors of an application's Gateway."""
-    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    details = ray.get(controller.get_serve_instance_details.remote())
-    found = []
-    for replica in details["applications"][application]["deployments"][_GATEWAY]["replicas"]:
-        with suppress(ValueError):  # it has just ended
-            found.append(ray.get_actor(replica["actor_name"], namespace=SERVE_NAMESPACE))
-    return found
+    def _drain(self, name: str) -> None:
+        try:
+            handle = serve.get_deployment_handle(_GATEWAY, name)
+            answers = handle.broadcast("drain").results(timeout_s=_ASK_S, return_exceptions=True)
+        except TimeoutError as error:
+            answers = [error]
+        except (RayError, RayServeException):  # none runs
+            answers = []
+        told = [one for one in answers if isinstance(one, RequestsLeft)]
+        num_silent = sum(isinstance(one, TimeoutError) for one in answers)
+        self._left[name] = requests_left(self._left[name], told, num_silent)
 
 
 def _deploy(config: ServeDeploySchema) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 
 from starlette.applications import Starlette
 
@@ -17,6 +18,7 @@ from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.http.browser_guard import hosts_when_bound_to
 from serve_app.metrics.ray_export import RayExport
 from serve_app.observability import configure_logging
+from serve_app.types.draining import RequestsLeft
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +46,14 @@ class Gateway(GrpcMethods):
         self._open_inference = OpenInference(self._plane)
         self._time_limit_s = config.request_timeout_s
         self._keys = self._plane.keys
+        self._own_name = secrets.token_hex(8)
         if self._keys is None:
             logger.info("gateway is open to everybody who reaches it: no api_keys_file is set")
+
+    async def drain(self) -> RequestsLeft:
+        """Take no request from now on; what is left of those that were taken. Called until none is."""
+        self._plane.intake.close()
+        return RequestsLeft(self._own_name, self._plane.intake.num_running)
 
     async def check_health(self) -> None:
         """Serve replaces this replica when it cannot hear its Routers any more."""

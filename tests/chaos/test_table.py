@@ -57,9 +57,7 @@ def test_a_row_that_was_not_run_says_why_in_as_many_cells() -> None:
         ({"num_processes_left": None}, False),
     ],
 )
-def test_a_failure_a_changed_text_or_a_process_that_stays_breaks_a_promise(
-    change: dict[str, Any], broken: bool
-) -> None:
+def test_a_failure_a_changed_text_or_a_process_left_breaks_a_promise(change: dict[str, Any], broken: bool) -> None:
     assert replace(WHOLE, **change).is_broken is broken
 
 

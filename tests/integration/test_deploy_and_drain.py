@@ -57,7 +57,11 @@ def test_streams_end_and_nothing_new_is_taken_when_it_is_told_to_stop(cluster: S
     stopping.start()
     try:
         cluster.wait_until(lambda: "Draining: 2 requests run; again to end at once" in cluster.output, 30, "draining")
-        cluster.wait_until(lambda: cluster.complete("demo", DATE).status_code == 404, 20, "the refusal")
+        cluster.wait_until(lambda: cluster.complete("demo", DATE).status_code == 503, 20, "the refusal")
+        refused = cluster.complete("demo", DATE)
+        assert refused.headers["retry-after"] == "5"
+        assert refused.json()["error"]["message"].startswith("the server is draining: ")
+        assert (cluster.health()[0], cluster.health()[1]["status"]) == (503, "draining")
         assert [stream.is_done for stream in streams] == [False, False]
         assert wait_for_ends(streams, 180) == ["done", "done"]
     finally:

@@ -26,7 +26,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"cli", "app"},
 )
 GATEWAY_LAYERS = (  # a carrier turns bytes into a checked body, calls turn it into an answer, the carrier encodes that
-    {"bodies", "caller", "failures", "key_file", "open_streams", "request_notes"},
+    {"bodies", "caller", "failures", "intake", "key_file", "open_streams", "request_notes"},
     {"api_keys", "time_limits"},
     {"calls"},
     {"http", "grpc"},

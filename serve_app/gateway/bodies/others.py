@@ -12,7 +12,7 @@ from serve_app.types.models import CopyState
 class HealthBody(msgspec.Struct, frozen=True, omit_defaults=True):
     """`GET /health`; status and num_starting alone without a key where keys are needed."""
 
-    status: str  # ok, unavailable
+    status: str  # ok, unavailable, draining
     detail: str | None = None
     models: dict[str, list[CopyState]] | None = None
     newcomers: dict[str, Newcomer] | None = None  # by application; left out where there is none

@@ -14,6 +14,7 @@ from serve_app.gateway.calls.models import ServedModels
 from serve_app.gateway.calls.open_inference_counts import InferenceCounts
 from serve_app.gateway.calls.prompt_steps import PromptSteps
 from serve_app.gateway.calls.reader import RequestReader
+from serve_app.gateway.intake import Intake
 from serve_app.gateway.open_streams import OpenStreams
 from serve_app.metrics.of_gateway import GatewayMetrics
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
@@ -28,6 +29,7 @@ class DataPlane:
         self.metrics = GatewayMetrics(replica_id)
         self.config = config
         self.keys = None if config.api_keys_file is None else ApiKeys(Path(config.api_keys_file))  # it may refuse
+        self.intake = Intake()
         self.pool = TextPool(config.tokenizer_threads)
         self._renderer = ChatTemplateRenderer(
             timeout_s=config.chat_template_timeout_s, max_output_bytes=config.chat_template_max_bytes
@@ -41,6 +43,11 @@ class DataPlane:
         self.inference_counts = InferenceCounts()
         self.calls = ModelCalls(service, self.models, GraphCalls(backend, config.queue_timeout_s))
         self.known_calls = KnownApiCalls(self.calls, self.models)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken, and every model can answer."""
+        return not self.intake.is_closed and self.backend.health().is_healthy
 
     def close(self) -> None:
         """End threads and processes."""

@@ -62,11 +62,13 @@ class OpenInference:
 
     def is_ready(self) -> bool:
         """Whether every model can answer."""
-        return self._plane.backend.health().is_healthy
+        return self._plane.is_ready
 
     def is_model_ready(self, name: str, model_version: str) -> bool:
         """Whether a copy of the model can answer. Raises ModelNotFoundError."""
         self._describe(name, model_version)
+        if self._plane.intake.is_closed:
+            return False
         report = self._plane.backend.health()
         copies = report.models.get(name, [])
         return report.is_healthy or any(copy.state == "ready" for copy in copies)

@@ -77,7 +77,7 @@ class GrpcMethods:
         async def look() -> pb.ModelReadyResponse:
             return pb.ModelReadyResponse(ready=self._open_inference.is_model_ready(request.name, request.version))
 
-        return await self._answered(look, pb.ModelReadyResponse(), grpc_context)
+        return await self._answered(look, pb.ModelReadyResponse(), grpc_context, is_probe=True)
 
     async def ServerMetadata(self, _request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
         """What is served here."""
@@ -135,9 +135,10 @@ class GrpcMethods:
         """The answers of any number of calls, as they come. Each call uses the API key as if it had come alone."""
         failure = None
         try:
+            self._plane.intake.check()
             with self._plane.infer_streams.held(self._caller_of(grpc_context)):
                 answers = stream_infer(
-                    self._open_inference, request_stream, lambda: self._counted_use("ModelStreamInfer", grpc_context)
+                    self._open_inference, request_stream, lambda: self._taken("ModelStreamInfer", grpc_context)
                 )
                 try:
                     async for answer in answers:
@@ -158,7 +159,7 @@ class GrpcMethods:
 
         if request.service in _SERVICES:
             return await look()
-        return await self._answered(look, health_pb2.HealthCheckResponse(), grpc_context)
+        return await self._answered(look, health_pb2.HealthCheckResponse(), grpc_context, is_probe=True)
 
     async def List(
         self, _request: health_pb2.HealthListRequest, grpc_context: CallContext
@@ -171,7 +172,7 @@ class GrpcMethods:
 
         if self._keys is not None and not authorizations_of(grpc_context):
             return health_pb2.HealthListResponse(statuses={name: self._health(name) for name in _SERVICES})
-        return await self._answered(look, health_pb2.HealthListResponse(), grpc_context)
+        return await self._answered(look, health_pb2.HealthListResponse(), grpc_context, is_probe=True)
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, grpc_context: CallContext
@@ -248,7 +249,7 @@ class GrpcMethods:
         """The pieces of an answer; a failure becomes the call's status."""
         failure = None
         try:
-            with self._counted_use(method, context):
+            with self._taken(method, context):
                 pieces = start(time_limit_of(dict(context.invocation_metadata()), self._time_limit_s))
                 try:
                     async for piece in pieces:
@@ -260,9 +261,10 @@ class GrpcMethods:
         fail_stream(context, failure)
 
     @contextmanager
-    def _counted_use(self, method: str, context: CallContext) -> Iterator[None]:
-        """A call while it runs, with its API key. Raises UnauthenticatedError, RateLimitedError."""
-        with counted(self._plane.metrics, f"grpc {method}"), self._used_key(context):
+    def _taken(self, method: str, context: CallContext, *, is_probe: bool = False) -> Iterator[None]:
+        """A call while it runs. Raises UnavailableError while the server drains, and what `_used_key` does."""
+        place = nullcontext() if is_probe else self._plane.intake.taken()
+        with counted(self._plane.metrics, f"grpc {method}"), place, self._used_key(context):
             yield
 
     def _used_key(self, context: CallContext) -> AbstractContextManager[object]:
@@ -284,10 +286,15 @@ class GrpcMethods:
         CALLER.set(holder)
         return f"key {holder.name}"
 
-    async def _answered(self, work: Callable[[], Awaitable[AnswerT]], empty: AnswerT, context: CallContext) -> AnswerT:
-        """What the work comes to, in time. A failure becomes the call's status; raised, Serve would log it."""
+    async def _answered(
+        self, work: Callable[[], Awaitable[AnswerT]], empty: AnswerT, context: CallContext, *, is_probe: bool = False
+    ) -> AnswerT:
+        """What the work comes to, in time. A failure becomes the call's status; raised, Serve would log it.
+
+        is_probe: it asks for health, which is told while the server drains too.
+        """
         try:
-            with self._counted_use(_method_of(empty), context):
+            with self._taken(_method_of(empty), context, is_probe=is_probe):
                 limit_s = time_limit_of(dict(context.invocation_metadata()), self._time_limit_s)
                 return await within(limit_s, work())
         except Exception as error:  # here it meets the client

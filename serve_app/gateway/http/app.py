@@ -20,7 +20,7 @@ from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, 
 from serve_app.gateway.http.health import health_endpoint
 from serve_app.gateway.http.inference_routes import inference_endpoints
 from serve_app.gateway.http.metrics import METRICS_PATH, RequestCounter, counted_routes, metrics_endpoint
-from serve_app.gateway.http.middleware import OPEN_PATHS, HeaderLimitMiddleware, KeyMiddleware
+from serve_app.gateway.http.middleware import OPEN_PATHS, HeaderLimitMiddleware, IntakeMiddleware, KeyMiddleware
 from serve_app.gateway.http.open_inference_routes import JSON_LENGTH, open_inference_routes
 from serve_app.gateway.http.openai_routes import OpenAIEndpoints
 from serve_app.gateway.http.shell import RequestShell
@@ -69,6 +69,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
             *_cors(plane.config.cors_allowed_origins),
             Middleware(HeaderLimitMiddleware),
             guard,
+            Middleware(IntakeMiddleware, plane.intake, OPEN_PATHS | {METRICS_PATH}),
             *keys,
         ],
         lifespan=lifespan,

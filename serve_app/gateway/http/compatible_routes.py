@@ -56,7 +56,7 @@ class _CompatibleEndpoints:
 
     async def ping(self, _request: Request) -> Response:
         """TorchServe's health."""
-        is_healthy = self._plane.backend.health().is_healthy
+        is_healthy = self._plane.is_ready
         status = HTTPStatus.OK if is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
         return json_answer(Ping("Healthy" if is_healthy else "Unhealthy"), status=status)
 

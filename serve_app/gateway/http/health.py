@@ -14,23 +14,24 @@ from serve_app.gateway.http.shell import json_answer
 
 
 def health_endpoint(plane: DataPlane) -> Callable[[Request], Awaitable[Response]]:
-    """200 only when every model that has run can answer."""
+    """200 only when requests are taken and every model that has run can answer."""
 
     async def health(request: Request) -> Response:
         report = plane.backend.health()
         given = request.headers.getlist("authorization")
+        state = _state(report, is_draining=plane.intake.is_closed)
         if plane.keys is None:
-            body = _body(report, lambda _name: True)
+            body = _body(state, report, lambda _name: True)
         elif given:
-            body = _body(report, plane.keys.holder(given).may_use)
+            body = _body(state, report, plane.keys.holder(given).may_use)
         else:
-            body = HealthBody(_state(report), num_starting=_num_starting(report))
-        return json_answer(body, status=200 if report.is_healthy else 503)
+            body = HealthBody(state, num_starting=_num_starting(report))
+        return json_answer(body, status=200 if state == "ok" else 503)
 
     return health
 
 
-def _body(report: HealthReport, may_see: Callable[[str], bool]) -> HealthBody:
+def _body(state: str, report: HealthReport, may_see: Callable[[str], bool]) -> HealthBody:
     """The report on what the caller may see. Its detail names models, so that only who may see all gets it."""
     models = {
         name: [replace(copy, detail=without_places(copy.detail)) for copy in copies]
@@ -44,10 +45,12 @@ def _body(report: HealthReport, may_see: Callable[[str], bool]) -> HealthBody:
     }
     is_whole = len(models) + len(newcomers) == len(report.models) + len(report.newcomers)
     detail = without_places(report.detail) if is_whole else ""
-    return HealthBody(_state(report), detail, models, newcomers or None, _num_starting(report))
+    return HealthBody(state, detail, models, newcomers or None, _num_starting(report))
 
 
-def _state(report: HealthReport) -> str:
+def _state(report: HealthReport, *, is_draining: bool) -> str:
+    if is_draining:
+        return "draining"
     return "ok" if report.is_healthy else "unavailable"
 
 

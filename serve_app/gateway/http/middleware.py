@@ -1,4 +1,4 @@
-"""What stands around every HTTP request: the limit of its headers, its API key.
+"""What stands around every HTTP request: the limit of its headers, whether any is taken, its API key.
 
 An answer's `x-request-id` is written by Serve's proxy.
 """
@@ -15,6 +15,7 @@ from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.caller import ADDRESS
 from serve_app.gateway.http.aliases import is_protocol_path
 from serve_app.gateway.http.errors import on_protocol_error, on_rayshard_error
+from serve_app.gateway.intake import Intake
 
 MAX_HEADER_BYTES = 65_536  # as many as common proxies take, or more
 OPEN_PATHS = frozenset(
@@ -42,6 +43,29 @@ class HeaderLimitMiddleware:
             await refuse(error, scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+
+class IntakeMiddleware:
+    """Counts requests while they run, and refuses them while the server drains; those for free paths go on."""
+
+    def __init__(self, app: ASGIApp, intake: Intake, free_paths: frozenset[str] = OPEN_PATHS) -> None:
+        self._app = app
+        self._intake = intake
+        self._free_paths = free_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the request, or answers 503."""
+        if scope["type"] != "http" or scope["path"] in self._free_paths:
+            await self._app(scope, receive, send)
+            return
+        place = ExitStack()
+        try:
+            place.enter_context(self._intake.taken())
+        except RayshardError as error:
+            await refuse(error, scope, receive, send)
+            return
+        with place:
+            await self._app(scope, receive, send)
 
 
 class KeyMiddleware:

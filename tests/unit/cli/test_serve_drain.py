@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from serve_app.cli.serve_drain import drain
+from serve_app.cli.serve_drain import drain, requests_left
 from serve_app.cli.serve_events import Drained, Draining, Event
+from serve_app.types.draining import RequestsLeft
 from tests.unit.cli.fake_dashboard import FakeTime
 
 
@@ -58,3 +59,17 @@ def test_what_a_proxy_had_taken_before_it_knew_counts() -> None:
 def test_without_requests_it_takes_a_moment() -> None:
     assert drained([], 30) == (True, [Drained(0)], 1.0)
     assert drained([5.0], 0) == (False, [Draining(1), Drained(1)], 0.0)
+
+
+def test_a_gateway_that_does_not_answer_has_as_many_requests_as_before() -> None:
+    first, second = RequestsLeft("a", 3), RequestsLeft("b", 2)
+    assert requests_left({}, [first, second], 0) == {"a": 3, "b": 2}
+    assert requests_left({"a": 4, "b": 2}, [first], 1) == {"a": 3, "b": 2}
+    assert requests_left({"a": 4, "b": 2}, [first], 0) == {"a": 3}  # the other has ended
+
+
+def test_a_gateway_that_has_never_answered_may_run_a_request() -> None:
+    left = requests_left({}, [], 2)
+    assert sum(left.values()) == 2
+    assert requests_left(left, [], 2) == left
+    assert requests_left(left, [RequestsLeft("a", 0), RequestsLeft("b", 0)], 0) == {"a": 0, "b": 0}

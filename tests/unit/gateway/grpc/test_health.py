@@ -18,6 +18,7 @@ from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import QueueFullError
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.open_streams import OpenStreams
+from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import open_inference_pb2_grpc as services
 from serve_app.types.models import ModelDescription
 from tests.fakes import ScriptedBackend, save_model_dir
@@ -93,6 +94,30 @@ async def test_everything_s_health_is_for_everybody(server: Server) -> None:
         assert (await watch.read()).status == STATUS.NOT_SERVING
         server.backend.is_healthy = True
         watch.cancel()
+
+
+async def test_a_server_that_drains_is_not_serving_and_refuses_calls(server: Server) -> None:
+    key = server.keys[0] if server.keys else None
+    told = metadata(key) if key else None
+    watch = server.watch()
+    assert (await watch.read()).status == STATUS.SERVING
+    stream = server.inference.ModelStreamInfer(metadata=told)
+    await stream.write(prompt(max_tokens=20))
+    assert (await stream.read()).error_message == ""
+    await until(lambda: server.backend.num_open == 0)
+    server.plane.intake.close()
+    assert (await watch.read()).status == STATUS.NOT_SERVING
+    assert (await server.check("tiny", key)).status == STATUS.NOT_SERVING
+    assert not (await server.inference.ModelReady(pb.ModelReadyRequest(name="tiny"), metadata=told)).ready
+    assert await code_of(server.inference.ModelInfer(prompt(), metadata=told)) == "UNAVAILABLE"
+    assert await code_of(server.inference.ModelStreamInfer(metadata=told)) == "UNAVAILABLE"
+    await stream.write(prompt())
+    while not (answer := await stream.read()).error_message:
+        assert answer.infer_response.outputs
+    assert "the server is draining" in answer.error_message
+    assert server.plane.intake.num_running == 0  # neither a watch nor a stream that asks nothing is waited for
+    watch.cancel()
+    stream.cancel()
 
 
 @without_keys
