@@ -155,7 +155,7 @@ class Applications:
         for one in self.all:
             calls = one.calls.get(message.deployment) if one.name == message.application else None
             if calls is not None:
-                calls.see(message.calls, state)
+                calls.see(message.calls, state, message.model_version)
         application = self._applications.get(message.application)
         if application is not None and message.deployment == application.main:
             if state.state == "gone":

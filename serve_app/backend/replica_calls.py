@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from serve_app.backend.token_stream import TokenStream
 from serve_app.errors import QueueFullError, UnavailableError, error_of_kind
 from serve_app.types.links import LinkAddress
-from serve_app.types.models import CopyState
+from serve_app.types.models import CopyState, ModelVersion
 from serve_app.wire.links import Senders
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, CancelMessage, ErrorMessage, Reply, TokenBatch, unpack_batch
 
@@ -30,7 +30,8 @@ class _Replica:
     replica_id: str
     address: LinkAddress
     told_s: float
-    is_ready: bool
+    state: str  # as in CopyState
+    version: ModelVersion | None
     num_calls: int = 0
 
 
@@ -105,17 +106,17 @@ class ReplicaCalls:
         """Replicas that take calls now."""
         return len(self._ready())
 
-    def see(self, address: LinkAddress, state: CopyState) -> None:
+    def see(self, address: LinkAddress, state: CopyState, version: ModelVersion | None = None) -> None:
         """A replica has told its state."""
         if state.state == "gone":
             self._drop(state.replica_id)
             return
         known = self._replicas.get(state.replica_id)
         if known is None or known.address.server_key != address.server_key:
-            known = self._replicas[state.replica_id] = _Replica(state.replica_id, address, 0.0, False)
+            known = self._replicas[state.replica_id] = _Replica(state.replica_id, address, 0.0, "", None)
         known.address, known.told_s = address, time.monotonic()
-        known.is_ready = state.state == "ready"
-        if known.is_ready:
+        known.state, known.version = state.state, version
+        if known.state == "ready":
             self._changed.set()
 
     def sweep(self, late_s: float = 0.0) -> None:
@@ -158,8 +159,14 @@ class ReplicaCalls:
             self.num_calls -= 1
 
     async def call_once(self, make: MakeCall, wait_s: float | None, stream: TokenStream | None = None) -> Reply | None:
-        """As `call`, with one replica; None when its stream has all that is wanted. Raises ReplicaLostError."""
-        replica = self._least_busy() or await self._wait_for_one(wait_s)
+        """As `call`, with one replica; None when its stream has all that is wanted. Raises ReplicaLostError.
+
+        A stream that goes on does so with a copy of the same version only. Raises UnavailableError when there is none
+        any more.
+        """
+        replica = self._least_busy(stream) or await self._wait_for_one(wait_s, stream)
+        if stream is not None:
+            stream.version = replica.version or stream.version
         call = _OpenCall(replica, asyncio.get_running_loop().create_future(), stream)
         number = self._open.add(call)
         replica.num_calls += 1
@@ -178,17 +185,30 @@ class ReplicaCalls:
             raise error_of_kind(told.error, told.message, told.field, told.retry_after_s)
         return reply
 
-    def _ready(self) -> list[_Replica]:
+    def _ready(self, state: str = "ready") -> list[_Replica]:
         oldest_s = time.monotonic() - FRESH_S
-        return [replica for replica in self._replicas.values() if replica.is_ready and replica.told_s > oldest_s]
+        return [replica for replica in self._replicas.values() if replica.state == state and replica.told_s > oldest_s]
 
-    def _least_busy(self) -> _Replica | None:
-        return min(self._ready(), key=lambda replica: replica.num_calls, default=None)
+    def _least_busy(self, stream: TokenStream | None) -> _Replica | None:
+        fit = [one for one in self._ready() if stream is None or stream.can_go_on_with(one.version)]
+        if not fit and stream is not None and stream.has_begun:  # copies that leave are the last of their version
+            fit = [one for one in self._ready("draining") if stream.can_go_on_with(one.version)]
+        return min(fit, key=lambda replica: replica.num_calls, default=None)
 
-    async def _wait_for_one(self, wait_s: float | None) -> _Replica:
+    def _is_replaced(self, stream: TokenStream) -> bool:
+        """Whether no copy lives that could go on with the stream, but another model of its name runs."""
+        return bool(self._ready()) and not any(stream.can_go_on_with(one.version) for one in self._replicas.values())
+
+    async def _wait_for_one(self, wait_s: float | None, stream: TokenStream | None) -> _Replica:
         try:
             async with asyncio.timeout(wait_s):
-                while (replica := self._least_busy()) is None:
+                while (replica := self._least_busy(stream)) is None:
+                    if stream is not None and self._is_replaced(stream):
+                        raise UnavailableError(
+                            "the model was changed while the request ran, and the copy that ran it has died: the "
+                            "changed one cannot go on with its answer; ask again",
+                            retry_after_s=1.0,
+                        )
                     self._changed.clear()
                     await self._changed.wait()
                 return replica

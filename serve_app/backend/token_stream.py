@@ -3,6 +3,7 @@
 from serve_app.backend.protocol import TakeChunk
 from serve_app.errors import InternalError, RequestAbortedError, UnavailableError
 from serve_app.types.generation import Completion, OutputChunk, Progress
+from serve_app.types.models import ModelVersion
 
 
 class TokenStream:
@@ -13,6 +14,7 @@ class TokenStream:
         self._token_ids: list[list[int]] = [[] for _ in range(num_choices)]
         self._ended = [False] * num_choices
         self._num_prompt_logprobs = 0
+        self.version: ModelVersion | None = None  # of the model that the last copy ran
 
     def feed(self, chunk: OutputChunk) -> bool:
         """Take a chunk in; False when no more is wanted.
@@ -40,6 +42,17 @@ class TokenStream:
     def num_tokens(self) -> int:
         """Tokens of all choices so far."""
         return sum(map(len, self._token_ids))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything has come."""
+        return self.num_tokens > 0 or self._num_prompt_logprobs > 0
+
+    def can_go_on_with(self, version: ModelVersion | None) -> bool:
+        """Whether it stays one model's answer with a copy of this version; the prompt's tokens are of one already."""
+        if version is None or self.version is None:
+            return True
+        return version == self.version if self.has_begun else version.tokens == self.version.tokens
 
     @property
     def has_ended(self) -> bool:

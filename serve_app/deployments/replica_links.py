@@ -12,7 +12,7 @@ from functools import partial
 
 from serve_app.errors import InternalError, RayshardError
 from serve_app.types.links import ErrorReply, LinkAddress
-from serve_app.types.models import CopyState
+from serve_app.types.models import CopyState, ModelVersion
 from serve_app.wire.links import CallReceiver, Senders
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, CancelMessage, ErrorMessage, Reply, StateMessage
 
@@ -32,6 +32,7 @@ class ReplicaIdentity:
     application: str
     deployment: str
     node: str  # address
+    version: ModelVersion | None = None  # of the model that it generates with
 
 
 class ReplicaLinks:
@@ -110,7 +111,8 @@ class ReplicaLinks:
 
     def _send_state(self, gateway: LinkAddress, state: CopyState) -> None:
         own = self._identity
-        message = StateMessage(PROTOCOL_VERSION, 0, own.application, state, own.deployment, self._receiver.address)
+        calls = self._receiver.address
+        message = StateMessage(PROTOCOL_VERSION, 0, own.application, state, own.deployment, calls, own.version)
         self._senders.send(gateway, message)
 
     async def _report_state(self) -> None:

@@ -6,6 +6,7 @@ Ray's own "request router" is what picks a replica for a Serve call; ours are re
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from serve_app.deployments.serve_replica import ServeReplica, own_identity
 from serve_app.deployments.start_failure import told_failure
 from serve_app.observability import configure_logging
 from serve_app.planning.generator_plan import plan_generator
+from serve_app.planning.model_version import read_model_version
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.text_facts import TextFacts
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
@@ -46,7 +48,8 @@ class Router(ServeReplica):
         plan.refuse_problems()
         logger.info("model starting settings=%s\n%s", config.model_dump_json(), plan.text)
         _warn(config, plan.facts)
-        identity = own_identity("Router")
+        version = await asyncio.to_thread(read_model_version, plan)
+        identity = replace(own_identity("Router"), version=version)
         senders = Senders(identity.node)
         calls = GeneratorCalls(plan, identity.replica_id, senders)
         replica = ModelReplica(identity, calls.work, calls, groups_of(calls.work, identity.node), senders)

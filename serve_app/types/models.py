@@ -80,6 +80,14 @@ class CopyCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """Tells models of one name apart, by digests: where they are equal, one copy can go on with another's answer."""
+
+    tokens: str  # of what turns a text into tokens
+    weights: str  # of what draws the next token: weights, their form, what ends an answer
+
+
+@dataclass(frozen=True, slots=True)
 class CopyState:
     """Health of one model copy."""
 

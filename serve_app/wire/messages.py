@@ -8,7 +8,7 @@ from serve_app.types.chains import ChainRequest, ChainResult
 from serve_app.types.generation import Completion, GenerateRequest, OutputChunk
 from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.links import ErrorReply, LinkAddress
-from serve_app.types.models import CopyState
+from serve_app.types.models import CopyState, ModelVersion
 from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.types.tensors import InferRequest, InferResult
 
@@ -113,6 +113,7 @@ class StateMessage(Message, frozen=True, array_like=True, tag="state"):
     state: CopyState
     deployment: str
     calls: LinkAddress
+    model_version: ModelVersion | None  # of the model that it generates with; None: of another kind
 
 
 class CallMessage(Message, frozen=True, array_like=True, tag="call"):

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ from serve_app.errors import (
 )
 from serve_app.planning.generator_plan import plan_generator
 from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
-from serve_app.types.models import ModelDescription
+from serve_app.types.models import ModelDescription, ModelVersion
 from serve_app.types.steps import SequenceStart
 from serve_app.wire.links import LOOPBACK, Senders
 from tests.fakes_engine import FakeModel, run_alone
@@ -43,7 +44,14 @@ TIMEOUTS = {"heartbeat_s": 0.6, "collective_s": 5.0, "rendezvous_s": 5.0, "load_
 class Generator:
     """One replica, its groups of shards, and the backend that calls it."""
 
-    def __init__(self, name: str, groups: FakeGroups, max_queued: int = 16, pipeline: int = 2) -> None:
+    def __init__(
+        self,
+        name: str,
+        groups: FakeGroups,
+        max_queued: int = 16,
+        pipeline: int = 2,
+        version: ModelVersion | None = None,
+    ) -> None:
         config = ModelConfig.model_validate(
             {
                 "name": "demo",
@@ -58,7 +66,7 @@ class Generator:
         senders = Senders(LOOPBACK)
         self.groups = groups
         self.calls = GeneratorCalls(plan, name, senders)
-        identity = ReplicaIdentity(name, "demo", "Router", LOOPBACK)
+        identity = ReplicaIdentity(name, "demo", "Router", LOOPBACK, version)
         self.replica = ModelReplica(identity, self.calls.work, self.calls, groups, senders, retry_s=0.001)
         self.links = self.replica.links
 
@@ -72,7 +80,7 @@ async def generators() -> AsyncIterator[Callable[..., Generator]]:
     """Makes replicas, and ends them."""
     made: list[Generator] = []
 
-    def make(name: str = "a", groups: FakeGroups | None = None, **settings: int) -> Generator:
+    def make(name: str = "a", groups: FakeGroups | None = None, **settings: Any) -> Generator:
         made.append(Generator(name, groups or FakeGroups(), **settings))
         return made[-1]
 

@@ -287,7 +287,7 @@ async def test_tokens_of_one_step_come_as_one_message(receiver: TokenReceiver, l
 
 
 async def test_states_come_over_the_token_link(receiver: TokenReceiver, links: Senders) -> None:
-    message = StateMessage(PROTOCOL_VERSION, 0, "demo", STATE, "Router", receiver.address)
+    message = StateMessage(PROTOCOL_VERSION, 0, "demo", STATE, "Router", receiver.address, None)
     assert links.send(receiver.address, message)
     assert await soon(receiver) == message
 

@@ -11,7 +11,7 @@ from serve_app.types.chains import LabelScore
 from serve_app.types.generation import Completion, GenerateRequest, OutputChunk, SamplingParams, TokenLogprobs
 from serve_app.types.graphs import GraphRequest, GraphResult, GraphRun, GraphValue
 from serve_app.types.links import ErrorReply, LinkAddress
-from serve_app.types.models import CopyState
+from serve_app.types.models import CopyState, ModelVersion
 from serve_app.types.steps import (
     BatchStep,
     BatchStepOutput,
@@ -107,7 +107,7 @@ def version(epoch: int = 3) -> dict[str, int]:
         (OutputMessage(**version(), output=StepOutput(0, [])), ToRouter),
         (HeartbeatMessage(**version(), shard_index=1, num_steps_done=2**40), ToRouter),
         (batch_of("replica#1", [(9, PLAIN), (11, ENDED)]), ToGateway),
-        (StateMessage(PROTOCOL_VERSION, 3, "demo", STATE, "Preprocessor", ADDRESS), ToGateway),
+        (StateMessage(PROTOCOL_VERSION, 3, "demo", STATE, "Router", ADDRESS, ModelVersion("a", "b")), ToGateway),
         (BatchStepMessage(**version(), step=BatchStep(4, 1, ITEM)), ToShard),
         (BatchOutputMessage(**version(), output=BatchStepOutput(4, ITEM)), ToRouter),
         (BatchOutputMessage(**version(), output=BatchStepOutput(4, {}, "ValueError")), ToRouter),
