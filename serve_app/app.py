@@ -21,6 +21,7 @@ from serve_app.deployments.router import BatchRouter, Router
 from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.key_file import read_key_file
 from serve_app.graphs.deployment import Graph
+from serve_app.planning.auto_parallel import with_parallel
 from serve_app.planning.reservations import CPUS_PER_REPLICA, copy_bundles
 
 _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
@@ -52,9 +53,9 @@ def build_gateway(args: GatewayConfig) -> Application:
 
 def build_model(args: ModelConfig) -> Application:
     """One model's application: a Router whose placement group holds its shards, and a Preprocessor for its steps."""
-    config = _with_pinned_source(args)
+    config = with_parallel(_with_pinned_source(args), Path.cwd(), read_environment())
     router_class = Router if args.is_generative else BatchRouter
-    router = _router(router_class, args.device, args.engine, args.parallel.num_shards + args.standby_shards)
+    router = _router(router_class, args.device, args.engine, config.parallel.num_shards + args.standby_shards)
     return router.bind(config, _preprocessor([config]))
 
 

@@ -1,6 +1,6 @@
 """What `rayshard validate` and `rayshard serve` check before anything is started."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from serve_app.checkpoints.encoder_spec import EncoderSpec
@@ -14,12 +14,19 @@ from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.gateway.key_file import read_key_file
 from serve_app.graphs.check import ModelKinds, check_graph, port_of_config, result_kind
+from serve_app.planning.auto_parallel import with_parallel
 from serve_app.planning.float8_problem import float8_problem
 from serve_app.planning.generator_plan import plan_generator
 from serve_app.planning.machine import Machine, capability_of
 from serve_app.planning.planner import served_dtype
 from serve_app.planning.reservations import cpu_engines, machine_problems
-from serve_app.planning.serve_file import GraphApplication, ModelApplication, ServeFile, inspect_serve_file
+from serve_app.planning.serve_file import (
+    GraphApplication,
+    ModelApplication,
+    ServeFile,
+    ServeFileReport,
+    inspect_serve_file,
+)
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.text_facts import TextFacts
@@ -54,8 +61,8 @@ def check_file(path: Path, *, can_download: bool, machine: Machine | None = None
 
     machine: where it is to run; None: it is not known what there is.
     """
-    report = inspect_serve_file(path)
     environment = read_environment()
+    report = _with_splits(inspect_serve_file(path), path, environment, can_download=can_download)
     keys = _check_keys(report.gateway, path)
     models = [_check_model(model, path, environment, machine, can_download=can_download) for model in report.models]
     modules = _check_modules(report.models, models)
@@ -72,6 +79,26 @@ def check_file(path: Path, *, can_download: bool, machine: Machine | None = None
     dtypes = [(model.config, one.dtype) for model, one in pairs if one.dtype is not None]
     engines = cpu_engines(report.models)
     return CheckedFile(None if problems else report.serve_file, plan_text, problems, dtypes, engines)
+
+
+def _with_splits(
+    report: ServeFileReport, path: Path, environment: Environment, *, can_download: bool
+) -> ServeFileReport:
+    """The report with a split in place of `parallel: auto`, of models that are on this machine."""
+    models: list[ModelApplication] = []
+    problems: list[Problem] = []
+    base_dir = path.resolve().parent
+    for model in report.models:
+        split = model.config
+        try:
+            if can_download or _not_here(split, base_dir, environment) is None:
+                split = with_parallel(split, base_dir, environment)
+        except ConfigError as error:
+            if error.field == "parallel":  # others are found again where the model is checked
+                problems.append(Problem(f"{model.where}.parallel", error.message))
+        models.append(replace(model, config=split))
+    served = None if report.serve_file is None or problems else replace(report.serve_file, models=models)
+    return replace(report, serve_file=served, models=models, problems=[*report.problems, *problems])
 
 
 def _check_keys(gateway: GatewayConfig | None, path: Path) -> list[Problem]:

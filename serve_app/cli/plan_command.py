@@ -10,9 +10,9 @@ from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.cli.calibration_process import calibrate
 from serve_app.config.environment import Environment, read_environment
 from serve_app.errors import ConfigError
+from serve_app.planning.auto_parallel import find_surroundings, known_profiles, with_parallel
 from serve_app.planning.device_choice import Surroundings, on_device
-from serve_app.planning.device_profiles import DeviceProfile, find_profile, load_profiles
-from serve_app.planning.machine import find_accelerator_type, find_memory
+from serve_app.planning.device_profiles import find_profile
 from serve_app.planning.model_plan import ModelPlan, plan_model
 from serve_app.planning.plan_picture import draw_plans
 from serve_app.planning.plan_report import plan_json, plan_text
@@ -34,10 +34,10 @@ def run_plan(arguments: argparse.Namespace) -> int:
     environment = read_environment()
     if arguments.calibrate:
         calibrate(environment.measured_devices_file)
-    profiles = _known_profiles(environment, arguments.devices)
+    profiles = known_profiles(environment, arguments.devices)
     if arguments.device is not None:
         find_profile(profiles, arguments.device)
-    around = Surroundings(profiles, arguments.device, find_accelerator_type(), find_memory())
+    around = find_surroundings(profiles, arguments.device)
     planned = _plan_file(arguments.file, around, environment)
     if arguments.json:
         report = {"models": [plan_json(plan) for plan in planned.plans], "problems": list(map(str, planned.problems))}
@@ -51,11 +51,6 @@ def run_plan(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     print(*planned.problems, sep="\n", end="\n" if planned.problems else "", file=sys.stderr)
     return 1 if planned.problems else 0
-
-
-def _known_profiles(environment: Environment, given: Path | None) -> dict[str, DeviceProfile]:
-    measured = environment.measured_devices_file
-    return load_profiles(*([measured] if measured.is_file() else []), *([] if given is None else [given]))
 
 
 def _write_picture(path: Path, plans: list[ModelPlan]) -> None:
@@ -83,6 +78,7 @@ def _plan_file(path: Path, around: Surroundings, environment: Environment) -> _P
 
 
 def _plan_one(model: ModelApplication, base_dir: Path, around: Surroundings, environment: Environment) -> ModelPlan:
-    config, device = on_device(model.config, around)
+    split = with_parallel(model.config, base_dir, environment, around)
+    config, device = on_device(split, around)
     spec = read_model_spec(directory_to_plan(config, base_dir, environment))
     return plan_model(spec, config, device, num_first_replicas(model))

@@ -40,6 +40,15 @@ class ParallelConfig(ConfigModel):
         return self.pipeline * self.tensor
 
 
+class AutoParallelConfig(ParallelConfig):
+    """`parallel: auto`: a split that planning chooses. It counts as one shard until then."""
+
+
+def parse_parallel(value: object) -> object:
+    """`auto` as the split that it stands for; anything else passes through unchanged."""
+    return AutoParallelConfig() if value == "auto" else value
+
+
 class DeviceConfig(ConfigModel):
     """What each shard runs on."""
 

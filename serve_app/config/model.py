@@ -17,11 +17,13 @@ from serve_app.config.base import ConfigModel
 from serve_app.config.compression import QualityConfig, QuantizationConfig
 from serve_app.config.engine import (
     DEFAULT_CPU_KV_CACHE_BYTES,
+    AutoParallelConfig,
     DeviceConfig,
     EngineConfig,
     ParallelConfig,
     StandbyShards,
     TimeoutConfig,
+    parse_parallel,
     standby_problem,
 )
 from serve_app.config.weights import WeightsFiles
@@ -88,7 +90,7 @@ class ModelConfig(ConfigModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     quantization: QuantizationConfig | None = None  # None: as the checkpoint is
     quality: QualityConfig | None = None  # None: nothing is asked
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: Annotated[ParallelConfig, BeforeValidator(parse_parallel)] = ParallelConfig()  # or auto
     standby_shards: StandbyShards = 0  # processes of each copy that wait for the loss of a shard
     max_model_len: PositiveInt | None = None  # None: the model's own
     generation_config: GenerationConfig = "auto"  # generate only; auto: its sampling settings are the defaults
@@ -275,6 +277,8 @@ class ModelSetConfig(ConfigModel):
 
 def _task_problem(config: ModelConfig) -> str | None:
     """Why settings of a model do not go together."""
+    if config.task != "generate" and isinstance(config.parallel, AutoParallelConfig):
+        return f"parallel=auto is for task=generate, not {config.task}; write pipeline and tensor, or remove it"
     if config.architecture is None:
         module_only = ("arguments", "inputs", "outputs", "batch_dim")
         given = [name for name in module_only if name in config.model_fields_set]

@@ -32,13 +32,16 @@ _GB = 1e9
 
 
 @dataclass(frozen=True, slots=True)
-class _Size:
+class ModelSize:
+    """Of a random llama."""
+
     num_layers: int
     hidden_size: int
     vocab_size: int
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its tensors, by name."""
         hidden, inner = self.hidden_size, 3 * self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocab_size, hidden),
@@ -80,32 +83,34 @@ class _Size:
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
-_SMALL, _LARGE = _Size(16, 64, 256), _Size(3, 1024, 4096)
+_SMALL, _LARGE = ModelSize(16, 64, 256), ModelSize(3, 1024, 4096)
 
 
-def measure_cpu() -> dict[str, object]:
+def measure_cpu(small_size: ModelSize = _SMALL, large_size: ModelSize = _LARGE) -> dict[str, object]:
     """The device that this CPU is, with this process's threads."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        _SMALL.write(root / "small")
-        _LARGE.write(root / "large")
-        small = _Model(root / "small", _SMALL, "float32")
+        small_size.write(root / "small")
+        large_size.write(root / "large")
+        small = _Model(root / "small", small_size, "float32")
         alone_s, together_s = small.step_s(1), small.step_s(_MAX_SEQUENCES)
-        sequence_s = max(0.0, (together_s - alone_s) / (_MAX_SEQUENCES - 1)) / _SMALL.num_layers
-        layer_s = max(0.0, alone_s / _SMALL.num_layers - sequence_s)
+        sequence_s = max(0.0, (together_s - alone_s) / (_MAX_SEQUENCES - 1)) / small_size.num_layers
+        layer_s = max(0.0, alone_s / small_size.num_layers - sequence_s)
         del small
         curves: dict[str, dict[int, float]] = {}
         for dtype in _DTYPES:
-            large = _Model(root / "large", _LARGE, dtype)
+            large = _Model(root / "large", large_size, dtype)
             curves[dtype] = {rows: large.step_s(rows) - large.overhead_s(rows, layer_s, sequence_s) for rows in _ROWS}
             del large
-    return _profile(curves, layer_s, sequence_s)
+    return _profile(large_size.num_numbers, curves, layer_s, sequence_s)
 
 
-def _profile(curves: dict[str, dict[int, float]], layer_s: float, sequence_s: float) -> dict[str, object]:
-    num_bytes = {dtype: _LARGE.num_numbers * getattr(torch, dtype).itemsize for dtype in curves}
+def _profile(
+    num_numbers: int, curves: dict[str, dict[int, float]], layer_s: float, sequence_s: float
+) -> dict[str, object]:
+    num_bytes = {dtype: num_numbers * getattr(torch, dtype).itemsize for dtype in curves}
     last = _ROWS[-1]
-    flops = {dtype: 2 * last * _LARGE.num_numbers / max(curve[last], 1e-6) for dtype, curve in curves.items()}
+    flops = {dtype: 2 * last * num_numbers / max(curve[last], 1e-6) for dtype, curve in curves.items()}
     return {
         "type": "cpu",
         "memory_bandwidth": float(num_bytes["float32"] / max(curves["float32"][1], 1e-6)),
@@ -122,7 +127,7 @@ def _profile(curves: dict[str, dict[int, float]], layer_s: float, sequence_s: fl
 
 
 class _Model:
-    def __init__(self, directory: Path, size: _Size, dtype: str) -> None:
+    def __init__(self, directory: Path, size: ModelSize, dtype: str) -> None:
         shard = ShardSpec(0, 1, 0, 1, 0, size.num_layers)
         loaded = load_stage(directory, dtype, shard, LoneCommunicator(), _CPU, linear_kernel=AUTO)
         self._size = size

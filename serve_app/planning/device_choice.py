@@ -51,7 +51,7 @@ def _moved(config: ModelConfig, profile: DeviceProfile) -> ModelConfig:
             return config
         device = config.device.model_copy(update={"accelerator_type": next(iter(profile.accelerator_types), None)})
         return config.model_copy(update={"device": device})
-    values = config.model_dump(exclude_unset=True)
+    values = config.model_dump(exclude_unset=True) | {"parallel": config.parallel}
     values["device"] = {"type": profile.type}
     try:
         return ModelConfig.model_validate(values)

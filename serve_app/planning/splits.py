@@ -37,12 +37,12 @@ def fewest_devices(
     weights: ModelWeights,
     profile: DeviceProfile,
     memory_bytes: int,
-    max_devices: int = MAX_DEVICES,
+    max_devices: int | None = None,
 ) -> ParallelConfig | None:
     """The split over the fewest devices that hold the model and the KV cache that is wanted; None: none does."""
     if profile.type == "cpu":  # shards of a node share its memory, so that more of them gain none
         max_devices = 1
-    for parallel in possible_splits(spec, config, profile.devices_per_node, max_devices):
+    for parallel in possible_splits(spec, config, profile.devices_per_node, max_devices or MAX_DEVICES):
         tried = split_as(config, parallel)
         if has_room(plan_memory(spec, tried, weights, profile, memory_bytes), tried):
             return parallel

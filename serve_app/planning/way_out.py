@@ -17,6 +17,11 @@ def memory_problem(
     """Why a copy does not fit its devices, and what would make it fit; None: it does."""
     if not memory.missing_bytes and memory.num_blocks and (config.max_model_len is None or memory.max_sequences):
         return None
+    return room_problem(spec, config, profile, memory, device)
+
+
+def room_problem(spec: ModelSpec, config: ModelConfig, profile: DeviceProfile, memory: MemoryPlan, device: str) -> str:
+    """What a copy lacks that does not fit, or whose KV cache holds no sequence of the longest; and the way out."""
     ways = _ways_out(spec, config, profile, memory)
     if ways:
         advice = f"the cheapest change that fits: {ways[0]}" + "".join(f"; or {way}" for way in ways[1:])
@@ -57,7 +62,7 @@ def _ways_out(spec: ModelSpec, config: ModelConfig, profile: DeviceProfile, memo
 
 
 def _shorter_context(spec: ModelSpec, config: ModelConfig, profile: DeviceProfile, memory: MemoryPlan) -> str | None:
-    if memory.missing_bytes or config.max_model_len is None:
+    if memory.missing_bytes:
         return None
     num_tokens = memory.kv_cache_tokens
     if num_tokens < _MIN_CONTEXT_TOKENS:

@@ -10,6 +10,7 @@ from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from serve_app.app import build_gateway, build_model
+from serve_app.config.engine import ParallelConfig
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.model import ModelConfig
 
@@ -69,3 +70,11 @@ def build(builder: Any, args: dict[str, Any]) -> Application:
     application = call_user_app_builder_with_args_if_necessary(builder, args)
     assert isinstance(application, Application)
     return application
+
+
+def test_a_split_that_is_left_to_planning_is_chosen_when_the_application_is_built() -> None:
+    application = build(build_model, {**MODEL, "parallel": "auto"})
+    parallel = application._bound_deployment.init_args[0].parallel
+    assert (type(parallel), parallel.num_shards) == (ParallelConfig, 1)
+    config = application._bound_deployment._replica_config
+    assert config.placement_group_bundles == [{"CPU": 0.05}, {"CPU": 0.1}]

@@ -6,7 +6,7 @@ import pytest
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from serve_app.config.environment import read_environment
-from serve_app.planning.machine import accelerator_type_of, find_accelerator_type, find_gpus, find_machine
+from serve_app.planning.machine import accelerator_type_of, find_accelerator_type, find_gpus, find_machine, find_memory
 
 
 def test_gpus_are_counted_by_their_devices(tmp_path: Path) -> None:
@@ -68,3 +68,14 @@ def test_a_machine_that_ray_is_told_of_is_not_looked_at() -> None:
     assert hidden is not None
     assert hidden.num_cpus > 0
     assert hidden.num_gpus in (0, None)
+
+
+def test_memory_is_the_machines_or_what_a_container_may_take(tmp_path: Path) -> None:
+    meminfo, limit = tmp_path / "meminfo", tmp_path / "memory.max"
+    assert find_memory(meminfo, limit) is None
+    meminfo.write_text("MemTotal:       24000000 kB\nMemFree:         1000000 kB\n")
+    assert find_memory(meminfo, limit) == 24_000_000 * 1024
+    limit.write_text("max\n")
+    assert find_memory(meminfo, limit) == 24_000_000 * 1024
+    limit.write_text("1000000000\n")
+    assert find_memory(meminfo, limit) == 10**9

@@ -1,0 +1,65 @@
+"""What planning says of a shard's weights and KV cache, against what the shard holds once it is loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.tiny_models import make_tiny, small_config
+from serve_app.checkpoints.model_spec import read_model_spec
+from serve_app.config.compression import QuantizationConfig
+from serve_app.engine.kv_cache import kv_shape_of
+from serve_app.engine.loader import load_stage
+from serve_app.parallel.communicator import LoneCommunicator
+from serve_app.planning.layer_weights import weigh
+from serve_app.planning.planner import kv_shape_on, plan_shards
+from serve_app.types.shards import LoadQuantization
+from tests.checkpoints import ARCHITECTURES, make_checkpoint
+
+
+def ratios(directory: Path, num_stages: int, num_ranks: int, wanted: LoadQuantization | None = None) -> list[float]:
+    """Planned bytes of each stage's first rank, by those that it holds."""
+    torch.set_num_threads(1)
+    spec, found = read_model_spec(directory), []
+    weights = weigh(spec, "float32", wanted)
+    for shard in plan_shards(spec, num_stages, num_ranks).shards[::num_ranks]:
+        loaded = load_stage(directory, "float32", shard, LoneCommunicator(), torch.device("cpu"), wanted)
+        assert kv_shape_of(loaded.stage) == kv_shape_on(shard, spec, "float32")
+        found.append(weights.bytes_on(shard) / loaded.parameter_bytes)
+    return found
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_weights_are_as_planned(tmp_path: Path, name: str) -> None:
+    directory = make_checkpoint(name, tmp_path)
+    assert ratios(directory, 1, 1) == [1.0]
+    assert ratios(directory, 2, 1) == [1.0, 1.0]
+    assert ratios(directory, 1, 2) == pytest.approx([1.0], rel=0.03)  # of vectors, some are cut
+
+
+@pytest.mark.parametrize(
+    "model_type", ["deepseek_v2", "deepseek_v3", "deepseek_v32", "qwen2_moe", "qwen3_moe", "gpt_oss"]
+)
+def test_attention_of_latents_and_experts_are_as_planned(tmp_path: Path, model_type: str) -> None:
+    make_tiny(small_config(model_type), tmp_path)
+    assert ratios(tmp_path, 2, 1) == pytest.approx([1.0, 1.0], rel=0.01)
+    assert ratios(tmp_path, 1, 2) == pytest.approx([1.0], rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "gpt2"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        QuantizationConfig(scheme="int8"),
+        QuantizationConfig(scheme="int8", include=["embedding"]),
+        QuantizationConfig(scheme="int8", include=["embedding", "head"]),
+        QuantizationConfig(scheme="int4", group_size=32),
+    ],
+    ids=str,
+)
+def test_weights_that_are_quantized_while_loading_are_as_planned(
+    tmp_path: Path, name: str, given: QuantizationConfig
+) -> None:
+    directory = make_checkpoint(name, tmp_path)
+    assert ratios(directory, 1, 1, given.for_loading) == pytest.approx([1.0], rel=0.02)
+    assert ratios(directory, 2, 1, given.for_loading) == pytest.approx([1.0, 1.0], rel=0.02)
