@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "serve":
-        return _serve(arguments.file, arguments.drain_s)
+        return _serve(arguments.file, arguments.drain_s, is_plain=arguments.plain)
     if arguments.command == "deploy":
         return _deploy(arguments)
     if arguments.command == "status":
@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     serving.add_argument("file", type=Path, metavar="FILE")
     drain = "how long running requests may go on when it is told to stop; 0: not at all (default: %(default)g)"
     serving.add_argument("--drain-s", type=_seconds, default=_DRAIN_S, metavar="S", help=drain)
+    plain = "without Serve's throughput mode, HAProxy in front of the Gateway"
+    serving.add_argument("--plain", action="store_true", help=plain)
     validate = commands.add_parser("validate", help="name every mistake in a Serve file, without starting Ray")
     validate.add_argument("file", type=Path, metavar="FILE")
     validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
@@ -139,14 +141,14 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _serve(path: Path, drain_s: float) -> int:
+def _serve(path: Path, drain_s: float, *, is_plain: bool) -> int:
     def check() -> "CheckedFile":
         from serve_app.cli.check_file import check_file
         from serve_app.planning.machine import find_machine
 
         return check_file(path, can_download=True, machine=find_machine(read_environment()))
 
-    return serve(path, check, drain_s)
+    return serve(path, check, drain_s, is_plain=is_plain)
 
 
 def _deploy(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ import ray._private.node
 import ray._private.worker
 
 from serve_app.cli.serve_events import Begin, Event, Phase, RayLost, event_line
-from serve_app.config.environment import read_environment
+from serve_app.config.environment import add_variables, read_environment
 from serve_app.types.shards import EngineKind
 
 _NODE_METHODS = {  # of Ray's private node, by their parameters
@@ -79,6 +79,7 @@ def main(path: Path) -> None:
         return  # the file has mistakes, or our parent has ended
     begin = msgspec.json.decode(line, type=Begin)
     _log_to(begin.log_path)
+    add_variables(begin.variables)
     with ExitStack() as stack:
         stack.enter_context(_shard_server(begin.cpu_engines))
         _tell(Phase("starting Ray"))

@@ -19,6 +19,7 @@ from serve_app.cli.serve_events import ApplicationState, Begin, DashboardUp, Eve
 from serve_app.cli.serve_process import ServeProcess, without_colours
 from serve_app.cli.serve_stop import StopSignals, stop_process
 from serve_app.cli.serve_texts import base_url, ray_text, ready_text
+from serve_app.cli.throughput_profile import Profile, choose_profile, find_software
 from serve_app.config.environment import SHARD_SERVER_VARIABLE, read_environment
 from serve_app.errors import ConfigError, RayshardError
 from serve_app.gateway.bodies.others import HealthBody
@@ -37,6 +38,7 @@ _DEFAULT_VARIABLES = {
     "MALLOC_ARENA_MAX": "2",  # with one for each of 40 threads, a storm of calls leaves the Gateway 400 MB larger
     "PYTHONUNBUFFERED": "1",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # one that hangs would be asked to end, for ten minutes
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",  # three of them; Ray's 5 are too short on a busy machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray's own is 15, the lowest share of a busy machine
 }
@@ -47,17 +49,26 @@ class ServeStartError(RayshardError):
     """The models could not be brought up."""
 
 
-def serve(path: Path, check: Callable[[], "CheckedFile"], drain_s: float, child: Sequence[str] = _CHILD) -> int:
+def serve(
+    path: Path,
+    check: Callable[[], "CheckedFile"],
+    drain_s: float,
+    child: Sequence[str] = _CHILD,
+    *,
+    is_plain: bool = False,
+) -> int:
     """Check a file and serve it until Ctrl-C or SIGTERM; gives the exit status.
 
-    `check` runs while the child imports Ray; drain_s: how long requests may go on that run then; `child` stands in for
-    that command in tests. To be called from the main thread: it handles signals while it runs.
+    `check` runs while the child imports Ray; drain_s: how long requests may go on that run then; is_plain: without
+    Serve's throughput mode; `child` stands in for that command in tests. To be called from the main thread: it handles
+    signals while it runs.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="rayshard-") as directory:
             environment = {**child_environment(), SHARD_SERVER_VARIABLE: str(Path(directory, "shards"))}
             start = partial(ServeProcess, [*child, str(path.resolve())], path.resolve().parent, environment)
-            return _check_and_serve(start, start() if path.is_file() else None, check, drain_s)
+            choose = partial(_choose_profile, environment, Path(directory), is_plain=is_plain)
+            return _check_and_serve(start, start() if path.is_file() else None, check, drain_s, choose)
     except RayshardError as error:
         print(f"error: {error.message}", file=sys.stderr, flush=True)
     return 1
@@ -68,11 +79,13 @@ def _check_and_serve(
     first: ServeProcess | None,
     check: Callable[[], "CheckedFile"],
     drain_s: float,
+    choose_profile: Callable[["ServeFile"], Profile],
 ) -> int:
     try:
         checked = check()
         if checked.serve_file is not None and first is not None:
-            return _serve(checked.serve_file, checked, first, start, drain_s)
+            profile = choose_profile(checked.serve_file)
+            return _serve(checked.serve_file, checked, first, start, drain_s, profile)
         print(*checked.problems, sep="\n", file=sys.stderr)
     finally:
         if first is not None:
@@ -86,8 +99,11 @@ def _serve(
     process: ServeProcess,
     start: Callable[[], ServeProcess],
     drain_s: float,
+    profile: Profile,
 ) -> int:
     _check_ports(serve_file)
+    if profile.note:
+        print(profile.note, flush=True)
     log_path = _log_path(serve_file.http_port)
     notes = servers_directory(read_environment())
     port, url = serve_file.http_port, base_url(serve_file)
@@ -98,7 +114,7 @@ def _serve(
             is_serving = False
             try:
                 print(f"Starting; log in {log_path}; Ctrl-C stops it.", flush=True)
-                process.begin(Begin(str(log_path), checked.cpu_engines, drain_s))
+                process.begin(Begin(str(log_path), checked.cpu_engines, drain_s, dict(profile.variables)))
                 run = _Run(process, serve_file, note, stop)
                 if run.wait_until_ready(can_retry=num_left > 0):
                     is_serving = True
@@ -127,6 +143,12 @@ def child_environment(variables: Mapping[str, str] | None = None) -> dict[str, s
             "unset it, or run `rayshard deploy FILE` to use the cluster"
         )
     return {**_DEFAULT_VARIABLES, **given, "RAY_ADDRESS": "local"}
+
+
+def _choose_profile(
+    environment: Mapping[str, str], directory: Path, serve_file: "ServeFile", *, is_plain: bool
+) -> Profile:
+    return choose_profile(serve_file, environment, directory, find_software(environment), is_plain=is_plain)
 
 
 def process_variables() -> Mapping[str, str]:

@@ -13,6 +13,7 @@ class Begin(msgspec.Struct, frozen=True):
     log_path: str
     cpu_engines: list[EngineKind]  # that shards on CPU run
     drain_s: float = 0.0  # how long running requests may go on after SIGINT
+    variables: dict[str, str] = {}  # of the environment, for Ray's processes
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):

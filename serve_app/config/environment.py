@@ -58,6 +58,11 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     )
 
 
+def add_variables(variables: Mapping[str, str]) -> None:
+    """Set variables for what this process imports and starts from now on."""
+    os.environ.update(variables)
+
+
 def prepare_ray_client() -> bool:
     """Keep Ray from sending usage reports; whether no cluster is named, so that one must be started here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -58,6 +58,7 @@ class ServeFile:
     models: list[ModelApplication]
     graphs: list[GraphApplication] = field(default_factory=list)
     grpc_port: int | None = None  # None: nothing listens for gRPC
+    has_tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ class _Inspection:
             self._models,
             self._graphs,
             grpc.port if grpc.grpc_servicer_functions else None,
+            has_tls=bool(http.ssl_keyfile and http.ssl_certfile),
         )
         return ServeFileReport(serve_file, self._models, [], self._graphs, gateway=gateway)
 

@@ -60,6 +60,7 @@ class ServeCluster:
         environment: dict[str, str] | None = None,
         *,
         drain_s: float = 30.0,
+        is_plain: bool = False,
     ) -> None:
         self._drain_s = drain_s
         self.directory = Path(tempfile.mkdtemp(prefix="rs-"))  # short: Ray's sockets have long names
@@ -85,6 +86,7 @@ class ServeCluster:
                 "serve",
                 "--drain-s",
                 str(drain_s),
+                *(["--plain"] if is_plain else []),
                 str(self.config_path),
             ],
             cwd=self.directory,

@@ -47,6 +47,7 @@ os.dup2(log, 2)
 def tell(**event):
     print("rayshard serve: " + json.dumps(event), flush=True)
 
+print("variables", *json.loads(begin)["variables"], flush=True)
 tell(type="phase", text="starting Ray")
 if len(starts.read_text()) <= num_missed_starts:
     sys.exit("The current node timed out during startup.")
@@ -135,6 +136,23 @@ def test_it_serves_until_told_to_stop_and_leaves_no_process(
     assert "shut down after 5.0 s" in (tmp_path / ".rayshard" / f"serve-{port}.log").read_text()
     assert session_members(int((tmp_path / "session").read_text())) == []
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("host", "is_plain"), [("127.0.0.1", False), ("0.0.0.0", False), ("127.0.0.1", True)])
+def test_the_child_is_told_the_profile(
+    host: str, is_plain: bool, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve_file = replace(file_of(port, tmp_path), http_host=host)
+    serve_file.path.touch()
+    child = stand_in(port, "RUNNING", 0, tmp_path)
+    checked = CheckedFile(serve_file, "", [], [], [])
+    assert serve(serve_file.path, lambda: checked, 5.0, child, is_plain=is_plain) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    is_told = "RAY_SERVE_ENABLE_HA_PROXY" in (tmp_path / ".rayshard" / f"serve-{port}.log").read_text()
+    assert is_told == first.startswith("Serve's throughput profile")
+    assert not is_told or (host, is_plain) == ("127.0.0.1", False)
+    assert first.startswith("Starting" if is_plain else "Serve's ")
 
 
 @pytest.mark.process

@@ -264,6 +264,12 @@ def test_a_right_file_is_right_for_serve_too(tmp_path: Path) -> None:
     assert served.http_options.port == load_serve_file(tmp_path / "serve_config.yaml").http_port
 
 
+@pytest.mark.parametrize(("keys", "has_tls"), [("ssl_keyfile: key.pem, ssl_certfile: cert.pem", True), ("", False)])
+def test_tls_is_what_has_a_key_and_a_certificate(keys: str, has_tls: bool, tmp_path: Path) -> None:
+    path = write(tmp_path, with_args("").replace("port: 8001", f"port: 8001, {keys}"))
+    assert load_serve_file(path).has_tls is has_tls
+
+
 def test_all_mistakes_come_at_once(tmp_path: Path) -> None:
     text = with_args("parallel: {tensor: 0}, dtyp: auto, max_model_len: 010").replace("port: 8001", "port: 0")
     found = messages(

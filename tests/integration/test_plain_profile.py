@@ -1,4 +1,4 @@
-"""Serve's throughput mode with HAProxy in front: what the images and the benchmarks use."""
+"""`rayshard serve --plain`: Serve's own proxy in front, as where HAProxy is not safe or not there."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 import tritonclient.http as triton
 
-from bench.serving import THROUGHPUT_PROFILE
 from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import open_inference_pb2_grpc as services
 from serve_app.protos import rayshard_pb2 as rayshard_pb
@@ -35,7 +34,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Ser
     linear = {**LINEAR, "args": {**LINEAR["args"], "source": str(directory)}}
     gateway = {**GATEWAY, "args": {"queue_timeout_s": 120.0, "max_request_bytes": 64 * 2**20}}
     options = {"port": port, "grpc_servicer_functions": SERVICES}
-    running = ServeCluster([gateway, model_application("demo"), linear], options, dict(THROUGHPUT_PROFILE))
+    running = ServeCluster([gateway, model_application("demo"), linear], options, is_plain=True)
     running.wait_until(running.is_healthy, 60, "health")
     yield running
     running.stop()
@@ -60,7 +59,7 @@ def test_large_tensors_pass_over_grpc(cluster: ServeCluster, port: int) -> None:
     assert len(answer.raw_output_contents[0]) == NUM_ROWS * 2 * 4
 
 
-def test_a_stream_and_its_failure_are_those_of_plain_serve(cluster: ServeCluster, port: int) -> None:
+def test_a_stream_and_its_failure_are_those_behind_haproxy(cluster: ServeCluster, port: int) -> None:
     assert cluster.is_healthy()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = rayshard_services.RayshardStub(channel)  # type: ignore[no-untyped-call]  # generated
