@@ -29,5 +29,7 @@ class TimeLeft:
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            message = "the request's time passed before it was answered; ask for less, or give it more time"
-            raise TimeoutExceededError(message) from error
+            raise TimeoutExceededError(
+                "the request's time passed before it was answered; ask for less, or raise request_timeout_s or "
+                "x-request-timeout-ms"
+            ) from error

@@ -113,17 +113,18 @@ class Scheduler:
         Raises RequestError when it can never run, QueueFullError when too many wait or its time would pass before its
         turn. One that goes on from another copy has been admitted before: it goes to the head of its level.
         """
-        deadline_s = None if request.time_left_s is None else now_s + request.time_left_s
-        sequences = sequences_of(request, self._eos_token_ids, deadline_s)
-        if request.progress is not None:
-            refuse_unfit_resumed(sequences, self.limits)
-            self._waiting.add_resumed(sequences)
-        else:
+        if request.progress is None:
             refuse_unfit(request, self.limits, self._max_queued)
             refuse_full(request, len(self._waiting), self._max_queued)
             if request.time_left_s is not None:
                 refuse_late(self.estimated_wait_s(request.owner, request.priority), request.time_left_s)
+        deadline_s = None if request.time_left_s is None else now_s + request.time_left_s
+        sequences = sequences_of(request, self._eos_token_ids, deadline_s)
+        if request.progress is None:
             self._waiting.add(sequences)
+        else:
+            refuse_unfit_resumed(sequences, self.limits)
+            self._waiting.add_resumed(sequences)
         for sequence in sequences:
             self._deadlines.add(sequence)
         return sequences

@@ -1,19 +1,25 @@
 """How long steps have taken of late: what a scheduler's estimates are made of."""
 
+import math
+
 _KEPT_SHARE = 0.9  # of what is known, after each step: the last ten or so count
+_MAX_RATIO = 4.0  # a process that stood still for a while is no measure of its steps
 _MIN_STEPS = 8  # fewer are the first steps of a process, which are slow
 
 
 class RecentMean:
-    """A mean in which what is recent counts most."""
+    """A mean in which what is recent counts most. max_ratio: to it, above which a value counts as that much."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_ratio: float = math.inf) -> None:
         self.num_taken = 0
+        self._max_ratio = max_ratio
         self._weight = 0.0
         self._total = 0.0
 
     def take(self, value: float, weight: float = 1.0) -> None:
         """One more, as often as `weight` says."""
+        if self._total > 0:
+            value = min(value, self._max_ratio * self._total / self._weight)
         self.num_taken += 1
         self._weight = _KEPT_SHARE * self._weight + weight
         self._total = _KEPT_SHARE * self._total + value * weight
@@ -29,8 +35,8 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._last_s = 0.0
-        self._decoding = RecentMean()
-        self._prompt_token = RecentMean()
+        self._decoding = RecentMean(_MAX_RATIO)
+        self._prompt_token = RecentMean(_MAX_RATIO)
 
     def take(self, sent_s: float, now_s: float, num_prompt_tokens: int) -> None:
         """A step that was sent then has come back. What it waited behind the one before is not its own."""
@@ -60,8 +66,8 @@ class BatchTimes:
 
     def __init__(self) -> None:
         self._last_s = 0.0
-        self._any = RecentMean()
-        self._full = RecentMean()
+        self._any = RecentMean(_MAX_RATIO)
+        self._full = RecentMean(_MAX_RATIO)
 
     def take(self, sent_s: float, now_s: float, *, is_half_full: bool) -> None:
         """A step that was sent then has come back."""

@@ -483,7 +483,7 @@ def test_no_loss_of_shards_repeats_drops_or_changes_a_token(num_stages: int, ove
 @pytest.mark.parametrize("losses", [0.0, 0.03], ids=["", "lost shards"])
 def test_neither_priorities_nor_deadlines_change_a_token(num_stages: int, overlaps: bool, losses: float) -> None:
     seen = Seen()
-    for seed in range(NUM_WORLDS):
+    for seed in range(NUM_WORLDS // 2):
         run_world(seed, num_stages, seen, losses=losses, overlaps=overlaps, priorities=(-3, 0, 0, 7), timed_share=0.4)
     expected = {
         "expired waiting",

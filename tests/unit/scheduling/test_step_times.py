@@ -33,6 +33,19 @@ def test_steps_in_flight_together_share_their_time_and_pauses_do_not_count() -> 
     assert times.decoding_s == pytest.approx(0.01, rel=0.2)
 
 
+def test_a_process_that_stood_still_is_no_measure_and_steps_that_have_grown_slow_are() -> None:
+    times = StepTimes()
+    now_s = 0.0
+    for step_s in [0.01] * 20 + [5.0]:
+        times.take(now_s, now_s + step_s, 0)
+        now_s += step_s
+    assert times.decoding_s == pytest.approx(0.013, rel=0.2)
+    for _ in range(40):
+        times.take(now_s, now_s + 0.2, 0)
+        now_s += 0.2
+    assert times.decoding_s == pytest.approx(0.2, rel=0.1)
+
+
 def test_nothing_is_told_before_enough_was_measured_or_without_a_clock() -> None:
     times, batches = StepTimes(), BatchTimes()
     for number in range(7):
