@@ -6,7 +6,6 @@ from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 
-from serve_app.checkpoints.checkpoint_json import read_json
 from serve_app.checkpoints.file_digest import file_digest
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.planning.planner import served_dtype
@@ -35,7 +34,7 @@ def read_model_version(plan: GeneratorPlan) -> ModelVersion:
 def _tokenizer_settings(directory: Path) -> str:
     """tokenizer_config.json without its chat template: prompts are made before a copy sees them."""
     path = directory / "tokenizer_config.json"
-    settings = read_json(path) if path.is_file() else {}
+    settings = json.loads(path.read_bytes()) if path.is_file() else {}  # read before, by what refuses it
     return json.dumps({name: value for name, value in settings.items() if name != "chat_template"}, sort_keys=True)
 
 

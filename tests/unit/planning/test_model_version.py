@@ -63,6 +63,12 @@ def test_the_same_files_elsewhere_are_the_same_version(copied: Path) -> None:
     assert version_of(copied) == version_of()
 
 
+def test_a_name_that_stands_twice_is_taken_as_the_tokenizer_takes_it(copied: Path) -> None:
+    path = copied / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("{", '{"chat_template": "",', 1))
+    assert version_of(copied) == version_of()
+
+
 def test_changed_weights_are_another_version(copied: Path) -> None:
     weights = next(copied.glob("*.safetensors"))
     content = bytearray(weights.read_bytes())
