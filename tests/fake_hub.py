@@ -3,6 +3,9 @@
 import hashlib
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -33,6 +36,21 @@ class FakeHub(ThreadingHTTPServer):
     def endpoint(self) -> str:
         """Address for Environment.hub_endpoint."""
         return f"http://127.0.0.1:{self.server_port}"
+
+
+@contextmanager
+def serve_hub(files: dict[str, bytes]) -> Iterator[FakeHub]:
+    """A hub whose repository has these files."""
+    server = FakeHub()
+    server.files = files
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -79,8 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            self.server.sent.append((urlsplit(self.path).path, len(content)))  # before its reader can look
             self.wfile.write(content)
-            self.server.sent.append((urlsplit(self.path).path, len(content)))
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep the test's output quiet."""

@@ -11,6 +11,7 @@ from serve_app.cli.calibration_process import calibrate
 from serve_app.config.environment import Environment, read_environment
 from serve_app.errors import ConfigError
 from serve_app.planning.auto_parallel import find_surroundings, known_profiles, with_parallel
+from serve_app.planning.cluster import cluster_problems, read_cluster
 from serve_app.planning.device_choice import Surroundings, on_device
 from serve_app.planning.device_profiles import find_profile
 from serve_app.planning.model_plan import ModelPlan, plan_model
@@ -26,7 +27,7 @@ from serve_app.planning.setting_problems import Problem
 class _Planned:
     plans: list[ModelPlan]
     problems: list[Problem]
-    skipped: list[str]  # a line for each model that is not planned
+    remarks: list[str]  # lines on what is not planned, and why
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
@@ -37,13 +38,19 @@ def run_plan(arguments: argparse.Namespace) -> int:
     profiles = known_profiles(environment, arguments.devices)
     if arguments.device is not None:
         find_profile(profiles, arguments.device)
-    around = find_surroundings(profiles, arguments.device)
+    cluster = None if arguments.cluster is None else read_cluster(arguments.cluster, profiles)
+    around = find_surroundings(profiles, arguments.device) if cluster is None else cluster.surroundings
     planned = _plan_file(arguments.file, around, environment)
+    if cluster is not None:
+        planned.remarks.extend(cluster.remarks)
+        planned.problems.extend(
+            Problem(str(arguments.cluster), one) for one in cluster_problems(cluster, planned.plans)
+        )
     if arguments.json:
         report = {"models": [plan_json(plan) for plan in planned.plans], "problems": list(map(str, planned.problems))}
         print(json.dumps(report, indent=2))
     else:
-        texts = [*filter(None, map(plan_text, planned.plans)), *planned.skipped]
+        texts = [*filter(None, map(plan_text, planned.plans)), *planned.remarks]
         if texts:
             print("\n\n".join(texts))
     if arguments.plot is not None:
@@ -65,7 +72,7 @@ def _plan_file(path: Path, around: Surroundings, environment: Environment) -> _P
     planned = _Planned([], list(report.problems), [])
     for model in report.models:
         if not model.config.is_generative:
-            planned.skipped.append(f"{model.config.name}: task={model.config.task} keeps no KV cache; not planned")
+            planned.remarks.append(f"{model.config.name}: task={model.config.task} keeps no KV cache; not planned")
             continue
         try:
             plan = _plan_one(model, path.resolve().parent, around, environment)

@@ -11,7 +11,10 @@ def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     )
     parser.add_argument("file", type=Path, metavar="FILE")
     where = "plan all models on this kind of device (default: what each asks for; for a CPU, this machine)"
-    parser.add_argument("--device", metavar="NAME", help=where)
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--device", metavar="NAME", help=where)
+    nodes = "a YAML of the cluster's nodes: their CPUs, memory and GPUs; what has no room there is refused"
+    target.add_argument("--cluster", type=Path, metavar="FILE", help=nodes)
     more = "a YAML of further devices, in the form of serve_app/planning/devices.yaml"
     parser.add_argument("--devices", type=Path, metavar="FILE", help=more)
     measure = "measure this CPU first, for minutes on a busy one; what is found stands for the device cpu from then on"

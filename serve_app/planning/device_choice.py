@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
-from serve_app.planning.device_profiles import DeviceProfile, find_profile
+from serve_app.planning.device_profiles import DeviceProfile, find_profile, is_called
 from serve_app.planning.model_plan import PlannedDevice
 from serve_app.planning.setting_problems import problems_of
 
@@ -18,7 +18,8 @@ class Surroundings:
     profiles: dict[str, DeviceProfile]
     device: str | None = None  # that all models are planned on; None: each on what it asks for
     accelerator_type: str | None = None  # of this machine's GPUs; None: it has none
-    memory_bytes: int | None = None  # of this machine; None: not known
+    memory_bytes: int | None = None  # of this machine, or of the smallest node; None: not known
+    gpus: tuple[str, ...] = ()  # of a cluster, those with the least memory first; empty: it is not known
 
 
 def on_device(config: ModelConfig, around: Surroundings) -> tuple[ModelConfig, PlannedDevice]:
@@ -29,12 +30,27 @@ def on_device(config: ModelConfig, around: Surroundings) -> tuple[ModelConfig, P
     if config.device.type == "cpu":
         return config, _with_memory("cpu", find_profile(around.profiles, "cpu"), around)
     wanted = config.device.accelerator_type or around.accelerator_type
+    if around.gpus:
+        wanted = _of_cluster(config, around)
     if wanted is None:
         raise ConfigError(
-            "device.type=cuda does not say which GPU, and this machine has none; give --device, or set "
+            "device.type=cuda does not say which GPU, and none is known here; give --device, or set "
             "device.accelerator_type"
         )
     return config, _with_memory(wanted, find_profile(around.profiles, wanted), around)
+
+
+def _of_cluster(config: ModelConfig, around: Surroundings) -> str:
+    """The kind of GPU that a model is planned on: shards are even, and Ray chooses, so the smallest that it may get."""
+    wanted = config.device.accelerator_type
+    if wanted is None:
+        return around.gpus[0]
+    found = [name for name in around.gpus if is_called(name, around.profiles[name], wanted)]
+    if not found:
+        raise ConfigError(
+            f"device.accelerator_type={wanted}, and the cluster's GPUs are {', '.join(around.gpus)}; write one of them"
+        )
+    return found[0]
 
 
 def _with_memory(name: str, profile: DeviceProfile, around: Surroundings) -> PlannedDevice:

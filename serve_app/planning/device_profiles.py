@@ -73,10 +73,19 @@ def measured_profile(known: DeviceProfile, values: dict[str, object]) -> DeviceP
 
 def find_profile(profiles: dict[str, DeviceProfile], name: str) -> DeviceProfile:
     """The profile of a name, or of a type of Ray's. Raises ConfigError with the names there are."""
-    wanted = name.lower()
+    return profiles[find_name(profiles, name)]
+
+
+def is_called(name: str, profile: DeviceProfile, wanted: str) -> bool:
+    """Whether a device is meant by a name, or a type of Ray's."""
+    return wanted.lower() in (name.lower(), *map(str.lower, profile.accelerator_types))
+
+
+def find_name(profiles: dict[str, DeviceProfile], name: str) -> str:
+    """What the table calls a device. Raises ConfigError with the names there are."""
     for key, profile in profiles.items():
-        if wanted == key.lower() or wanted in (one.lower() for one in profile.accelerator_types):
-            return profile
+        if is_called(key, profile, name):
+            return key
     raise ConfigError(f"device {shown(name)} is not known; use {', '.join(profiles)}, or describe it by --devices FILE")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from serve_app.checkpoints.header_files import directory_with_headers
 from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.config.environment import Environment, read_environment
 from serve_app.errors import ConfigError
-from tests.fake_hub import COMMIT, FakeHub
+from tests.fake_hub import COMMIT, FakeHub, serve_hub
 from tests.published_models import write_headers
 
 SHAPES = {
@@ -33,14 +32,8 @@ CONFIG = {
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    server = FakeHub()
-    server.files = {}
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve_hub({}) as server:
+        yield server
 
 
 @pytest.fixture

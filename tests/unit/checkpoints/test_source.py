@@ -12,18 +12,13 @@ from serve_app.checkpoints.source import find_snapshot, is_hub_id, local_directo
 from serve_app.config.environment import Environment
 from serve_app.errors import ConfigError
 from serve_app.types.models import ModelSource
-from tests.fake_hub import COMMIT, FakeHub
+from tests.fake_hub import COMMIT, FILES, FakeHub, serve_hub
 
 
 @pytest.fixture
 def hub() -> Iterator[FakeHub]:
-    server = FakeHub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve_hub(dict(FILES)) as server:
+        yield server
 
 
 def environment(cache_dir: Path, endpoint: str | None = None, is_offline: bool = False) -> Environment:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from serve_app.cli.main import main
+from tests.fake_hub import COMMIT, serve_hub
 from tests.fakes import save_model_dir
 from tests.published_models import write_headers, write_published
 
@@ -152,6 +153,23 @@ def test_the_split_is_chosen_alike_by_plan_and_validate(tmp_path: Path, capsys: 
     assert main(["validate", "--elsewhere", str(unknown)]) == 1
     expected = "applications[chat].args.parallel: parallel=auto: device.type=cuda does not say which GPU"
     assert capsys.readouterr().err.startswith(expected)
+
+
+def test_of_a_hub_model_headers_alone_are_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_model(tmp_path / "small")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "small").iterdir()}
+    with serve_hub(files) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        assert main(["plan", str(write(tmp_path, a="source: org/model, max_model_len: 16")), "--json"]) == 0
+        (model,) = json.loads(capsys.readouterr().out)["models"]
+        assert model["shards"][0]["weights_bytes"] == 2 * (4 * 32 * 16 + 64 * 16)
+        assert "GET /org/model/resolve/" + COMMIT + "/model.safetensors" in hub.requests
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "none"))
+        assert main(["plan", str(write(tmp_path, a="source: org/model"))]) == 1
+        assert "source=org/model is not on this node and the hub is switched off" in capsys.readouterr().err
 
 
 def test_what_was_measured_here_stands_for_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

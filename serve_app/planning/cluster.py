@@ -1,0 +1,131 @@
+"""The nodes of a cluster as a file describes them, and what of a Serve file has no room there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+
+from serve_app.config.base import ByteSize, ConfigModel
+from serve_app.errors import ConfigError
+from serve_app.planning.device_choice import Surroundings
+from serve_app.planning.device_profiles import DeviceProfile, find_name
+from serve_app.planning.model_plan import ModelPlan
+from serve_app.planning.reservations import CPUS_PER_REPLICA
+from serve_app.planning.setting_problems import problems_of
+from serve_app.planning.yaml_document import read_document
+
+
+class NodeConfig(ConfigModel):
+    """Nodes of one kind."""
+
+    count: PositiveInt = 1
+    cpus: PositiveFloat
+    memory: ByteSize
+    device: str | None = None  # its GPUs; None: it has none
+    devices: PositiveInt = 1  # GPUs on each
+
+
+class ClusterConfig(ConfigModel):
+    """A cluster: `nodes`, each entry so many alike."""
+
+    nodes: list[NodeConfig] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster whose devices are known."""
+
+    nodes: list[NodeConfig]
+    profiles: dict[str, DeviceProfile]  # all that are known; those of the cluster with its numbers for each node
+
+    @property
+    def device_names(self) -> list[str]:
+        """Kinds of GPUs, those with the least memory first."""
+        names = {node.device for node in self.nodes if node.device is not None}
+        return sorted(names, key=lambda name: self.profiles[name].memory or 0)
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """What models are planned on; shards on CPU may run on the smallest node."""
+        least = min(node.memory for node in self.nodes)
+        return Surroundings(self.profiles, memory_bytes=least, gpus=tuple(self.device_names))
+
+    @property
+    def remarks(self) -> list[str]:
+        """What people are to know of the plans."""
+        if len(self.device_names) < 2:
+            return []
+        names = ", ".join(self.device_names)
+        return [
+            f"GPUs differ ({names}): shards are even and Ray chooses their places, so models that name no "
+            f"device.accelerator_type are planned on {self.device_names[0]}"
+        ]
+
+
+def read_cluster(path: Path, profiles: dict[str, DeviceProfile]) -> Cluster:
+    """The cluster of a file. Raises ConfigError that names every mistake."""
+    document = read_document(path)
+    if document.problems:
+        raise ConfigError("\n".join(map(str, document.problems)))
+    try:
+        config = ClusterConfig.model_validate(document.value)
+    except ValidationError as error:
+        found = problems_of(error, ClusterConfig, "")
+        raise ConfigError("\n".join(f"{path}: {one}" for one in found)) from error
+    known, nodes = dict(profiles), []
+    for node in config.nodes:
+        if node.device is None:
+            nodes.append(node)
+            continue
+        name = find_name(profiles, node.device)
+        if profiles[name].type == "cpu":
+            raise ConfigError(f"{path}: device {node.device} is a CPU; leave `device` out of nodes without GPUs")
+        number = min([node.devices, *(one.devices for one in nodes if one.device == name)])
+        known[name] = profiles[name].model_copy(update={"devices_per_node": number})
+        nodes.append(node.model_copy(update={"device": name}))
+    return Cluster(nodes, known)
+
+
+def cluster_problems(cluster: Cluster, plans: Sequence[ModelPlan]) -> list[str]:
+    """What the models reserve beyond what the nodes have, placed as a first fit finds it."""
+    nodes = [node for node in cluster.nodes for _ in range(node.count)]
+    free = [_Free(node, node.cpus, float(node.devices if node.device else 0)) for node in nodes]
+    problems = []
+    cpus = sum(one.cpus for one in free)
+    needed = sum(plan.num_replicas * sum(bundle["CPU"] for bundle in plan.bundles) for plan in plans) + CPUS_PER_REPLICA
+    if needed > cpus:
+        problems.append(
+            f"the models reserve {needed:g} CPUs, and the cluster has {cpus:g}; lower device.cpus_per_shard, or add "
+            "nodes"
+        )
+    for plan in sorted(plans, key=lambda one: -one.config.device.gpus_per_shard):
+        wanted = plan.num_replicas * plan.config.parallel.num_shards
+        if plan.config.device.type == "cuda":
+            placed = sum(_place(free, plan) for _ in range(wanted))
+            if placed < wanted:
+                problems.append(
+                    f"{plan.config.name}: {plan.num_replicas} x {plan.config.parallel.num_shards} shards need {wanted} "
+                    f"devices of {plan.device.name}, and the cluster has room for {placed}; lower num_replicas or "
+                    "parallel, or add nodes"
+                )
+    return problems
+
+
+@dataclass(slots=True)
+class _Free:
+    node: NodeConfig
+    cpus: float
+    devices: float
+
+
+def _place(free: list[_Free], plan: ModelPlan) -> bool:
+    """Whether a shard finds room; what it takes is taken."""
+    device = plan.config.device
+    for one in free:
+        is_right = device.accelerator_type is None or one.node.device == plan.device.name
+        if is_right and one.devices >= device.gpus_per_shard and one.cpus >= device.cpus_per_shard:
+            one.devices -= device.gpus_per_shard
+            one.cpus -= device.cpus_per_shard
+            return True
+    return False
