@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from bench.generated import Generated, Throughput, WorkItem
 from bench.workload import read_workload
 from serve_app.engine.attention.choice import DecodeSizes, attention_of
 from serve_app.engine.decode_graphs import capture_on
+from serve_app.engine.launched_step import LaunchedStep
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.models.transformers_model import TransformersStage
@@ -42,10 +44,18 @@ class EngineAlone:
         capture = capture_on(device) if has_graphs else None
         self._runner = ModelRunner(stage, limits, LoneCommunicator(), device, choice.backend, capture)
         self._limits = limits
+        self._launches_ahead = device.type == "cuda"  # as shards do
 
     def run(self, items: Sequence[WorkItem], num_prompt_logprobs: int | None = None) -> list[Generated]:
         """Answer all requests, each from its arrival on."""
-        scheduler = Scheduler(self._limits, num_stages=1, max_queued=len(items), has_prefix_cache=False)
+        scheduler = Scheduler(
+            self._limits,
+            num_stages=1,
+            max_queued=len(items),
+            has_prefix_cache=False,
+            overlaps_steps=self._launches_ahead,
+        )
+        launched: deque[LaunchedStep] = deque()
         answers = [Generated([], []) for _ in items]
         order = sorted(range(len(items)), key=lambda index: items[index].arrival_s)
         begin_s = time.perf_counter()
@@ -53,12 +63,14 @@ class EngineAlone:
             while order and items[order[0]].arrival_s <= time.perf_counter() - begin_s:
                 index = order.pop(0)
                 scheduler.add(_request(index, items[index], num_prompt_logprobs))
-            step = scheduler.schedule()
-            if step is None:
+            while (step := scheduler.schedule()) is not None:
+                pending = self._runner.launch(step)
+                assert pending is not None
+                launched.append(pending)
+            if not launched:
                 time.sleep(max(0.0, items[order[0]].arrival_s - (time.perf_counter() - begin_s)))
                 continue
-            output = self._runner.run(step)
-            assert output is not None
+            output = launched.popleft().output()
             now_s = time.perf_counter() - begin_s
             for news in scheduler.update(output):
                 _append(answers[int(news.sequence.request_id)], news.chunk, now_s)

@@ -1,6 +1,6 @@
 """The sampler on the device and on the CPU: the same logits, seeds and settings have to give the same tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -39,17 +39,22 @@ class SamplerRow:
     step_us: float
     num_tokens: int
     num_different: int
+    wait: str | None  # what the host has waited for in a step whose batch was there before
+    may_wait: bool
 
     @property
     def problem(self) -> str | None:
-        """Tokens that are not those of the CPU."""
+        """Tokens that are not those of the CPU, or a wait for the device."""
         if self.num_different:
             return f"{self.num_different} of {self.num_tokens} tokens are not the CPU's ({self.settings})"
+        if self.wait is not None and not self.may_wait:
+            return f"the host waits for the device before the tokens are read ({self.settings}): {self.wait}"
         return None
 
     def __str__(self) -> str:
         sizes = f"{self.settings:>24} {self.num_rows:>5} {self.vocab_size:>10} {self.step_us:10.1f}"
-        return f"{sizes}  {self.num_different} of {self.num_tokens} differ"
+        waits = "" if self.wait is None else ", the host waits"
+        return f"{sizes}  {self.num_different} of {self.num_tokens} differ{waits}"
 
 
 def check_sampler(bench: Bench) -> Rows:
@@ -69,7 +74,25 @@ def _compare(name: str, params: SamplingParams, logits: Tensor, device: torch.de
     found = draw_steps(_started(params, num_rows, vocab_size, device), logits.to(device))
     sampler, first = _started(params, num_rows, vocab_size, device), logits[0].to(device)
     step_us = measure_us(lambda: sampler.sample(first, list(range(num_rows))), device)
-    return SamplerRow(name, num_rows, vocab_size, step_us, len(expected), num_different(expected, found))
+    wait = wait_of(lambda: sampler.draw(first, list(range(num_rows))), device)
+    may_wait = params.top_p < 1.0 and params.top_k == 0  # for whether enough tokens are ranked
+    differ = num_different(expected, found)
+    return SamplerRow(name, num_rows, vocab_size, step_us, len(expected), differ, wait, may_wait)
+
+
+def wait_of(launch: Callable[[], object], device: torch.device) -> str | None:
+    """What torch says of the first wait for the device in a call; None: there is none, or no such device."""
+    if device.type != "cuda":
+        return None
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        launch()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return None
 
 
 def draw_steps(sampler: Sampler, logits: Tensor) -> list[int]:

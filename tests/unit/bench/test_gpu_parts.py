@@ -132,7 +132,7 @@ def test_layers_in_turn_are_more_than_a_cache_holds(layer_bytes: int, count: int
 
 GRAPHS = GraphRow("120M", "float32", 100.0, 250.0, 1.5, 64, 0, [])
 LONG = LongPromptRow("1B", 16_384, 2048, 1.0, 2 << 30, 1 << 29, 3 << 30, ["flash"], [])
-SAMPLER = SamplerRow("top_k", 64, 1024, 10.0, 192, 0)
+SAMPLER = SamplerRow("top_k", 64, 1024, 10.0, 192, 0, None, False)
 QUANTIZED = QuantizedRow("int4", "packed_int4", 17, 0.002, 0.01, 10.0, 20.0)
 GROUP = GroupRow("NCCL", True, 5.0, "captured", True)
 PARITY = Parity(16, [3], 0.01, 100, 0.02, 0.01, 0.02)
@@ -147,6 +147,7 @@ PARITY = Parity(16, [3], 0.01, 100, 0.02, 0.01, 0.02)
         replace(LONG, weight_bytes=None, peak_bytes=None),
         SAMPLER,
         QUANTIZED,
+        replace(SAMPLER, wait="called a synchronizing CUDA operation", may_wait=True),
         replace(QUANTIZED, num_rows=0, error=None, call_us=None, bfloat16_us=None),
         GROUP,
         replace(GROUP, capture="not captured: x", is_captured_right=None),
@@ -168,6 +169,10 @@ def test_what_is_as_it_must_be_has_no_problem(row: Row) -> None:
         (replace(LONG, whole_score_kernels=["aten::_softmax"]), "attention kept all scores: aten::_softmax"),
         (replace(LONG, peak_bytes=4 << 30), "steps take 1.50 GiB beside weights and KV cache"),
         (replace(SAMPLER, num_different=1), "1 of 192 tokens are not the CPU's (top_k)"),
+        (
+            replace(SAMPLER, wait="called a"),
+            "the host waits for the device before the tokens are read (top_k): called a",
+        ),
         (replace(QUANTIZED, error=0.2), "int4 (packed_int4) at 17 rows is 0.200 off"),
         (replace(QUANTIZED, error=math.nan), "int4 (packed_int4) at 17 rows is nan off"),
         (replace(GROUP, is_right=False), "all_reduce over NCCL of one rank changes its tensor"),
