@@ -1,4 +1,4 @@
-"""examples/everything.yaml on a real cluster, for all tests of this folder: each kind of model, HTTP and gRPC."""
+"""examples/everything.yaml on a real cluster with Serve's own proxy: each kind of model, HTTP and gRPC."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,7 +83,7 @@ def cluster(models: Path, port: int) -> Iterator[ServeCluster]:
     save(Sized(4, 2), models / "linear")
     grpc_options = {"port": port, "grpc_servicer_functions": SERVICES, "enable_reflection": True}
     linear = {**LINEAR, "args": {**LINEAR["args"], "source": str(models / "linear")}}
-    cluster = ServeCluster([*applications, second, linear, _CHOICE], grpc_options)
+    cluster = ServeCluster([*applications, second, linear, _CHOICE], grpc_options, is_plain=True)
     cluster.wait_until(cluster.is_healthy, 60, "health")
     yield cluster
     cluster.stop()

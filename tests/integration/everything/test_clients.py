@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import openai
-import psutil
 import pytest
 import tritonclient.http as triton
 from google.protobuf import descriptor_pb2
@@ -19,7 +17,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from openai.types.chat import ChatCompletionMessageParam
 
-from serve_app.cli.throughput_profile import find_software
 from serve_app.client import Client
 from serve_app.errors import ModelNotFoundError
 from serve_app.protos import open_inference_pb2 as pb
@@ -32,7 +29,6 @@ from tests.integration.serve_cluster import ROOT, ServeCluster
 TRITON_CALLS = Path(__file__).with_name("triton_grpc_calls.py")
 OTHER_CALLS = Path(__file__).with_name("other_client_calls.py")
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-HAPROXY = str(find_software({}).haproxy)
 SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 pytestmark = pytest.mark.timeout(600)  # the first test of a file may be the one that starts the cluster
@@ -169,24 +165,3 @@ def test_the_curl_lines_of_the_documents(cluster: ServeCluster) -> None:
             deltas = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("data: {")]
             text = "".join(one["choices"][0]["delta"].get("content", "") for one in deltas)
             assert text == "2038-01-08"  # as the README says
-
-
-def test_no_port_of_the_throughput_profile_is_reached_from_elsewhere(cluster: ServeCluster, port: int) -> None:
-    """What listens on every interface answers at 127.0.0.2 too."""
-    assert "Serve's throughput profile" in cluster.output
-    replicas = re.findall(r"Started HTTP server on port (\d+) and gRPC server on port (\d+)", cluster.log)
-    ports = {cluster.port, port, *(int(one) for pair in replicas for one in pair)}
-    assert len(ports) > 2  # the Gateway's own two, and those of the Routers
-    assert [one for one in ports if not is_open("127.0.0.1", one)] == []
-    assert [one for one in ports if is_open("127.0.0.2", one)] == []
-    haproxy = [psutil.Process(pid) for pid in cluster.pids(HAPROXY)]
-    assert {one.laddr.ip for process in haproxy for one in process.net_connections() if one.status == "LISTEN"} == {
-        "127.0.0.1"
-    }
-
-
-def is_open(host: str, port: int) -> bool:
-    """Whether something listens there."""
-    with socket.socket() as client:
-        client.settimeout(5)
-        return client.connect_ex((host, port)) == 0

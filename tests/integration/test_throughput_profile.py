@@ -1,13 +1,17 @@
-"""`rayshard serve --plain`: Serve's own proxy in front, as where HAProxy is not safe or not there."""
+"""Serve's throughput mode with HAProxy in front: what `rayshard serve` runs on loopback."""
 
+import re
+import socket
 from collections.abc import Iterator
 
 import grpc
 import numpy as np
+import psutil
 import pytest
 import torch
 import tritonclient.http as triton
 
+from serve_app.cli.throughput_profile import find_software
 from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import open_inference_pb2_grpc as services
 from serve_app.protos import rayshard_pb2 as rayshard_pb
@@ -18,6 +22,7 @@ from tests.unit.models.test_torch_model import save
 from tests.user_modules import Sized
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+HAPROXY = str(find_software({}).haproxy)
 NUM_ROWS = 2**21  # of four float32: 32 MB there, 16 MB back
 
 
@@ -34,7 +39,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Ser
     linear = {**LINEAR, "args": {**LINEAR["args"], "source": str(directory)}}
     gateway = {**GATEWAY, "args": {"queue_timeout_s": 120.0, "max_request_bytes": 64 * 2**20}}
     options = {"port": port, "grpc_servicer_functions": SERVICES}
-    running = ServeCluster([gateway, model_application("demo"), linear], options, is_plain=True)
+    running = ServeCluster([gateway, model_application("demo"), linear], options)
     running.wait_until(running.is_healthy, 60, "health")
     yield running
     running.stop()
@@ -59,7 +64,7 @@ def test_large_tensors_pass_over_grpc(cluster: ServeCluster, port: int) -> None:
     assert len(answer.raw_output_contents[0]) == NUM_ROWS * 2 * 4
 
 
-def test_a_stream_and_its_failure_are_those_behind_haproxy(cluster: ServeCluster, port: int) -> None:
+def test_a_stream_and_its_failure_are_those_of_plain_serve(cluster: ServeCluster, port: int) -> None:
     assert cluster.is_healthy()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = rayshard_services.RayshardStub(channel)  # type: ignore[no-untyped-call]  # generated
@@ -75,3 +80,23 @@ def test_a_stream_and_its_failure_are_those_behind_haproxy(cluster: ServeCluster
         with pytest.raises(grpc.RpcError):
             list(stream)  # tokens that came in time stand before the status
         assert stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_none_of_its_ports_is_reached_from_elsewhere(cluster: ServeCluster, port: int) -> None:
+    """What listens on every interface answers at 127.0.0.2 too."""
+    assert "Serve's throughput profile" in cluster.output
+    replicas = re.findall(r"Started HTTP server on port (\d+) and gRPC server on port (\d+)", cluster.log)
+    ports = {cluster.port, port, *(int(one) for pair in replicas for one in pair)}
+    assert len(ports) > 2  # HAProxy's two, and those of the replicas
+    assert [one for one in ports if not is_open("127.0.0.1", one)] == []
+    assert [one for one in ports if is_open("127.0.0.2", one)] == []
+    haproxy = [psutil.Process(pid) for pid in cluster.pids(HAPROXY)]
+    addresses = {one.laddr for process in haproxy for one in process.net_connections() if one.status == "LISTEN"}
+    assert {address.ip for address in addresses} == {"127.0.0.1"}
+
+
+def is_open(host: str, port: int) -> bool:
+    """Whether something listens there."""
+    with socket.socket() as client:
+        client.settimeout(5)
+        return client.connect_ex((host, port)) == 0
