@@ -180,7 +180,7 @@ def _measure_whole_road(scale: Scale, items: Sequence[WorkItem]) -> tuple[Throug
             "kv_cache_bytes": scale.cache_tokens // scale.block_size * _block_bytes(scale),
         },
     }
-    with serving("serve_app.app:build_model", args, {}) as served:
+    with serving("serve_app.app:build_model", args, THROUGHPUT_PROFILE) as served:  # as `rayshard serve` does it
         run_load(served.url, MODEL_NAME, [WorkItem(0.0, items[0].prompt_token_ids, 2)])
         before = take_snapshot(served.session_id)
         load = run_load(served.url, MODEL_NAME, items)

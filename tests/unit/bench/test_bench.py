@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from bench.cpu_usage import CpuSnapshot, CpuUsage, ProcessCpu, usage_between
 from bench.generated import Generated, WorkItem, steady_tokens_per_s
 from bench.load import LoadFailedError, LoadReport, run_load
+from bench.lone_client import ENGINE, format_rounds
 from bench.overhead import PROFILES, ServingCost, format_costs
 from bench.random_llama import SIZES, byte_level_tokenizer
 from bench.results import Machine, record
@@ -76,3 +77,10 @@ def test_a_run_is_appended_to_the_results(tmp_path: Path) -> None:
     text = (tmp_path / "results.md").read_text()
     assert text.startswith("# Results of the benchmarks\n\n## Title, 20")
     assert text.index("| 1 |") < text.index("2 cores of a cpu, load 0.50", text.index("| 1 |")) < text.index("| 2 |")
+
+
+def test_shares_of_the_engine_are_those_of_one_round() -> None:
+    rounds = [{ENGINE: 10.0, "throughput": 9.0}, {ENGINE: 20.0, "throughput": 16.0}, {ENGINE: 30.0, "throughput": 3.0}]
+    table = format_rounds(rounds)
+    assert "| engine alone | 20.0 | 1.00 |" in table
+    assert "| throughput | 9.0 | 0.80 |" in table
