@@ -42,15 +42,16 @@ def stop_process(process: ServeProcess, stop: StopSignals, drain_s: float | None
     if stop.num_received:
         print("Draining ..." if drain_s else "Stopping ...", flush=True)
     if drain_s != 0:
+        num_before = stop.num_received
         process.interrupt()
-        _wait(process, stop, drain_s)
+        _wait(process, stop, drain_s, num_before)
     process.end()
 
 
-def _wait(process: ServeProcess, stop: StopSignals, drain_s: float | None) -> None:
-    """Tell what it waits for, until it has ended, its time is over, or we are told again."""
+def _wait(process: ServeProcess, stop: StopSignals, drain_s: float | None, num_before: int) -> None:
+    """Tell what it waits for, until it has ended, its time is over, or a signal comes after `num_before`."""
     shutdown_s = _SHUTDOWN_UNREADY_S if drain_s is None else drain_s + _SHUTDOWN_S
-    num_before, deadline_s = stop.num_received, time.monotonic() + shutdown_s
+    deadline_s = time.monotonic() + shutdown_s
     while True:
         has_ended = process.exit_status is not None
         is_over = has_ended or stop.num_received > num_before or time.monotonic() >= deadline_s
