@@ -49,3 +49,10 @@ def test_what_is_wrong_in_such_a_file_is_named(tmp_path: Path, text: str, expect
 def test_an_unknown_device_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(ConfigError, match=r"device 'h1000' is not known; use h200, h100, .*, or describe it by --devi"):
         find_profile(load_profiles(), "h1000")
+
+
+def test_measured_times_lie_between_those_of_the_nearest_rows_and_grow_with_rows_beyond() -> None:
+    curve = {"float32": {1: 0.1, 9: 0.3, 100: 2.0}}
+    profile = load_profiles()["cpu"].model_copy(update={"weights_s_per_gb": curve})
+    assert [profile.measured_s("float32", rows, 2e9) for rows in (1, 5, 9, 200)] == pytest.approx([0.2, 0.4, 0.6, 8.0])
+    assert profile.measured_s("bfloat16", 1, 2e9) is None
