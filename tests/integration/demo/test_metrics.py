@@ -43,33 +43,39 @@ def scrape_ray(cluster: ServeCluster) -> dict[str, list[Sample]]:
     return samples("".join(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=20).text for port in ports))
 
 
+def of_demo(found: dict[str, list[Sample]], name: str) -> list[Sample]:
+    """A series of the demo's: other tests of this cluster serve other models for a while."""
+    return [sample for sample in found.get(name, []) if sample.labels["model"] == "demo"]
+
+
 def test_a_load_shows_in_both_scrapes(cluster: ServeCluster) -> None:
-    before = scrape_gateway(cluster).get("rayshard_generation_tokens_total", [])
+    before = of_demo(scrape_gateway(cluster), "rayshard_generation_tokens_total")
     for _ in range(3):
         assert cluster.complete("demo", "date jan 8 2038 =").status_code == 200
     assert cluster.complete("demo", "x", n=-1).status_code == 400
     own = scrape_gateway(cluster)
     assert {name for name in own if name.startswith("rayshard_")} == series_names()
-    (tokens,) = own["rayshard_generation_tokens_total"]
-    assert tokens.labels["model"] == "demo"
+    (tokens,) = of_demo(own, "rayshard_generation_tokens_total")
     assert tokens.value - sum(sample.value for sample in before) == 3 * len("2038-01-08.")
-    (steps,) = own["rayshard_step_seconds_count"]
-    assert steps.value >= tokens.value / 4, "a step draws one token for each sequence"
-    (bubble,) = own["rayshard_pipeline_bubble_ratio"]
+    (steps,) = of_demo(own, "rayshard_step_seconds_count")
+    assert steps.value >= len("2038-01-08."), "a step draws one token for each sequence"
+    (bubble,) = of_demo(own, "rayshard_pipeline_bubble_ratio")
     assert 0 < bubble.value < 1, "one sequence cannot fill two stages"
 
     wanted = {f"ray_{name}" for name in series_names()}
     cluster.wait_until(lambda: wanted <= scrape_ray(cluster).keys(), RAYS_INTERVAL_S, "Ray's exporter")
 
     def is_told() -> bool:
-        return any(one.value >= tokens.value for one in scrape_ray(cluster)["ray_rayshard_generation_tokens_total"])
+        told = of_demo(scrape_ray(cluster), "ray_rayshard_generation_tokens_total")
+        return any(one.value >= tokens.value for one in told)
 
     cluster.wait_until(is_told, RAYS_INTERVAL_S, "the last token's count")
-    buckets = [
-        (float(one.labels["le"].replace("+Inf", "inf")), one.value)
-        for one in scrape_ray(cluster)["ray_rayshard_inter_token_latency_seconds_bucket"]
-    ]
-    assert sorted(buckets) == sorted(buckets, key=lambda bucket: (bucket[1], bucket[0])), (
-        "cumulative, as Prometheus has it"
-    )
-    assert max(buckets)[0] == math.inf
+    by_gateway: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for one in of_demo(scrape_ray(cluster), "ray_rayshard_inter_token_latency_seconds_bucket"):
+        by_gateway[one.labels["gateway"]].append((float(one.labels["le"].replace("+Inf", "inf")), one.value))
+    assert by_gateway
+    for buckets in by_gateway.values():
+        buckets.sort()
+        counts = [count for _, count in buckets]
+        assert counts == sorted(counts), "cumulative, as Prometheus has it"
+        assert buckets[-1][0] == math.inf
