@@ -80,6 +80,8 @@ class _Gateways:
     def _drain(self, name: str) -> None:
         try:
             handle = serve.get_deployment_handle(_GATEWAY, name)
+            if not handle.is_initialized:  # in throughput mode it would take this thread for an event loop's
+                handle._init(_run_router_in_separate_loop=True)
             answers = handle.broadcast("drain").results(timeout_s=_ASK_S, return_exceptions=True)
         except TimeoutError as error:
             answers = [error]

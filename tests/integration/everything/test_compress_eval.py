@@ -14,9 +14,10 @@ from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster
 pytestmark = pytest.mark.timeout(600)
 
 TEXTS = "The water is still.\nReverse the word: stone\nIt rained all night, and the river rose.\n"
-# Weights of bfloat16: the server's batches and ours add the same products up in another order on some CPUs, which
-# moves a logit by about its last bit, 2**-8 of it. The same model in int8 is 3e-3 nats away.
-HALF_PRECISION_NATS = 5e-4
+# Weights of bfloat16: the server's compiled kernels round once where torch's calls round several times, which moves
+# the mean of these texts by 6.3e-4 nats; from the model in float32 torch's are 7.1e-3 away and the compiled ones
+# 6.5e-3. The same model in int8 is 3e-3 from bfloat16.
+HALF_PRECISION_NATS = 1e-3
 
 
 def test_a_served_model_is_what_its_files_are(
