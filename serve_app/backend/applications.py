@@ -30,6 +30,7 @@ _DISCOVERY_INTERVAL_S = 1.0  # while an application is not settled
 _SETTLED_INTERVAL_S = 3.0  # a look costs Serve's controller and this process some 40 ms of CPU
 _REGISTER_INTERVAL_S = 5.0
 _REGISTER_LIMIT_S = 20.0
+_FIRST_WORD_S = 10.0  # until a copy that has described its model is to have told its state
 _FORGOTTEN_S = 30.0  # a copy that has said nothing for that long is not shown any more
 _MAX_REASON_CHARS = 500  # of what Serve says
 _TRACEBACK_FRAME = re.compile(r'^  File ".*(?:\n[ \t].*)*\n', re.MULTILINE)
@@ -45,6 +46,8 @@ class Application:
     status: str = ""
     message: str = ""
     descriptions: list[ModelDescription] = field(default_factory=list)
+    described_s: float = 0.0  # when it had them first
+    has_spoken: bool = False  # a copy has told its state
     registered_s: float = 0.0
     registering: asyncio.Task[None] | None = None
     copies: dict[str, tuple[float, CopyState]] = field(default_factory=dict)  # of `main`: when it was told
@@ -59,7 +62,9 @@ class Application:
     @property
     def is_newcomer(self) -> bool:
         """Whether no copy has ever run, and that is not an outage: Serve is still at it, or has given up."""
-        return not self.descriptions and self.status in ("DEPLOYING", "DEPLOY_FAILED")
+        if self.descriptions:  # they come with an answer, the first state by a link that is being connected
+            return not self.has_spoken and time.monotonic() - self.described_s < _FIRST_WORD_S
+        return self.status in ("DEPLOYING", "DEPLOY_FAILED")
 
     @property
     def is_settled(self) -> bool:
@@ -158,6 +163,7 @@ class Applications:
                 calls.see(message.calls, state, message.model_version)
         application = self._applications.get(message.application)
         if application is not None and message.deployment == application.main:
+            application.has_spoken = True
             if state.state == "gone":
                 application.copies.pop(state.replica_id, None)
             else:
@@ -231,6 +237,7 @@ class Applications:
             if told:
                 oldest = min(told, key=lambda models: models[0].created_s)
                 if [one.created_s for one in oldest] != [one.created_s for one in application.descriptions]:
+                    application.described_s = application.described_s or time.monotonic()
                     application.descriptions = [await asyncio.to_thread(self._place, one) for one in oldest]
                 self._index()
         except (UnavailableError, TimeoutError):

@@ -62,8 +62,8 @@ async def test_the_first_of_two_applications_with_one_model_name_stays(replicas:
         add(control, replicas, "two", "m", created_s=3)
         await looked(backend)
         assert backend.model("m") == replicas["one"].description
+        await until(lambda: not backend.health().is_healthy)
         health = backend.health()
-        assert not health.is_healthy
         assert "two: its model name m is taken by another application; rename one" in health.detail
         del control.replicas["one", "Router"]
         await looked(backend)
@@ -272,6 +272,22 @@ async def test_health_tells_a_newcomers_start_apart_from_an_outage(
         replica.tell(state="rebuilding", detail="shard 1 is gone")
         await until(lambda: not backend.health().is_healthy)
         assert backend.health().detail == "m: rebuilding (shard 1 is gone); new: starting"
+
+
+async def test_a_newcomer_whose_first_state_is_on_its_way_is_no_outage(replicas: dict[str, FakeReplica]) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+        new = add(control, replicas, "two", "n")
+        new.links.register = lambda _address: None  # type: ignore[assignment]  # its link is being connected
+        await looked(backend)
+        assert backend.model("n") == new.description
+        health = backend.health()
+        assert health.is_healthy
+        assert health.newcomers == {"two": Newcomer("starting", "")}
+        next(one for one in backend._applications.all if one.name == "two").described_s -= 10.0
+        assert backend.health().detail == "n: no copy answers; application is RUNNING"
 
 
 async def test_a_newcomer_that_cannot_be_deployed_is_listed_with_serves_message(
