@@ -54,8 +54,11 @@ async def run_fault(
     finally:
         watch.stop()
         load.cancel()
+    right = [undisturbed.answers]
+    if fault.changes_weights:
+        right.append((await run_undisturbed(cluster, chats, limit_s)).answers)
     row = replace(
-        _row_of_answers(fault, answers, undisturbed.answers),
+        _row_of_answers(fault, answers, right),
         num_open_at_fault=num_open,
         healthy_s=healthy_s,
         all_copies_s=all_copies_s,
@@ -69,7 +72,7 @@ def not_run(fault: Fault, why: str) -> Row:
     return Row(fault.name, fault.layout.num_copies, fault.must_not_fail, note=why)
 
 
-def _row_of_answers(fault: Fault, answers: Sequence[Answer], undisturbed: Sequence[Answer]) -> Row:
+def _row_of_answers(fault: Fault, answers: Sequence[Answer], right: Sequence[Sequence[Answer]]) -> Row:
     return Row(
         fault.name,
         fault.layout.num_copies,
@@ -77,7 +80,7 @@ def _row_of_answers(fault: Fault, answers: Sequence[Answer], undisturbed: Sequen
         num_requests=len(answers),
         num_failed=sum(answer.failure is not None for answer in answers),
         failures=kinds_of(answers),
-        num_changed=count_changed(answers, undisturbed),
+        num_changed=count_changed(answers, *right),
         longest_pause_s=max(answer.longest_pause_s for answer in answers),
     )
 

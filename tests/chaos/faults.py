@@ -1,14 +1,18 @@
 """The faults of the table, and how each is brought in."""
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
 from tests.chaos.faulty_cluster import CONTROLLER, GATEWAY, PROXY, ROUTER, SHARD, FaultyCluster, Layout
-from tests.integration.serve_cluster import model_application
+from tests.integration.serve_cluster import DEMO_MODEL, model_application
 
 Application = dict[str, Any]
 
@@ -35,6 +39,7 @@ class Fault:
     layout: Layout = _ONE
     added: Mapping[str, int] = field(default_factory=dict)  # processes of a kind that there are more afterwards
     min_load_s: float = 0.0  # chats are sent again until then: an update takes effect late
+    changes_weights: bool = False  # each answer is that of the old weights, or that of the new ones
 
     @property
     def must_not_fail(self) -> bool:
@@ -75,6 +80,19 @@ def _with_demo_args(**args: Any) -> Inflict:
     return _deployed(change)
 
 
+def _with_other_weights(cluster: FaultyCluster) -> Effect:
+    """The same model a training step later: tensors of the same names and shapes."""
+    source = shutil.copytree(DEMO_MODEL, cluster.directory / "trained", dirs_exist_ok=True)
+    path = source / "model.safetensors"
+    noise = np.random.default_rng(1)
+    tensors = {
+        name: (tensor + 0.02 * noise.standard_normal(tensor.shape)).astype(tensor.dtype)
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+    return _with_demo_args(source=str(source))(cluster)
+
+
 def _nothing(_cluster: FaultyCluster) -> Effect:
     return Effect()
 
@@ -103,6 +121,8 @@ FAULTS = (
     Fault("router-stop-of-two", _signalled(ROUTER, _STOP), _TWO),
     Fault("gateway-stop-of-two", _signalled(GATEWAY, _STOP), Layout(num_gateways=2)),
     Fault("update-good", _with_demo_args(max_model_len=512), min_load_s=_UPDATE_S),
+    Fault("update-weights", _with_other_weights, min_load_s=_UPDATE_S, changes_weights=True),
+    Fault("update-parallel", _with_demo_args(parallel={"pipeline": 1}), added={SHARD: -1}, min_load_s=_UPDATE_S),
     Fault("update-bad-source", _with_demo_args(source="/no/such/model"), min_load_s=_UPDATE_S),
     Fault("update-misspelt-key", _with_demo_args(max_model_length=512), min_load_s=_UPDATE_S),
     Fault(

@@ -53,9 +53,10 @@ def kinds_of(answers: Iterable[Answer]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
 
 
-def count_changed(answers: Sequence[Answer], undisturbed: Sequence[Answer]) -> int:
-    """How many answers are not what an undisturbed run gave; the same chats may have gone round again."""
-    return sum(is_changed(answer, right) for answer, right in zip(answers, cycle(undisturbed), strict=False))
+def count_changed(answers: Sequence[Answer], *undisturbed: Sequence[Answer]) -> int:
+    """How many answers no undisturbed run gave, of one or more; the same chats may have gone round again."""
+    rights = zip(*map(cycle, undisturbed), strict=True)
+    return sum(all(is_changed(answer, right) for right in own) for answer, own in zip(answers, rights, strict=False))
 
 
 def format_table(rows: Iterable[Row]) -> str:

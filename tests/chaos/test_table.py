@@ -81,6 +81,7 @@ def test_kinds_of_failures_are_counted_and_chats_that_went_round_are_compared() 
     answers = [answer("a"), answer("", "cut"), answer("", "refused"), answer("", "cut"), answer("x")]
     assert kinds_of(answers) == "2 cut, 1 refused"
     assert count_changed(answers, [answer("a"), answer("b")]) == 1
+    assert count_changed(answers, [answer("a"), answer("b")], [answer("x"), answer("c")]) == 0  # of new weights
 
 
 def test_names_of_rows_are_their_own_and_shards_routers_and_the_controller_may_not_fail() -> None:
