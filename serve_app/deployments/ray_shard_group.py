@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from serve_app.deployments.copy_work import CopyWork, Settings
+from serve_app.deployments.node_seats import seat_shards, straddling_stages
 from serve_app.deployments.shard import ShardActor
 from serve_app.deployments.shard_actors import ShardProcess
 from serve_app.deployments.standby_shards import ShardProcesses
@@ -54,6 +55,7 @@ class RayShardGroup:
         self._shards = work.shards
         self._members: dict[int, ShardProcess] = {}  # by shard
         self.host = LOOPBACK  # where the Router's control link listens; set by start
+        self.nodes: list[str] = []  # of the shards
         self.reports: list[ShardReport] = []
         self.times = StartTimes()
 
@@ -113,8 +115,8 @@ class RayShardGroup:
         new = [index for index in range(len(self._shards)) if index not in self._members]
         for index in new:
             self._members[index] = await self._processes.take()
-        members = [self._members[index] for index in range(len(self._shards))]
-        nodes = [location.node for location in await _first_failure([member.locate() for member in members])]
+        await self._seat(are_all_new=len(new) == len(self._shards))
+        members, nodes = [self._members[index] for index in range(len(self._shards))], self.nodes
         is_one_node = all(node == self._own_node for node in nodes)
         hosts = [LOOPBACK if is_one_node else node for node in nodes]
         self.host = LOOPBACK if is_one_node else self._own_node
@@ -138,6 +140,26 @@ class RayShardGroup:
         self.times = StartTimes.of(len(members) - len(new), processes_s, self.reports)
         for index in new:
             self._log(self._shards[index], nodes[index], self.reports[index])
+
+    async def _seat(self, *, are_all_new: bool) -> None:
+        """Learn the nodes of the processes, and which of them become which shard; those that hold one keep it."""
+        members = [self._members[index] for index in range(len(self._shards))]
+        nodes = [location.node for location in await _first_failure([member.locate() for member in members])]
+        tensor = self._config.parallel.tensor
+        if are_all_new:
+            seats = seat_shards(nodes, tensor)
+            self._members = {index: members[seat] for index, seat in enumerate(seats)}
+            nodes = [nodes[seat] for seat in seats]
+        self.nodes = nodes
+        for stage in straddling_stages(nodes, tensor):
+            on = ", ".join(dict.fromkeys(nodes[stage * tensor : (stage + 1) * tensor]))
+            logger.warning(
+                "tensor group straddles nodes model=%s stage=%d nodes=%s: its sums cross the network in every layer; "
+                "lower parallel.tensor to what one node has room for, and raise parallel.pipeline",
+                self._work.name,
+                stage,
+                on,
+            )
 
     def _log(self, shard: ShardSpec, node: str, report: ShardReport) -> None:
         logger.info(

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ class FakeMethod:
 class FakeProcess:
     """A shard's process whose run a test ends as it likes."""
 
-    def __init__(self, bundle: int) -> None:
+    def __init__(self, bundle: int, node: str) -> None:
         self.bundle = bundle
+        self.node = node
         self.calls: list[str] = []
         self.actor = self
         self.is_killed = False
@@ -57,8 +58,8 @@ class FakeProcess:
         """Nothing to import."""
 
     async def locate(self) -> ShardLocation:
-        """On the Router's node."""
-        return ShardLocation("here", self.bundle)
+        """Where the test has put it."""
+        return ShardLocation(self.node, self.bundle)
 
     def run(self, _address: ControlAddress) -> asyncio.Future[None]:
         """Until the test ends it."""
@@ -79,17 +80,20 @@ class FakeProcess:
 class Group:
     """A RayShardGroup, and its processes in the order of their start."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: Sequence[str] = ("here",) * NUM_SHARDS, tensor: int = 1) -> None:
+        """nodes: of the processes, in the order of their start."""
+        parallel = {"pipeline": len(nodes) // tensor, "tensor": tensor}
         config = ModelConfig.model_validate(
-            {"name": "demo", "source": str(DEMO), "max_model_len": 64, "parallel": {"pipeline": NUM_SHARDS}}
+            {"name": "demo", "source": str(DEMO), "max_model_len": 64, "parallel": parallel}
         )
         plan = plan_generator(config, ROOT, read_environment({})).refuse_problems()
         self.started: list[FakeProcess] = []
-        processes: Any = ShardProcesses(self._start, "generation", NUM_SHARDS, 0)
+        self._nodes = nodes
+        processes: Any = ShardProcesses(self._start, "generation", len(nodes), 0)
         self.group = RayShardGroup(GenerationWork(plan, lambda _outputs: None), "here", processes)
 
     def _start(self, bundle: int) -> FakeProcess:
-        self.started.append(FakeProcess(bundle))
+        self.started.append(FakeProcess(bundle, self._nodes[bundle - 1]))
         return self.started[-1]
 
 
@@ -150,3 +154,21 @@ async def test_one_that_failed_itself_does_not_stay(running: Group) -> None:
 async def test_none_stays_when_all_are_suspects(running: Group) -> None:
     assert not await running.group.renew(frozenset(range(NUM_SHARDS)))
     assert all(process.is_killed for process in running.started)
+
+
+async def test_ranks_of_a_stage_share_a_node_in_whatever_order_ray_has_placed_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = Group(["here", "there", "here", "there"], tensor=2)
+    await one.group.start()
+    first, _second, third, _fourth = one.started
+    assert [process.calls.count("open_store") for process in one.started] == [1, 0, 0, 0]
+    assert {first.node, third.node} == {"here"}
+    assert one.group.nodes == ["here", "here", "there", "there"]
+    assert "straddles" not in caplog.text
+
+
+async def test_a_stage_over_two_nodes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    one = Group(["here", "there"], tensor=2)
+    await one.group.start()
+    assert "tensor group straddles nodes model=demo stage=0 nodes=here, there" in caplog.text
