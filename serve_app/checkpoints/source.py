@@ -99,14 +99,21 @@ def local_directory(source: ModelSource, environment: Environment, *, needs_weig
             return directory
         return directory_with_weights(directory, source.weights, environment.weights_cache_dir)
     directory = Path(source.directory)
-    if directory.is_dir() and (source.hub_id is None or _is_whole(directory, needs_weights=needs_weights)):
-        return directory
     if source.hub_id is None:
+        if directory.is_dir():
+            return directory
         raise ConfigError(
             f"source={directory} is not on the node {platform.node()}; keep models on storage that all nodes share, "
             "or give a hub id"
         )
-    return _download(source.hub_id, source.commit, environment, ALLOWED_FILES if needs_weights else TEXT_FILES)
+    files = ALLOWED_FILES if needs_weights else TEXT_FILES
+    if directory.is_dir() and _is_whole(directory, needs_weights=needs_weights):
+        is_certain = (
+            environment.is_hub_offline or _whole_mark(source.hub_id, directory.name, environment, files).exists()
+        )
+        if is_certain:
+            return directory
+    return _download(source.hub_id, source.commit, environment, files)
 
 
 def is_hub_id(source: str, base_dir: Path) -> bool:
@@ -152,13 +159,26 @@ def _why_no_directory(path: Path) -> str:
     return f"is not a directory: {parent} exists, but has no {missing!r}; {way_out}"
 
 
+def _locks(environment: Environment) -> Path:
+    return environment.hub_cache_dir / ".locks" / "rayshard"
+
+
+def _whole_mark(hub_id: str, commit: str, environment: Environment, files: list[str]) -> Path:
+    """A file that is there once all of a snapshot is: a directory alone may be what a download left that was ended."""
+    kind = "texts" if files == TEXT_FILES else "all"
+    return _locks(environment) / f"{hub_id.replace('/', '--')}--{commit}.{kind}"
+
+
 def _download(source: str, revision: str | None, environment: Environment, files: list[str] | None = None) -> Path:
-    lock_dir = environment.hub_cache_dir / ".locks" / "rayshard"
+    lock_dir = _locks(environment)
+    files = files or ALLOWED_FILES
     try:
         lock_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(lock_dir / f"{source.replace('/', '--')}.lock"):  # the node's other processes find it done
             path = _snapshot(source, revision, environment, is_local=environment.is_hub_offline, files=files)
-            _fetch_modules(source, path, environment, files or ALLOWED_FILES)
+            _fetch_modules(source, path, environment, files)
+            if not environment.is_hub_offline:
+                _whole_mark(source, path.name, environment, files).touch()
     except GatedRepoError as error:
         raise ConfigError(f"source={source} is gated; accept its terms on the hub and log in") from error
     except (RepositoryNotFoundError, HFValidationError) as error:

@@ -4,6 +4,8 @@ Sockets are bound to one given address on a random port and encrypted (CurveZMQ,
 public key never crosses the network in clear, and nobody connects without it: it is handed out over Ray only.
 """
 
+import errno
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -29,13 +31,15 @@ from serve_app.wire.messages import (
     ToRouter,
     ToShard,
 )
+from serve_app.wire.sockets import Dropped, bind, make_client, make_server
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 SendBeat = Callable[[int, float | None], None]
 _LOOK_MS = 250  # how often one that waits for steps looks whether they are wanted
 _LEAVE = b":leave"
-_HANDSHAKE_MS = 30_000
-_MAX_MESSAGE_BYTES = 64 << 20
+_MAX_SOCKETS = 65_000  # of one context; ZeroMQ's own limit is 1,023, fewer than a large cluster has replicas
 ReceivedT = TypeVar("ReceivedT", bound=Message)
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what msgspec raises for foreign bytes
 
@@ -57,12 +61,13 @@ class ControlServer:
         self._num_shards = num_shards
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        server_key = _make_server(self._socket)
-        self.address = ControlAddress(_bind(self._socket, host), server_key, epoch)
+        server_key = make_server(self._socket)
+        self.address = ControlAddress(bind(self._socket, host), server_key, epoch)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToRouter)
         self._peers = [f"{epoch}:{index}".encode() for index in range(num_shards)]
         self.num_sent_bytes = 0
+        self._dropped = Dropped()
 
     def send_step(self, step: StepInput | BatchStep) -> None:
         """Hand a step to every shard."""
@@ -89,9 +94,12 @@ class ControlServer:
             frames = await self._socket.recv_multipart()
             try:
                 message: ToRouter = self._decoder.decode(frames[-1])
-            except _UNREADABLE:
+            except _UNREADABLE as error:
+                self._dropped.note(f"unreadable: {error}")
                 continue
-            if message.version == PROTOCOL_VERSION and message.epoch == self._epoch:
+            if message.version != PROTOCOL_VERSION:
+                self._dropped.note(f"protocol version {message.version}")
+            elif message.epoch == self._epoch:
                 return message
 
     def close(self) -> None:
@@ -184,7 +192,7 @@ class ControlClient:
         socket = self._context.socket(zmq.DEALER)
         self._sockets.append(socket)
         socket.identity = identity.encode()
-        _make_client(socket, self._address.server_key)
+        make_client(socket, self._address.server_key)
         socket.connect(self._address.endpoint)
         return socket
 
@@ -195,14 +203,15 @@ class Receiver(Generic[ReceivedT]):
     def __init__(self, node: str, messages: Any) -> None:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.PULL)
-        server_key = _make_server(self._socket)
-        self.address = LinkAddress(node, _bind(self._socket, LOOPBACK), None, server_key)
+        server_key = make_server(self._socket)
+        self.address = LinkAddress(node, bind(self._socket, LOOPBACK), None, server_key)
         self._decoder = msgspec.msgpack.Decoder(messages)
+        self._dropped = Dropped()
 
     def listen_wide(self) -> None:
         """Listen on the node's own address too: the cluster has other nodes."""
         if self.address.wide_endpoint is None:
-            self.address = replace(self.address, wide_endpoint=_bind(self._socket, self.address.node))
+            self.address = replace(self.address, wide_endpoint=bind(self._socket, self.address.node))
 
     async def receive(self) -> ReceivedT:
         """The next message; what cannot be read is dropped."""
@@ -210,10 +219,12 @@ class Receiver(Generic[ReceivedT]):
             payload = await self._socket.recv()
             try:
                 message: ReceivedT = self._decoder.decode(payload)
-            except _UNREADABLE:
+            except _UNREADABLE as error:
+                self._dropped.note(f"unreadable: {error}")
                 continue
             if message.version == PROTOCOL_VERSION:
                 return message
+            self._dropped.note(f"protocol version {message.version}")
 
     def close(self) -> None:
         """Close the socket."""
@@ -240,7 +251,9 @@ class Senders:
     def __init__(self, node: str) -> None:
         self._node = node
         self._context = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         self._sockets: dict[str, zmq.Socket[Any]] = {}  # by server key
+        self._is_full = False  # of open files
         self._encoder = msgspec.msgpack.Encoder()
         self.num_sent_bytes = 0
 
@@ -251,9 +264,9 @@ class Senders:
             endpoint = address.local_endpoint if address.node == self._node else address.wide_endpoint
             if endpoint is None:
                 return False
-            socket = self._sockets[address.server_key] = self._context.socket(zmq.PUSH)
-            _make_client(socket, address.server_key)
-            socket.connect(endpoint)
+            socket = self._open(endpoint, address.server_key)
+            if socket is None:
+                return False
         payload = self._encoder.encode(message)
         try:
             socket.send(payload, flags=zmq.NOBLOCK)
@@ -261,6 +274,22 @@ class Senders:
             return False
         self.num_sent_bytes += len(payload)
         return True
+
+    def _open(self, endpoint: str, server_key: str) -> zmq.Socket[Any] | None:
+        try:
+            socket = self._context.socket(zmq.PUSH)
+        except zmq.ZMQError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            if not self._is_full:
+                self._is_full = True
+                logger.error("no socket for one more receiver open=%d: raise `ulimit -n`", len(self._sockets))
+            return None
+        self._is_full = False
+        make_client(socket, server_key)
+        socket.connect(endpoint)
+        self._sockets[server_key] = socket
+        return socket
 
     def forget(self, address: LinkAddress, linger_ms: int = 0) -> None:
         """Close the socket to a receiver that is gone; what is unsent has `linger_ms` to leave."""
@@ -271,35 +300,3 @@ class Senders:
     def close(self, linger_ms: int = 0) -> None:
         """Close all sockets; what is unsent has `linger_ms` to leave."""
         self._context.destroy(linger=linger_ms)
-
-
-def _make_server(socket: zmq.Socket[Any]) -> str:
-    """Make a socket the server of an encrypted link; gives its public key."""
-    public_key, secret_key = zmq.curve_keypair()
-    socket.curve_server = True
-    socket.curve_secretkey = secret_key
-    _limit(socket)
-    return public_key.decode()
-
-
-def _make_client(socket: zmq.Socket[Any], server_key: str) -> None:
-    socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
-    socket.curve_serverkey = server_key.encode()
-    _limit(socket)
-
-
-def _limit(socket: zmq.Socket[Any]) -> None:
-    socket.linger = 0
-    socket.handshake_ivl = _HANDSHAKE_MS
-    socket.maxmsgsize = _MAX_MESSAGE_BYTES
-    socket.sndhwm = socket.rcvhwm = 100_000
-
-
-def _bind(socket: zmq.Socket[Any], host: str) -> str:
-    if ":" in host:
-        socket.ipv6 = True
-        host = f"[{host}]"
-    socket.bind(f"tcp://{host}:*")
-    endpoint = socket.last_endpoint
-    assert isinstance(endpoint, bytes)
-    return endpoint.decode().rstrip("\x00")

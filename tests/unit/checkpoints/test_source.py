@@ -109,6 +109,21 @@ def test_a_downloaded_model_is_found_again_offline(tmp_path: Path, hub: FakeHub)
     assert len(hub.requests) == num_requests
 
 
+def test_what_an_ended_download_has_left_is_not_taken_for_the_model(tmp_path: Path, hub: FakeHub) -> None:
+    hub.files = {"config.json": b"{}"} | {f"model-0000{n}-of-00002.safetensors": b"weights" for n in (1, 2)}
+    env, offline = (environment(tmp_path / "cache", hub.endpoint, is_offline=off) for off in (False, True))
+    found = resolve_source("org/model", None, tmp_path, env)
+    (found / "model-00002-of-00002.safetensors").unlink()
+    for mark in (tmp_path / "cache" / ".locks" / "rayshard").glob("*.all"):
+        mark.unlink()
+    pinned = ModelSource(str(found), "org/model", COMMIT)
+    assert local_directory(pinned, env) == found
+    assert len(list(found.glob("*.safetensors"))) == 2
+    num_requests = len(hub.requests)
+    assert local_directory(pinned, env) == local_directory(pinned, offline) == found  # known to be whole
+    assert len(hub.requests) == num_requests
+
+
 def modules_json(*modules: tuple[str, str]) -> bytes:
     entries = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in modules]
     return json.dumps(entries).encode()

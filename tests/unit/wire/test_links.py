@@ -1,6 +1,7 @@
 """The control link and the token link over real sockets."""
 
 import asyncio
+import resource
 import socket
 import threading
 import time
@@ -365,3 +366,26 @@ async def test_a_forgotten_gateway_that_comes_back_is_connected_anew(receiver: T
         links.forget(receiver.address)
     links.forget(receiver.address)
     assert links._sockets == {}
+
+
+async def test_more_receivers_than_zeromq_s_own_limit_of_sockets(receiver: TokenReceiver, links: Senders) -> None:
+    address = receiver.address
+    others = [replace(address, server_key=zmq.curve_keypair()[0].decode()) for _ in range(1100)]
+    assert all(links.send(other, batch_of("replica#1", [(1, CHUNK)])) for other in others)
+
+
+async def test_no_file_left_for_one_more_socket_is_told_once_and_passes(
+    receiver: TokenReceiver, links: Senders, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = replace(receiver.address, server_key=zmq.curve_keypair()[0].decode())
+    batch = batch_of("replica#1", [(1, CHUNK)])
+    assert links.send(other, batch)  # ZeroMQ has its own files open
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # 0, 1 and 2 are taken
+    try:
+        assert [links.send(receiver.address, batch) for _ in range(2)] == [False, False]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caplog.text.count("raise `ulimit -n`") == 1
+    assert links.send(receiver.address, batch)
+    assert await soon(receiver) == batch
