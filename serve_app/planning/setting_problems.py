@@ -39,7 +39,7 @@ def _problem_of(details: ErrorDetails, model: type[ConfigModel], where: str) -> 
     path = where
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    is_secret = bool(location) and re.search("password|token|secret", str(location[-1])) is not None
+    is_secret = bool(location) and re.search("password|secret|token$", str(location[-1])) is not None
     value = "the value" if is_secret else shown(details["input"])
     return Problem(path or "file", _message_of(details, model, value))
 

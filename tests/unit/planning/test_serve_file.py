@@ -298,6 +298,11 @@ def test_a_shared_block_may_be_an_alias(tmp_path: Path) -> None:
     assert messages(tmp_path, with_args("engine: &engine {block_size: 32}") + second) == []
 
 
+def test_a_number_of_tokens_is_not_a_secret(tmp_path: Path) -> None:
+    told = messages(tmp_path, GOOD.replace("GATEWAY_ARGS", "tokenizer_threads: 1000"))
+    assert told == ["applications[gateway].args.tokenizer_threads: 1000 is too large; use 256 or less"]
+
+
 def test_a_password_is_never_shown(tmp_path: Path) -> None:
     text = GOOD.replace("port: 8001", "ssl_keyfile_passwort: hunter2, port: '8001'")
     assert not any("hunter2" in message for message in messages(tmp_path, text))
