@@ -3,16 +3,19 @@
 import argparse
 from pathlib import Path
 
+_SOURCE = "a model's directory"
+_TARGET = "where the result is written"
+
 
 def add_compress_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Its steps, and what each is told."""
     compress = commands.add_parser("compress", help="make a model smaller, and measure what it lost")
     steps = compress.add_subparsers(dest="step", required=True, metavar="STEP")
     quantizing = steps.add_parser("quantize", help="fewer bits for each weight")
-    quantizing.add_argument("source", type=Path, metavar="SRC")
-    quantizing.add_argument("target", type=Path, metavar="DST")
+    quantizing.add_argument("source", type=Path, metavar="SRC", help=_SOURCE)
+    quantizing.add_argument("target", type=Path, metavar="DST", help=_TARGET)
     schemes = ("int8", "int8_weight_only", "int4", "int3", "fp8", "power_of_two")
-    quantizing.add_argument("--scheme", required=True, choices=schemes)
+    quantizing.add_argument("--scheme", required=True, choices=schemes, help="bits of a weight, and of inputs")
     quantizing.add_argument("--group-size", type=int, metavar="N", help="inputs that share a scale; int4 and int3")
     quantizing.add_argument("--embedding", action="store_true", help="the embedding too, in 8 bits")
     quantizing.add_argument("--head", action="store_true", help="the head too")
@@ -33,28 +36,28 @@ def add_compress_command(commands: "argparse._SubParsersAction[argparse.Argument
     evaluating.add_argument("model", metavar="MODEL", help=place)
     evaluating.add_argument("--original", required=True, metavar="MODEL", help=place)
     evaluating.add_argument("--model-name", metavar="NAME", help="of a server's models; without it, its only one")
-    evaluating.add_argument("--original-name", metavar="NAME")
+    evaluating.add_argument("--original-name", metavar="NAME", help="the same of the original's server")
     evaluating.add_argument("--json", type=Path, metavar="FILE", help="where figures of a URL go; without it, nowhere")
     _add_measuring(evaluating, needs_texts=True)
     pruning, distilling = _add_smaller(steps)
     for parser in (quantizing, evaluating, distilling):
         parser.add_argument("--text-column", default="text", metavar="NAME", help="of a CSV file of labelled texts")
-        parser.add_argument("--label-column", default="label", metavar="NAME")
+        parser.add_argument("--label-column", default="label", metavar="NAME", help="the same for their labels")
     inspecting = steps.add_parser("inspect", help="what a model consists of, and how it was made")
-    inspecting.add_argument("model", type=Path, metavar="MODEL")
+    inspecting.add_argument("model", type=Path, metavar="MODEL", help="a directory")
     for parser in (quantizing, pruning, distilling, evaluating, inspecting):
         parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch")
     for parser in (quantizing, pruning, distilling):
         parser.add_argument("--overwrite", action="store_true", help="replace a directory that is not empty")
-        parser.add_argument("--seed", type=int, default=0, metavar="N")
+        parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn")
 
 
 def _add_smaller(
     steps: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     pruning = steps.add_parser("prune", help="fewer layers, heads or MLP channels: a smaller dense model")
-    pruning.add_argument("source", type=Path, metavar="SRC")
-    pruning.add_argument("target", type=Path, metavar="DST")
+    pruning.add_argument("source", type=Path, metavar="SRC", help=_SOURCE)
+    pruning.add_argument("target", type=Path, metavar="DST", help=_TARGET)
     pruning.add_argument("--calibration", type=Path, metavar="FILE", help="texts, one on each line")
     pruning.add_argument("--sparsity", type=float, metavar="X", help="plain modules: the share of zeros")
     pruning.add_argument("--layers", type=int, metavar="N", help="how many stay")
@@ -63,8 +66,8 @@ def _add_smaller(
     pruning.add_argument("--num-samples", type=int, default=64, metavar="N", help="texts to measure importance on")
     pruning.add_argument("--healing-steps", type=int, default=0, metavar="N", help="train the result on the source")
     distilling = steps.add_parser("distill", help="train a small model on a large one")
-    distilling.add_argument("teacher", type=Path, metavar="TEACHER")
-    distilling.add_argument("target", type=Path, metavar="DST")
+    distilling.add_argument("teacher", type=Path, metavar="TEACHER", help="what is learnt from")
+    distilling.add_argument("target", type=Path, metavar="DST", help=_TARGET)
     distilling.add_argument("--student", type=Path, required=True, metavar="PATH", help="a model, or a config.json")
     distilling.add_argument(
         "--texts",
@@ -74,10 +77,10 @@ def _add_smaller(
         help="what to learn, a text on each line, or a .csv",
     )
     distilling.add_argument("--unlabelled", type=Path, metavar="FILE", help="texts on which only the teacher counts")
-    distilling.add_argument("--steps", type=int, default=200, metavar="N")
-    distilling.add_argument("--batch-tokens", type=int, default=2048, metavar="N")
+    distilling.add_argument("--steps", type=int, default=200, metavar="N", help="of training")
+    distilling.add_argument("--batch-tokens", type=int, default=2048, metavar="N", help="tokens of a step")
     distilling.add_argument("--kl-weight", type=float, default=1.0, metavar="X", help="0: the teacher is not asked")
-    distilling.add_argument("--temperature", type=float, default=1.0, metavar="X")
+    distilling.add_argument("--temperature", type=float, default=1.0, metavar="X", help="of the divergence")
     distilling.add_argument("--direction", choices=("reverse", "forward"), default="reverse", help="of the divergence")
     distilling.add_argument("--checkpoint", type=Path, metavar="DIR", help="to go on from after an interruption")
     distilling.add_argument("--teacher-url", metavar="URL", help="where the teacher is served; it is not loaded then")
@@ -85,7 +88,7 @@ def _add_smaller(
     distilling.add_argument("--num-workers", type=int, default=1, metavar="N", help="of Ray Train, on a Ray cluster")
     distilling.add_argument("--storage", metavar="DIR", help="a folder that all nodes reach; for --num-workers")
     for parser in (pruning, distilling):
-        parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X")
+        parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="of training")
     return pruning, distilling
 
 

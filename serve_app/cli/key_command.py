@@ -8,7 +8,11 @@ from pathlib import Path
 from serve_app.errors import ConfigError
 from serve_app.gateway.key_file import new_key, read_key_file
 
-_LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrency")
+_LIMITS = {
+    "requests_per_minute": "requests in a minute",
+    "tokens_per_minute": "tokens of prompts and answers in a minute",
+    "concurrency": "requests open at once",
+}
 
 
 def add_key_command(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -19,10 +23,10 @@ def add_key_command(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     new.add_argument("file", type=Path, metavar="FILE", help="api_keys_file of the Gateway; made when it is not there")
     new.add_argument("--name", required=True, help="whose it is: what the log shows")
     new.add_argument("--models", metavar="A,B", help="the models that it may use; without it: all")
-    for limit in _LIMITS:
-        new.add_argument(f"--{limit.replace('_', '-')}", type=int, metavar="N")
+    for limit, meaning in _LIMITS.items():
+        new.add_argument(f"--{limit.replace('_', '-')}", type=int, metavar="N", help=f"{meaning}; without it: any")
     new.add_argument("--best-priority", type=int, metavar="N", help="the lowest its requests may ask for; without it 0")
-    new.add_argument("--admin", action="store_true")
+    new.add_argument("--admin", action="store_true", help="it may read /metrics")
 
 
 def make_key(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from serve_app.cli.clock import Clock
 from serve_app.cli.compress_options import add_compress_command
+from serve_app.cli.config_options import add_config_command
 from serve_app.cli.find_cluster import FoundCluster, find_cluster
 from serve_app.cli.key_command import add_key_command, make_key
 from serve_app.cli.plan_options import add_plan_command
@@ -30,7 +31,7 @@ _DRAIN_S = 30.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; gives its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     try:
         return _run(arguments)
     except ConfigError as error:  # in the environment: a command names its own
@@ -53,21 +54,24 @@ def _run(arguments: argparse.Namespace) -> int:
         return _plan(arguments)
     if arguments.command == "key":
         return make_key(arguments)
+    if arguments.command == "config":
+        return _config(arguments)
     return _validate(arguments.file, can_download=arguments.download, is_elsewhere=arguments.elsewhere)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
     parser = argparse.ArgumentParser(prog="rayshard", description="Serve PyTorch models split over GPU actors.")
     parser.add_argument("--version", action="version", version=f"rayshard {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serving = commands.add_parser("serve", help="check a Serve file, then serve it on this machine until Ctrl-C")
-    serving.add_argument("file", type=Path, metavar="FILE")
+    serving.add_argument("file", type=Path, metavar="FILE", help="relative paths in it are those of its folder")
     drain = "how long running requests may go on when it is told to stop; 0: not at all (default: %(default)g)"
     serving.add_argument("--drain-s", type=_seconds, default=_DRAIN_S, metavar="S", help=drain)
     plain = "without Serve's throughput mode, HAProxy in front of the Gateway"
     serving.add_argument("--plain", action="store_true", help=plain)
     validate = commands.add_parser("validate", help="name every mistake in a Serve file, without starting Ray")
-    validate.add_argument("file", type=Path, metavar="FILE")
+    validate.add_argument("file", type=Path, metavar="FILE", help="a Serve file")
     validate.add_argument("--download", action="store_true", help="fetch models from the hub, to check them too")
     elsewhere = "it will run on another machine: do not compare with the CPUs and GPUs of this one"
     validate.add_argument("--elsewhere", action="store_true", help=elsewhere)
@@ -86,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add_train_command(commands)
     add_compress_command(commands)
     add_key_command(commands)
+    add_config_command(commands)
     return parser
 
 
@@ -122,6 +127,12 @@ def _plan(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         print(error.message, file=sys.stderr)
         return 1
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.config_command import run_config
+
+    return run_config(arguments, build_parser())
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ def add_plan_command(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     parser = commands.add_parser(
         "plan", help="predict memory and speed of a Serve file's models on given devices, without Ray, GPU or weights"
     )
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a Serve file")
     where = "plan all models on this kind of device (default: what each asks for; for a CPU, this machine)"
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--device", metavar="NAME", help=where)

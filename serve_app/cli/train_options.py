@@ -34,7 +34,7 @@ def add_train_command(commands: "argparse._SubParsersAction[argparse.ArgumentPar
             type=type(setting.default),
             default=setting.default,
             metavar="N" if isinstance(setting.default, int) else "X",
-            help=f"{setting.meaning} (default: {setting.default:g})",
+            help=f"{setting.meaning}; {setting.bounds} (default: {setting.default:g})",
         )
 
 

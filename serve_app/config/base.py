@@ -34,6 +34,10 @@ ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 
 
 class ConfigModel(BaseModel):
-    """Settings: frozen, strictly typed, unknown keys refused."""
+    """Settings: frozen, strictly typed, unknown keys refused.
+
+    Each has a text below it, from which `rayshard config` makes docs/configuration.md: its first sentence says what it
+    is, and the unit stands in brackets at the end where the name does not tell it.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

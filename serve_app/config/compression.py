@@ -17,9 +17,13 @@ class QuantizationConfig(ConfigModel):
     """What is quantized while a model is loaded, shard by shard."""
 
     scheme: Literal["int8", "int8_weight_only", "int4", "fp8"]
-    group_size: int | None = Field(default=None, gt=0, le=4096)  # int4 only; None: 32
-    include: list[Literal["embedding", "head"]] = []  # beside the layers' matrices
-    ignore: list[str] = []  # modules that stay as they are, by the ends of their names
+    """Bits of a weight, and whether inputs are rounded too. See docs/compress.md."""
+    group_size: int | None = Field(default=None, gt=0, le=4096)
+    """Inputs of an int4 weight that share a scale; null: 32. [inputs]"""
+    include: list[Literal["embedding", "head"]] = []
+    """What is quantized beside the layers' matrices."""
+    ignore: list[str] = []
+    """Modules that stay as they are, by the ends of their names."""
 
     @model_validator(mode="after")
     def _can_group(self) -> "QuantizationConfig":
@@ -43,10 +47,14 @@ class QuantizationConfig(ConfigModel):
 class QualityConfig(ConfigModel):
     """The gate: what a compressed model's report must say before it is served."""
 
-    report: str = "compress_report.json"  # beside the model, or a path
-    max_perplexity_increase: float | None = Field(default=None, ge=0)  # a share: 0.02 is 2 %
+    report: str = "compress_report.json"
+    """The report of `rayshard compress eval`: a name beside the model, or a path."""
+    max_perplexity_increase: float | None = Field(default=None, ge=0)
+    """How much higher the perplexity may be than the original's; 0.02 is 2 %. [share]"""
     min_top1_agreement: float | None = Field(default=None, ge=0, le=1)
-    max_kl: float | None = Field(default=None, ge=0)  # nats for each token
+    """How often the most probable token must be the original's. [share]"""
+    max_kl: float | None = Field(default=None, ge=0)
+    """Divergence from the original, at most. [nats a token]"""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "QualityConfig":

@@ -25,14 +25,16 @@ _KV_CACHE_SETTINGS = (
 )
 
 
-StandbyShards = Annotated[int, Field(ge=0, le=64)]  # processes of each copy that wait for the loss of a shard
+StandbyShards = Annotated[int, Field(ge=0, le=64)]
 
 
 class ParallelConfig(ConfigModel):
     """How one copy of a model is split: pipeline x tensor shards."""
 
     pipeline: PositiveInt = 1
+    """Stages, each with a run of the model's layers. [stages]"""
     tensor: PositiveInt = 1
+    """Ranks of each stage, each with a slice of every matrix. [ranks]"""
 
     @property
     def num_shards(self) -> int:
@@ -53,10 +55,15 @@ class DeviceConfig(ConfigModel):
     """What each shard runs on."""
 
     type: Literal["cpu", "cuda"] = "cpu"
+    """What computes."""
     gpus_per_shard: float = Field(default=1.0, gt=0)
-    cpu_threads: int | None = Field(default=None, gt=0, le=1024)  # of torch; None: the node's cores / its shards
-    cpus_per_shard: PositiveFloat = 0.1  # what Ray reserves, not what a shard uses
+    """Share of a GPU that a shard reserves, at most 1; below 1 a copy has one shard. [GPUs]"""
+    cpu_threads: int | None = Field(default=None, gt=0, le=1024)
+    """Threads of torch in each shard; null: the node's cores, shared among its shards."""
+    cpus_per_shard: PositiveFloat = 0.1
+    """CPUs that Ray reserves for a shard: what decides where it finds room, not what it uses. [CPUs]"""
     accelerator_type: str | None = None
+    """Kind of GPU, as Ray calls it (H100, A100-80G); null: any."""
 
     @field_validator("gpus_per_shard")
     @classmethod
@@ -80,16 +87,27 @@ class EngineConfig(ConfigModel):
     """Batching and KV cache of one model copy; sizes in tokens unless said."""
 
     max_num_seqs: int = Field(default=64, gt=0, le=65_536)
+    """Sequences, or entries of a batch, that run at once. [sequences]"""
     max_num_batched_tokens: int = Field(default=2048, gt=0, le=1_048_576)
+    """Tokens of a step, of prompts and answers together; longer prompts are read in chunks."""
     block_size: int = Field(default=16, gt=0, le=1024)
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)  # cuda only
-    kv_cache_bytes: ByteSize | None = None  # per shard; None: 256 MiB on cpu, by gpu_memory_utilization on cuda
+    """Tokens of a block, the KV cache's page. [tokens]"""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of a GPU's memory that a shard may fill; on cuda only. [share]"""
+    kv_cache_bytes: ByteSize | None = None
+    """KV cache of each shard; null: 256 MiB on cpu, on cuda what gpu_memory_utilization leaves."""
     max_queued: int = Field(default=1024, gt=0, le=1_000_000)
-    prefix_cache: bool = True  # what is computed of a prompt's beginning is kept for the next prompt that begins so
-    linear_kernel: Literal["auto", "torch", "gemv", "onednn", "fbgemm"] = "auto"  # auto: the fastest on this CPU
-    attention: Literal["auto", "reference", "padded", "triton", "varlen"] = "auto"  # of tokens that follow; see docs
-    cuda_graphs: Literal["auto", "off"] = "auto"  # cuda only: steps that only decode are launched as one
-    compile: Literal["auto", "off"] = "auto"  # cpu only: kernels of steps are, where a C++ compiler is found
+    """Sequences that may wait for their turn; further requests are answered 429. [sequences]"""
+    prefix_cache: bool = True
+    """What is computed of a prompt's beginning is kept for the next prompt that begins so."""
+    linear_kernel: Literal["auto", "torch", "gemv", "onednn", "fbgemm"] = "auto"
+    """Products of weights that are not quantized, on cpu only; auto: the fastest on this CPU."""
+    attention: Literal["auto", "reference", "padded", "triton", "varlen"] = "auto"
+    """What attends when sequences decode; auto: the fastest that serves the model. See docs/engine.md."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """Steps that only decode are launched as one; on cuda only."""
+    compile: Literal["auto", "off"] = "auto"
+    """Kernels of steps are compiled where a C++ compiler is found; on cpu only."""
 
     @model_validator(mode="after")
     def _can_step_all_sequences(self) -> "EngineConfig":
@@ -121,9 +139,13 @@ class TimeoutConfig(ConfigModel):
     """How long Router and shards wait for one another."""
 
     load_s: PositiveFloat = 1800.0
+    """How long a copy may take to start, its weights included."""
     rendezvous_s: PositiveFloat = 120.0
+    """How long the shards of a copy may take to meet."""
     collective_s: PositiveFloat = 60.0
+    """How long a step may take before the copy is taken to hang, and is started anew."""
     heartbeat_s: PositiveFloat = 3.5
+    """Silence after which a shard is taken to be lost, and is replaced."""
 
 
 def standby_problem(num_standby: int, parallel: ParallelConfig, device: DeviceConfig) -> str | None:

@@ -32,16 +32,29 @@ def _check_origin(value: str) -> str:
 class GatewayConfig(ConfigModel):
     """`args` of the Gateway's application."""
 
-    max_request_bytes: ByteSize = 8_388_608  # of a body, before it was compressed: two million tokens of English
+    max_request_bytes: ByteSize = 8_388_608
+    """Largest body, before it was compressed: two million tokens of English; a larger one is answered 413."""
     request_timeout_s: PositiveFloat | None = None
-    body_timeout_s: PositiveFloat = 60.0  # for a request's body to arrive
+    """How long an answer may take; null: as long as it does. What takes longer is answered 504."""
+    body_timeout_s: PositiveFloat = 60.0
+    """How long a request's body may take to arrive; then 408."""
     queue_timeout_s: PositiveFloat | None = 30.0
+    """How long a request may wait for its turn; null: without end. Then 429, or 503 where no copy is up."""
     tokenizer_threads: int = Field(default=2, gt=0, le=256)
-    chat_template_timeout_s: PositiveFloat = 1.0  # CPU time of one template
-    chat_template_max_bytes: ByteSize = 8_388_608  # of the rendered prompt
-    client_buffer_tokens: PositiveInt = 4096  # a client that leaves more than this unread is aborted
+    """Threads that tokenize in each Gateway replica."""
+    chat_template_timeout_s: PositiveFloat = 1.0
+    """CPU time that a chat template may take."""
+    chat_template_max_bytes: ByteSize = 8_388_608
+    """Longest prompt that a chat template may make."""
+    client_buffer_tokens: PositiveInt = 4096
+    """What a client may leave unread of a stream; one that leaves more is aborted."""
     allowed_hosts: Annotated[list[Annotated[str, AfterValidator(_check_host)]], Field(min_length=1)] | None = None
-    cors_allowed_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []  # of pages that may call
+    """Names that this server goes by; null: those of this machine where it listens on loopback, else any."""
+    cors_allowed_origins: list[Annotated[str, AfterValidator(_check_origin)]] = []
+    """Origins whose pages in a browser may call; "*": any."""
     failover: FailoverConfig = FailoverConfig()
-    api_keys_file: str | None = None  # None: everybody may do everything
-    open_metrics: bool = False  # GET /metrics needs no key where keys are used
+    """When generations go on after their copy of the model is lost."""
+    api_keys_file: str | None = None
+    """File of API keys, which every node with a Gateway has; null: everybody may do everything."""
+    open_metrics: bool = False
+    """GET /metrics needs no key, where keys are used."""

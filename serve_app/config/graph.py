@@ -20,15 +20,25 @@ class GraphStepConfig(ConfigModel):
     """One step: exactly one of a chain, a model, or a choice between models by another step's label."""
 
     name: str
-    input: str | None = None  # another step's name; None: what the client sends
+    """What other steps and `output` call it."""
+    input: str | None = None
+    """The step whose value it takes; null: what the client sends."""
     chain: list[Step] | None = None
+    """Steps on texts, as in a model's preprocessing."""
     model: str | None = None
-    choose: str | None = None  # the step whose label decides
-    cases: dict[str, str] = Field(default_factory=dict)  # label -> model; of choose
-    default: str | None = None  # model for any other label; of choose
-    max_tokens: PositiveInt = 256  # of what a model generates; cut to what its context has room for
-    temperature: float = Field(default=0.0, ge=0, le=2)  # 0: greedy
-    is_chat: bool = False  # the text becomes a user's message in the model's chat template
+    """The model that it calls, by the name that clients use."""
+    choose: str | None = None
+    """The step whose label decides which model is called."""
+    cases: dict[str, str] = Field(default_factory=dict)
+    """Label -> model, beside choose."""
+    default: str | None = None
+    """Model for any other label, beside choose."""
+    max_tokens: PositiveInt = 256
+    """Longest answer of a model that generates; cut to what its context has room for."""
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """Of what a model generates; 0: greedy. [none]"""
+    is_chat: bool = False
+    """The text becomes a user's message in the model's chat template."""
 
     @field_validator("name")
     @classmethod
@@ -63,8 +73,10 @@ class GraphStepConfig(ConfigModel):
 class GraphOutputConfig(ConfigModel):
     """A step whose value is shown, and the name that it is shown under."""
 
-    name: str | None  # None: the graph has this one result, which needs no name
+    name: str | None
+    """What the result is called; null: the graph has this one, which needs no name."""
     step: str
+    """The step whose value it is."""
 
 
 def _parse_output(value: object) -> object:
@@ -87,11 +99,16 @@ def _is_output(value: object) -> bool:
 class GraphConfig(ConfigModel):
     """`args` of a graph's application."""
 
-    name: str  # called like a model's
-    input: Literal["text", "texts"] = "text"  # text: each text by itself; texts: all of a request together
+    name: str
+    """What clients write as "model"."""
+    input: Literal["text", "texts"] = "text"
+    """text: each text by itself; texts: all of a request together."""
     steps: list[GraphStepConfig] = Field(min_length=1, max_length=64)
+    """What is done, in any order: each step waits for those that it names."""
     output: Annotated[list[GraphOutputConfig], BeforeValidator(_parse_output)]
+    """What the client gets: a step's name, a list of them, or `name: step` lines."""
     timeout_s: PositiveFloat = 60.0
+    """How long a request may take."""
 
     @field_validator("name")
     @classmethod

@@ -53,7 +53,9 @@ class StepConfig(ConfigModel):
     """One step before or after a model: one of ours, or `package.module:Class` with its constructor's arguments."""
 
     name: str = Field(min_length=1)
+    """One of docs/models.md, or package.module:Class."""
     arguments: dict[str, JsonValue] = {}
+    """Of the step; written as `- name: {argument: value}`."""
 
 
 Step = Annotated[StepConfig, BeforeValidator(_parse_step)]
@@ -71,38 +73,66 @@ class TensorConfig(ConfigModel):
     """Dtype and shape of one input or output of a module; a dimension is a size, or the name of a varying one."""
 
     dtype: TensorDtype
+    """Of its numbers."""
     shape: list[int | str]
+    """Its dimensions: a size, or the name of a varying one; equal names are equal sizes. [size]"""
 
 
 class ModelConfig(ConfigModel):
     """`args` of a model's application."""
 
     name: str
-    source: str  # directory or hub id
-    revision: str | None = None  # of a hub id
-    weights: WeightsFiles | None = None  # None: those of the source
+    """What clients write as "model"."""
+    source: str
+    """Directory in Hugging Face's layout, or a hub id (org/name)."""
+    revision: str | None = None
+    """Commit, branch or tag of a hub id; null: its main branch."""
+    weights: WeightsFiles | None = None
+    """Files at https URLs in place of the source's weights, or of a part of them; null: those of the source."""
     task: Task = "generate"
-    architecture: str | None = None  # package.module:Class of an nn.Module; None: a transformers model
-    arguments: dict[str, JsonValue] = {}  # of that class's constructor
-    inputs: dict[str, TensorConfig] | None = None  # None: as the class declares
+    """What comes out: tokens, vectors, labels, a pair's score, or named tensors."""
+    architecture: str | None = None
+    """package.module:Class of an nn.Module; null: a model of transformers."""
+    arguments: dict[str, JsonValue] = {}
+    """Of that class's constructor."""
+    inputs: dict[str, TensorConfig] | None = None
+    """Tensors that the module takes; null: as its class declares."""
     outputs: dict[str, TensorConfig] | None = None
-    batch_dim: int | None = Field(default=0, ge=0, le=7)  # requests are joined along it; null: never joined
+    """Tensors that the module gives; null: as its class declares."""
+    batch_dim: int | None = Field(default=0, ge=0, le=7)
+    """Dimension of a module's tensors along which requests are joined; null: never. [index]"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: QuantizationConfig | None = None  # None: as the checkpoint is
-    quality: QualityConfig | None = None  # None: nothing is asked
-    parallel: Annotated[ParallelConfig, BeforeValidator(parse_parallel)] = ParallelConfig()  # or auto
-    standby_shards: StandbyShards = 0  # processes of each copy that wait for the loss of a shard
-    max_model_len: PositiveInt | None = None  # None: the model's own
-    generation_config: GenerationConfig = "auto"  # generate only; auto: its sampling settings are the defaults
-    pooling: Pooling | None = None  # embed only; None: as the checkpoint says
-    normalize: bool | None = None  # embed only; None: as the checkpoint says
-    default_prompt_name: str | None = None  # embed and score only; None: as the checkpoint says; "": none
-    is_multi_label: bool | None = None  # classify only; None: as the checkpoint says
+    """Of weights and activations; auto: as the checkpoint is."""
+    quantization: QuantizationConfig | None = None
+    """What is quantized while the model is loaded; null: it stays as the checkpoint is."""
+    quality: QualityConfig | None = None
+    """What a compressed model's report must say before it is served; null: nothing."""
+    parallel: Annotated[ParallelConfig, BeforeValidator(parse_parallel)] = ParallelConfig()
+    """How one copy is split; auto: over the fewest devices that hold it (task generate)."""
+    standby_shards: StandbyShards = 0
+    """Processes of each copy that wait for the loss of a shard; on cpu only. [processes]"""
+    max_model_len: PositiveInt | None = None
+    """Longest context, the prompt included; null: the model's own. [tokens]"""
+    generation_config: GenerationConfig = "auto"
+    """auto: the sampling settings of generation_config.json are the defaults of requests; of task generate."""
+    pooling: Pooling | None = None
+    """How tokens become one vector; null: as the checkpoint says; of task embed."""
+    normalize: bool | None = None
+    """Vectors have length 1; null: as the checkpoint says; of task embed."""
+    default_prompt_name: str | None = None
+    """Which of the checkpoint's prompts goes before texts; "": none; null: as it says; of tasks embed and score."""
+    is_multi_label: bool | None = None
+    """Several labels may hold at once; null: as the checkpoint says; of task classify."""
     preprocessing: list[Step] = []
-    postprocessing: list[Step] = []  # classify and predict only; []: softmax, or sigmoid for several labels
+    """Steps before the model. See docs/models.md."""
+    postprocessing: list[Step] = []
+    """Steps after the model, of tasks classify and predict; none: softmax, or sigmoid for several labels."""
     device: DeviceConfig = DeviceConfig()
+    """What each shard runs on."""
     engine: EngineConfig = EngineConfig()
+    """Batching and KV cache of each copy."""
     timeouts: TimeoutConfig = TimeoutConfig()
+    """How long Router and shards wait for one another."""
 
     @field_validator("name")
     @classmethod
@@ -234,10 +264,15 @@ class ModelSetConfig(ConfigModel):
     """`args` of an application that holds several small models in one shard process."""
 
     models: list[ModelConfig] = Field(min_length=1, max_length=256)
+    """The models, each as above without what they share."""
     device: DeviceConfig = DeviceConfig()
-    standby_shards: StandbyShards = 0  # as of a model
+    """What the shard process runs on."""
+    standby_shards: StandbyShards = 0
+    """Processes that wait for the loss of the shard process; on cpu only. [processes]"""
     engine: EngineConfig = EngineConfig()
+    """Batching, for all models together."""
     timeouts: TimeoutConfig = TimeoutConfig()
+    """How long Router and shard process wait for one another."""
 
     @field_validator("engine")
     @classmethod

@@ -16,6 +16,12 @@ class Bounds:
     excludes_least: bool = False
     excludes_most: bool = False
 
+    @property
+    def words(self) -> str:
+        """As people are told of them."""
+        lower = f"above {self.least:,}" if self.excludes_least else f"from {self.least:,}"
+        return f"{lower}, below {self.most:,}" if self.excludes_most else f"{lower} to {self.most:,}"
+
     def refusal(self, value: float) -> str | None:
         """What to give in place of a value that is out of bounds, or not finite; None: it is within them."""
         is_low = value <= self.least if self.excludes_least else value < self.least
@@ -64,6 +70,7 @@ class SettingFacts:
     name: str
     default: int | float
     meaning: str
+    bounds: str  # in words
 
     @property
     def option(self) -> str:
@@ -75,7 +82,8 @@ def training_settings() -> list[SettingFacts]:
     """All settings of a training."""
     defaults = TrainingSettings()
     return [
-        SettingFacts(one.name, getattr(defaults, one.name), one.metadata["meaning"]) for one in fields(TrainingSettings)
+        SettingFacts(one.name, getattr(defaults, one.name), one.metadata["meaning"], one.metadata["bounds"].words)
+        for one in fields(TrainingSettings)
     ]
 
 

@@ -16,8 +16,11 @@ class WeightsConfig(ConfigModel):
     """A safetensors file at an https URL, in place of the source's weights, or of a part of them."""
 
     url: str
+    """Where the file is, by https."""
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
-    private_hosts: list[str] = []  # names whose private addresses may be connected to
+    """Of the file: 64 hexadecimal digits."""
+    private_hosts: list[str] = []
+    """Names of hosts whose private addresses may be connected to."""
 
     @field_validator("url")
     @classmethod

@@ -20,8 +20,17 @@ _KEY = re.compile(rf"{PREFIX}_(?P<id>[0-9a-f]{{8}})_[A-Za-z0-9_-]{{43}}")
 _ID = re.compile(r"[0-9a-f]{8}")
 _HASH = re.compile(r"sha256:(?P<salt>[0-9a-f]{32}):(?P<digest>[0-9a-f]{64})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+KEY_OPTIONS = (  # of a line: name, meaning, and what holds without it
+    ("name", "Whose key it is: what the log shows. Letters, digits, '.', '_' and '-'; given on each line.", ""),
+    ("models", "The models that it may use, with commas between them.", "all"),
+    ("requests_per_minute", "Requests that it may send in a minute, from 1.", "any number"),
+    ("tokens_per_minute", "Tokens of prompts and answers that it may use in a minute, from 1.", "any number"),
+    ("concurrency", "Requests that it may have open at once, from 1.", "any number"),
+    ("best_priority", "The lowest priority that its requests may ask for, from -1000 to 1000.", "0"),
+    ("admin", "It may read /metrics; without a value.", "it may not"),
+)
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrency")
-_OPTIONS = ("name", "models", "admin", "best_priority", *_LIMITS)
+_OPTIONS = tuple(name for name, _meaning, _default in KEY_OPTIONS)
 _PRIORITY = re.compile(r"-?[0-9]{1,4}")
 _MAX_PRIORITY = 1000  # of requests, too
 _MAX_BYTES = 16 * 2**20

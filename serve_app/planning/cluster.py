@@ -20,16 +20,22 @@ class NodeConfig(ConfigModel):
     """Nodes of one kind."""
 
     count: PositiveInt = 1
+    """How many nodes are alike. [nodes]"""
     cpus: PositiveFloat
+    """CPUs of each, as Ray counts them. [CPUs]"""
     memory: ByteSize
-    device: str | None = None  # its GPUs; None: it has none
-    devices: PositiveInt = 1  # GPUs on each
+    """Memory of each."""
+    device: str | None = None
+    """Its GPUs, by a name of devices.yaml; null: it has none."""
+    devices: PositiveInt = 1
+    """GPUs of each. [GPUs]"""
 
 
 class ClusterConfig(ConfigModel):
     """A cluster: `nodes`, each entry so many alike."""
 
     nodes: list[NodeConfig] = Field(min_length=1)
+    """Kinds of nodes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,21 +17,35 @@ class DeviceProfile(ConfigModel):
     """One kind of device; of type cpu: a node's, which its shards share."""
 
     type: Literal["cpu", "cuda"] = "cuda"
-    accelerator_types: list[str] = Field(default_factory=list)  # what Ray calls it
-    memory: ByteSize | None = None  # None: of the machine that asks
-    memory_bandwidth: PositiveFloat  # bytes/s
-    flops: dict[str, PositiveFloat]  # by dtype, dense
-    link_bandwidth: PositiveFloat  # bytes/s within a node, one way
-    network_bandwidth: PositiveFloat  # bytes/s between nodes
-    link_latency_s: PositiveFloat = 1e-5  # of one message, or one sum over ranks
+    """What it is; of type cpu: a node's, which its shards share."""
+    accelerator_types: list[str] = Field(default_factory=list)
+    """What Ray calls it."""
+    memory: ByteSize | None = None
+    """Memory of each device; null: that of the machine that asks."""
+    memory_bandwidth: PositiveFloat
+    """How fast its memory is read. [bytes/s]"""
+    flops: dict[str, PositiveFloat]
+    """Products and sums by dtype, dense. [1/s]"""
+    link_bandwidth: PositiveFloat
+    """To a neighbour within a node, one way. [bytes/s]"""
+    network_bandwidth: PositiveFloat
+    """Between nodes, for each device. [bytes/s]"""
+    link_latency_s: PositiveFloat = 1e-5
+    """Of one message, or one sum over ranks."""
     devices_per_node: PositiveInt = 1
-    memory_share: float = Field(default=0.75, gt=0, le=1)  # of the bandwidth that kernels reach
-    compute_share: float = Field(default=0.5, gt=0, le=1)  # of the rate of products that kernels reach
-    reserve: ByteSize = GPU_RESERVE_BYTES  # of each shard, beside weights, KV cache and activations
-    layer_overhead_s: float = Field(default=1e-5, ge=0)  # in each step, beside reading and computing
-    sequence_overhead_s: float = Field(default=0.0, ge=0)  # in each layer, for each sequence of a step
-    # Measured, in place of bandwidth and rate: to read and multiply 1 GB of weights of a dtype, by the inputs' rows.
+    """Devices of a node, within which tensor ranks stay. [devices]"""
+    memory_share: float = Field(default=0.75, gt=0, le=1)
+    """How much of memory_bandwidth kernels reach. [share]"""
+    compute_share: float = Field(default=0.5, gt=0, le=1)
+    """How much of flops kernels reach. [share]"""
+    reserve: ByteSize = GPU_RESERVE_BYTES
+    """Memory of each shard beside weights, KV cache and activations."""
+    layer_overhead_s: float = Field(default=1e-5, ge=0)
+    """Of each layer in each step, beside reading and computing."""
+    sequence_overhead_s: float = Field(default=0.0, ge=0)
+    """Of each layer, for each sequence of a step."""
     weights_s_per_gb: dict[str, dict[PositiveInt, PositiveFloat]] = Field(default_factory=dict)
+    """Measured, in place of bandwidth and rate: time for 1 GB of weights of a dtype, by the inputs' rows. [s]"""
 
     def rate(self, dtype: str) -> float:
         """Products and sums each second that kernels reach; a dtype that is not listed is computed in the widest."""
