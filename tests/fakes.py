@@ -28,6 +28,7 @@ from serve_app.types.generation import (
 )
 from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.models import CopyState, ModelDescription
+from serve_app.types.plans import CopyAccount
 from serve_app.types.tensors import InferRequest, InferResult, Item
 
 BOS, EOS, END_OF_TURN = "<s>", "</s>", "<|end|>"
@@ -141,6 +142,7 @@ class ScriptedBackend:
     changes: dict[str, Any] = field(default_factory=dict)  # of the scripted model's description
     graph: Callable[[GraphRequest], Awaitable[GraphResult]] | None = None
     num_cached_tokens: int = 0  # of each prompt
+    copy_accounts: list[CopyAccount] = field(default_factory=list)
     num_open: int = 0
     num_aborted: int = 0
 
@@ -208,6 +210,10 @@ class ScriptedBackend:
         """Hand the texts to `graph`."""
         assert self.graph is not None
         return await self.graph(request)
+
+    async def accounts(self) -> list[CopyAccount]:
+        """What the test says."""
+        return self.copy_accounts
 
     def health(self) -> HealthReport:
         """One copy."""

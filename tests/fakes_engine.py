@@ -13,11 +13,13 @@ import zmq
 from serve_app.engine.busy_time import HostBusyTime
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.types.generation import FinishReason, GenerateRequest, SamplingParams, TokenLogprobs
+from serve_app.types.plans import MemoryTaken
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import DRAWN_BEFORE, SequenceStart, StepInput, StepOutput
 from serve_app.wire.links import ControlAddress, ControlClient, SendBeat
 
 BEAT_S = 0.1
+TAKEN = MemoryTaken(kv_cache_bytes=4096, process_bytes=2**28)  # what each shard says
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,13 +327,13 @@ class SilentLoop(ShardLoop):
     """A ShardLoop whose heartbeat can be stopped."""
 
     def __init__(self, client: ControlClient, beat_s: float) -> None:
-        super().__init__(client, beat_s)
+        super().__init__(client, beat_s, memory=lambda: TAKEN)
         self.is_silent = threading.Event()  # set: lives on without heartbeats
 
     def _beat(self, send: SendBeat, busy_s: Callable[[], float | None], stopped: threading.Event) -> None:
-        def send_unless_silent(num_steps_done: int, busy_s: float | None) -> None:
+        def send_unless_silent(num_steps_done: int, busy_s: float | None, memory: MemoryTaken | None) -> None:
             if not self.is_silent.is_set():
                 with contextlib.suppress(zmq.ContextTerminated):  # killed
-                    send(num_steps_done, busy_s)
+                    send(num_steps_done, busy_s, memory)
 
         super()._beat(send_unless_silent, busy_s, stopped)

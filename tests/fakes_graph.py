@@ -16,6 +16,7 @@ from serve_app.types.chains import ChainRequest, ChainResult
 from serve_app.types.generation import GenerateRequest, OutputChunk
 from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.models import ModelDescription
+from serve_app.types.plans import CopyAccount
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorSpec
 
 TEXT_INPUTS = {"input_ids": TensorSpec("int64", ("tokens",)), "lengths": TensorSpec("int64", ("batch",))}
@@ -71,6 +72,10 @@ class FakeModels:
     def model(self, name: str) -> ModelDescription | None:
         """One of them."""
         return next((model for model in self.described if model.name == name), None)
+
+    async def accounts(self) -> list[CopyAccount]:
+        """None tells any."""
+        return []
 
     def health(self) -> HealthReport:
         """All are well."""

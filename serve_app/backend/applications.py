@@ -120,6 +120,11 @@ class Applications:
         """All that run one of our deployments, and what has left with calls under way."""
         return [*self._applications.values(), *self._leaving]
 
+    @property
+    def of_models(self) -> list[Application]:
+        """Those that serve a model, each once."""
+        return [one for one in self._applications.values() if one in self.by_model.values()]
+
     async def find_running_models(self) -> None:
         """Return when every model that runs has described itself."""
         await self.discover()

@@ -8,6 +8,7 @@ from serve_app.types.chains import ChainRequest, ChainResult
 from serve_app.types.generation import GenerateRequest, OutputChunk
 from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.models import CopyState, ModelDescription
+from serve_app.types.plans import CopyAccount
 from serve_app.types.tensors import InferRequest, InferResult
 
 TakeChunk = Callable[[OutputChunk], bool]  # False: no more is wanted
@@ -66,6 +67,10 @@ class ModelBackend(Protocol):
 
     async def run_graph(self, request: GraphRequest) -> GraphResult:
         """Run texts through a graph of `models()`; cancelling gives it up. Raises a RayshardError."""
+        ...
+
+    async def accounts(self) -> list[CopyAccount]:
+        """What each copy was to take and do, and what it takes and does; a copy that does not answer is left out."""
         ...
 
     def health(self) -> HealthReport:

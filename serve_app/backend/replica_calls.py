@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from serve_app.backend.token_stream import TokenStream
-from serve_app.errors import QueueFullError, UnavailableError, error_of_kind
+from serve_app.errors import QueueFullError, RayshardError, UnavailableError, error_of_kind
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState, ModelVersion
 from serve_app.wire.links import Senders
@@ -167,6 +167,9 @@ class ReplicaCalls:
         replica = self._least_busy(stream) or await self._wait_for_one(wait_s, stream)
         if stream is not None:
             stream.version = replica.version or stream.version
+        return await self._call_on(replica, make, stream)
+
+    async def _call_on(self, replica: _Replica, make: MakeCall, stream: TokenStream | None) -> Reply | None:
         call = _OpenCall(replica, asyncio.get_running_loop().create_future(), stream)
         number = self._open.add(call)
         replica.num_calls += 1
@@ -184,6 +187,19 @@ class ReplicaCalls:
             told = reply.error
             raise error_of_kind(told.error, told.message, told.field, told.retry_after_s)
         return reply
+
+    async def call_each(self, make: MakeCall, limit_s: float) -> list[Reply]:
+        """What each replica replies that has told its state of late; who is lost, fails or takes longer is left out."""
+        oldest_s = time.monotonic() - FRESH_S
+        heard = [replica for replica in self._replicas.values() if replica.told_s > oldest_s]
+        replies = await asyncio.gather(*(self._ask(replica, make, limit_s) for replica in heard))
+        return [reply for reply in replies if reply is not None]
+
+    async def _ask(self, replica: _Replica, make: MakeCall, limit_s: float) -> Reply | None:
+        with suppress(ReplicaLostError, TimeoutError, RayshardError):
+            async with asyncio.timeout(limit_s):
+                return await self._call_on(replica, make, None)
+        return None
 
     def _ready(self, state: str = "ready") -> list[_Replica]:
         oldest_s = time.monotonic() - FRESH_S

@@ -21,10 +21,13 @@ from serve_app.types.generation import GenerateRequest
 from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import ModelDescription
+from serve_app.types.plans import CopyAccount
 from serve_app.types.tensors import InferRequest, InferResult
 from serve_app.wire.links import Senders, TokenReceiver
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
+    AccountMessage,
+    AccountReply,
     Call,
     ChainMessage,
     ChainReply,
@@ -45,6 +48,7 @@ _NODES_INTERVAL_S = 10.0
 _HOLD_S = 10.0  # how long one Serve call stands for a call that Serve does not see
 _MAX_HOLDS = 1000
 _CHAIN_WAIT_S = 60.0  # for a Preprocessor
+_ACCOUNT_WAIT_S = 10.0  # for what a copy tells of itself: it plans when it is asked first
 _CHUNK_ITEMS = 32  # of a long request: what one replica is given at a time
 _CHUNKS_PER_COPY = 2
 
@@ -144,6 +148,13 @@ class ServeBackend:
         reply = await calls.call(_timed_maker(GraphMessage, request, left), request.queue_timeout_s)
         return _expected(GraphReply, reply).result
 
+    async def accounts(self) -> list[CopyAccount]:
+        """See ModelBackend."""
+        routers = [one.calls.get(ROUTER_NAME) for one in self._applications.of_models]
+        asked = (calls.call_each(_account_message, _ACCOUNT_WAIT_S) for calls in routers if calls is not None)
+        replies = [reply for found in await asyncio.gather(*asked) for reply in found]
+        return [account for reply in replies for account in _expected(AccountReply, reply).accounts]
+
     async def _infer_once(self, calls: ReplicaCalls, request: InferRequest, left: TimeLeft) -> InferResult:
         reply = await calls.call(_timed_maker(InferMessage, request, left), request.queue_timeout_s)
         return _expected(InferReply, reply).result
@@ -213,6 +224,10 @@ class ServeBackend:
     async def _listen_to_other_nodes(self) -> None:
         if await self._control.num_nodes() > 1:
             self._receiver.listen_wide()
+
+
+def _account_message(number: int, reply_to: LinkAddress) -> AccountMessage:
+    return AccountMessage(PROTOCOL_VERSION, 0, number, reply_to)
 
 
 def _maker(message: Callable[..., Call], request: object) -> MakeCall:

@@ -8,19 +8,24 @@ from serve_app.deployments.batch_work import BatchWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.queue_time import limited_queue_time
 from serve_app.errors import InternalError, RayshardError
+from serve_app.planning.copy_prediction import CopyPrediction, account_of
 from serve_app.planning.served_model import BatchModelPlan
 from serve_app.scheduling.jobs import Job, JobResult
 from serve_app.types.models import ModelDescription
+from serve_app.types.plans import CopyAccount, SeenRates
 from serve_app.types.tensors import InferRequest, InferResult
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage, InferReply, Reply
+
+_UNPLANNED = CopyPrediction(notes=["models that are done after one step are not planned"])
 
 
 class BatchCalls:
     """Runs InferMessages."""
 
-    def __init__(self, plans: list[BatchModelPlan]) -> None:
+    def __init__(self, plans: list[BatchModelPlan], sender: str) -> None:
         self.work = BatchWork(plans, self._take_results)
         self._plans = plans
+        self._sender = sender
         self._waiting: dict[Job, asyncio.Future[InferResult]] = {}
 
     def describe(self, created_s: int) -> list[ModelDescription]:
@@ -34,6 +39,14 @@ class BatchCalls:
         left = TimeLeft(call.request.time_left_s)
         result = await left.bound(self._infer(call.request, copy, left))
         return InferReply(PROTOCOL_VERSION, 0, call.stream, result)
+
+    async def account(self, copy: ModelCopy) -> list[CopyAccount]:
+        """All models of the application; what a process takes is that of all of them together."""
+        return [self._account_of(index, plan, copy) for index, plan in enumerate(self._plans)]
+
+    def _account_of(self, index: int, plan: BatchModelPlan, copy: ModelCopy) -> CopyAccount:
+        measured = copy.measured(lambda report: report.models[index].parameter_bytes)
+        return account_of(plan.config.name, self._sender, _UNPLANNED, plan.shards, measured, SeenRates())
 
     def lose_shards(self, _error: RayshardError) -> None:
         """What was in flight is in the queue again: nothing ends but what has killed shards before."""

@@ -14,6 +14,7 @@ from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence as TokenSequence
 from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
 from serve_app.types.models import CopyCounts
+from serve_app.types.plans import SeenRates
 from serve_app.types.shards import EngineKind, EngineLimits, ShardReport, ShardSettings, ShardSpec
 
 logger = logging.getLogger(__name__)
@@ -155,6 +156,10 @@ class GenerationWork:
             scheduler.num_prompt_tokens,
             scheduler.num_cached_tokens,
         )
+
+    def seen_rates(self) -> SeenRates:
+        """Tokens each second of this epoch, of late."""
+        return SeenRates() if self._scheduler is None else self._scheduler.seen_rates
 
     def counts(self) -> CopyCounts:
         """See CopyWork."""

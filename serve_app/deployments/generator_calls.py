@@ -4,16 +4,19 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from serve_app.backend.time_left import TimeLeft
+from serve_app.config.environment import read_environment
 from serve_app.deployments.generation_work import GenerationWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.queue_time import limited_queue_time
 from serve_app.errors import InternalError, RayshardError, ShardLostError, StepLostError
+from serve_app.planning.copy_prediction import CopyPrediction, account_of, predict_generator
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.sequence import Sequence, SequenceState
 from serve_app.types.generation import Completion
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import ModelDescription
+from serve_app.types.plans import CopyAccount
 from serve_app.wire.links import Senders
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, GenerateMessage, GenerateReply, Reply, TokenBatch
 
@@ -41,6 +44,7 @@ class GeneratorCalls:
         self._sender = sender
         self._senders = senders
         self._calls: dict[Sequence, _RunningCall] = {}
+        self._prediction: CopyPrediction | None = None  # None: nobody has asked
 
     def describe(self, created_s: int) -> list[ModelDescription]:
         """One model."""
@@ -53,6 +57,14 @@ class GeneratorCalls:
         left = TimeLeft(call.request.time_left_s)
         completion = await left.bound(self._generate(call, copy, left))
         return GenerateReply(PROTOCOL_VERSION, 0, call.stream, completion)
+
+    async def account(self, copy: ModelCopy) -> list[CopyAccount]:
+        """One model; planned when it is asked for first."""
+        if self._prediction is None:
+            self._prediction = await asyncio.to_thread(predict_generator, self._plan, read_environment())
+        measured = copy.measured(lambda report: report.parameter_bytes)
+        shards, seen = self.work.shards, self.work.seen_rates()
+        return [account_of(self.work.name, self._sender, self._prediction, shards, measured, seen)]
 
     def lose_shards(self, error: RayshardError) -> None:
         """Give every call back: its caller holds the tokens, and lets this copy or another go on behind them."""

@@ -14,7 +14,8 @@ from serve_app.deployments.step_loop import StepLoop
 from serve_app.deployments.step_meter import StepMeter
 from serve_app.errors import RayshardError, ShardLostError, UnavailableError
 from serve_app.types.models import CopyCounts, CopyState
-from serve_app.types.shards import EngineLimits
+from serve_app.types.plans import MeasuredBytes
+from serve_app.types.shards import EngineLimits, ShardReport
 from serve_app.wire.links import ControlServer
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,13 @@ class ModelCopy:
             bubble=mean_share(bubbles),
             stage_bubbles=bubbles,
         )
+
+    def measured(self, weights_of: Callable[[ShardReport], int]) -> list[MeasuredBytes | None]:
+        """What each shard takes; None while it is being started. weights_of: bytes of the model that is asked for."""
+        if self._group is None or self._loop is None or self._state != "ready":
+            return [None] * len(self._work.shards)
+        told = zip(self._group.reports, self._loop.memory_taken, strict=True)
+        return [MeasuredBytes.of(weights_of(report), taken) for report, taken in told]
 
     def close(self) -> None:
         """End the group for good."""

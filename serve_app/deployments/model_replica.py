@@ -9,8 +9,9 @@ from serve_app.deployments.model_copy import RETRY_S, ModelCopy
 from serve_app.deployments.replica_links import ReplicaIdentity, ReplicaLinks
 from serve_app.errors import InternalError, RayshardError
 from serve_app.types.models import ModelDescription
+from serve_app.types.plans import CopyAccount
 from serve_app.wire.links import Senders
-from serve_app.wire.messages import Call, Reply
+from serve_app.wire.messages import PROTOCOL_VERSION, AccountMessage, AccountReply, Call, Reply
 
 
 class Calls(Protocol):
@@ -22,6 +23,10 @@ class Calls(Protocol):
 
     async def answer(self, call: Call, copy: ModelCopy) -> Reply:
         """Run one call to its end; cancelled when its caller gives it up. Raises a RayshardError."""
+        ...
+
+    async def account(self, copy: ModelCopy) -> list[CopyAccount]:
+        """What each model was to take and do, and what it takes and does."""
         ...
 
     def lose_shards(self, error: RayshardError) -> None:
@@ -77,6 +82,8 @@ class ModelReplica:
         self.copy.close()
 
     async def _answer(self, call: Call) -> Reply:
+        if isinstance(call, AccountMessage):
+            return AccountReply(PROTOCOL_VERSION, 0, call.stream, await self._calls.account(self.copy))
         return await self._calls.answer(call, self.copy)
 
     def _lose(self, error: RayshardError) -> None:

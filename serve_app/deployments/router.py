@@ -80,7 +80,7 @@ class BatchRouter(ServeReplica):
             logger.info("model starting settings=%s\n%s", plan.config.model_dump_json(), plan.text)
             _warn(plan.config, plan.facts)
         identity = own_identity("Router")
-        calls = BatchCalls(plans)
+        calls = BatchCalls(plans, identity.replica_id)
         replica = ModelReplica(
             identity, calls.work, calls, groups_of(calls.work, identity.node), Senders(identity.node)
         )

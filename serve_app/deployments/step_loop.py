@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from serve_app.deployments.bubble import BubbleMeter
 from serve_app.deployments.step_meter import StepMeter
 from serve_app.errors import ShardLostError
+from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import BatchStep, StepInput
 from serve_app.wire.links import ControlServer
 from serve_app.wire.messages import BatchOutputMessage, HeartbeatMessage, HelloMessage, OutputMessage
@@ -72,6 +73,7 @@ class StepLoop:
         self._pump_due = asyncio.Event()
         self._num_shards = num_shards
         self._bubble = BubbleMeter(num_shards, time.monotonic())
+        self.memory_taken: list[MemoryTaken | None] = [None] * num_shards  # as each shard has told last
 
     def waiting_shares(self) -> list[float | None]:
         """By shard: the share of the time in which steps were in flight that it has waited, over the last seconds."""
@@ -129,6 +131,7 @@ class StepLoop:
                 self._on_outputs(outputs)
             elif isinstance(message, HeartbeatMessage):
                 now_s = self._heard_s[message.shard_index] = time.monotonic()
+                self.memory_taken[message.shard_index] = message.memory
                 if message.busy_s is not None:
                     self._bubble.hear(message.shard_index, message.busy_s, now_s)
             elif isinstance(message, HelloMessage):

@@ -4,9 +4,12 @@ import torch
 
 from serve_app.engine.batch_loader import load_batch_stage
 from serve_app.engine.batch_runner import BatchRunner
+from serve_app.engine.device_memory import CudaMemory
+from serve_app.engine.process_memory import resident_bytes
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.models.batch_stage import BatchStage
 from serve_app.parallel.communicator import Communicator
+from serve_app.types.plans import MemoryTaken
 from serve_app.types.shards import BatchModelReport, BatchShardSettings, EngineLimits, ShardReport
 from serve_app.types.steps import BatchStep
 
@@ -40,6 +43,11 @@ class BatchEngine:
 
     def allocate(self, _limits: EngineLimits) -> None:
         """There is no cache to make."""
+
+    def memory_taken(self) -> MemoryTaken:
+        """See ShardEngine."""
+        device_bytes = CudaMemory(self._device).held_bytes() if self._device.type == "cuda" else None
+        return MemoryTaken(0, resident_bytes(), device_bytes)
 
     def forget(self) -> None:
         """There is none to drop."""

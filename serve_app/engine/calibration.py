@@ -7,6 +7,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,20 +87,22 @@ class ModelSize:
 _SMALL, _LARGE = ModelSize(16, 64, 256), ModelSize(3, 1024, 4096)
 
 
-def measure_cpu(small_size: ModelSize = _SMALL, large_size: ModelSize = _LARGE) -> dict[str, object]:
+def measure_cpu(
+    small_size: ModelSize = _SMALL, large_size: ModelSize = _LARGE, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, object]:
     """The device that this CPU is, with this process's threads."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
         small_size.write(root / "small")
         large_size.write(root / "large")
-        small = _Model(root / "small", small_size, "float32")
+        small = _Model(root / "small", small_size, "float32", clock)
         alone_s, together_s = small.step_s(1), small.step_s(_MAX_SEQUENCES)
         sequence_s = max(0.0, (together_s - alone_s) / (_MAX_SEQUENCES - 1)) / small_size.num_layers
         layer_s = max(0.0, alone_s / small_size.num_layers - sequence_s)
         del small
         curves: dict[str, dict[int, float]] = {}
         for dtype in _DTYPES:
-            large = _Model(root / "large", large_size, dtype)
+            large = _Model(root / "large", large_size, dtype, clock)
             curves[dtype] = {rows: large.step_s(rows) - large.overhead_s(rows, layer_s, sequence_s) for rows in _ROWS}
             del large
     return _profile(large_size.num_numbers, curves, layer_s, sequence_s)
@@ -127,10 +130,11 @@ def _profile(
 
 
 class _Model:
-    def __init__(self, directory: Path, size: ModelSize, dtype: str) -> None:
+    def __init__(self, directory: Path, size: ModelSize, dtype: str, clock: Callable[[], float]) -> None:
         shard = ShardSpec(0, 1, 0, 1, 0, size.num_layers)
         loaded = load_stage(directory, dtype, shard, LoneCommunicator(), _CPU, linear_kernel=AUTO)
         self._size = size
+        self._clock = clock
         self._limits = EngineLimits(_MAX_SEQUENCES, _ROWS[-1], 2048, _BLOCK_SIZE, num_blocks=_MAX_SEQUENCES * 128)
         self._runner = ModelRunner(loaded.stage, self._limits, LoneCommunicator(), _CPU)
         self._num_steps = 0
@@ -141,9 +145,9 @@ class _Model:
         seconds: list[float] = []
         while len(seconds) < _MIN_STEPS or (len(seconds) < _MAX_STEPS and sum(seconds) < _LONG_S):
             step = self._step(num_sequences, num_tokens, len(seconds))
-            begin = time.perf_counter()
+            begin = self._clock()
             self._runner.run(step)
-            seconds.append(time.perf_counter() - begin)
+            seconds.append(self._clock() - begin)
         return min(seconds[1:])
 
     def overhead_s(self, rows: int, layer_s: float, sequence_s: float) -> float:

@@ -15,11 +15,13 @@ from serve_app.engine.loader import LoadedStage, load_stage
 from serve_app.engine.memory_guard import MemoryGuard
 from serve_app.engine.memory_profile import limits_to_measure, measure_memory
 from serve_app.engine.model_runner import ModelRunner
+from serve_app.engine.process_memory import resident_bytes
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.models.compiled.build import CompiledChoice, compiled_kernels
 from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.parallel.communicator import Communicator
+from serve_app.types.plans import MemoryTaken
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings
 from serve_app.types.steps import StepInput
 
@@ -94,6 +96,12 @@ class GenerationEngine:
                 "steps are not captured as graphs: attention=%s attends each sequence by itself", self._attention
             )
         self._runner = self._make_runner(limits)
+
+    def memory_taken(self) -> MemoryTaken:
+        """See ShardEngine."""
+        runner, memory = self._runner, self._memory
+        device_bytes = None if memory is None else memory.held_bytes()
+        return MemoryTaken(0 if runner is None else runner.kv_cache_bytes, resident_bytes(), device_bytes)
 
     def forget(self) -> None:
         """See ShardEngine."""

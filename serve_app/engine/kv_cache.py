@@ -31,6 +31,11 @@ class KvCache:
         pairs = zip(self.keys, self.values, strict=True)
         self._arrays = [(keys.numpy(), values.numpy()) for keys, values in pairs if has_fast_array(keys)]
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all layers."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store the step's keys and values [T, K, Dh] in their slots [T] int64."""
         if self._may_differ and key.shape[1:] != self.keys[layer].shape[1:]:

@@ -73,6 +73,11 @@ class ModelRunner:
             else None
         )
 
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Of its KV cache."""
+        return self._cache.num_bytes
+
     def run(self, step: StepInput) -> StepOutput | None:
         """Run one step; the last stage's first rank gives the tokens, the others None."""
         launched = self.launch(step)

@@ -81,7 +81,8 @@ class EngineShard:
         """Run the Router's steps until it says stop. An exception here is the end of the whole group."""
         is_on_gpu = self._device.type == "cuda"  # where a kernel waits for one that is gone until it is aborted
         free = self._communicator.abort if self._communicator is not None and is_on_gpu else None
-        self._engine.run(ShardLoop(ControlClient(address, self._shard.index), free=free))
+        client = ControlClient(address, self._shard.index)
+        self._engine.run(ShardLoop(client, free=free, memory=self._engine.memory_taken))
 
     def _meet(self, rendezvous: Rendezvous) -> None:
         if self._store is None:

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.parallel.communicator import Communicator
+from serve_app.types.plans import MemoryTaken
 from serve_app.types.shards import EngineLimits, ShardReport
 
 
@@ -25,6 +26,10 @@ class ShardEngine(Protocol):
 
     def allocate(self, limits: EngineLimits) -> None:
         """Make the KV cache, of the size that all shards have room for; called for models that have one."""
+        ...
+
+    def memory_taken(self) -> MemoryTaken:
+        """What the process takes now; called from another thread than the rest."""
         ...
 
     def forget(self) -> None:

@@ -8,6 +8,7 @@ from serve_app.engine.busy_time import BusyTime
 from serve_app.engine.output_reader import OutputReader
 from serve_app.engine.step_runner import StepLauncher, StepRunner, StepT
 from serve_app.errors import InternalError
+from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import StepInput
 from serve_app.wire.links import ControlClient, SendBeat
 
@@ -23,11 +24,16 @@ class ShardLoop:
         client: ControlClient,
         beat_s: float = HEARTBEAT_INTERVAL_S,
         free: Callable[[], None] | None = None,
+        memory: Callable[[], MemoryTaken] | None = None,
     ) -> None:
-        """free: called in another thread when the shard is to leave its group; lets a step end that waits there."""
+        """free: called in another thread when the shard is to leave its group; lets a step end that waits there.
+
+        memory: called in another thread with each beat.
+        """
         self._client = client
         self._beat_s = beat_s
         self._free = free
+        self._memory = memory
         self._num_steps_done = 0
 
     def run(self, step_type: type[StepT], runner: StepRunner[StepT], busy: BusyTime | None = None) -> None:
@@ -91,7 +97,7 @@ class ShardLoop:
 
     def _beat(self, send: SendBeat, busy_s: Callable[[], float | None], stopped: threading.Event) -> None:
         while not stopped.wait(self._beat_s):
-            send(self._num_steps_done, busy_s())
+            send(self._num_steps_done, busy_s(), None if self._memory is None else self._memory())
 
 
 def _listen(is_told_to_leave: Callable[[float], bool], free: Callable[[], None], stopped: threading.Event) -> None:

@@ -69,6 +69,12 @@ def may_see(model: str) -> bool:
     return caller is None or caller.may_use(model)
 
 
+def is_admin() -> bool:
+    """Whether the caller may see what is everybody's."""
+    caller = CALLER.get()
+    return caller is None or caller.is_admin
+
+
 def cache_salt(asked: str | None = None) -> str:
     """What the caller's prompts are cached under: none finds, by the time an answer takes, what another has sent."""
     caller = CALLER.get()

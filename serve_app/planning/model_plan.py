@@ -8,8 +8,9 @@ from serve_app.planning.device_profiles import DeviceProfile
 from serve_app.planning.memory_plan import MemoryPlan, plan_memory, weigh_as_served
 from serve_app.planning.planner import check_split
 from serve_app.planning.reservations import copy_bundles
-from serve_app.planning.roofline import Rates, predict_rates
+from serve_app.planning.roofline import predict_rates
 from serve_app.planning.way_out import memory_problem
+from serve_app.types.plans import Rates
 
 
 @dataclass(frozen=True, slots=True)

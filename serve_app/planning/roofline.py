@@ -1,27 +1,13 @@
 """What one copy of a planned model is predicted to do, in tokens each second."""
 
-from dataclasses import dataclass
-
 from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.config.model import ModelConfig
 from serve_app.planning.device_profiles import DeviceProfile
 from serve_app.planning.memory_plan import MemoryPlan
 from serve_app.planning.stage_time import Batch, StageTimes
+from serve_app.types.plans import Rates
 
 CONTEXT_TOKENS = 1024  # of each sequence in the prediction, if the model and its cache have room for as many
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What one copy does with sequences of `context_tokens`."""
-
-    context_tokens: int
-    prefill_tokens_per_s: float
-    time_to_first_token_s: float  # of a prompt of context_tokens, nothing else running
-    decode_tokens_per_s: float  # of one sequence alone
-    decode_sequences: int  # as many as run at once
-    total_decode_tokens_per_s: float  # of all of them together
-    bound: str  # what decoding all of them waits for
 
 
 def predict_rates(spec: ModelSpec, config: ModelConfig, profile: DeviceProfile, memory: MemoryPlan) -> Rates:

@@ -26,6 +26,7 @@ from serve_app.scheduling.trials import end_trials, is_kept_apart
 from serve_app.scheduling.turns import chunk_tokens, in_turn
 from serve_app.scheduling.waiting_queue import WaitingQueue
 from serve_app.types.generation import FinishReason, GenerateRequest
+from serve_app.types.plans import SeenRates
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput, StepOutput
 
@@ -142,6 +143,11 @@ class Scheduler:
             self.abort(sequence)
         return passed
 
+    @property
+    def seen_rates(self) -> SeenRates:
+        """Tokens each second, of late."""
+        return self._record.steps.seen
+
     def abort(self, sequence: Sequence) -> None:
         """End a sequence now; its blocks and its slot row are free at once. Ended ones are left alone."""
         if sequence.is_finished:
@@ -182,7 +188,7 @@ class Scheduler:
         if output.step_id != next(iter(self._in_flight), None):
             raise InternalError(f"the output of step {output.step_id} came out of turn: one was lost")
         step = self._in_flight.pop(output.step_id)
-        self._record.steps.take(step.sent_s, now_s, step.num_prompt_tokens)
+        self._record.steps.take(step.sent_s, now_s, step.num_prompt_tokens, len(step.sequences))
         if output.error is not None:
             return self._fail(step, output.error)
         news: list[SequenceOutput] = []

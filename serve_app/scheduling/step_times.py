@@ -2,6 +2,8 @@
 
 import math
 
+from serve_app.types.plans import SeenRates
+
 _KEPT_SHARE = 0.9  # of what is known, after each step: the last ten or so count
 _MAX_RATIO = 4.0  # a process that stood still for a while is no measure of its steps
 _MIN_STEPS = 8  # fewer are the first steps of a process, which are slow
@@ -37,8 +39,10 @@ class StepTimes:
         self._last_s = 0.0
         self._decoding = RecentMean(_MAX_RATIO)
         self._prompt_token = RecentMean(_MAX_RATIO)
+        self._prefilling_token = RecentMean()  # with all else that its step does
+        self._sequences = RecentMean()
 
-    def take(self, sent_s: float, now_s: float, num_prompt_tokens: int) -> None:
+    def take(self, sent_s: float, now_s: float, num_prompt_tokens: int, num_sequences: int = 1) -> None:
         """A step that was sent then has come back. What it waited behind the one before is not its own."""
         step_s = now_s - max(sent_s, self._last_s)
         self._last_s = now_s
@@ -46,9 +50,11 @@ class StepTimes:
             return  # nobody measures
         if num_prompt_tokens == 0:
             self._decoding.take(step_s)
+            self._sequences.take(num_sequences)
         else:
             added_s = max(0.0, step_s - (self._decoding.value or 0.0))
             self._prompt_token.take(added_s / num_prompt_tokens, num_prompt_tokens)
+            self._prefilling_token.take(step_s / num_prompt_tokens, num_prompt_tokens)
 
     @property
     def decoding_s(self) -> float | None:
@@ -59,6 +65,15 @@ class StepTimes:
     def prompt_token_s(self) -> float:
         """What a token of a prompt adds; 0 before it was measured."""
         return self._prompt_token.value or 0.0
+
+    @property
+    def seen(self) -> SeenRates:
+        """What that is in tokens each second."""
+        token_s, step_s, num_sequences = self._prefilling_token.value, self.decoding_s, self._sequences.value
+        prefill = 1 / token_s if token_s else None
+        if step_s is None or num_sequences is None:
+            return SeenRates(prefill)
+        return SeenRates(prefill, num_sequences / step_s, num_sequences)
 
 
 class BatchTimes:

@@ -15,6 +15,7 @@ import zmq
 import zmq.asyncio
 
 from serve_app.types.links import LinkAddress
+from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
@@ -36,7 +37,7 @@ from serve_app.wire.sockets import Dropped, bind, make_client, make_server
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-SendBeat = Callable[[int, float | None], None]
+SendBeat = Callable[[int, float | None, MemoryTaken | None], None]
 _LOOK_MS = 250  # how often one that waits for steps looks whether they are wanted
 _LEAVE = b":leave"
 _MAX_SOCKETS = 65_000  # of one context; ZeroMQ's own limit is 1,023, fewer than a large cluster has replicas
@@ -165,8 +166,9 @@ class ControlClient:
         socket = self._connect(f"{self._epoch}:{self._shard_index}:heartbeat")
         encoder = msgspec.msgpack.Encoder()
 
-        def send(num_steps_done: int, busy_s: float | None) -> None:
-            message = HeartbeatMessage(PROTOCOL_VERSION, self._epoch, self._shard_index, num_steps_done, busy_s)
+        def send(num_steps_done: int, busy_s: float | None, memory: MemoryTaken | None) -> None:
+            done = (num_steps_done, busy_s, memory)
+            message = HeartbeatMessage(PROTOCOL_VERSION, self._epoch, self._shard_index, *done)
             socket.send(encoder.encode(message), flags=zmq.NOBLOCK)
 
         return send

@@ -9,10 +9,11 @@ from serve_app.types.generation import Completion, GenerateRequest, OutputChunk
 from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.links import ErrorReply, LinkAddress
 from serve_app.types.models import CopyState, ModelVersion
+from serve_app.types.plans import CopyAccount, MemoryTaken
 from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.types.tensors import InferRequest, InferResult
 
-PROTOCOL_VERSION: Final = 7
+PROTOCOL_VERSION: Final = 8
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -62,6 +63,7 @@ class HeartbeatMessage(Message, frozen=True, array_like=True, tag="heartbeat"):
     shard_index: int
     num_steps_done: int
     busy_s: float | None = None  # in which it has computed, of its life; None: it does not count
+    memory: MemoryTaken | None = None  # None: it does not say
 
 
 class StreamChunk(msgspec.Struct, frozen=True, array_like=True):
@@ -147,6 +149,10 @@ class GraphMessage(CallMessage, frozen=True, array_like=True, tag="graph"):
     request: GraphRequest
 
 
+class AccountMessage(CallMessage, frozen=True, array_like=True, tag="account"):
+    """Gateway to Router: what was planned, and what is taken?"""
+
+
 class CancelMessage(CallMessage, frozen=True, array_like=True, tag="cancel"):
     """Gateway to a replica: the answer to this number is wanted no more."""
 
@@ -179,6 +185,13 @@ class GraphReply(Message, frozen=True, array_like=True, tag="graphed"):
     result: GraphResult
 
 
+class AccountReply(Message, frozen=True, array_like=True, tag="accounted"):
+    """Router to Gateway: each of its models."""
+
+    stream: int
+    accounts: list[CopyAccount]
+
+
 class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
     """A replica to Gateway: the call of this number has failed."""
 
@@ -186,8 +199,8 @@ class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
     error: ErrorReply
 
 
-Call = InferMessage | ChainMessage | GenerateMessage | GraphMessage
-Reply = InferReply | ChainReply | GenerateReply | GraphReply | ErrorMessage
+Call = InferMessage | ChainMessage | GenerateMessage | GraphMessage | AccountMessage
+Reply = InferReply | ChainReply | GenerateReply | GraphReply | AccountReply | ErrorMessage
 ToReplica = Call | CancelMessage
 ToGateway = TokenBatch | StateMessage | Reply
 ToShard = StepMessage | BatchStepMessage | StopMessage

@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from serve_app.backend.protocol import Newcomer
 from serve_app.types.models import CopyState
+from serve_app.types.plans import CopyAccount
 
 
 class HealthBody(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -17,6 +18,13 @@ class HealthBody(msgspec.Struct, frozen=True, omit_defaults=True):
     models: dict[str, list[CopyState]] | None = None
     newcomers: dict[str, Newcomer] | None = None  # by application; left out where there is none
     num_starting: int = 0  # newcomers that are on their way; everybody may know
+
+
+class PlanBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`GET /v1/admin/plan`: the copies of each model that are up."""
+
+    models: dict[str, list[CopyAccount]]
+    silent: dict[str, list[str]] | None = None  # copies by model that have not answered; left out where there is none
 
 
 class Ping(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import ForbiddenError
-from serve_app.gateway.caller import CALLER
+from serve_app.gateway.caller import is_admin
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.scrape import all_readings
 from serve_app.gateway.request_notes import OK, counted
@@ -24,8 +24,7 @@ def metrics_endpoint(plane: DataPlane) -> Callable[[Request], Awaitable[Response
     """For administrators where keys are used, unless `open_metrics` says otherwise: it names all models."""
 
     async def metrics(request: Request) -> Response:
-        caller = CALLER.get()
-        if caller is not None and not caller.is_admin:
+        if not is_admin():
             raise ForbiddenError("/metrics is for keys made with --admin; or set open_metrics of the Gateway")
         content, media_type = expose(all_readings(plane), request.headers.get("accept", ""))
         return Response(content, headers={"content-type": media_type})

@@ -48,6 +48,7 @@ from serve_app.gateway.bodies.others import (
     HealthBody,
     Load,
     Ping,
+    PlanBody,
     PredictInstancesBody,
     Predictions,
     TokenizedText,
@@ -165,6 +166,8 @@ def _health_operations() -> list[Operation]:
         Operation("GET", "/version", "health", "The version of this software", {_JSON: Version}, is_open=True),
         Operation("GET", "/metrics", "health", "Metrics, as Prometheus scrapes them; for admin keys",
                   {_TEXT: _STRING}),
+        Operation("GET", "/v1/admin/plan", "health", "Memory and rates of each copy, predicted and measured; for admin "
+                  "keys", {_JSON: PlanBody}),
         Operation("GET", "/load", "health", "How many requests run or wait", {_JSON: Load}),
         Operation("GET", "/models", "models", "Models in TorchServe's words and OpenAI's", {_JSON: ModelNames}),
         Operation("GET", "/v1/models", "models", "Models in OpenAI's words", {_JSON: ModelList}),

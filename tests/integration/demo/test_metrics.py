@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
@@ -79,3 +80,16 @@ def test_a_load_shows_in_both_scrapes(cluster: ServeCluster) -> None:
         counts = [count for _, count in buckets]
         assert counts == sorted(counts), "cumulative, as Prometheus has it"
         assert buckets[-1][0] == math.inf
+
+
+def test_the_demos_copy_takes_about_what_was_planned(cluster: ServeCluster) -> None:
+    assert cluster.complete("demo", "date jan 8 2038 =").status_code == 200
+    body = httpx.get(f"{cluster.url}/v1/admin/plan", timeout=20).json()
+    (copy,) = body["models"]["demo"]
+    assert copy["device"] == "cpu"
+    for shard in copy["shards"]:
+        predicted, measured = shard["predicted"], shard["measured"]
+        assert measured["weights_bytes"] == pytest.approx(predicted["weights_bytes"], rel=0.01)
+        assert measured["kv_cache_bytes"] == predicted["kv_cache_bytes"]
+        assert measured["total_bytes"] == measured["process_bytes"] > measured["weights_bytes"]
+    assert copy["predicted"]["decode_tokens_per_s"] > 0

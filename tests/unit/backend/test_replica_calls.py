@@ -8,7 +8,9 @@ import pytest
 from serve_app.backend import replica_calls
 from serve_app.backend.serve_backend import ServeBackend
 from serve_app.errors import ModelNotFoundError, QueueFullError, RayshardError, UnavailableError, UnprocessableError
+from serve_app.types.links import LinkAddress
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorData
+from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage
 from tests.fakes_serve import FakeControl, FakeReplica, running_backend, states, until
 
 
@@ -220,3 +222,22 @@ async def test_what_is_left_of_a_requests_time_travels_with_each_of_its_pieces(c
         assert piece.priority == 4
         assert piece.time_left_s is not None
         assert 10 < piece.time_left_s <= 59.95
+
+
+async def test_each_replica_is_asked_and_those_that_fail_are_late_or_die_are_left_out(cluster: Cluster) -> None:
+    replicas = [await cluster.add(name) for name in "abcde"]
+    replicas[0].tell(state="draining")
+    replicas[1].fails_with = UnprocessableError("not today")
+    for late in replicas[2:4]:
+        late.may_answer.clear()
+    calls = cluster.backend._calls("m", "Router")
+
+    def ask(number: int, reply_to: LinkAddress) -> Call:
+        return InferMessage(PROTOCOL_VERSION, 0, number, reply_to, InferRequest("r", "m", [], 5.0))
+
+    asking = asyncio.create_task(calls.call_each(ask, 0.3))
+    await until(lambda: replicas[3].taken)
+    calls._drop("d")
+    assert len(await asking) == 2
+    assert [one.taken for one in replicas] == [["r"]] * 5
+    await until(lambda: replicas[2].cancelled)

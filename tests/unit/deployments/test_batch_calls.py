@@ -49,7 +49,7 @@ class Tickets:
             }
         )
         self.groups: list[EchoGroup] = []
-        self.calls = BatchCalls([plan_batch_model(config, ROOT, read_environment({}))])
+        self.calls = BatchCalls([plan_batch_model(config, ROOT, read_environment({}))], "a")
         identity = ReplicaIdentity("a", "tickets", "Router", LOOPBACK)
         self.replica = ModelReplica(
             identity, self.calls.work, self.calls, self.make_group, Senders(LOOPBACK), retry_s=0.001

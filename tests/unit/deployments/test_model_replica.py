@@ -29,9 +29,10 @@ from serve_app.errors import (
 from serve_app.planning.generator_plan import plan_generator
 from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
 from serve_app.types.models import ModelDescription, ModelVersion
+from serve_app.types.plans import MeasuredBytes
 from serve_app.types.steps import SequenceStart
 from serve_app.wire.links import LOOPBACK, Senders
-from tests.fakes_engine import FakeModel, run_alone
+from tests.fakes_engine import TAKEN, FakeModel, run_alone
 from tests.fakes_group import FakeGroups
 from tests.fakes_serve import FakeControl, running_backend, states, until
 
@@ -476,3 +477,36 @@ async def test_streams_go_on_with_another_copy_when_a_router_dies(
         assert await running == expected(request_of(1, 50))
         assert await waiting == expected(request_of(2))
         assert second.calls.work.load().num_running == 0
+
+
+async def test_a_copy_tells_what_was_planned_and_what_its_shards_take(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    for shard in generator.groups.made[0].shards:
+        shard.step_s = 0.001
+    (new,) = await backend.accounts()
+    assert (new.model, new.replica_id, new.device) == ("demo", "a", "cpu")
+    await tokens_of(backend, request_of(max_tokens=40))
+    loop = generator.replica.copy._loop
+    await until(lambda: loop is not None and None not in loop.memory_taken)
+    (account,) = await backend.accounts()
+    assert account.notes == []
+    assert [(one.stage, one.rank) for one in account.shards] == [(0, 0), (1, 0)]
+    assert account.shards[0].layers[1] == account.shards[1].layers[0]
+    for one in account.shards:
+        assert one.predicted is not None
+        assert one.predicted.total_bytes > one.predicted.weights_bytes > 0
+        assert one.measured == MeasuredBytes.of(0, TAKEN)
+    assert account.predicted is not None
+    assert account.predicted.context_tokens == 64
+    assert account.measured.decode_sequences == 1
+    assert 1 < (account.measured.decode_tokens_per_s or 0) < 1000
+
+
+async def test_a_copy_that_has_lost_its_shards_tells_what_was_planned(served: tuple[Generator, ServeBackend]) -> None:
+    generator, backend = served
+    generator.groups.failures = [ShardLostError("no place")] * 2
+    generator.groups.made[0].die()
+    await until(lambda: not generator.replica.copy.is_ready)
+    (account,) = await backend.accounts()
+    assert [one.measured for one in account.shards] == [None, None]
+    assert all(one.predicted is not None for one in account.shards)

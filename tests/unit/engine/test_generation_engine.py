@@ -59,7 +59,11 @@ def test_the_cache_is_what_the_largest_steps_leave(llama: Path) -> None:
     num_blocks = engine.measure()
     assert num_blocks == (900 * MIB - 100 * MIB - 30 * MIB - GPU_RESERVE_BYTES) // block_bytes
     assert memory.calls == ["release", "release", "start_peak", "peak", "release", "release"]
+    assert engine.memory_taken().kv_cache_bytes == 0
     engine.allocate(LIMITS.with_blocks(10))
+    taken = engine.memory_taken()
+    assert (taken.kv_cache_bytes, taken.device_bytes) == (10 * block_bytes, memory.held_bytes())
+    assert taken.process_bytes > 50 * MIB, "torch is there"
     engine.forget()
     assert engine._runner is None, "the cache is gone, and its memory is given back"
     assert memory.calls[6:] == ["release"]

@@ -3,6 +3,7 @@
 import pytest
 
 from serve_app.scheduling.step_times import BatchTimes, RecentMean, StepTimes
+from serve_app.types.plans import SeenRates
 
 
 def test_a_mean_forgets_what_is_long_ago() -> None:
@@ -65,3 +66,17 @@ def test_full_steps_count_more_than_small_ones() -> None:
     for number in range(20):
         times.take(number, number + (0.5 if number % 5 == 0 else 0.1), is_half_full=number % 5 == 0)
     assert times.full_step_s == pytest.approx(0.5)
+
+
+def test_rates_are_those_of_steps_with_prompts_and_of_steps_without() -> None:
+    times = StepTimes()
+    assert times.seen == SeenRates()
+    now_s = 5.0
+    for number in range(80):
+        is_prompt = number % 4 == 3
+        sent_s, now_s = now_s, now_s + (0.050 if is_prompt else 0.010)
+        times.take(sent_s, now_s, 100 if is_prompt else 0, 3)
+    seen = times.seen
+    assert seen.prefill_tokens_per_s == pytest.approx(2000)
+    assert seen.decode_tokens_per_s == pytest.approx(300)
+    assert seen.decode_sequences == pytest.approx(3)

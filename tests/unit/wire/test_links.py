@@ -17,6 +17,7 @@ from zmq.utils.monitor import parse_monitor_message
 from serve_app.types.generation import OutputChunk
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState
+from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import BatchStep, StepInput, StepOutput
 from serve_app.wire.links import LOOPBACK, ControlAddress, ControlClient, ControlServer, Senders, TokenReceiver
 from serve_app.wire.messages import (
@@ -136,7 +137,7 @@ def run_shard(address: ControlAddress, index: int, received: list[StepInput | Ba
     def run() -> None:
         client = ControlClient(address, index)
         client.send_hello()
-        client.heartbeat_sender()(17, 0.5)
+        client.heartbeat_sender()(17, 0.5, MemoryTaken(64, 4096))
         while (step := client.receive()) is not None:
             received.append(step)
             client.send_output(StepOutput(step.step_id, [9]))
@@ -155,7 +156,9 @@ async def test_a_shard_s_whole_life_passes_over_the_control_link(server: Control
     head = {"version": PROTOCOL_VERSION, "epoch": EPOCH}
     for index in range(2):
         assert HelloMessage(**head, shard_index=index) in greetings
-        assert HeartbeatMessage(**head, shard_index=index, num_steps_done=17, busy_s=0.5) in greetings
+        memory = MemoryTaken(64, 4096)
+        beat = HeartbeatMessage(**head, shard_index=index, num_steps_done=17, busy_s=0.5, memory=memory)
+        assert beat in greetings
     server.send_step(STEP)
     for _ in range(2):
         assert await soon(server) == OutputMessage(**head, output=StepOutput(0, [9]))

@@ -12,6 +12,15 @@ from serve_app.types.generation import Completion, GenerateRequest, OutputChunk,
 from serve_app.types.graphs import GraphRequest, GraphResult, GraphRun, GraphValue
 from serve_app.types.links import ErrorReply, LinkAddress
 from serve_app.types.models import CopyState, ModelVersion
+from serve_app.types.plans import (
+    CopyAccount,
+    MeasuredBytes,
+    MemoryTaken,
+    PredictedBytes,
+    Rates,
+    SeenRates,
+    ShardAccount,
+)
 from serve_app.types.steps import (
     BatchStep,
     BatchStepOutput,
@@ -23,6 +32,8 @@ from serve_app.types.steps import (
 from serve_app.types.tensors import InferRequest, InferResult, TensorData
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
+    AccountMessage,
+    AccountReply,
     BatchOutputMessage,
     BatchStepMessage,
     CancelMessage,
@@ -90,6 +101,16 @@ ITEM = {"x": TensorData("int8", (2, 3), bytes(range(6))), "y": TensorData("bool"
 PARAMS = SamplingParams(5, 7, logit_bias={3: -1.5}, stop_token_ids=(2,), num_logprobs=2)
 GENERATE = GenerateRequest("r", [1, 2, 3], PARAMS, 2, 2.5)
 GRAPH_RESULT = GraphResult(["a"], [GraphRun([GraphValue("label", labels=[[LabelScore("de", 0.5)]])])], False, 3)
+TAKEN = MeasuredBytes.of(2, MemoryTaken(1, 3, 4))
+ACCOUNT = CopyAccount(
+    "m",
+    "replica#1",
+    "h100",
+    [ShardAccount(0, 0, (0, 3), PredictedBytes(1, 2, 3, 4, 10), TAKEN), ShardAccount(1, 0, (3, 4), None, None)],
+    Rates(1024, 2.5, 0.1, 3.5, 4, 9.5, "memory"),
+    SeenRates(1.5),
+    ["a note"],
+)
 ADDRESS = LinkAddress("10.0.0.1", "tcp://127.0.0.1:1", None, "key")
 
 
@@ -106,6 +127,9 @@ def version(epoch: int = 3) -> dict[str, int]:
         (OutputMessage(**version(), output=OUTPUT), ToRouter),
         (OutputMessage(**version(), output=StepOutput(0, [])), ToRouter),
         (HeartbeatMessage(**version(), shard_index=1, num_steps_done=2**40), ToRouter),
+        (HeartbeatMessage(**version(), shard_index=1, num_steps_done=3, memory=MemoryTaken(1, 2, 2**40)), ToRouter),
+        (AccountMessage(PROTOCOL_VERSION, 0, 9, ADDRESS), ToReplica),
+        (AccountReply(PROTOCOL_VERSION, 0, 9, [ACCOUNT]), ToGateway),
         (batch_of("replica#1", [(9, PLAIN), (11, ENDED)]), ToGateway),
         (StateMessage(PROTOCOL_VERSION, 3, "demo", STATE, "Router", ADDRESS, ModelVersion("a", "b")), ToGateway),
         (BatchStepMessage(**version(), step=BatchStep(4, 1, ITEM)), ToShard),
