@@ -24,14 +24,14 @@ from serve_app.engine.generation_engine import GenerationEngine
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.engine.process_memory import resident_bytes
 from serve_app.parallel.communicator import LoneCommunicator
-from serve_app.planning.device_profiles import load_profiles, measured_profile
+from serve_app.planning.device_profiles import PlannedDevice, load_profiles, measured_profile
 from serve_app.planning.generator_plan import plan_generator
-from serve_app.planning.model_plan import ModelPlan, PlannedDevice, plan_model
+from serve_app.planning.model_plan import ModelPlan, plan_model
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits
 
-_CONTEXT, _NUM_DECODES = 512, 24
+_NUM_DECODES = 24  # in steps without prompts
 _MIB = 2**20
 
 
@@ -60,7 +60,7 @@ def _compare(arguments: argparse.Namespace, directory: Path) -> None:
         {
             "name": "bench",
             "source": str(directory),
-            "max_model_len": 1024,
+            "max_model_len": 2048,
             "engine": {"kv_cache_bytes": 128 * _MIB, "max_num_seqs": 16, "max_num_batched_tokens": 512},
         }
     )
@@ -97,9 +97,10 @@ def _shard(config: ModelConfig, directory: Path) -> tuple[GenerationEngine, Mode
 def _run(runner: ModelRunner, limits: EngineLimits, num_sequences: int, context: int) -> tuple[float, float]:
     """Tokens of prompts and of answers, each second of CPU: of sequences of `context` tokens at the middle."""
     scheduler = Scheduler(limits, num_stages=1, max_queued=1024, has_prefix_cache=False)
-    num_prompt = context - _NUM_DECODES // 2
+    num_tokens = _NUM_DECODES + 2 * num_sequences  # the first ones decode beside the prompts of the last
+    num_prompt = context - num_tokens // 2
     for number in range(num_sequences):
-        params = SamplingParams(_NUM_DECODES, seed=0, temperature=0.0, ignore_eos=True)
+        params = SamplingParams(num_tokens, seed=0, temperature=0.0, ignore_eos=True)
         prompt = [1 + (number * 37 + index * 11) % 1000 for index in range(num_prompt)]
         scheduler.add(GenerateRequest(f"r{number}", prompt, params))
     prompts: list[tuple[int, float]] = []

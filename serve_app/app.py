@@ -11,7 +11,7 @@ from ray.serve import Application
 
 from serve_app.backend.applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME
 from serve_app.checkpoints.source import is_hub_id, pin_revision
-from serve_app.config.engine import DeviceConfig, EngineConfig
+from serve_app.config.engine import EngineConfig, ParallelConfig
 from serve_app.config.environment import read_environment
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.graph import GraphConfig
@@ -55,16 +55,16 @@ def build_model(args: ModelConfig) -> Application:
     """One model's application: a Router whose placement group holds its shards, and a Preprocessor for its steps."""
     config = with_parallel(_with_pinned_source(args), Path.cwd(), read_environment())
     router_class = Router if args.is_generative else BatchRouter
-    router = _router(router_class, args.device, args.engine, config.parallel.num_shards + args.standby_shards)
+    bundles = copy_bundles(args.device, config.parallel, args.standby_shards)
+    router = _router(router_class, args.engine, bundles)
     return router.bind(config, _preprocessor([config]))
 
 
 def build_models(args: ModelSetConfig) -> Application:
     """Several small models behind one Router and one shard process, each called by its own name."""
     config = args.model_copy(update={"models": [_with_pinned_source(model) for model in args.models]})
-    return _router(BatchRouter, args.device, args.engine, 1 + args.standby_shards).bind(
-        config, _preprocessor(config.models)
-    )
+    bundles = copy_bundles(args.device, ParallelConfig(), args.standby_shards)
+    return _router(BatchRouter, args.engine, bundles).bind(config, _preprocessor(config.models))
 
 
 def build_graph(args: GraphConfig) -> Application:
@@ -82,7 +82,7 @@ def build_graph(args: GraphConfig) -> Application:
 
 
 def _router(
-    router_class: type[Router] | type[BatchRouter], device: DeviceConfig, engine: EngineConfig, num_bundles: int
+    router_class: type[Router] | type[BatchRouter], engine: EngineConfig, bundles: list[dict[str, float]]
 ) -> serve.Deployment:
     return serve.deployment(
         router_class,
@@ -93,7 +93,7 @@ def _router(
         graceful_shutdown_timeout_s=_SHUTDOWN_S,
         **_HEALTH_CHECKS,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
-        placement_group_bundles=copy_bundles(device, num_bundles),
+        placement_group_bundles=bundles,
         placement_group_strategy="PACK",
     )
 

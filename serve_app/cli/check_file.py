@@ -164,8 +164,9 @@ def _gpu_problems(config: ModelConfig, stored: CheckpointQuantization | None, ma
         return []
     found = config.device.accelerator_type or (None if machine is None else machine.accelerator_type)
     wanted = None if config.quantization is None else config.quantization.for_loading
-    problem = float8_problem(stored, wanted, capability_of(found))
-    return [] if problem is None else [problem]
+    kinds = config.parallel.accelerator_types or [found]
+    problems = (float8_problem(stored, wanted, capability_of(kind)) for kind in kinds)
+    return list(dict.fromkeys(problem for problem in problems if problem is not None))
 
 
 def _with_warnings(text: str, facts: TextFacts) -> str:

@@ -12,7 +12,7 @@ from serve_app.config.environment import Environment, read_environment
 from serve_app.errors import ConfigError
 from serve_app.planning.auto_parallel import find_surroundings, known_profiles, with_parallel
 from serve_app.planning.cluster import cluster_problems, read_cluster
-from serve_app.planning.device_choice import Surroundings, on_device
+from serve_app.planning.device_choice import Surroundings, on_device, stage_devices
 from serve_app.planning.device_profiles import find_profile
 from serve_app.planning.model_plan import ModelPlan, plan_model
 from serve_app.planning.plan_picture import draw_plans
@@ -21,6 +21,7 @@ from serve_app.planning.plan_source import directory_to_plan
 from serve_app.planning.reservations import num_first_replicas
 from serve_app.planning.serve_file import ModelApplication, inspect_serve_file
 from serve_app.planning.setting_problems import Problem
+from serve_app.planning.uneven_split import GpuKind, may_be_uneven, plan_uneven
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
         find_profile(profiles, arguments.device)
     cluster = None if arguments.cluster is None else read_cluster(arguments.cluster, profiles)
     around = find_surroundings(profiles, arguments.device) if cluster is None else cluster.surroundings
-    planned = _plan_file(arguments.file, around, environment)
+    planned = _plan_file(arguments.file, around, environment, [] if cluster is None else cluster.gpu_kinds)
     if cluster is not None:
         planned.remarks.extend(cluster.remarks)
         planned.problems.extend(
@@ -67,7 +68,7 @@ def _write_picture(path: Path, plans: list[ModelPlan]) -> None:
         raise ConfigError(f"--plot {path} cannot be written ({error.strerror}); give another path") from error
 
 
-def _plan_file(path: Path, around: Surroundings, environment: Environment) -> _Planned:
+def _plan_file(path: Path, around: Surroundings, environment: Environment, kinds: list[GpuKind]) -> _Planned:
     report = inspect_serve_file(path)
     planned = _Planned([], list(report.problems), [])
     for model in report.models:
@@ -75,7 +76,7 @@ def _plan_file(path: Path, around: Surroundings, environment: Environment) -> _P
             planned.remarks.append(f"{model.config.name}: task={model.config.task} keeps no KV cache; not planned")
             continue
         try:
-            plan = _plan_one(model, path.resolve().parent, around, environment)
+            plan = _plan_one(model, path.resolve().parent, around, environment, kinds)
         except ConfigError as error:
             planned.problems.extend(Problem(model.where, message) for message in error.message.split("\n"))
             continue
@@ -84,8 +85,35 @@ def _plan_file(path: Path, around: Surroundings, environment: Environment) -> _P
     return planned
 
 
-def _plan_one(model: ModelApplication, base_dir: Path, around: Surroundings, environment: Environment) -> ModelPlan:
+def _plan_one(
+    model: ModelApplication, base_dir: Path, around: Surroundings, environment: Environment, kinds: list[GpuKind]
+) -> ModelPlan:
+    failure: ConfigError | None = None
+    try:
+        even = _plan_even(model, base_dir, around, environment)
+        if not even.problems and _has_devices(even, kinds):
+            return even
+    except ConfigError as error:
+        failure = error
+    if may_be_uneven(model.config, kinds):
+        spec = read_model_spec(directory_to_plan(model.config, base_dir, environment))
+        uneven = plan_uneven(spec, model.config, kinds, num_first_replicas(model))
+        if uneven is not None:
+            return uneven
+    if failure is not None:
+        raise failure
+    return even
+
+
+def _plan_even(model: ModelApplication, base_dir: Path, around: Surroundings, environment: Environment) -> ModelPlan:
+    """On the devices that the file names, or on those of one kind."""
     split = with_parallel(model.config, base_dir, environment, around)
     config, device = on_device(split, around)
     spec = read_model_spec(directory_to_plan(config, base_dir, environment))
-    return plan_model(spec, config, device, num_first_replicas(model))
+    return plan_model(spec, config, device, num_first_replicas(model), stage_devices(config, around))
+
+
+def _has_devices(plan: ModelPlan, kinds: list[GpuKind]) -> bool:
+    """Whether there are as many devices of the one kind as its replicas need."""
+    found = [kind.num_groups(plan.config.parallel.tensor) for kind in kinds if kind.device.name == plan.device.name]
+    return not found or found[0] >= plan.num_replicas * plan.config.parallel.pipeline

@@ -35,6 +35,29 @@ class ParallelConfig(ConfigModel):
     """Stages, each with a run of the model's layers. [stages]"""
     tensor: PositiveInt = 1
     """Ranks of each stage, each with a slice of every matrix. [ranks]"""
+    layers: list[PositiveInt] | None = None
+    """Layers of each stage, first to last; without it stages are as even as their bytes allow. [layers]"""
+    accelerator_types: list[str] | None = None
+    """Ray's name of the GPU type of each stage, for nodes of several kinds; without it the device's is all stages'."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counts_stages(cls, value: object) -> object:
+        """Lists of stages say how many there are."""
+        if not isinstance(value, dict) or "pipeline" in value:
+            return value
+        lists = (value.get("layers"), value.get("accelerator_types"))
+        given = next((one for one in lists if isinstance(one, list | tuple) and one), None)
+        return value if given is None else {**value, "pipeline": len(given)}
+
+    @model_validator(mode="after")
+    def _has_one_of_each_stage(self) -> "ParallelConfig":
+        for name, given in (("layers", self.layers), ("accelerator_types", self.accelerator_types)):
+            if given is not None and len(given) != self.pipeline:
+                raise ValueError(
+                    f"{name}={given} is of {len(given)} stages, and pipeline={self.pipeline}; give one for each stage"
+                )
+        return self
 
     @property
     def num_shards(self) -> int:
@@ -146,6 +169,20 @@ class TimeoutConfig(ConfigModel):
     """How long a step may take before the copy is taken to hang, and is started anew."""
     heartbeat_s: PositiveFloat = 3.5
     """Silence after which a shard is taken to be lost, and is replaced."""
+
+
+def placement_problem(parallel: ParallelConfig, device: DeviceConfig) -> str | None:
+    """Why stages cannot be put on the GPUs that are named for them."""
+    if parallel.accelerator_types is None:
+        return None
+    if device.type == "cpu":
+        return "parallel.accelerator_types has no effect with device.type=cpu; remove it"
+    if device.accelerator_type is not None:
+        return (
+            f"device.accelerator_type={device.accelerator_type} is for all stages, and parallel.accelerator_types for "
+            "each; remove one of them"
+        )
+    return None
 
 
 def standby_problem(num_standby: int, parallel: ParallelConfig, device: DeviceConfig) -> str | None:

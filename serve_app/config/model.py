@@ -24,6 +24,7 @@ from serve_app.config.engine import (
     StandbyShards,
     TimeoutConfig,
     parse_parallel,
+    placement_problem,
     standby_problem,
 )
 from serve_app.config.weights import WeightsFiles
@@ -155,6 +156,7 @@ class ModelConfig(ConfigModel):
     @model_validator(mode="after")
     def _can_be_served(self) -> "ModelConfig":
         problem = _task_problem(self) or standby_problem(self.standby_shards, self.parallel, self.device)
+        problem = problem or placement_problem(self.parallel, self.device)
         if problem is not None:
             raise ValueError(problem)
         return self
@@ -321,6 +323,8 @@ def _task_problem(config: ModelConfig) -> str | None:
             return f"{given[0]} has no effect without architecture; remove it, or name the module's class"
     elif config.task == "generate":
         return f"task=generate cannot run architecture={config.architecture}; set task to predict, classify or embed"
+    elif config.parallel.layers is not None:
+        return f"parallel.layers cannot spread architecture={config.architecture}, which has parts; use pipeline alone"
     elif config.parallel.tensor > 1:
         return f"parallel.tensor={config.parallel.tensor} cannot cut architecture={config.architecture}; use pipeline"
     elif "linear_kernel" in config.engine.model_fields_set:

@@ -9,6 +9,7 @@ from serve_app.deployments.copy_work import Load, QueueTimes
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.errors import ConfigError
 from serve_app.planning.generator_plan import GeneratorPlan
+from serve_app.planning.memory_plan import useful_blocks
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence as TokenSequence
@@ -68,13 +69,12 @@ class GenerationWork:
                 num_tokens,
                 self.max_model_len,
             )
-        most = engine.max_num_seqs * -(-self.max_model_len // engine.block_size)
         return EngineLimits(
             max_num_seqs=engine.max_num_seqs,
             max_num_batched_tokens=engine.max_num_batched_tokens,
             max_model_len=self.max_model_len,
             block_size=engine.block_size,
-            num_blocks=min(num_blocks, most),
+            num_blocks=min(num_blocks, useful_blocks(self.config, self.max_model_len)),
         )
 
     def scheduler(self, _reports: Sequence[ShardReport], limits: EngineLimits | None) -> StepScheduler:

@@ -114,7 +114,7 @@ class RayShardGroup:
         began_s = time.monotonic()
         new = [index for index in range(len(self._shards)) if index not in self._members]
         for index in new:
-            self._members[index] = await self._processes.take()
+            self._members[index] = await self._processes.take(index)
         await self._seat(are_all_new=len(new) == len(self._shards))
         members, nodes = [self._members[index] for index in range(len(self._shards))], self.nodes
         is_one_node = all(node == self._own_node for node in nodes)
@@ -146,7 +146,7 @@ class RayShardGroup:
         members = [self._members[index] for index in range(len(self._shards))]
         nodes = [location.node for location in await _first_failure([member.locate() for member in members])]
         tensor = self._config.parallel.tensor
-        if are_all_new:
+        if are_all_new and self._config.parallel.accelerator_types is None:  # else each bundle is its shard's
             seats = seat_shards(nodes, tensor)
             self._members = {index: members[seat] for index, seat in enumerate(seats)}
             nodes = [nodes[seat] for seat in seats]

@@ -48,14 +48,15 @@ class ShardProcesses(Generic[ProcessT]):
         self._waiting: list[tuple[ProcessT, asyncio.Task[None]]] = []  # with how its imports end
         self._imports: set[asyncio.Task[None]] = set()  # that have not ended
 
-    async def take(self) -> ProcessT:
-        """A process for a shard."""
+    async def take(self, shard: int) -> ProcessT:
+        """A process for a shard, by its index; a new one is in the shard's own bundle, unless that is in use."""
         while self._waiting:
             process, prepared = self._waiting.pop(0)
             if await _is_well(process, prepared):
                 return process
             self.end(process)
-        return self._start()
+        own = 1 + shard
+        return self._start(own if own in self._free else self._free[0])
 
     def end(self, process: ProcessT) -> None:
         """End a process that was taken."""
@@ -65,14 +66,15 @@ class ShardProcesses(Generic[ProcessT]):
     def stand_by(self) -> None:
         """Start those that are to wait, in the background."""
         for _ in range(self._num_standby - len(self._waiting)):
-            process = self._start()
+            process = self._start(self._free[0])
             prepared = asyncio.create_task(self._prepare(process))
             self._imports.add(prepared)
             prepared.add_done_callback(self._note_end)
             self._waiting.append((process, prepared))
 
-    def _start(self) -> ProcessT:
-        return self._start_in(self._free.pop(0))
+    def _start(self, bundle: int) -> ProcessT:
+        self._free.remove(bundle)
+        return self._start_in(bundle)
 
     async def _prepare(self, process: ProcessT) -> None:
         await process.prepare(self._kind)

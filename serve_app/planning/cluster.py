@@ -8,11 +8,12 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from serve_app.config.base import ByteSize, ConfigModel
 from serve_app.errors import ConfigError
-from serve_app.planning.device_choice import Surroundings
+from serve_app.planning.device_choice import Surroundings, planned_device
 from serve_app.planning.device_profiles import DeviceProfile, find_name
 from serve_app.planning.model_plan import ModelPlan
 from serve_app.planning.reservations import CPUS_PER_REPLICA
 from serve_app.planning.setting_problems import problems_of
+from serve_app.planning.uneven_split import GpuKind
 from serve_app.planning.yaml_document import read_document
 
 
@@ -52,6 +53,18 @@ class Cluster:
         return sorted(names, key=lambda name: self.profiles[name].memory or 0)
 
     @property
+    def gpu_kinds(self) -> list[GpuKind]:
+        """Its GPUs, those with the least memory first."""
+        around = self.surroundings
+        return [
+            GpuKind(
+                planned_device(name, around),
+                tuple(node.devices for node in self.nodes for _ in range(node.count) if node.device == name),
+            )
+            for name in self.device_names
+        ]
+
+    @property
     def surroundings(self) -> Surroundings:
         """What models are planned on; shards on CPU may run on the smallest node."""
         least = min(node.memory for node in self.nodes)
@@ -64,8 +77,8 @@ class Cluster:
             return []
         names = ", ".join(self.device_names)
         return [
-            f"GPUs differ ({names}): shards are even and Ray chooses their places, so models that name no "
-            f"device.accelerator_type are planned on {self.device_names[0]}"
+            f"GPUs differ ({names}): Ray chooses among them, so models that name none are planned on "
+            f"{self.device_names[0]}; where that has no room, stages are planned over several kinds"
         ]
 
 
@@ -106,14 +119,17 @@ def cluster_problems(cluster: Cluster, plans: Sequence[ModelPlan]) -> list[str]:
             "nodes"
         )
     for plan in sorted(plans, key=lambda one: -one.config.device.gpus_per_shard):
-        wanted = plan.num_replicas * plan.config.parallel.num_shards
         if plan.config.device.type == "cuda":
-            placed = sum(_place(free, plan) for _ in range(wanted))
+            parallel = plan.config.parallel
+            stages = [index // parallel.tensor for index in range(parallel.num_shards)]
+            wanted = plan.num_replicas * len(stages)
+            placed = sum(_place(free, plan, stage) for _ in range(plan.num_replicas) for stage in stages)
             if placed < wanted:
+                names = dict.fromkeys(plan.device_of(stage).name for stage in stages)
                 problems.append(
-                    f"{plan.config.name}: {plan.num_replicas} x {plan.config.parallel.num_shards} shards need {wanted} "
-                    f"devices of {plan.device.name}, and the cluster has room for {placed}; lower num_replicas or "
-                    "parallel, or add nodes"
+                    f"{plan.config.name}: {plan.num_replicas} x {len(stages)} shards need {wanted} devices of "
+                    f"{' and '.join(names)}, and the cluster has room for {placed}; lower num_replicas or parallel, or "
+                    "add nodes"
                 )
     return problems
 
@@ -125,11 +141,12 @@ class _Free:
     devices: float
 
 
-def _place(free: list[_Free], plan: ModelPlan) -> bool:
-    """Whether a shard finds room; what it takes is taken."""
+def _place(free: list[_Free], plan: ModelPlan, stage: int) -> bool:
+    """Whether a shard of a stage finds room; what it takes is taken."""
     device = plan.config.device
+    is_any = device.accelerator_type is None and plan.config.parallel.accelerator_types is None
     for one in free:
-        is_right = device.accelerator_type is None or one.node.device == plan.device.name
+        is_right = is_any or one.node.device == plan.device_of(stage).name
         if is_right and one.devices >= device.gpus_per_shard and one.cpus >= device.cpus_per_shard:
             one.devices -= device.gpus_per_shard
             one.cpus -= device.cpus_per_shard

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from serve_app.config.environment import Environment
 from serve_app.errors import ConfigError
 from serve_app.planning.auto_parallel import find_surroundings, known_profiles
-from serve_app.planning.device_choice import on_device
+from serve_app.planning.device_choice import on_device, stage_devices
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.planning.memory_plan import MemoryPlan
 from serve_app.planning.model_plan import plan_model
@@ -26,8 +26,9 @@ class CopyPrediction:
 def predict_generator(plan: GeneratorPlan, environment: Environment) -> CopyPrediction:
     """Of a model that generates, on this machine's kind of device or the one that its settings name."""
     try:
-        config, device = on_device(plan.config, find_surroundings(known_profiles(environment)))
-        planned = plan_model(plan.spec, config, device, 1)
+        around = find_surroundings(known_profiles(environment))
+        config, device = on_device(plan.config, around)
+        planned = plan_model(plan.spec, config, device, 1, stage_devices(config, around))
     except ConfigError as error:
         return CopyPrediction(notes=[error.message])
     shards = [] if planned.memory is None else predicted_bytes(planned.memory)

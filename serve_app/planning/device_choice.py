@@ -6,8 +6,7 @@ from pydantic import ValidationError
 
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
-from serve_app.planning.device_profiles import DeviceProfile, find_profile, is_called
-from serve_app.planning.model_plan import PlannedDevice
+from serve_app.planning.device_profiles import DeviceProfile, PlannedDevice, find_profile, is_called
 from serve_app.planning.setting_problems import problems_of
 
 
@@ -29,6 +28,9 @@ def on_device(config: ModelConfig, around: Surroundings) -> tuple[ModelConfig, P
         return _moved(config, profile), _with_memory(around.device, profile, around)
     if config.device.type == "cpu":
         return config, _with_memory("cpu", find_profile(around.profiles, "cpu"), around)
+    stages = stage_devices(config, around)
+    if stages:
+        return config, stages[0]
     wanted = config.device.accelerator_type or around.accelerator_type
     if around.gpus:
         wanted = _of_cluster(config, around)
@@ -40,16 +42,30 @@ def on_device(config: ModelConfig, around: Surroundings) -> tuple[ModelConfig, P
     return config, _with_memory(wanted, find_profile(around.profiles, wanted), around)
 
 
+def stage_devices(config: ModelConfig, around: Surroundings) -> list[PlannedDevice]:
+    """The device of each stage, where the settings name them; empty: all have the same. Raises ConfigError."""
+    named = config.parallel.accelerator_types
+    if named is None:
+        return []
+    names = [_in_cluster("parallel.accelerator_types", one, around) if around.gpus else one for one in named]
+    return [planned_device(name, around) for name in names]
+
+
+def planned_device(name: str, around: Surroundings) -> PlannedDevice:
+    """A kind of device by its name or Ray's. Raises ConfigError."""
+    return _with_memory(name, find_profile(around.profiles, name), around)
+
+
 def _of_cluster(config: ModelConfig, around: Surroundings) -> str:
-    """The kind of GPU that a model is planned on: shards are even, and Ray chooses, so the smallest that it may get."""
+    """The kind of GPU that a model is planned on: Ray chooses, so the smallest that it may get."""
     wanted = config.device.accelerator_type
-    if wanted is None:
-        return around.gpus[0]
+    return around.gpus[0] if wanted is None else _in_cluster("device.accelerator_type", wanted, around)
+
+
+def _in_cluster(setting: str, wanted: str, around: Surroundings) -> str:
     found = [name for name in around.gpus if is_called(name, around.profiles[name], wanted)]
     if not found:
-        raise ConfigError(
-            f"device.accelerator_type={wanted}, and the cluster's GPUs are {', '.join(around.gpus)}; write one of them"
-        )
+        raise ConfigError(f"{setting}={wanted}, and the cluster's GPUs are {', '.join(around.gpus)}; write one of them")
     return found[0]
 
 
@@ -62,6 +78,9 @@ def _with_memory(name: str, profile: DeviceProfile, around: Surroundings) -> Pla
 
 def _moved(config: ModelConfig, profile: DeviceProfile) -> ModelConfig:
     """The same model on another kind of device. Raises ConfigError where its settings are for the one it had."""
+    if config.parallel.accelerator_types is not None:
+        parallel = config.parallel.model_copy(update={"accelerator_types": None})
+        config = config.model_copy(update={"parallel": parallel})
     if config.device.type == profile.type:
         if config.device.accelerator_type in (None, *profile.accelerator_types):
             return config

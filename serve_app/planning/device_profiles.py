@@ -1,5 +1,6 @@
 """What a kind of device holds and how fast it is: a packaged table, which a file of the same form extends."""
 
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Literal
@@ -67,6 +68,15 @@ class DeviceProfile(ConfigModel):
     def read_rate(self) -> float:
         """Bytes each second that kernels reach."""
         return self.memory_share * self.memory_bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDevice:
+    """A kind of device and its memory."""
+
+    name: str
+    profile: DeviceProfile
+    memory_bytes: int
 
 
 def load_profiles(*more: Path) -> dict[str, DeviceProfile]:

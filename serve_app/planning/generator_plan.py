@@ -14,7 +14,7 @@ from serve_app.planning.planner import (
     check_split,
     describe_plan,
     format_plan,
-    plan_shards,
+    plan_split,
     served_dtype,
     served_max_model_len,
 )
@@ -42,7 +42,7 @@ class GeneratorPlan:
     @property
     def shards(self) -> list[ShardSpec]:
         """All stages and ranks. Raises ConfigError."""
-        return plan_shards(self.spec, self.config.parallel.pipeline, self.config.parallel.tensor).shards
+        return plan_split(self.spec, self.config.parallel).shards
 
     @property
     def max_model_len(self) -> int:
@@ -53,7 +53,7 @@ class GeneratorPlan:
     def text(self) -> str:
         """For people: what goes where."""
         spec, config = self.spec, self.config
-        rows = describe_plan(spec, plan_shards(spec, config.parallel.pipeline, config.parallel.tensor), config)
+        rows = describe_plan(spec, plan_split(spec, config.parallel), config)
         head = (
             f"{config.name}: {spec.model_type}, {spec.num_layers} layers, {served_dtype(spec, config)}, "
             f"up to {self.max_model_len} tokens, from {spec.source_dir}"

@@ -1,16 +1,17 @@
 """What each shard of a model that generates takes on its device, and how much context fits beside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.config.model import ModelConfig
 from serve_app.planning.activation_bytes import StepSizes, activation_bytes
-from serve_app.planning.device_profiles import DeviceProfile
+from serve_app.planning.device_profiles import DeviceProfile, PlannedDevice
 from serve_app.planning.layer_weights import ModelWeights, weigh
 from serve_app.planning.planner import (
     has_whole_attention,
     kv_shape_on,
-    plan_shards,
+    plan_split,
     served_dtype,
     served_max_model_len,
 )
@@ -53,6 +54,12 @@ class MemoryPlan:
     device_bytes: int  # of one device, or of a node whose shards share its memory
     share_bytes: int  # that one shard may take of its device, or all shards of such a node together
     num_on_device: int  # shards that share those
+    stage_devices: tuple[PlannedDevice, ...] = ()  # of each stage where they differ; share_bytes is the first's then
+    stage_shares: tuple[int, ...] = ()  # share_bytes of each
+
+    def share_of(self, shard: ShardSpec) -> int:
+        """Bytes that it may take of its device."""
+        return self.stage_shares[shard.stage] if self.stage_shares else self.share_bytes
 
     @property
     def kv_cache_tokens(self) -> int:
@@ -71,6 +78,8 @@ class MemoryPlan:
     @property
     def missing_bytes(self) -> int:
         """What the fullest device lacks; 0: all shards have room."""
+        if self.stage_shares:
+            return max(0, *(one.total_bytes - self.share_of(one.shard) for one in self.shards))
         totals = [shard.total_bytes for shard in self.shards]
         devices = [
             sum(totals[first : first + self.num_on_device]) for first in range(0, len(totals), self.num_on_device)
@@ -86,16 +95,27 @@ def weigh_as_served(spec: ModelSpec, config: ModelConfig) -> ModelWeights:
 
 
 def plan_memory(
-    spec: ModelSpec, config: ModelConfig, weights: ModelWeights, profile: DeviceProfile, memory_bytes: int
+    spec: ModelSpec,
+    config: ModelConfig,
+    weights: ModelWeights,
+    profile: DeviceProfile,
+    memory_bytes: int,
+    stage_devices: Sequence[PlannedDevice] = (),
 ) -> MemoryPlan:
-    """The copy of a model that `config` says, on devices of `memory_bytes`. Raises ConfigError for too many stages."""
+    """The copy of a model that `config` says, on devices of `memory_bytes`, or on a GPU of its own kind for each stage.
+
+    Raises ConfigError for too many stages.
+    """
     dtype, engine = served_dtype(spec, config), config.engine
-    plan = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor)
+    plan = plan_split(spec, config.parallel)
     shares = _Shares.of(config, profile, memory_bytes, len(plan.shards))
-    bare = [_shard_memory(spec, shard, weights, dtype, profile) for shard in plan.shards]
+    own = [_Shares.of(config, one.profile, one.memory_bytes, 1).of_one for one in stage_devices]
+    limits = [own[shard.stage] if own else shares.of_one for shard in plan.shards]
+    profiles = [stage_devices[shard.stage].profile if own else profile for shard in plan.shards]
+    bare = [_shard_memory(spec, shard, weights, dtype, one) for shard, one in zip(plan.shards, profiles, strict=True)]
     block_bytes = [shard.kv.block_bytes(engine.block_size) for shard in bare]
     if config.kv_cache_bytes is None:
-        most = min((shares.of_one - one.fixed_bytes) // block for one, block in zip(bare, block_bytes, strict=True))
+        most = _most_blocks(limits, bare, block_bytes)
     else:
         most = config.kv_cache_bytes // max(block_bytes)
     max_model_len = served_max_model_len(spec, config)
@@ -104,8 +124,8 @@ def plan_memory(
         replace(one, activation_bytes=activation_bytes(spec, one.shard, one.kv, one.num_heads, steps)) for one in bare
     ]
     if config.kv_cache_bytes is None:
-        most = min((shares.of_one - one.fixed_bytes) // block for one, block in zip(filled, block_bytes, strict=True))
-    num_blocks = max(0, most)
+        most = _most_blocks(limits, filled, block_bytes)
+    num_blocks = min(max(0, most), useful_blocks(config, max_model_len))
     return MemoryPlan(
         [replace(one, kv_cache_bytes=num_blocks * block) for one, block in zip(filled, block_bytes, strict=True)],
         weights,
@@ -114,8 +134,22 @@ def plan_memory(
         max_model_len,
         engine.max_num_seqs,
         memory_bytes,
-        shares.of_device,
+        own[0] if own else shares.of_device,
         shares.num_on_device,
+        tuple(stage_devices),
+        tuple(own),
+    )
+
+
+def useful_blocks(config: ModelConfig, max_model_len: int) -> int:
+    """Blocks of the KV cache that all sequences together can fill: the engine makes no more."""
+    return config.engine.max_num_seqs * -(-max_model_len // config.engine.block_size)
+
+
+def _most_blocks(limits: Sequence[int], shards: Sequence[ShardMemory], block_bytes: Sequence[int]) -> int:
+    """Blocks that each shard has room for."""
+    return min(
+        (limit - one.fixed_bytes) // block for limit, one, block in zip(limits, shards, block_bytes, strict=True)
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from serve_app.planning.memory_plan import ShardMemory
+from serve_app.planning.memory_plan import MemoryPlan, ShardMemory
 from serve_app.planning.model_plan import ModelPlan
 
 _WIDTH, _LEFT, _RIGHT = 760, 150, 40
@@ -15,6 +15,8 @@ _KINDS = {"weights": "#35507a", "KV cache": "#5b9a8b", "activations": "#d9a441",
 @dataclass(frozen=True, slots=True)
 class _Bar:
     label: str
+    device_bytes: int
+    limit_bytes: int  # that it may take of the device
     sizes: tuple[int, ...]  # bytes, in the order of _KINDS
 
 
@@ -43,10 +45,10 @@ def _model(plan: ModelPlan, top: int) -> list[str]:
     memory = plan.memory
     assert memory is not None
     bars = _bars(plan)
-    largest = max(memory.device_bytes, *(sum(bar.sizes) for bar in bars))
+    largest = max(max(bar.device_bytes, sum(bar.sizes)) for bar in bars)
     scale = (_WIDTH - _LEFT - _RIGHT) / largest
-    gib = f"{memory.device_bytes / 2**30:.1f} GiB"
-    title = f"{plan.config.name} on {plan.device.name} ({gib}){'' if not plan.problems else ': does not fit'}"
+    kinds = {f"{one.name} ({one.memory_bytes / 2**30:.1f} GiB)": 0 for one in memory.stage_devices or [plan.device]}
+    title = f"{plan.config.name} on {', '.join(kinds)}{'' if not plan.problems else ': does not fit'}"
     lines = [f'<text x="10" y="{top + 22}" font-weight="bold">{escape(title)}</text>']
     for index, bar in enumerate(bars):
         y = top + _TITLE + _ROW * index
@@ -55,11 +57,10 @@ def _model(plan: ModelPlan, top: int) -> list[str]:
         for size, colour in zip(bar.sizes, _KINDS.values(), strict=True):
             lines.append(f'<rect x="{x:.1f}" y="{y}" width="{size * scale:.1f}" height="{_BAR}" fill="{colour}"/>')
             x += size * scale
-        whole = memory.device_bytes * scale
+        whole = bar.device_bytes * scale
         lines.append(f'<rect x="{_LEFT}" y="{y}" width="{whole:.1f}" height="{_BAR}" fill="none" stroke="black"/>')
-    limit = _LEFT + memory.share_bytes * scale
-    bottom = top + _TITLE + _ROW * len(bars) - _ROW + _BAR
-    lines.append(f'<path d="M{limit:.1f} {top + _TITLE - 3}V{bottom + 3}" stroke="#c33" stroke-dasharray="3 2"/>')
+        limit = _LEFT + bar.limit_bytes * scale
+        lines.append(f'<path d="M{limit:.1f} {y - 3}V{y + _BAR + 3}" stroke="#c33" stroke-dasharray="3 2"/>')
     return lines
 
 
@@ -68,10 +69,19 @@ def _bars(plan: ModelPlan) -> list[_Bar]:
     memory = plan.memory
     assert memory is not None
     if memory.num_on_device == 1:
-        return [_Bar(f"stage {one.shard.stage} rank {one.shard.rank}", _sizes([one])) for one in memory.shards]
+        return [_bar_of(plan, memory, one) for one in memory.shards]
     step = memory.num_on_device
     groups = [memory.shards[first : first + step] for first in range(0, len(memory.shards), step)]
-    return [_Bar(f"node {index}: {len(one)} shards", _sizes(one)) for index, one in enumerate(groups)]
+    return [
+        _Bar(f"node {index}: {len(one)} shards", memory.device_bytes, memory.share_bytes, _sizes(one))
+        for index, one in enumerate(groups)
+    ]
+
+
+def _bar_of(plan: ModelPlan, memory: MemoryPlan, one: ShardMemory) -> _Bar:
+    device_bytes = plan.device_of(one.shard.stage).memory_bytes
+    label = f"stage {one.shard.stage} rank {one.shard.rank}"
+    return _Bar(label, device_bytes, memory.share_of(one.shard), _sizes([one]))
 
 
 def _sizes(shards: Sequence[ShardMemory]) -> tuple[int, ...]:

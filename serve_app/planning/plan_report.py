@@ -1,5 +1,8 @@
 """A plan as people read it, and as JSON."""
 
+from itertools import groupby
+
+from serve_app.planning.device_profiles import PlannedDevice
 from serve_app.planning.memory_plan import MemoryPlan, ShardMemory
 from serve_app.planning.model_plan import ModelPlan
 from serve_app.planning.planner import align, has_whole_attention, readable_bytes, served_dtype
@@ -12,10 +15,9 @@ def plan_text(plan: ModelPlan) -> str:
     config, device, memory = plan.config, plan.device, plan.memory
     if memory is None:
         return ""
-    kind = "of this node" if device.profile.type == "cpu" else "each"
     lines = [
         f"{config.name}: {plan.spec.model_type}, {plan.spec.num_layers} layers, {served_dtype(plan.spec, config)}, "
-        f"up to {memory.max_model_len} tokens, on {device.name} with {readable_bytes(device.memory_bytes)} {kind}",
+        f"up to {memory.max_model_len} tokens, on {_devices_text(memory, device)}",
         align([_HEAD, *(_row(plan, one) for one in memory.shards)]),
     ]
     if not plan.problems:
@@ -39,7 +41,7 @@ def plan_json(plan: ModelPlan) -> dict[str, object]:
     return {
         "name": plan.config.name,
         "device": plan.device.name,
-        "parallel": {"pipeline": plan.config.parallel.pipeline, "tensor": plan.config.parallel.tensor},
+        "parallel": plan.config.parallel.model_dump(exclude_none=True),
         "shards": [] if memory is None else [_shard_json(plan, one) for one in memory.shards],
         "max_sequences": None if memory is None else memory.max_sequences,
         **fit,
@@ -49,6 +51,15 @@ def plan_json(plan: ModelPlan) -> dict[str, object]:
         "problems": plan.problems,
         "notes": plan.notes,
     }
+
+
+def _devices_text(memory: MemoryPlan, device: PlannedDevice) -> str:
+    if memory.stage_devices:
+        named = [f"{one.name} with {readable_bytes(one.memory_bytes)}" for one in memory.stage_devices]
+        runs = [(name, len(list(group))) for name, group in groupby(named)]
+        return ", then ".join(f"{_counted(number, 'stage')} of {name} each" for name, number in runs)
+    kind = "of this node" if device.profile.type == "cpu" else "each"
+    return f"{device.name} with {readable_bytes(device.memory_bytes)} {kind}"
 
 
 def _fit_line(memory: MemoryPlan) -> str:
@@ -73,6 +84,7 @@ def _shard_json(plan: ModelPlan, one: ShardMemory) -> dict[str, object]:
     return {
         "stage": one.shard.stage,
         "rank": one.shard.rank,
+        "device": plan.device_of(one.shard.stage).name,
         "layers": [one.shard.first_layer, one.shard.end_layer],
         "heads": list(_range_on_rank(plan, one, one.num_heads)),
         "kv_heads": list(_range_on_rank(plan, one, one.kv.num_heads)),
@@ -123,8 +135,9 @@ def _shown(heads: tuple[int, int]) -> str:
 def _bundles(plan: ModelPlan) -> str:
     """What one replica reserves; of equal bundles, how many."""
     router, *shards = plan.bundles
-    each = _resources(shards[0])
-    return f"{len(plan.bundles)} bundles (1 of {_resources(router)}, {len(shards)} of {each})"
+    runs = [(each, len(list(group))) for each, group in groupby(map(_resources, shards))]
+    counted = ", ".join(f"{number} of {each}" for each, number in runs)
+    return f"{len(plan.bundles)} bundles (1 of {_resources(router)}, {counted})"
 
 
 def _resources(bundle: dict[str, float]) -> str:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from serve_app.architectures.lookup import ARCHITECTURES, GENERATORS, why_not_served
 from serve_app.architectures.tensor_names import (
@@ -13,6 +14,7 @@ from serve_app.architectures.tensor_names import (
     layer_of,
 )
 from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut
+from serve_app.config.engine import ParallelConfig
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.attention_problem import attention_problem
@@ -43,11 +45,20 @@ class PlanRow:
     kv_cache_tokens: int | None  # that fit; None: known only when the GPU's memory is
 
 
-def plan_shards(spec: ModelSpec, pipeline: int, tensor: int) -> ShardPlan:
-    """Layers spread so that the heaviest stage is as light as possible. Raises ConfigError for too many stages."""
-    if pipeline > spec.num_layers:
-        raise ConfigError(_pipeline_too_long(spec, pipeline))
-    ends = stage_ends(_weights(spec, pipeline), pipeline)
+def plan_split(spec: ModelSpec, parallel: ParallelConfig) -> ShardPlan:
+    """The shards of a split. Raises ConfigError for one that the model's layers do not allow."""
+    return plan_shards(spec, parallel.pipeline, parallel.tensor, parallel.layers)
+
+
+def plan_shards(spec: ModelSpec, pipeline: int, tensor: int, layers: Sequence[int] | None = None) -> ShardPlan:
+    """Layers spread so that the heaviest stage is as light as possible, or as `layers` gives them to each stage.
+
+    Raises ConfigError for too many stages, or other layers than the model has.
+    """
+    problems = _stage_problems(spec, pipeline, layers)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    ends = list(accumulate(layers)) if layers is not None else stage_ends(stage_weights(spec, pipeline), pipeline)
     begins = [0, *ends[:-1]]
     shards = [
         ShardSpec(stage, pipeline, rank, tensor, begins[stage], ends[stage])
@@ -60,8 +71,7 @@ def plan_shards(spec: ModelSpec, pipeline: int, tensor: int) -> ShardPlan:
 def check_split(spec: ModelSpec, config: ModelConfig) -> list[str]:
     """Every reason why this model cannot be served with these settings."""
     problems = _model_problems(spec, config) + _tensor_problems(spec, config.parallel.tensor)
-    if config.parallel.pipeline > spec.num_layers:
-        return [*problems, _pipeline_too_long(spec, config.parallel.pipeline)]
+    problems += _stage_problems(spec, config.parallel.pipeline, config.parallel.layers)
     return problems or _cache_problems(spec, config)
 
 
@@ -136,11 +146,18 @@ def align(table: Sequence[tuple[str, ...]]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in table)
 
 
-def _pipeline_too_long(spec: ModelSpec, pipeline: int) -> str:
-    return (
-        f"parallel.pipeline={pipeline} is longer than the model's num_layers={spec.num_layers}; "
-        f"use at most {spec.num_layers}"
-    )
+def _stage_problems(spec: ModelSpec, pipeline: int, layers: Sequence[int] | None) -> list[str]:
+    if pipeline > spec.num_layers:
+        return [
+            f"parallel.pipeline={pipeline} is longer than the model's num_layers={spec.num_layers}; "
+            f"use at most {spec.num_layers}"
+        ]
+    if layers is not None and sum(layers) != spec.num_layers:
+        return [
+            f"parallel.layers={list(layers)} are {sum(layers)} layers, and the model has num_layers={spec.num_layers}; "
+            "let them add up to that"
+        ]
+    return []
 
 
 def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
@@ -241,7 +258,7 @@ def has_whole_attention(spec: ModelSpec) -> bool:
 
 
 def _cache_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
-    plan = plan_shards(spec, config.parallel.pipeline, config.parallel.tensor)
+    plan = plan_split(spec, config.parallel)
     if config.kv_cache_bytes is None:
         return []
     num_tokens = num_kv_blocks(spec, plan, config, config.kv_cache_bytes) * config.engine.block_size
@@ -257,7 +274,7 @@ def _cache_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     ]
 
 
-def _weights(spec: ModelSpec, pipeline: int) -> list[int]:
+def stage_weights(spec: ModelSpec, pipeline: int) -> list[int]:
     """Bytes of each layer, the first and last ones with what surrounds them."""
     weights = [0] * spec.num_layers
     for name, tensor in spec.tensors.items():

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from serve_app.config.engine import DeviceConfig
+from serve_app.config.engine import DeviceConfig, ParallelConfig
 from serve_app.config.model import ModelConfig
 from serve_app.planning.machine import Machine
 from serve_app.planning.serve_file import GraphApplication, ModelApplication
@@ -49,14 +49,22 @@ def reserved_cpus(models: Sequence[ModelApplication], graphs: Sequence[GraphAppl
     return round(total, 3)
 
 
-def copy_bundles(device: DeviceConfig, num_shards: int) -> list[dict[str, float]]:
-    """What the placement group of one copy reserves: the Router's bundle, then one for each shard."""
+def copy_bundles(device: DeviceConfig, parallel: ParallelConfig, num_standby: int = 0) -> list[dict[str, float]]:
+    """What the placement group of one copy reserves: the Router's bundle, one for each shard, those that stand by."""
+    kinds = [device.accelerator_type] * parallel.num_shards
+    if parallel.accelerator_types is not None:
+        kinds = [kind for kind in parallel.accelerator_types for _ in range(parallel.tensor)]
+    shards = [_shard_bundle(device, kind) for kind in kinds]
+    return [{"CPU": CPUS_PER_REPLICA}, *shards, *([_shard_bundle(device, device.accelerator_type)] * num_standby)]
+
+
+def _shard_bundle(device: DeviceConfig, accelerator_type: str | None) -> dict[str, float]:
     bundle = {"CPU": device.cpus_per_shard}
     if device.type == "cuda":
         bundle["GPU"] = device.gpus_per_shard
-        if device.accelerator_type is not None:
-            bundle[f"accelerator_type:{device.accelerator_type}"] = 0.001
-    return [{"CPU": CPUS_PER_REPLICA}, *([bundle] * num_shards)]
+        if accelerator_type is not None:
+            bundle[f"accelerator_type:{accelerator_type}"] = 0.001
+    return bundle
 
 
 def cpu_engines(models: Sequence[ModelApplication]) -> list[EngineKind]:
@@ -117,13 +125,15 @@ def _type_problems(on_gpus: list[list[ModelApplication]], found: str | None) -> 
     """Of models that ask for another type of GPU than `found`; None: it is not known which there is."""
     problems: list[Problem] = []
     for application in on_gpus:
-        wanted = application[0].config.device.accelerator_type
-        if found is not None and wanted not in (None, found):
+        config = application[0].config
+        wanted = {config.device.accelerator_type, *(config.parallel.accelerator_types or ())} - {None, found}
+        for kind in sorted(map(str, wanted)) if found is not None else ():
             message = (
-                f"accelerator_type={wanted}, and to Ray this machine's GPUs are {found} "
+                f"accelerator_type={kind}, and to Ray this machine's GPUs are {found} "
                 f"({_share(application, 'GPUs')}); write {found}, remove it, or serve where there is one"
             )
-            problems.append(Problem(f"{_args_of(application)}.device.accelerator_type", message))
+            where = "device.accelerator_type" if config.device.accelerator_type else "parallel.accelerator_types"
+            problems.append(Problem(f"{_args_of(application)}.{where}", message))
     return problems
 
 

@@ -20,7 +20,7 @@ from serve_app.planning.planner import (
     PlanRow,
     dtype_problems,
     format_plan,
-    plan_shards,
+    plan_split,
     quantization_problems,
     served_dtype,
     shard_parameter_bytes,
@@ -146,7 +146,7 @@ def plan_batch_model(config: ModelConfig, base_dir: Path, environment: Environme
     problems += quantization_problems(encoder.spec, config) + dtype_problems(encoder.spec, config)
     if problems:
         raise ConfigError("\n".join([*problems, *gate]))
-    plan = plan_shards(encoder.spec, config.parallel.pipeline, config.parallel.tensor)
+    plan = plan_split(encoder.spec, config.parallel)
     facts = read_text_facts(encoder.spec.source_dir, encoder.spec.vocab_size)
     text = _encoder_text(config, encoder, plan.shards)
     return BatchModelPlan(config, source, encoder, plan.shards, text, facts, gate)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 
 def stage_ends(weights: Sequence[int], num_stages: int) -> list[int]:
@@ -29,6 +30,28 @@ def stage_ends(weights: Sequence[int], num_stages: int) -> list[int]:
     for stage in range(num_stages - 1, 0, -1):
         ends.append(cuts[stage][ends[-1]])
     return ends[::-1]
+
+
+def uneven_stage_ends(weights: Sequence[int], shares: Sequence[float]) -> list[int]:
+    """End layer of each stage that can take so much of the weights: what takes longest by its share is least.
+
+    Each stage has a layer at least. Of equal cuts the one with the most even stages, then the earliest.
+    """
+    sums = [0, *accumulate(weights)]
+    num_layers, num_stages = len(weights), len(shares)
+    # best[s][i]: of s stages over layers [0, i): the longest stage, the sum of squares, the cuts.
+    best: list[dict[int, tuple[float, float, tuple[int, ...]]]] = [{0: (0.0, 0.0, ())}]
+    for stage, share in enumerate(shares, 1):
+        row: dict[int, tuple[float, float, tuple[int, ...]]] = {}
+        for end in range(stage, num_layers - (num_stages - stage) + 1):
+            found = []
+            for begin, (longest, squares, cuts) in best[-1].items():
+                if begin < end:
+                    time = (sums[end] - sums[begin]) / share
+                    found.append((max(longest, time), squares + time**2, (*cuts, end)))
+            row[end] = min(found)
+        best.append(row)
+    return list(best[-1][num_layers][2])
 
 
 def _least_limit(weights: Sequence[int], num_stages: int) -> int:

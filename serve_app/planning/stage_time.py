@@ -56,6 +56,7 @@ class StageTimes:
         self._weights = memory.weights
         self._num_ranks = config.parallel.tensor
         self._stages = memory.shards[:: self._num_ranks]
+        self._stage_profiles = [one.profile for one in memory.stage_devices] or [profile] * len(self._stages)
         self._num_on_node = min(len(memory.shards), profile.devices_per_node)
         self._dtype_bytes = DTYPES[served_dtype(spec, config)].num_bytes
         self._dtype = _compute_dtype(spec, config)
@@ -70,7 +71,7 @@ class StageTimes:
         return [self._of_stage(stage, batch, share) for stage in self._stages]
 
     def _of_stage(self, stage: ShardMemory, batch: Batch, share: float) -> StepTime:
-        profile, shard = self._profile, stage.shard
+        profile, shard = self._stage_profiles[stage.shard.stage], stage.shard
         read_s = batch.num_sequences * self._context_bytes(stage, batch.context_tokens) / profile.read_rate
         products = batch.num_tokens * self._attention_products(stage, batch.context_tokens)
         compute_s = 2 * products / profile.rate(self._dtype)
@@ -79,23 +80,23 @@ class StageTimes:
         if head is not None:
             parts.append((head, batch.num_sequences))
         for part, rows in parts:
-            read_s += self._read_s(part, rows)
-            compute_s += self._compute_s(part, rows)
+            read_s += self._read_s(profile, part, rows)
+            compute_s += self._compute_s(profile, part, rows)
         num_layers = shard.end_layer - shard.first_layer
         overhead_s = num_layers * (profile.layer_overhead_s + batch.num_sequences * profile.sequence_overhead_s)
         return StepTime(read_s / share, compute_s / share, self._link_s(stage, batch.num_tokens), overhead_s)
 
-    def _read_s(self, part: PartWeights, rows: int) -> float:
+    def _read_s(self, profile: DeviceProfile, part: PartWeights, rows: int) -> float:
         num_bytes = self._read_bytes(part, rows)
-        measured_s = self._profile.measured_s(self._dtype, 1, num_bytes)
-        return num_bytes / self._profile.read_rate if measured_s is None else measured_s
+        measured_s = profile.measured_s(self._dtype, 1, num_bytes)
+        return num_bytes / profile.read_rate if measured_s is None else measured_s
 
-    def _compute_s(self, part: PartWeights, rows: int) -> float:
-        measured_s = self._profile.measured_s(self._dtype, rows, self._read_bytes(part, rows))
+    def _compute_s(self, profile: DeviceProfile, part: PartWeights, rows: int) -> float:
+        measured_s = profile.measured_s(self._dtype, rows, self._read_bytes(part, rows))
         if measured_s is not None and not part.expert_bytes:
             return measured_s
         products = part.num_products + self._expert_share * part.num_expert_products
-        return 2 * rows * products / self._num_ranks / self._profile.rate(self._dtype)
+        return 2 * rows * products / self._num_ranks / profile.rate(self._dtype)
 
     def _read_bytes(self, part: PartWeights, rows: int) -> float:
         """Of one rank."""
@@ -118,20 +119,23 @@ class StageTimes:
 
     def _link_s(self, stage: ShardMemory, num_tokens: int) -> float:
         hidden_bytes = num_tokens * self._spec.hidden_size * self._dtype_bytes
-        seconds, per_node = 0.0, self._profile.devices_per_node
+        profile = self._stage_profiles[stage.shard.stage]
+        seconds, per_node = 0.0, profile.devices_per_node
         if self._num_ranks > 1:
             num_sums = _SUMS_PER_LAYER * (stage.shard.end_layer - stage.shard.first_layer)
             sent = 2 * (self._num_ranks - 1) / self._num_ranks * hidden_bytes
-            seconds += num_sums * self._message_s(sent, is_in_node=self._num_ranks <= per_node)
+            seconds += num_sums * _message_s(profile, sent, is_in_node=self._num_ranks <= per_node)
         if not stage.shard.is_last:
             index = stage.shard.index
             is_in_node = index // per_node == (index + self._num_ranks) // per_node
-            seconds += self._message_s(hidden_bytes, is_in_node=is_in_node)
+            is_in_node = is_in_node and profile is self._stage_profiles[stage.shard.stage + 1]
+            seconds += _message_s(profile, hidden_bytes, is_in_node=is_in_node)
         return seconds
 
-    def _message_s(self, num_bytes: float, *, is_in_node: bool) -> float:
-        bandwidth = self._profile.link_bandwidth if is_in_node else self._profile.network_bandwidth
-        return self._profile.link_latency_s + num_bytes / bandwidth
+
+def _message_s(profile: DeviceProfile, num_bytes: float, *, is_in_node: bool) -> float:
+    bandwidth = profile.link_bandwidth if is_in_node else profile.network_bandwidth
+    return profile.link_latency_s + num_bytes / bandwidth
 
 
 def _compute_dtype(spec: ModelSpec, config: ModelConfig) -> str:

@@ -33,13 +33,15 @@ def room_problem(spec: ModelSpec, config: ModelConfig, profile: DeviceProfile, m
 
 
 def _shortage(config: ModelConfig, memory: MemoryPlan, device: str) -> str:
-    fullest = max(memory.shards, key=lambda one: one.fixed_bytes)
+    fullest = max(memory.shards, key=lambda one: one.fixed_bytes - memory.share_of(one.shard))
+    if memory.stage_devices:
+        device = memory.stage_devices[fullest.shard.stage].name
     parts = (
         f"weights {readable_bytes(fullest.weights_bytes)}, activations {readable_bytes(fullest.activation_bytes)}, "
         f"reserve {readable_bytes(fullest.reserve_bytes)}"
     )
     where = f"stage {fullest.shard.stage} rank {fullest.shard.rank}"
-    share = f"{readable_bytes(memory.share_bytes)} of {device}"
+    share = f"{readable_bytes(memory.share_of(fullest.shard))} of {device}"
     if memory.missing_bytes:
         kept = f", KV cache {readable_bytes(fullest.kv_cache_bytes)}" if fullest.kv_cache_bytes else ""
         others = "" if memory.num_on_device == 1 else f", one of {memory.num_on_device} shards on a node,"
@@ -51,7 +53,9 @@ def _shortage(config: ModelConfig, memory: MemoryPlan, device: str) -> str:
 
 
 def _ways_out(spec: ModelSpec, config: ModelConfig, profile: DeviceProfile, memory: MemoryPlan) -> list[str]:
-    """Changes that fit, each alone: those that need no other devices first."""
+    """Changes that fit, each alone: those that need no other devices first. With named GPUs none is looked for."""
+    if memory.stage_devices:
+        return []
     found = (
         _shorter_context(spec, config, profile, memory),
         _smaller_cache(config, memory),

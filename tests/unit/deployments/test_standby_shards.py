@@ -66,12 +66,12 @@ class Machine:
 
 async def test_one_that_waits_takes_the_place_of_one_that_is_lost_and_another_waits_in_its_bundle() -> None:
     machine = Machine()
-    shards = [await machine.processes.take() for _ in range(2)]
+    shards = [await machine.processes.take(index) for index in range(2)]
     assert machine.living == [1, 2], "nothing waits before the copy is ready"
     machine.processes.stand_by()
     await machine.prepare_all()
     machine.processes.end(shards[0])
-    taken = await machine.processes.take()
+    taken = await machine.processes.take(0)
     assert (taken.bundle, len(machine.started)) == (3, 3)
     machine.processes.stand_by()
     assert machine.living == [1, 2, 3]
@@ -80,19 +80,19 @@ async def test_one_that_waits_takes_the_place_of_one_that_is_lost_and_another_wa
 
 async def test_without_one_that_waits_a_new_one_is_started() -> None:
     machine = Machine(num_standby=0)
-    shards = [await machine.processes.take() for _ in range(2)]
+    shards = [await machine.processes.take(index) for index in range(2)]
     machine.processes.stand_by()
     machine.processes.end(shards[1])
-    assert (await machine.processes.take()).bundle == 2
+    assert (await machine.processes.take(1)).bundle == 2
     assert len(machine.started) == 3
 
 
 async def test_one_that_imports_still_is_taken_as_it_is() -> None:
     machine = Machine(num_shards=1)
-    lost = await machine.processes.take()
+    lost = await machine.processes.take(0)
     machine.processes.stand_by()
     machine.processes.end(lost)
-    taken = await machine.processes.take()
+    taken = await machine.processes.take(0)
     assert (taken.bundle, len(machine.started)) == (2, 2)
     await machine.prepare_all()
 
@@ -101,7 +101,7 @@ async def test_one_that_imports_still_is_taken_as_it_is() -> None:
 async def test_one_that_is_not_well_is_ended_and_a_new_one_started(ill: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(standby_shards, "_ANSWER_S", 0.01)
     machine = Machine(num_shards=1)
-    lost = await machine.processes.take()
+    lost = await machine.processes.take(0)
     machine.processes.stand_by()
     waiting = machine.started[-1]
     if ill == "failed":
@@ -111,7 +111,7 @@ async def test_one_that_is_not_well_is_ended_and_a_new_one_started(ill: str, mon
         waiting.failure = OSError("the process is gone")
     waiting.is_stopped = ill == "stopped"
     machine.processes.end(lost)
-    taken = await machine.processes.take()
+    taken = await machine.processes.take(0)
     assert waiting.is_killed
     assert taken is machine.started[-1]
     assert machine.living == [taken.bundle]
@@ -119,9 +119,18 @@ async def test_one_that_is_not_well_is_ended_and_a_new_one_started(ill: str, mon
 
 async def test_as_many_wait_as_are_asked_for() -> None:
     machine = Machine(num_standby=2)
-    for _ in range(2):
-        await machine.processes.take()
+    for index in range(2):
+        await machine.processes.take(index)
     machine.processes.stand_by()
     machine.processes.stand_by()
     assert machine.living == [1, 2, 3, 4]
     await machine.prepare_all()
+
+
+async def test_a_shard_comes_back_in_its_own_bundle_which_may_be_on_another_kind_of_gpu() -> None:
+    machine = Machine(num_shards=3, num_standby=0)
+    shards = [await machine.processes.take(index) for index in range(3)]
+    assert [shard.bundle for shard in shards] == [1, 2, 3]
+    for index in (2, 0):
+        machine.processes.end(shards[index])
+    assert [(await machine.processes.take(index)).bundle for index in (0, 2)] == [1, 3]

@@ -49,7 +49,7 @@ def test_of_uneven_devices_the_smallest_counts_unless_one_is_named(
     nodes = NODES + "  - {device: l4, devices: 8, cpus: 64, memory: 256GB}\n"
     assert main(write(tmp_path, nodes, "device: {type: cuda}, parallel: {tensor: 2}")) == 1
     printed = capsys.readouterr()
-    assert "GPUs differ (l4, h100): shards are even" in printed.out
+    assert "GPUs differ (l4, h100): Ray chooses" in printed.out
     assert "of l4; the cheapest change" in printed.err
     args = "device: {type: cuda, accelerator_type: H100}, parallel: {tensor: 2}"
     assert main(write(tmp_path, nodes, args, num_replicas=4)) == 0

@@ -10,8 +10,8 @@ import pytest
 
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.config.model import ModelConfig
-from serve_app.planning.device_profiles import load_profiles
-from serve_app.planning.model_plan import ModelPlan, PlannedDevice, plan_model
+from serve_app.planning.device_profiles import PlannedDevice, load_profiles
+from serve_app.planning.model_plan import ModelPlan, plan_model
 from tests.published_models import PUBLISHED, write_published
 
 SERVE_FILE = """
