@@ -219,7 +219,13 @@ class ScriptedBackend:
         """One copy."""
         state = CopyState("replica-1", "ready" if self.is_healthy else "failed", "", 0, 0, 64, 64)
         detail = "" if self.is_healthy else "shard 1 is gone"
-        return HealthReport(self.is_healthy, {self.name: [state]}, detail, newcomers=self.newcomers)
+        return HealthReport(
+            self.is_healthy,
+            {self.name: [state]},
+            detail,
+            newcomers=self.newcomers,
+            num_choices={self.name: {"prefix": 0}},
+        )
 
 
 class ScriptedSteps:

@@ -79,6 +79,12 @@ class Application:
         return any(calls.num_calls for calls in self.calls.values())
 
     @property
+    def is_routed(self) -> bool:
+        """Whether copies of its model are chosen by what they hold."""
+        is_wanted = any(description.routed_block_size is not None for description in self.descriptions)
+        return is_wanted and ROUTER_NAME in self.calls
+
+    @property
     def reason(self) -> str:
         """The end of what Serve says of it, where it quotes a traceback the error itself; "" when it says nothing."""
         return _TRACEBACK_FRAME.split(self.message)[-1].strip()[-_MAX_REASON_CHARS:]
@@ -183,6 +189,7 @@ class Applications:
             return HealthReport(False, {}, "no model is deployed")
         models: dict[str, list[CopyState]] = {}
         num_resumes: dict[str, int] = {}
+        num_choices: dict[str, dict[str, int]] = {}
         ill: list[str] = []
         for application in known:
             for label in application.labels:
@@ -193,13 +200,17 @@ class Applications:
                     continue
                 models[label] = application.fresh_copies()
                 num_resumes[label] = sum(calls.num_resumes for calls in application.calls.values())
+                if application.is_routed:
+                    num_choices[label] = application.calls[ROUTER_NAME].chooser.counts()
                 reason = _why_ill(application, models[label])
                 if reason is not None:
                     ill.append(f"{label}: {reason}")
         newcomers = {one.name: _newcomer(one) for one in known if one.is_newcomer}
         detail = "; ".join([*ill, *(note for one in known if (note := _note(one)) is not None)])
         is_discovering = any(not one.descriptions and one.status != "DEPLOY_FAILED" for one in known)
-        return HealthReport(bool(models) and not ill, models, detail, is_discovering, newcomers, num_resumes)
+        return HealthReport(
+            bool(models) and not ill, models, detail, is_discovering, newcomers, num_resumes, num_choices
+        )
 
     def _main_of(self, app: RunningApplication) -> str | None:
         """Its deployment that describes models; None: it has none, or none that counts here."""

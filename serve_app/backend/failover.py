@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import replace
 
+from serve_app.backend.prompt_marks import RoutedPrompt
 from serve_app.backend.replica_calls import MakeCall, ReplicaCalls, ReplicaLostError
 from serve_app.backend.time_left import TimeLeft
 from serve_app.backend.token_stream import TokenStream
@@ -19,9 +20,13 @@ _LEAST_WAIT_S = 0.1
 
 
 async def generate_on(
-    calls: ReplicaCalls, request: GenerateRequest, stream: TokenStream, failover: FailoverConfig
+    calls: ReplicaCalls,
+    request: GenerateRequest,
+    stream: TokenStream,
+    failover: FailoverConfig,
+    prompt: RoutedPrompt | None = None,
 ) -> None:
-    """Run a request to the end of its stream, on as many copies as it takes.
+    """Run a request to the end of its stream, on as many copies as it takes; None as its prompt: on the least busy.
 
     Its tokens are those of a run without a loss: the random numbers of a draw follow from seed, choice and position,
     and what was drawn is computed again as it was. (A prefill of many tokens at once rounds differently: above
@@ -35,7 +40,7 @@ async def generate_on(
         num_losses = 0
         while True:
             try:
-                reply = await calls.call_once(make, wait_s, stream)
+                reply = await calls.call_once(make, wait_s, stream, prompt)
             except (ReplicaLostError, ShardLostError) as loss:
                 num_losses += 1
                 if stream.has_ended:

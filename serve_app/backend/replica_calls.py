@@ -1,6 +1,7 @@
 """Calls to the replicas of one deployment, over the call link.
 
-The least busy replica is taken; when it dies or falls silent the call goes to another.
+The least busy replica is taken, or for a prompt the one that `copy_choice` says; when it dies or falls silent the call
+goes to another.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from serve_app.backend.copy_choice import Choice, CopyChooser
+from serve_app.backend.prompt_marks import RoutedPrompt
 from serve_app.backend.token_stream import TokenStream
 from serve_app.errors import QueueFullError, RayshardError, UnavailableError, error_of_kind
 from serve_app.types.links import LinkAddress
@@ -33,6 +36,23 @@ class _Replica:
     state: str  # as in CopyState
     version: ModelVersion | None
     num_calls: int = 0
+    num_sequences: int = 0  # of those calls
+    num_others: int = 0  # sequences of other processes, when it last told its state
+    num_blocks: int = 0  # of its KV cache
+    num_rebuilds: int = 0
+
+    @property
+    def load(self) -> float:
+        """See Copy: what other processes have there is known as it was half a second ago."""
+        return self.num_sequences + self.num_others
+
+    def take(self, state: CopyState) -> bool:
+        """Take over what it tells; whether it still has its KV cache."""
+        has_cache = state.state == self.state and state.counts.num_rebuilds == self.num_rebuilds
+        self.state, self.num_rebuilds = state.state, state.counts.num_rebuilds
+        self.num_blocks = state.num_blocks
+        self.num_others = max(0, state.num_running + state.num_waiting - self.num_sequences)
+        return has_cache or state.state == "draining"
 
 
 @dataclass(slots=True, eq=False)
@@ -100,6 +120,7 @@ class ReplicaCalls:
         self.num_calls = 0  # under way, waiting ones included
         self.peak_calls = 0  # most since it was last taken
         self.num_resumes = 0  # generations that went on after a loss
+        self.chooser = CopyChooser()
 
     @property
     def num_ready(self) -> int:
@@ -113,9 +134,11 @@ class ReplicaCalls:
             return
         known = self._replicas.get(state.replica_id)
         if known is None or known.address.server_key != address.server_key:
+            self.chooser.forget(state.replica_id)
             known = self._replicas[state.replica_id] = _Replica(state.replica_id, address, 0.0, "", None)
-        known.address, known.told_s = address, time.monotonic()
-        known.state, known.version = state.state, version
+        known.address, known.told_s, known.version = address, time.monotonic(), version
+        if not known.take(state):
+            self.chooser.forget(known.replica_id)
         if known.state == "ready":
             self._changed.set()
 
@@ -158,29 +181,55 @@ class ReplicaCalls:
         finally:
             self.num_calls -= 1
 
-    async def call_once(self, make: MakeCall, wait_s: float | None, stream: TokenStream | None = None) -> Reply | None:
+    async def call_once(
+        self,
+        make: MakeCall,
+        wait_s: float | None,
+        stream: TokenStream | None = None,
+        prompt: RoutedPrompt | None = None,
+    ) -> Reply | None:
         """As `call`, with one replica; None when its stream has all that is wanted. Raises ReplicaLostError.
 
         A stream that goes on does so with a copy of the same version only. Raises UnavailableError when there is none
         any more.
         """
-        replica = self._least_busy(stream) or await self._wait_for_one(wait_s, stream)
+        fit = self._fit(stream) or await self._wait_for_some(wait_s, stream)
+        replica, choice = self._choose(fit, prompt)
+        num_sequences = 1
         if stream is not None:
             stream.version = replica.version or stream.version
-        return await self._call_on(replica, make, stream)
+            num_sequences = stream.num_choices
+        if prompt is None or choice is None:
+            return await self._call_on(replica, make, stream, num_sequences)
+        reply = await self._call_on(
+            replica, make, stream, num_sequences, lambda: self.chooser.note_sent(replica, prompt, choice)
+        )
+        if stream is not None and reply is not None:
+            self.chooser.note_ended(prompt.num_tokens - choice.num_held_tokens, stream.num_tokens)
+        return reply
 
-    async def _call_on(self, replica: _Replica, make: MakeCall, stream: TokenStream | None) -> Reply | None:
+    async def _call_on(
+        self,
+        replica: _Replica,
+        make: MakeCall,
+        stream: TokenStream | None,
+        num_sequences: int,
+        when_sent: Callable[[], None] = lambda: None,
+    ) -> Reply | None:
         call = _OpenCall(replica, asyncio.get_running_loop().create_future(), stream)
         number = self._open.add(call)
         replica.num_calls += 1
+        replica.num_sequences += num_sequences
         reply: Reply | None = None
         try:
             if not self._senders.send(replica.address, make(number, self._own_address())):
                 raise QueueFullError("too much is on its way to the model; try again later", retry_after_s=1.0)
+            when_sent()
             reply = await call.reply
         finally:
             self._open.remove(number)
             replica.num_calls -= 1
+            replica.num_sequences -= num_sequences
             if reply is None and replica.replica_id in self._replicas:
                 self._cancel(replica, number)
         if isinstance(reply, ErrorMessage):
@@ -198,27 +247,33 @@ class ReplicaCalls:
     async def _ask(self, replica: _Replica, make: MakeCall, limit_s: float) -> Reply | None:
         with suppress(ReplicaLostError, TimeoutError, RayshardError):
             async with asyncio.timeout(limit_s):
-                return await self._call_on(replica, make, None)
+                return await self._call_on(replica, make, None, num_sequences=1)
         return None
 
     def _ready(self, state: str = "ready") -> list[_Replica]:
         oldest_s = time.monotonic() - FRESH_S
         return [replica for replica in self._replicas.values() if replica.state == state and replica.told_s > oldest_s]
 
-    def _least_busy(self, stream: TokenStream | None) -> _Replica | None:
+    def _fit(self, stream: TokenStream | None) -> list[_Replica]:
+        """Those that a call may go to now; none that is silent."""
         fit = [one for one in self._ready() if stream is None or stream.can_go_on_with(one.version)]
         if not fit and stream is not None and stream.has_begun:  # copies that leave are the last of their version
             fit = [one for one in self._ready("draining") if stream.can_go_on_with(one.version)]
-        return min(fit, key=lambda replica: replica.num_calls, default=None)
+        return fit
+
+    def _choose(self, fit: list[_Replica], prompt: RoutedPrompt | None) -> tuple[_Replica, Choice | None]:
+        if prompt is None or len(self._replicas) == 1:  # what a lone one holds need not be known
+            return min(fit, key=lambda replica: replica.num_calls), None
+        return self.chooser.choose(fit, prompt)
 
     def _is_replaced(self, stream: TokenStream) -> bool:
         """Whether no copy lives that could go on with the stream, but another model of its name runs."""
         return bool(self._ready()) and not any(stream.can_go_on_with(one.version) for one in self._replicas.values())
 
-    async def _wait_for_one(self, wait_s: float | None, stream: TokenStream | None) -> _Replica:
+    async def _wait_for_some(self, wait_s: float | None, stream: TokenStream | None) -> list[_Replica]:
         try:
             async with asyncio.timeout(wait_s):
-                while (replica := self._least_busy(stream)) is None:
+                while not (fit := self._fit(stream)):
                     if stream is not None and self._is_replaced(stream):
                         raise UnavailableError(
                             "the model was changed while the request ran, and the copy that ran it has died: the "
@@ -227,7 +282,7 @@ class ReplicaCalls:
                         )
                     self._changed.clear()
                     await self._changed.wait()
-                return replica
+                return fit
         except TimeoutError as error:
             raise UnavailableError(
                 f"no copy of the model was ready within {wait_s:g} s; try again", retry_after_s=1.0
@@ -240,6 +295,7 @@ class ReplicaCalls:
         replica = self._replicas.pop(replica_id, None)
         if replica is None:
             return
+        self.chooser.forget(replica_id)
         self._senders.forget(replica.address, linger_ms)
         for call in self._open.of(replica).values():
             if not call.reply.done():

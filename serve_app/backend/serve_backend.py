@@ -10,6 +10,7 @@ from typing import TypeVar
 from serve_app.backend.applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME, Application, Applications
 from serve_app.backend.control import Control
 from serve_app.backend.failover import generate_on
+from serve_app.backend.prompt_marks import RoutedPrompt
 from serve_app.backend.protocol import HealthReport, TakeChunk
 from serve_app.backend.replica_calls import MakeCall, OpenCalls, ReplicaCalls
 from serve_app.backend.time_left import TimeLeft
@@ -112,8 +113,10 @@ class ServeBackend:
 
     async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
         """See ModelBackend."""
-        stream = TokenStream(request.num_choices, take)
-        await generate_on(self._calls(model, ROUTER_NAME), request, stream, self._failover)
+        stream, calls = TokenStream(request.num_choices, take), self._calls(model, ROUTER_NAME)
+        description = self.model(model)
+        prompt = None if description is None else _routed_prompt(description, request)
+        await generate_on(calls, request, stream, self._failover, prompt)
 
     async def infer(self, request: InferRequest) -> InferResult:
         """See ModelBackend. Many entries are run in pieces on all copies."""
@@ -228,6 +231,13 @@ class ServeBackend:
 
 def _account_message(number: int, reply_to: LinkAddress) -> AccountMessage:
     return AccountMessage(PROTOCOL_VERSION, 0, number, reply_to)
+
+
+def _routed_prompt(model: ModelDescription, request: GenerateRequest) -> RoutedPrompt | None:
+    """What a copy is chosen by; None: the least busy one is taken."""
+    if model.routed_block_size is None or request.params.num_prompt_logprobs is not None:  # which are computed whole
+        return None
+    return RoutedPrompt(request.prompt_token_ids, model.routed_block_size, request.cache_salt, request.session)
 
 
 def _maker(message: Callable[..., Call], request: object) -> MakeCall:

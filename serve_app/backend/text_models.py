@@ -46,6 +46,7 @@ class Call:
     owner: str = ""
     priority: int = 0
     time_left: TimeLeft = field(default_factory=TimeLeft)
+    session: str = ""  # of what generators answer
 
 
 @dataclass(frozen=True, slots=True)

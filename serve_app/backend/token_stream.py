@@ -39,6 +39,11 @@ class TokenStream:
         return self._take(chunk)
 
     @property
+    def num_choices(self) -> int:
+        """Sequences that the request is."""
+        return len(self._ended)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all choices so far."""
         return sum(map(len, self._token_ids))

@@ -114,6 +114,9 @@ class ModelConfig(ConfigModel):
     """Processes of each copy that wait for the loss of a shard; on cpu only. [processes]"""
     max_model_len: PositiveInt | None = None
     """Longest context, the prompt included; null: the model's own. [tokens]"""
+    routing: Literal["prefix", "balanced"] | None = None
+    """What a request's copy is chosen by: its prompt's beginning or balance alone; null: prefix where there is a prefix
+    cache; of task generate."""
     generation_config: GenerationConfig = "auto"
     """auto: the sampling settings of generation_config.json are the defaults of requests; of task generate."""
     pooling: Pooling | None = None
@@ -250,6 +253,11 @@ class ModelConfig(ConfigModel):
         return self.task == "generate"
 
     @property
+    def is_routed_by_prefix(self) -> bool:
+        """Whether a request goes to the copy that holds its beginning, where that is worth more than balance."""
+        return self.is_generative and self.engine.prefix_cache and self.routing != "balanced"
+
+    @property
     def max_ongoing_requests(self) -> int:
         """Requests a Router replica may hold: running and queued."""
         return self.engine.max_num_seqs + self.engine.max_queued
@@ -336,6 +344,10 @@ def _task_problem(config: ModelConfig) -> str | None:
             return f"{name} has no effect on task={config.task}; remove it"
     if config.generation_config != "auto" and config.task != "generate":
         return f"generation_config has no effect on task={config.task}; remove it"
+    if config.routing is not None and config.task != "generate":
+        return f"routing has no effect on task={config.task}, whose copies keep nothing of a request; remove it"
+    if config.routing == "prefix" and not config.engine.prefix_cache:
+        return "routing=prefix has no effect beside engine.prefix_cache=false; remove one of them"
     if config.default_prompt_name is not None and (config.task not in ("embed", "score") or config.architecture):
         return f"default_prompt_name has no effect on task={config.task}; remove it"
     if config.preprocessing and config.task == "predict":

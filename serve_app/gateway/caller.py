@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Protocol
 
 from serve_app.errors import RequestError
@@ -54,6 +55,7 @@ class TokenUse:
 
 
 ADDRESS: ContextVar[str] = ContextVar("address", default="")  # the host that the request came from; "": not known
+SESSION: ContextVar[str] = ContextVar("session", default="")  # what the request names as its conversation; "": nothing
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)  # None: everything is open
 
 
@@ -80,6 +82,17 @@ def cache_salt(asked: str | None = None) -> str:
     caller = CALLER.get()
     name = "" if caller is None else caller.name
     return f"{len(name)} {name}{asked or ''}" if name or asked else ""
+
+
+def session(asked: str | None = None) -> str:
+    """A digest of the conversation that a request belongs to, the caller's own; "": none is named.
+
+    asked: by the body, before the header.
+    """
+    name = asked or SESSION.get()
+    if not name:
+        return ""
+    return blake2b(f"{cache_salt()} {name}".encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def owner() -> str:

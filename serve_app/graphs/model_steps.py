@@ -129,6 +129,7 @@ class ModelSteps:
                 owner=call.call.owner,
                 priority=call.call.priority,
                 time_left_s=call.call.time_left.seconds,
+                session=call.call.session,
             )
             token_ids = await self._token_ids(model, request)
             return _Generated(await self._pool.run(tokenizer.decode_after, prompt, token_ids), len(prompt))

@@ -140,6 +140,7 @@ class GraphRunner:
             request.owner,
             request.priority,
             run.time_left,
+            request.session,
         )
         output = await self._models.run(StepCall(step, call), model, joined)
         run.num_tokens += output.num_tokens

@@ -65,6 +65,12 @@ RESUMES = Family(
     "Generations that went on after their copy of the model was lost.",
     ("gateway", "model"),
 )
+COPY_CHOICES = Family(
+    "rayshard_copy_choices_total",
+    "counter",
+    "Generations sent to one of several copies, by what chose it.",
+    ("gateway", "model", "reason"),
+)
 MODEL_READY = Family(
     "rayshard_model_ready", "gauge", "1 while a copy of the model can answer, 0 while none can.", ("gateway", "model")
 )
@@ -145,6 +151,7 @@ OF_GATEWAYS = (
     PROMPT_TOKENS,
     OUTPUT_TOKENS,
     RESUMES,
+    COPY_CHOICES,
     MODEL_READY,
 )
 OF_COPIES = (

@@ -98,6 +98,7 @@ class GeneratorPlan:
             source=self.source,
             has_preprocessing=bool(config.preprocessing),
             is_prompt_templated=config.is_prompt_templated,
+            routed_block_size=config.engine.block_size if config.is_routed_by_prefix else None,
         )
 
 

@@ -70,6 +70,7 @@ class GenerateRequest:
     owner: str = ""  # whose it is: owners share a copy by tokens
     priority: int = 0  # the lowest comes first
     time_left_s: float | None = None  # from when it was sent; None: any
+    session: str = ""  # a digest of the conversation's name: its requests go to one copy where that pays
 
 
 @dataclass(frozen=True, slots=True)

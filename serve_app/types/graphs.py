@@ -34,6 +34,7 @@ class GraphRequest:
     owner: str = ""  # whose it is: owners share its generators by tokens
     priority: int = 0  # of what its models run: the lowest comes first
     time_left_s: float | None = None  # from when it was sent; None: any
+    session: str = ""  # as of a GenerateRequest
 
 
 @dataclass(frozen=True, slots=True)

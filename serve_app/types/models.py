@@ -54,6 +54,7 @@ class ModelDescription:
     similarity: str = "cosine"  # of two vectors: cosine, dot, euclidean or manhattan
     inputs: dict[str, TensorSpec] = field(default_factory=dict)
     outputs: dict[str, TensorSpec] = field(default_factory=dict)
+    routed_block_size: int | None = None  # tokens; a copy is chosen by blocks that it holds; None: the least busy one
     graph_gives: str | None = None  # of a graph: kind of its one result for a text, or "results"; None: a model
 
 

@@ -65,10 +65,10 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_salt: str | None = None  # prompts share what is computed of their beginnings under one salt only
     priority: Priority | None = None  # the lowest number comes first; None: the key's
     restore_redactions: bool | None = None  # in the answer, what the model's redact_pii has taken out
+    prompt_cache_key: str | None = None  # requests with one go to one copy of the model where that pays
     user: str | None = None  # from here on: taken and without effect
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, object] | None = None
     prediction: dict[str, object] | None = None  # a guess at the answer, which only makes it faster elsewhere

@@ -21,7 +21,7 @@ from serve_app.gateway.bodies.inference import (
     TensorPrediction,
     TokenUsage,
 )
-from serve_app.gateway.caller import cache_salt, estimated, owner, priority, reserved
+from serve_app.gateway.caller import cache_salt, estimated, owner, priority, reserved, session
 from serve_app.gateway.calls.answers import classifications, embeddings, prediction
 from serve_app.gateway.calls.inference import MAX_ENTRIES
 from serve_app.gateway.calls.tensor_inputs import write_output
@@ -88,6 +88,7 @@ class GraphCalls:
             owner(),
             priority(asked_priority),
             time_left().seconds,
+            session(),
         )
         with reserved(estimated(sum(len(text) for text in texts) // _CHARS_PER_TOKEN + 1)) as use:
             result = await self._backend.run_graph(request)

@@ -10,7 +10,7 @@ from serve_app.gateway.bodies.openai import (
     SamplingBody,
     TokenizeBody,
 )
-from serve_app.gateway.caller import cache_salt, output_allowance, owner, priority
+from serve_app.gateway.caller import cache_salt, output_allowance, owner, priority, session
 from serve_app.gateway.calls.chat_messages import check_messages, template_message
 from serve_app.gateway.calls.generation import GenerationCall, OutputOptions
 from serve_app.gateway.calls.logprob_limits import check_logprobs, num_of
@@ -186,6 +186,7 @@ class RequestReader:
             cache_salt=cache_salt(body.cache_salt),
             owner=owner(),
             priority=priority(body.priority),
+            session=session(body.prompt_cache_key),
         )
 
 

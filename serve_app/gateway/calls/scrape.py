@@ -17,6 +17,8 @@ def gateway_readings(plane: DataPlane) -> list[Reading]:
             Reading(families.MODEL_READY, (at, model), int(is_ready)),
             Reading(families.RESUMES, (at, model), report.num_resumes.get(model, 0)),
         ]
+        choices = report.num_choices.get(model, {})
+        found += [Reading(families.COPY_CHOICES, (at, model, reason), count) for reason, count in choices.items()]
     found.append(Reading(families.LINK_BYTES, ("calls", at), report.num_call_bytes))
     return found
 

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2
 
 from serve_app.errors import ModelNotFoundError, RayshardError, UnavailableError
 from serve_app.gateway.api_keys import ApiKeys
-from serve_app.gateway.caller import ADDRESS, CALLER
+from serve_app.gateway.caller import ADDRESS, CALLER, SESSION
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
 from serve_app.gateway.failures import as_rayshard_error, told_message
@@ -269,7 +269,7 @@ class GrpcMethods:
 
     def _used_key(self, context: CallContext) -> AbstractContextManager[object]:
         """The API key of a call, while it runs. Raises UnauthenticatedError, RateLimitedError."""
-        ADDRESS.set(_host_of(context))
+        _note_origin(context)
         if self._keys is None:
             return nullcontext()
         return self._keys.used(authorizations_of(context))
@@ -279,7 +279,7 @@ class GrpcMethods:
 
         Raises UnauthenticatedError.
         """
-        ADDRESS.set(_host_of(context))
+        _note_origin(context)
         if self._keys is None:
             return _peer_of(context)
         holder = self._keys.holder(authorizations_of(context))
@@ -314,6 +314,12 @@ def authorizations_of(context: CallContext) -> list[str]:
 
 def _peer_of(context: CallContext) -> str:
     return context.peer().rpartition(":")[0]  # without the port, which is another for each connection
+
+
+def _note_origin(context: CallContext) -> None:
+    """Where a call comes from, for this task alone: its host, and the conversation that its metadata names."""
+    ADDRESS.set(_host_of(context))
+    SESSION.set(next((value for name, value in context.invocation_metadata() if name == "x-session-id"), ""))
 
 
 def _host_of(context: CallContext) -> str:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.errors import HeadersTooLargeError, RayshardError
 from serve_app.gateway.api_keys import ApiKeys
-from serve_app.gateway.caller import ADDRESS
+from serve_app.gateway.caller import ADDRESS, SESSION
 from serve_app.gateway.http.aliases import is_protocol_path
 from serve_app.gateway.http.errors import on_protocol_error, on_rayshard_error
 from serve_app.gateway.intake import Intake
@@ -38,6 +38,7 @@ class HeaderLimitMiddleware:
         """Runs the request, or answers 431."""
         client = scope.get("client")
         ADDRESS.set(client[0] if client else "")  # of this request's task alone
+        SESSION.set(Headers(scope=scope).get("x-session-id", "") if scope["type"] == "http" else "")
         if scope["type"] == "http" and _header_bytes(scope) > MAX_HEADER_BYTES:
             error = HeadersTooLargeError(f"the headers are larger than {MAX_HEADER_BYTES} bytes; send less")
             await refuse(error, scope, receive, send)

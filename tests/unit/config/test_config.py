@@ -47,6 +47,34 @@ def test_processes_that_cannot_stand_by_are_refused(args: dict[str, Any], told: 
             ModelSetConfig.model_validate({"models": [{"name": "a", "source": "b", "task": "embed"}], **args})
 
 
+@pytest.mark.parametrize(
+    ("args", "is_by_prefix"),
+    [
+        ({}, True),
+        ({"routing": "prefix"}, True),
+        ({"routing": "balanced"}, False),
+        ({"engine": {"prefix_cache": False}}, False),
+        ({"engine": {"prefix_cache": False}, "routing": "balanced"}, False),
+        ({"task": "embed"}, False),
+    ],
+)
+def test_requests_go_by_prefix_where_there_is_a_prefix_cache(args: dict[str, Any], is_by_prefix: bool) -> None:
+    assert ModelConfig.model_validate({"name": "a", "source": "b", **args}).is_routed_by_prefix is is_by_prefix
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({"routing": "prefix", "engine": {"prefix_cache": False}}, "routing=prefix has no effect beside engine.prefix"),
+        ({"routing": "balanced", "task": "embed"}, "routing has no effect on task=embed"),
+        ({"routing": "random"}, "Input should be 'prefix' or 'balanced'"),
+    ],
+)
+def test_a_routing_that_cannot_be_is_refused(args: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        ModelConfig.model_validate({"name": "a", "source": "b", **args})
+
+
 def test_models_that_share_a_process_share_what_stands_by() -> None:
     one = {"name": "a", "source": "b", "task": "embed"}
     shared = ModelSetConfig.model_validate({"models": [one], "standby_shards": 1})

@@ -317,6 +317,27 @@ async def test_prompts_are_cached_for_their_own_key_alone(guarded: Guarded) -> N
     assert await salt_of(every) == salts[0]
 
 
+async def test_a_conversation_is_its_keys_alone_and_named_by_body_or_header(guarded: Guarded) -> None:
+    async def session_of(key: str, header: str | None = None, **more: str) -> str:
+        body = {"model": "tiny", "prompt": "hi", "max_tokens": 1, **more}
+        headers = bearer(key) | ({} if header is None else {"x-session-id": header})
+        answer = await guarded.client.post("/v1/completions", json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return guarded.backend.requests[-1].session
+
+    every, some = guarded.keys[0], guarded.keys[5]
+    assert await session_of(every) == await session_of(every, "") == ""
+    mine = await session_of(every, "talk")
+    assert "talk" not in mine
+    assert (
+        mine
+        == await session_of(every, prompt_cache_key="talk")
+        == await session_of(every, "x", prompt_cache_key="talk")
+    )
+    assert len({mine, await session_of(some, "talk"), await session_of(every, "walk")}) == 3
+    assert await session_of(every, user="talk", safety_identifier="talk") == ""
+
+
 async def test_a_request_is_its_keys_wherever_it_comes_from(guarded: Guarded) -> None:
     for key in (guarded.keys[0], guarded.keys[5]):
         body = {"model": "tiny", "prompt": "hi", "max_tokens": 1}

@@ -12,6 +12,23 @@ from tests.checkpoints import make_checkpoint
 
 
 @pytest.mark.parametrize(
+    ("settings", "block_size"),
+    [
+        ({"engine": {"block_size": 32}}, 32),
+        ({"routing": "balanced"}, None),
+        ({"engine": {"prefix_cache": False}}, None),
+    ],
+)
+def test_gateways_are_told_by_which_blocks_to_choose_a_copy(
+    settings: dict[str, Any], block_size: int | None, tmp_path: Path
+) -> None:
+    directory = make_checkpoint("llama", tmp_path / "llama")
+    config = ModelConfig.model_validate({"name": "m", "source": str(directory), **settings})
+    plan = plan_generator(config, tmp_path, read_environment({"XDG_CACHE_HOME": str(tmp_path)}))
+    assert plan.describe(max_request_tokens=64, created_s=0).routed_block_size == block_size
+
+
+@pytest.mark.parametrize(
     ("settings", "is_compiled"),
     [({}, True), ({"engine": {"compile": "off"}}, False), ({"device": {"type": "cuda"}}, False)],
 )

@@ -39,6 +39,7 @@ def change_json(path: Path, **values: object) -> None:
         {"parallel": {"pipeline": 2}},
         {"engine": {"max_num_seqs": 3, "prefix_cache": False}},
         {"generation_config": "off"},
+        {"routing": "balanced"},
         {"name": "other"},
     ],
     ids=lambda args: next(iter(args)),

@@ -221,6 +221,15 @@ async def test_a_message_above_the_limit_is_refused(stub: Any) -> None:
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
+async def test_metadata_names_the_conversation(stub: Any, backend: ScriptedBackend) -> None:
+    for name in ("talk", "talk", "walk"):
+        request = pb.GenerateRequest(text="hello", sampling=pb.SamplingParams(max_tokens=2))
+        await pieces_of(stub.Generate(request, metadata=[("x-session-id", name)]))
+    first, second, third = (request.session for request in backend.requests)
+    assert first == second != third
+    assert "" not in (first, third)
+
+
 async def test_priority_and_time_travel_as_over_http(stub: Any, backend: ScriptedBackend) -> None:
     sampling = pb.SamplingParams(max_tokens=2, priority=-3)
     limit = [("x-request-timeout-ms", "60000")]

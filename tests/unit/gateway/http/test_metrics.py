@@ -177,7 +177,13 @@ class SharedCopyBackend(ScriptedBackend):
         """The copy under both names."""
         report = super().health()
         (copies,) = report.models.values()
-        return replace(report, models={"a": copies, "b": copies}, num_resumes={"a": 2, "b": 2}, num_call_bytes=7)
+        return replace(
+            report,
+            models={"a": copies, "b": copies},
+            num_resumes={"a": 2, "b": 2},
+            num_choices={"a": {"prefix": 3}},
+            num_call_bytes=7,
+        )
 
 
 async def test_a_copy_that_models_share_is_counted_once(model_dir: Path) -> None:
@@ -189,6 +195,7 @@ async def test_a_copy_that_models_share_is_counted_once(model_dir: Path) -> None
     for model in ("a", "b"):
         assert value(found, "rayshard_model_ready", gateway="g1", model=model) == 1
         assert value(found, "rayshard_stream_resumes_total", gateway="g1", model=model) == 2
+    assert value(found, "rayshard_copy_choices_total", gateway="g1", model="a", reason="prefix") == 3
     assert value(found, "rayshard_link_bytes_total", link="calls", process="g1") == 7
 
 
