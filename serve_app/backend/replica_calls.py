@@ -204,7 +204,7 @@ class ReplicaCalls:
         reply = await self._call_on(
             replica, make, stream, num_sequences, lambda: self.chooser.note_sent(replica, prompt, choice)
         )
-        if stream is not None and reply is not None:
+        if stream is not None:
             self.chooser.note_ended(prompt.num_tokens - choice.num_held_tokens, stream.num_tokens)
         return reply
 
