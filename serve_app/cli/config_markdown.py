@@ -60,9 +60,9 @@ mistake in one, with the value and the way out. How settings go together for a l
 what messages mean: [troubleshooting.md](troubleshooting.md).
 
 A setting without a default has to be given. A size is a number of bytes, or text such as `256MiB`: B, KB, MB, GB, TB
-are powers of 1000, KiB, MiB, GiB, TiB of 1024. YAML reads a bare `off`, `no` or `yes` as false or true: put them in
-quotes. "What Serve takes" is not looked at here: Ray Serve checks it when it starts. A setting that can have no effect
-where it is given is refused.
+are powers of 1000, KiB, MiB, GiB, TiB of 1024. YAML reads a bare `on`, `off`, `no` or `yes` as true or false: put one
+that is meant as text in quotes (for `auto`, `off` it does not matter). "What Serve takes" is not looked at here: Ray
+Serve checks it when it starts. A setting that can have no effect where it is given is refused.
 """
 
 

@@ -1,7 +1,7 @@
 """What all settings have in common."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -30,7 +30,13 @@ def parse_bytes(value: object) -> object:
     return int(float(match[1]) * _BYTE_UNITS[match[2].upper()])
 
 
+def parse_switch(value: object) -> object:
+    """`off` as it is written: YAML reads it as false."""
+    return "off" if value is False else value
+
+
 ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Switch = Annotated[Literal["auto", "off"], BeforeValidator(parse_switch)]
 
 
 class ConfigModel(BaseModel):

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from serve_app.config.base import ByteSize, ConfigModel
+from serve_app.config.base import ByteSize, ConfigModel, Switch
 
 DEFAULT_CPU_KV_CACHE_BYTES = 256 * 1024**2
 _KV_CACHE_SETTINGS = (
@@ -127,9 +127,9 @@ class EngineConfig(ConfigModel):
     """Products of weights that are not quantized, on cpu only; auto: the fastest on this CPU."""
     attention: Literal["auto", "reference", "padded", "triton", "varlen"] = "auto"
     """What attends when sequences decode; auto: the fastest that serves the model. See docs/engine.md."""
-    cuda_graphs: Literal["auto", "off"] = "auto"
+    cuda_graphs: Switch = "auto"
     """Steps that only decode are launched as one; on cuda only."""
-    compile: Literal["auto", "off"] = "auto"
+    compile: Switch = "auto"
     """Kernels of steps are compiled where a C++ compiler is found; on cpu only."""
 
     @model_validator(mode="after")

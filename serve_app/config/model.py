@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from serve_app.config.base import ConfigModel
+from serve_app.config.base import ConfigModel, Switch
 from serve_app.config.compression import QualityConfig, QuantizationConfig
 from serve_app.config.engine import (
     DEFAULT_CPU_KV_CACHE_BYTES,
@@ -60,14 +60,6 @@ class StepConfig(ConfigModel):
 
 
 Step = Annotated[StepConfig, BeforeValidator(_parse_step)]
-
-
-def _parse_switch(value: object) -> object:
-    """`off` as it is written: YAML reads it as false."""
-    return "off" if value is False else value
-
-
-GenerationConfig = Annotated[Literal["auto", "off"], BeforeValidator(_parse_switch)]
 
 
 class TensorConfig(ConfigModel):
@@ -117,7 +109,7 @@ class ModelConfig(ConfigModel):
     routing: Literal["prefix", "balanced"] | None = None
     """What a request's copy is chosen by: its prompt's beginning or balance alone; null: prefix where there is a prefix
     cache; of task generate."""
-    generation_config: GenerationConfig = "auto"
+    generation_config: Switch = "auto"
     """auto: the sampling settings of generation_config.json are the defaults of requests; of task generate."""
     pooling: Pooling | None = None
     """How tokens become one vector; null: as the checkpoint says; of task embed."""

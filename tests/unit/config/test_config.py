@@ -1,6 +1,7 @@
 """The settings of our applications: defaults, names, and the environment."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,18 @@ def test_models_that_share_a_process_share_what_stands_by() -> None:
     assert [model.standby_shards for model in shared.shared_models] == [1]
     with pytest.raises(ValidationError, match="a sets standby_shards, which all models share"):
         ModelSetConfig.model_validate({"models": [{**one, "standby_shards": 1}]})
+
+
+@pytest.mark.parametrize(
+    ("settings", "chosen"),
+    [
+        ({"generation_config": False}, lambda one: one.generation_config),
+        ({"engine": {"compile": False}}, lambda one: one.engine.compile),
+        ({"device": {"type": "cuda"}, "engine": {"cuda_graphs": False}}, lambda one: one.engine.cuda_graphs),
+    ],
+)
+def test_off_needs_no_quotes(settings: dict[str, Any], chosen: Callable[[ModelConfig], str]) -> None:
+    assert chosen(ModelConfig.model_validate({"name": "a", "source": "b", **settings})) == "off"
 
 
 def test_settings_are_frozen() -> None:
