@@ -94,9 +94,9 @@ def test_many_unknown_tokens_of_the_held_out_rows_are_a_warning(
     assert "validation rows are not" not in told
 
 
-def test_help_tells_defaults_and_meanings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_tells_meanings_bounds_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     told = " ".join(capsys.readouterr().out.split())
-    assert "share of the rows that tells when to end (default: 0.15)" in told
-    assert "--learning-rate X of Adam (default: 0.003)" in told
+    assert "share of the rows that tells when to end; above 0 to 0.5 (default: 0.15)" in told
+    assert "--learning-rate X of Adam; above 0 to 1 (default: 0.003)" in told
