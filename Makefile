@@ -13,7 +13,7 @@ JOBS ?= 2
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve check test test-full chaos soak pressure lint types format lock cluster protos bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
+.PHONY: help install serve check test test-full chaos soak pressure lint types format lock cluster protos settings bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -71,6 +71,9 @@ cluster: $(STAMP)  ## write cluster/rayservice.yaml from serve_config.yaml
 
 protos: $(STAMP)  ## write the code of serve_app/protos/*.proto
 	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. serve_app/protos/*.proto
+
+settings: $(STAMP)  ## write docs/configuration.md from the settings and options of the code
+	.venv/bin/rayshard config --markdown > docs/configuration.new && mv docs/configuration.new docs/configuration.md
 
 bench-overhead: $(STAMP)  ## what serving costs beside the engine (minutes)
 	.venv/bin/python -m bench.overhead --record

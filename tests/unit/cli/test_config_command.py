@@ -104,7 +104,7 @@ def test_what_makes_no_file_is_refused(options: list[str], told: str, capsys: py
 def test_the_document_is_what_the_code_says(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--markdown"]) == 0
     written = (ROOT / "docs" / "configuration.md").read_text()
-    assert capsys.readouterr().out == written, "write it anew: rayshard config --markdown > docs/configuration.md"
+    assert capsys.readouterr().out == written, "write it anew: make settings"
 
 
 def test_every_option_is_described() -> None:
