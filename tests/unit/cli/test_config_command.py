@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve import schema
 
 from serve_app.cli.config_markdown import markdown
 from serve_app.cli.config_starter import starter
@@ -59,6 +60,15 @@ def test_each_line_can_be_set_or_says_why_not(tmp_path: Path, task: str, device:
         told = problems_of(tmp_path / "set.yaml", without_mark(lines, at))
         allowed = "Not here:" in remarks or "quality asks for nothing" in " ".join(told)
         assert told == [] or allowed, (lines[at], told)
+
+
+def test_serve_takes_it_too_with_autoscaling() -> None:
+    lines = starter("chat", "/models/chat", "generate", "cpu").split("\n")
+    last = max(at for at, line in enumerate(lines) if line.strip() == "#deployments:")
+    shown = [line.replace("#", "", 1) if SETTING.match(line) and at >= last else line for at, line in enumerate(lines)]
+    content = schema.ServeDeploySchema.model_validate(yaml.safe_load("\n".join(shown)))
+    scaling = content.applications[1].deployments[0].autoscaling_config
+    assert schema.AutoscalingConfig.model_validate(scaling).max_replicas == 1
 
 
 def test_every_setting_of_ours_is_in_it() -> None:
