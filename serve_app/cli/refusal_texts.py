@@ -32,25 +32,32 @@ def refusals_of(model: type[ConfigModel]) -> list[str]:
 
 def reported_texts(module: ModuleType) -> list[str]:
     """What a module's checks of a whole file add to its list of problems."""
-    found = []
-    for function in ast.walk(ast.parse(inspect.getsource(module))):
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        for node in ast.walk(function):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("._add"):
-                found += _template(node.args[1], function)
-    return [text for text in dict.fromkeys(found) if text != "…"]
+    found: list[str] = []
+    for function, call in _calls_in(module):
+        if ast.unparse(call.func).endswith("._add"):
+            found += _template(call.args[1], function)
+    return _whole(found)
 
 
 def raised_texts(module: ModuleType) -> list[str]:
     """What a module raises as ConfigError while it reads a file."""
     found: list[str] = []
-    for function in ast.walk(ast.parse(inspect.getsource(module))):
-        if isinstance(function, ast.FunctionDef):
-            for node in ast.walk(function):
-                if isinstance(node, ast.Call) and ast.unparse(node.func) == "ConfigError" and node.args:
-                    found += _template(node.args[0], function)
-    return [text for text in dict.fromkeys(found) if len(re.findall(r"\w+", text)) > 2]
+    for function, call in _calls_in(module):
+        if ast.unparse(call.func) == "ConfigError" and call.args:
+            found += _template(call.args[0], function)
+    return _whole(found)
+
+
+def _calls_in(module: ModuleType) -> Iterator[tuple[ast.FunctionDef, ast.Call]]:
+    """Each call with the function that it stands in."""
+    functions = [node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
+        yield from ((function, node) for node in ast.walk(function) if isinstance(node, ast.Call))
+
+
+def _whole(texts: list[str]) -> list[str]:
+    """Each text once, without those that others complete."""
+    return [text for text in dict.fromkeys(texts) if len(re.findall(r"\w+", text)) > 2]
 
 
 def _is_validator(node: ast.FunctionDef) -> bool:
@@ -88,7 +95,7 @@ def _texts_in(function: ast.FunctionDef, module: ModuleType, methods: dict[str, 
             elif isinstance(node.func, ast.Attribute):
                 called = methods.get(node.func.attr)
             found += _texts_of_function(called, {})
-    return [text for text in found if len(re.findall(r"\w+", text)) > 2]  # else others complete it
+    return _whole(found)
 
 
 def _template(node: ast.expr, function: ast.FunctionDef) -> list[str]:

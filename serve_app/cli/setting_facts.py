@@ -131,23 +131,27 @@ def _kind(annotation: Any) -> str:
 
 def _bounds(annotation: Any) -> str:
     """The least and the most that pydantic lets pass, in words."""
-    found = []
-    for one in _parts(annotation):
-        for part in one.metadata if isinstance(one, FieldInfo) else [one]:
-            match part:
-                case Gt(gt=least):
-                    found.append("from 1" if least == 0 and _is_whole(annotation) else f"above {_number(least)}")
-                case Ge(ge=least):
-                    found.append(f"from {_number(least)}")
-                case Lt(lt=most):
-                    found.append(f"below {_number(most)}")
-                case Le(le=most):
-                    found.append(f"to {_number(most)}")
-                case MinLen(min_length=least):
-                    found.append("not empty" if least == 1 else f"at least {least} entries")
-                case MaxLen(max_length=most):
-                    found.append(f"at most {most} entries")
-    return ", ".join(dict.fromkeys(found)).replace(", to ", " to ")
+    marks = [part for one in _parts(annotation) for part in (one.metadata if isinstance(one, FieldInfo) else [one])]
+    found = (_bound(mark, is_whole=_is_whole(annotation)) for mark in marks)
+    return ", ".join(dict.fromkeys(filter(None, found))).replace(", to ", " to ")
+
+
+def _bound(mark: Any, *, is_whole: bool) -> str | None:
+    """One bound in words; None for what is none."""
+    match mark:
+        case Gt(gt=least):
+            return "from 1" if least == 0 and is_whole else f"above {_number(least)}"
+        case Ge(ge=least):
+            return f"from {_number(least)}"
+        case Lt(lt=most):
+            return f"below {_number(most)}"
+        case Le(le=most):
+            return f"to {_number(most)}"
+        case MinLen(min_length=least):
+            return "not empty" if least == 1 else f"at least {least} entries"
+        case MaxLen(max_length=most):
+            return f"at most {most} entries"
+    return None
 
 
 def _is_whole(annotation: Any) -> bool:
