@@ -164,7 +164,8 @@ def _gpu_problems(config: ModelConfig, stored: CheckpointQuantization | None, ma
         return []
     found = config.device.accelerator_type or (None if machine is None else machine.accelerator_type)
     wanted = None if config.quantization is None else config.quantization.for_loading
-    kinds = config.parallel.accelerator_types or [found]
+    named = config.parallel.accelerator_types
+    kinds: Sequence[str | None] = [found] if named is None else named
     problems = (float8_problem(stored, wanted, capability_of(kind)) for kind in kinds)
     return list(dict.fromkeys(problem for problem in problems if problem is not None))
 

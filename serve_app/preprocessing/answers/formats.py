@@ -90,7 +90,7 @@ def choose_tool_format(setting: str, template: str | None) -> str | None:
 
 
 def choose_reasoning_format(setting: str, template: str | None) -> str | None:
-    """The name of the format by a model's `reasoning_parser` and its chat template. None: no reasoning is looked for."""
+    """The name of the format by a model's `reasoning_parser` and its chat template. None: none is looked for."""
     if setting != "auto":
         return setting if setting in REASONING_FORMATS else None
     return next((name for name in ("think", "mistral") if REASONING_FORMATS[name].end in (template or "")), None)

@@ -140,7 +140,7 @@ def _text_of(value: str) -> str | None:
 
 
 def _object_of(arguments: str | None) -> str | None:
-    """The text of an object, which may be written as a string, and is empty when none is given; None: something else."""
+    """The text of an object, which may be written as a string, and is empty when none is given; None: it is none."""
     if arguments is None or arguments == "null":
         return "{}"
     text = _text_of(arguments) if arguments.startswith('"') else arguments

@@ -18,8 +18,9 @@ from serve_app.planning.serve_options import DeploymentOptions
 
 ROOT = Path(__file__).parents[3]
 DOCS = ("tuning.md", "troubleshooting.md")
-FOREIGN = ("curl ", "pip ", "ss ", "hf ", "ray ", "unset ", "dmesg", "/", "~/", ".rayshard/", "Authorization: ", "{")
-FOREIGN += ("Content-Type: ", "Retry-After", "x-request-")
+COMMANDS = ("curl ", "pip ", "ss ", "hf ", "ray ", "unset ", "dmesg")
+HEADERS = ("Authorization: ", "Content-Type: ", "Retry-After", "x-request-")
+FOREIGN = (*COMMANDS, *HEADERS, "/", "~/", ".rayshard/", "{")
 NAME = re.compile(r"[a-z][a-z0-9]*(?:_[a-z0-9]+)+|[a-z_]+(?:\.[a-z_]+)+")
 VALUE = re.compile(r"([a-z_]+): (.+)")
 

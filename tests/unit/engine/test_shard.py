@@ -10,6 +10,7 @@ import pytest
 from serve_app.engine.shard import EngineShard
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.parallel.communicator import Communicator
+from serve_app.types.plans import MemoryTaken
 from serve_app.types.shards import EngineLimits, Rendezvous, ShardReport, ShardSettings
 from tests.checkpoints import make_checkpoint
 from tests.plain_driver import Split, shard_settings
@@ -39,6 +40,10 @@ class SlowEngine:
 
     def forget(self) -> None:
         """Nothing."""
+
+    def memory_taken(self) -> MemoryTaken:
+        """None."""
+        return MemoryTaken(0, 0)
 
     def run(self, loop: ShardLoop) -> None:
         """Nothing."""
