@@ -1,5 +1,6 @@
 """What `rayshard validate` and `rayshard serve` check before anything is started."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
