@@ -45,7 +45,7 @@ def build_gateway(args: GatewayConfig) -> Application:
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )
     if args.api_keys_file is not None:  # replicas run elsewhere
-        path = Path(args.api_keys_file).expanduser().resolve()
+        path = Path(args.api_keys_file).expanduser().absolute()  # a Secret's files are links, to others after a change
         read_key_file(path)
         args = args.model_copy(update={"api_keys_file": str(path)})
     return deployment.bind(args)

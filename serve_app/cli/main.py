@@ -13,6 +13,7 @@ from serve_app.cli.compress_options import add_compress_command
 from serve_app.cli.config_options import add_config_command
 from serve_app.cli.find_cluster import FoundCluster, find_cluster
 from serve_app.cli.key_command import add_key_command, make_key
+from serve_app.cli.kuberay_options import add_kuberay_command
 from serve_app.cli.plan_options import add_plan_command
 from serve_app.cli.running_servers import servers_directory
 from serve_app.cli.serve_command import process_variables, serve
@@ -52,6 +53,8 @@ def _run(arguments: argparse.Namespace) -> int:
         return _compress(arguments)
     if arguments.command == "plan":
         return _plan(arguments)
+    if arguments.command == "kuberay":
+        return _kuberay(arguments)
     if arguments.command == "key":
         return make_key(arguments)
     if arguments.command == "config":
@@ -87,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--port", type=int, help="that your `rayshard serve` listens on, where there are several")
     status.add_argument("--json", action="store_true", help="print JSON")
     add_plan_command(commands)
+    add_kuberay_command(commands)
     add_train_command(commands)
     add_compress_command(commands)
     add_key_command(commands)
@@ -133,6 +137,16 @@ def _config(arguments: argparse.Namespace) -> int:
     from serve_app.cli.config_command import run_config
 
     return run_config(arguments, build_parser())
+
+
+def _kuberay(arguments: argparse.Namespace) -> int:
+    from serve_app.cli.kuberay_command import run_kuberay
+
+    try:
+        return run_kuberay(arguments)
+    except ConfigError as error:
+        print(error.message, file=sys.stderr)
+        return 1
 
 
 def _train(arguments: argparse.Namespace) -> int:

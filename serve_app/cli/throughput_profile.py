@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve_app.errors import ConfigError
+from serve_app.planning.haproxy_settings import HAPROXY_SETTINGS
 
 if TYPE_CHECKING:  # it takes as long to import as Ray
     from serve_app.planning.serve_file import ServeFile
@@ -34,9 +35,7 @@ _MAX_FOLDER_LENGTH = 26  # a socket's path has 107 characters; HAProxy's are in 
 _PLAIN_PATH = re.compile(r"[\w/.-]+", re.ASCII)  # which sh and sed take as it stands
 _SETTINGS = {
     "RAY_SERVE_LOG_TO_STDERR": "1",  # `rayshard serve` reads why a replica does not start
-    "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # it passes a hundred times more than a Gateway writes
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "81920",  # headers may have 64 KiB, as without it
-    "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",  # streams outlive a change of its settings, as any deployment is
+    **HAPROXY_SETTINGS,
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",  # this one HAProxy has forgotten a replica long before
 }
 _SCRIPT = """#!/bin/sh

@@ -17,7 +17,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"config", "architectures"},
     {"checkpoints", "scheduling", "preprocessing", "observability", "wire", "metrics"},
     {"planning", "backend"},
-    {"models", "gateway"},
+    {"models", "gateway", "kuberay"},
     {"parallel"},
     {"engine"},
     {"deployments", "training"},
