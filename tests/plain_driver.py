@@ -20,6 +20,7 @@ from serve_app.deployments.step_loop import StepScheduler
 from serve_app.engine.attention.backend import DecodeBackend
 from serve_app.engine.attention.choice import DecodeSizes, attention_of
 from serve_app.engine.decode_graphs import Capture
+from serve_app.engine.grammars import Grammars
 from serve_app.engine.launched_step import LaunchedStep
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
@@ -259,6 +260,7 @@ def load_runner(
     capture: Capture | None = None,
     quantization: LoadQuantization | None = None,
     kernels: CompiledKernels | None = None,
+    grammars: Grammars | None = None,
 ) -> ModelRunner:
     """A whole model of four layers in this process."""
     communicator = LoneCommunicator()
@@ -269,7 +271,7 @@ def load_runner(
         backend = attention_of(attention, stage, DecodeSizes.within(limits), device, kernels).backend
     else:
         backend = attention
-    return runner_class(stage, limits, communicator, device, backend, capture)
+    return runner_class(stage, limits, communicator, device, backend, capture, grammars=grammars)
 
 
 def run_in_process(
@@ -280,13 +282,19 @@ def run_in_process(
     *,
     joins_blocks: bool = False,
     overlaps_steps: bool = False,
+    eos_token_ids: frozenset[int] = frozenset(),
 ) -> list[Outcome]:
     """Run requests that come together through one runner, step after step.
 
     overlaps_steps: each step is launched before the tokens of the one before are read.
     """
     scheduler = Scheduler(
-        limits, num_stages=1, max_queued=1000, joins_blocks=joins_blocks, overlaps_steps=overlaps_steps
+        limits,
+        num_stages=1,
+        max_queued=1000,
+        eos_token_ids=eos_token_ids,
+        joins_blocks=joins_blocks,
+        overlaps_steps=overlaps_steps,
     )
     outcomes: dict[str, Outcome] = {}
     for request in requests:

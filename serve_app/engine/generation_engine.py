@@ -10,6 +10,8 @@ from serve_app.config.environment import read_environment
 from serve_app.engine.attention.choice import AttentionChoice, DecodeSizes, attention_of
 from serve_app.engine.decode_graphs import capture_on
 from serve_app.engine.device_memory import CudaMemory, DeviceMemory, MemoryUse, kv_cache_bytes
+from serve_app.engine.grammar_vocabulary import GrammarVocabulary
+from serve_app.engine.grammars import Grammars
 from serve_app.engine.kv_cache import kv_block_bytes
 from serve_app.engine.loader import LoadedStage, load_stage
 from serve_app.engine.memory_guard import MemoryGuard
@@ -21,6 +23,7 @@ from serve_app.models.compiled.build import CompiledChoice, compiled_kernels
 from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.parallel.communicator import Communicator
+from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.plans import MemoryTaken
 from serve_app.types.shards import EngineLimits, ShardReport, ShardSettings
 from serve_app.types.steps import StepInput
@@ -42,6 +45,7 @@ class GenerationEngine:
         self._loaded: LoadedStage | None = None
         self._attention: AttentionChoice | None = None
         self._runner: ModelRunner | None = None
+        self._grammars: Grammars | None = None
 
     def load(self, communicator: Communicator) -> ShardReport:
         """See ShardEngine."""
@@ -61,6 +65,8 @@ class GenerationEngine:
         )
         num_blocks = (settings.kv_cache_bytes or 0) // kv_block_bytes(self._loaded.stage, settings.block_size)
         self._attention = self._choose_attention(self._loaded.stage, compiled.kernels)
+        if settings.shard.is_last and settings.shard.rank == 0 and settings.eos_token_ids:
+            self._grammars = self._make_grammars(self._loaded.stage.config.vocab_size)
         return ShardReport(
             self._loaded.parameter_bytes,
             num_blocks,
@@ -126,8 +132,23 @@ class GenerationEngine:
         assert self._attention is not None
         capture = capture_on(self._device) if self._settings.has_cuda_graphs else None
         return ModelRunner(
-            self._loaded.stage, limits, self._communicator, self._device, self._attention.backend, capture
+            self._loaded.stage,
+            limits,
+            self._communicator,
+            self._device,
+            self._attention.backend,
+            capture,
+            grammars=self._grammars,
         )
+
+    def _make_grammars(self, vocab_size: int) -> Grammars:
+        directory, eos_token_ids = self._settings.source_dir, self._settings.eos_token_ids
+
+        def make_vocabulary() -> GrammarVocabulary:
+            return GrammarVocabulary.of(Tokenizer.load(directory), vocab_size, eos_token_ids)
+
+        make_event = torch.cuda.Event if self._device.type == "cuda" else None
+        return Grammars(make_vocabulary, vocab_size, self._device, make_event)
 
     def _compile(self) -> CompiledChoice:
         if self._device.type != "cpu" or not self._settings.is_compiled:

@@ -11,6 +11,7 @@ from serve_app.engine.attention.paged import DecodePart, PagedAttention
 from serve_app.engine.block_tables import BlockTables, DeviceTables
 from serve_app.engine.busy_time import busy_time_of
 from serve_app.engine.decode_graphs import Capture, DecodeGraphs, capture_graphs
+from serve_app.engine.grammars import Grammars
 from serve_app.engine.host_staging import Event, HostStaging
 from serve_app.engine.kv_cache import KvCache
 from serve_app.engine.launched_step import LaunchedStep, PromptColumns
@@ -43,10 +44,12 @@ class ModelRunner:
         backend: DecodeBackend | None = None,
         capture: Capture | None = None,
         make_event: Callable[[], Event] | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         """backend: decodes sequences together; None: one at a time. capture: of steps that only decode, if any.
 
         make_event: of the device, where the host does not wait for it; None: that of CUDA there.
+        grammars: of sequences that are held to one; for the rank that draws.
         """
         self._stage = stage
         self._limits = limits
@@ -68,7 +71,7 @@ class ModelRunner:
         # By slot row; known to the rank that draws.
         self._last_drawn = torch.zeros(limits.max_num_seqs, dtype=torch.int64, device=device)
         self._sampler = (
-            Sampler(limits.max_num_seqs, stage.config.vocab_size, device)
+            Sampler(limits.max_num_seqs, stage.config.vocab_size, device, grammars=grammars)
             if stage.shard.is_last and stage.shard.rank == 0
             else None
         )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.draws import NUM_CANDIDATES
+from serve_app.engine.grammars import HeldRows
 from serve_app.engine.host_staging import HostStaging
 from serve_app.engine.sampler_tables import SamplerTables
 from serve_app.types.generation import SamplingParams
@@ -29,6 +30,7 @@ class RowWays:
     is_restricted: bool  # to allowed tokens
     num_unended: int  # tokens to draw before one may be drawn that ends it
     num_logprobs: int | None
+    is_held: bool = False  # to a grammar
 
     @classmethod
     def of(cls, params: SamplingParams, num_unended: int, vocab_size: int) -> "RowWays":
@@ -44,6 +46,7 @@ class RowWays:
             is_restricted=bool(params.allowed_token_ids),
             num_unended=num_unended,
             num_logprobs=params.num_logprobs,
+            is_held=params.grammar is not None,
         )
 
 
@@ -98,6 +101,7 @@ class SampledBatch:
     drawn: list[DrawnRows]
     changed: ChangedLogits | None
     penalized: PenalizedRows | None
+    held: HeldRows | None
     unended: list[int]  # slot rows
     asking: Tensor | None  # [n] int64: rows of the batch whose log-probabilities are asked for
     num_tops: list[int | None]  # [B] alternatives, None: nothing is asked for; empty where none asks
@@ -105,7 +109,7 @@ class SampledBatch:
     @property
     def changes_logits(self) -> bool:
         """Whether tokens are drawn by other numbers than the model's."""
-        return self.changed is not None or self.penalized is not None
+        return self.changed is not None or self.penalized is not None or self.held is not None
 
 
 def lay_out(
@@ -117,10 +121,10 @@ def lay_out(
 ) -> SampledBatch:
     """The batch of `slot_rows`, whose sequences ask for `ways`; one copy to the device."""
     chosen = _Chosen.of(ways)
-    lists = [list(slot_rows), *chosen.groups, chosen.penalized, chosen.restricted, chosen.asking]
+    lists = [list(slot_rows), *chosen.groups, chosen.penalized, chosen.restricted, chosen.asking, chosen.held]
     arrays = [np.asarray(places, dtype=np.int64) for places in lists if places]
     uploaded = iter(staging.upload(arrays))
-    rows, *groups, penalized, restricted, asking = (next(uploaded) if places else None for places in lists)
+    rows, *groups, penalized, restricted, asking, held = (next(uploaded) if places else None for places in lists)
     assert rows is not None
     drawn = []
     for places, index in zip(chosen.groups, groups, strict=True):
@@ -131,6 +135,7 @@ def lay_out(
         drawn=drawn,
         changed=_changed(slot_rows, ways, tables, vocab_size, restricted) if chosen.changed else None,
         penalized=None if penalized is None else _penalized_rows(rows, penalized, tables),
+        held=None if held is None else HeldRows(held, [slot_rows[b] for b in chosen.held]),
         unended=[slot_rows[b] for b in chosen.changed if ways[b].num_unended],
         asking=asking,
         num_tops=[way.num_logprobs for way in ways] if chosen.asking else [],
@@ -146,11 +151,12 @@ class _Chosen:
     restricted: list[int]
     asking: list[int]
     changed: list[int]  # in their logits
+    held: list[int]  # to grammars
 
     @classmethod
     def of(cls, ways: Sequence[RowWays]) -> "_Chosen":
         """Those of a batch, in one pass."""
-        found = cls([[], [], []], [], [], [], [])
+        found = cls([[], [], []], [], [], [], [], [])
         for b, way in enumerate(ways):
             if way.ranked is not None:
                 found.groups[0 if way.ranked == 0 else 1 + way.is_long_ranked].append(b)
@@ -162,6 +168,8 @@ class _Chosen:
                 found.asking.append(b)
             if way.is_biased or way.is_restricted or way.num_unended:
                 found.changed.append(b)
+            if way.is_held:
+                found.held.append(b)
         return found
 
 

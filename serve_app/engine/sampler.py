@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.draws import draw_rows, uniforms
+from serve_app.engine.grammars import Grammars
 from serve_app.engine.host_staging import HostStaging
 from serve_app.engine.sampled_batch import DrawnRows, PenalizedRows, RowWays, SampledBatch, lay_out
 from serve_app.engine.sampler_tables import SamplerTables
 from serve_app.engine.token_logprobs import LogprobColumns, token_logprobs
 from serve_app.types.generation import TokenLogprobs
-from serve_app.types.steps import SequenceStart
+from serve_app.types.steps import NOT_FINITE, SequenceStart
 
 _MAX_BATCHES = 16  # laid out and kept: those of a pipeline's steps take turns
 
@@ -26,7 +27,7 @@ _MAX_BATCHES = 16  # laid out and kept: those of a pipeline's steps take turns
 class SampledTokens:
     """What a step drew, in the order of its sequences."""
 
-    token_ids: list[int]  # -1: the logits were not finite
+    token_ids: list[int]  # or NOT_FINITE, NOTHING_FITS
     logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any sequence asks
 
 
@@ -68,11 +69,13 @@ class Sampler:
         vocab_size: int,
         device: torch.device | str,
         staging: HostStaging | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
-        """staging: takes arrays to the device; None: one of its own."""
+        """staging: takes arrays to the device; None: one of its own. grammars: None where no sequence has one."""
         self._vocab_size = vocab_size
         self._staging = staging or HostStaging(torch.device(device))
         self._tables = SamplerTables(max_num_seqs, vocab_size, torch.device(device), self._staging)
+        self._grammars = grammars
         self._ways: dict[int, RowWays] = {}  # by slot row
         self._batches: dict[tuple[int, ...], SampledBatch] = {}  # by slot rows
 
@@ -80,6 +83,10 @@ class Sampler:
         """Give `start.slot_row` to a sequence; what it held before is forgotten."""
         params = start.params
         num_unended = max(0, params.min_tokens - start.num_outputs) if start.end_token_ids else 0
+        if params.grammar is not None:
+            num_unended = 0  # it is the grammar's: where only the end is left, it comes
+        if self._grammars is not None:
+            self._grammars.start(start)
         self._ways[start.slot_row] = RowWays.of(params, num_unended, self._vocab_size)
         self._tables.start(start)
         self._forget_batches(start.slot_row)
@@ -102,7 +109,9 @@ class Sampler:
             is_finite &= logits.amax(dim=-1).isfinite()
         for drawn in batch.drawn:
             tokens[drawn.index] = draw_rows(scores, best, drawn.index, self._next_controls(drawn), drawn.max_ranked)
-        tokens = torch.where(is_finite, tokens, -1)
+        tokens = torch.where(is_finite, tokens, NOT_FINITE)
+        if batch.held is not None and self._grammars is not None:
+            tokens = self._grammars.take(batch.held, tokens)
         self._count(batch, tokens)
         return DrawnTokens(batch.slot_rows, tokens, self._logprobs(logits, batch, tokens), batch.num_tops)
 
@@ -123,13 +132,18 @@ class Sampler:
         self._batches = {key: batch for key, batch in self._batches.items() if slot_row not in key}
 
     def _adjusted(self, logits: Tensor, batch: SampledBatch) -> Tensor:
-        """Logits [B, V] float32 after bias, min_tokens, allowed tokens and penalties."""
+        """Logits [B, V] float32 after bias, min_tokens, allowed tokens, penalties and grammars."""
         scores = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if batch.changed is not None:
             batch.changed.apply(scores)
         if batch.penalized is not None:
             rows = batch.penalized
             scores[rows.index] = _penalized(scores[rows.index], self._tables.histories(rows.slot_rows), rows)
+        if batch.held is not None and self._grammars is not None:
+            allowed = self._grammars.allowed(batch.held.slot_rows)
+            if len(allowed) == len(scores):
+                return scores.masked_fill_(~allowed, -torch.inf)
+            scores[batch.held.index] = scores[batch.held.index].masked_fill_(~allowed, -torch.inf)
         return scores
 
     def _next_controls(self, drawn: DrawnRows) -> Tensor:

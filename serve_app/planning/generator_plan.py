@@ -80,6 +80,7 @@ class GeneratorPlan:
             attention=config.engine.attention,
             has_cuda_graphs=config.engine.cuda_graphs == "auto",
             is_compiled=config.device.type == "cpu" and config.engine.compile == "auto",
+            eos_token_ids=tuple(sorted(self.facts.end_token_ids)),
         )
 
     def describe(self, max_request_tokens: int, created_s: int) -> ModelDescription:

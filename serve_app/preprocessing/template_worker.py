@@ -1,15 +1,10 @@
 """A process that renders chat templates and nothing else: `python -m serve_app.preprocessing.template_worker`.
 
-It may be killed at any time, and is by its own timer when a template takes more than its CPU time. Frames on stdin and
-stdout: 4 bytes length (big endian), then the content. A request is JSON {"template", "variables"}; a reply is one
-status byte and a UTF-8 text. Standard library and jinja2 only.
+A request is JSON {"template", "variables"}; a reply is one status byte and a UTF-8 text. Standard library and jinja2
+only, so that it starts soon.
 """
 
 import json
-import os
-import resource
-import signal
-import struct
 import sys
 from datetime import datetime
 from functools import lru_cache
@@ -21,26 +16,17 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-READY = b"+"
+from serve_app.preprocessing.process_frames import answer_frames
+
 RENDERED = b"k"
 RAISED = b"r"  # the template called raise_exception
 FAILED = b"f"  # the template is broken, or does not fit the messages
 TOO_LARGE = b"l"
-LENGTH = struct.Struct(">I")
-OVERTIME = signal.SIGPROF  # what kills a worker whose template has used up its time
 
 
 def main(timeout_s: float, max_output_bytes: int, max_memory_bytes: int) -> None:
     """Answer requests until stdin closes."""
-    _limit_resources(max_memory_bytes)
-    source, sink = os.fdopen(0, "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints must not end up between frames
-    _write_frame(sink, READY)
-    while (request := _read_frame(source)) is not None:
-        signal.setitimer(signal.ITIMER_PROF, timeout_s)  # CPU time: a busy machine is no endless template
-        reply = _answer(request, max_output_bytes)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        _write_frame(sink, reply)
+    answer_frames(lambda request: _answer(request, max_output_bytes), timeout_s, max_memory_bytes)
 
 
 def _answer(request: bytes, max_output_bytes: int) -> bytes:
@@ -110,31 +96,6 @@ def _to_json(
 ) -> str:
     """jinja2's own filter escapes HTML, which models were not trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _limit_resources(max_memory_bytes: int) -> None:
-    for kind, limit in (
-        (resource.RLIMIT_AS, max_memory_bytes),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (limit, hard))
-
-
-def _read_frame(source: Any) -> bytes | None:
-    header = source.read(LENGTH.size)
-    if len(header) < LENGTH.size:
-        return None
-    (num_bytes,) = LENGTH.unpack(header)
-    content: bytes = source.read(num_bytes)
-    return content if len(content) == num_bytes else None
-
-
-def _write_frame(sink: Any, content: bytes) -> None:
-    sink.write(LENGTH.pack(len(content)) + content)
-    sink.flush()
 
 
 if __name__ == "__main__":

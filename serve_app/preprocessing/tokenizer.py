@@ -8,6 +8,7 @@ import tokenizers
 
 from serve_app.errors import ConfigError
 from serve_app.preprocessing.detokenizer import ByteLevelDetokenizer, IncrementalDetokenizer, WindowDetokenizer
+from serve_app.preprocessing.token_spellings import check_spellings, token_spellings
 from serve_app.preprocessing.token_table import TokenTable
 from serve_app.preprocessing.tokenizer_class import not_followed, remake, remake_ends
 from serve_app.preprocessing.tokenizer_files import TokenizerFiles, read_tokenizer_files
@@ -40,6 +41,7 @@ class Tokenizer:
         self.not_followed = not_followed(files.class_name, files.config, core)  # settings that would change tokens
         self.not_followed += _not_taken(core, files)
         self.num_tokens = core.get_vocab_size(with_added_tokens=True)
+        self._is_spelling_checked = False
         self._prompt_lengths: dict[str, int] = {}  # of the prompts that the model's files name
 
     @classmethod
@@ -135,6 +137,16 @@ class Tokenizer:
     def token_string(self, token_id: int) -> str:
         """The vocabulary's own spelling of a token; empty for an id without one."""
         return (self._core.id_to_token(token_id) or "") if 0 <= token_id < 2**32 else ""
+
+    def check_spellings(self) -> None:
+        """Raises ConfigError where what a token writes depends on those beside it."""
+        if not self._is_spelling_checked:
+            check_spellings(self._core, self.table)
+            self._is_spelling_checked = True
+
+    def spellings(self, num_tokens: int) -> list[bytes]:
+        """What each of the first ids adds to a text. Raises ConfigError where a token by itself does not tell."""
+        return token_spellings(self._core, self.table, num_tokens)
 
     def tokens_beyond(self, vocab_size: int) -> list[str]:
         """The tokens whose ids an embedding of `vocab_size` rows does not have, in the order of their ids."""

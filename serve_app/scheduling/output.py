@@ -6,6 +6,11 @@ from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import OutputChunk
 from serve_app.types.steps import StepOutput
 
+NOTHING_FITS_ERROR = (
+    "the answer cannot go on as its grammar wants: no token of this model writes its next character, or the grammar "
+    "takes too much work there; change the schema, the pattern or the grammar"
+)
+
 
 @dataclass(slots=True)
 class SequenceOutput:

@@ -17,7 +17,7 @@ from serve_app.scheduling.block_manager import BlockManager
 from serve_app.scheduling.deadlines import Deadlines
 from serve_app.scheduling.failed_steps import lost_blocks, sequences_ended_by
 from serve_app.scheduling.making_way import MakingWay, victim_of
-from serve_app.scheduling.output import SequenceOutput, error_output, prompt_output, token_output
+from serve_app.scheduling.output import NOTHING_FITS_ERROR, SequenceOutput, error_output, prompt_output, token_output
 from serve_app.scheduling.queue_estimate import Places, QueueRecord, refuse_late
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
 from serve_app.scheduling.sequence_blocks import SequenceBlocks
@@ -28,7 +28,7 @@ from serve_app.scheduling.waiting_queue import WaitingQueue
 from serve_app.types.generation import FinishReason, GenerateRequest
 from serve_app.types.plans import SeenRates
 from serve_app.types.shards import EngineLimits
-from serve_app.types.steps import StepInput, StepOutput
+from serve_app.types.steps import NOTHING_FITS, StepInput, StepOutput
 
 
 class Scheduler:
@@ -326,7 +326,7 @@ class Scheduler:
             return prompt_output(sequence, output, index)
         token_id = output.token_ids[drawn]
         if token_id < 0:
-            return self._end_with_error(sequence, None)
+            return self._end_with_error(sequence, NOTHING_FITS_ERROR if token_id == NOTHING_FITS else None)
         sequence.token_ids.append(token_id)
         sequence.is_suspect = sequence.is_on_trial = False
         return token_output(sequence, output, index, drawn, self._end_if_due(sequence, token_id))
@@ -339,7 +339,9 @@ class Scheduler:
 
     def _end_if_due(self, sequence: Sequence, token_id: int) -> int | None:
         """End the sequence after its last token; gives the token that stopped it, if one did."""
-        if token_id in sequence.end_token_ids and sequence.num_outputs >= sequence.params.min_tokens:
+        params = sequence.params  # where a grammar leaves nothing but the end, it has come before min_tokens
+        is_end_allowed = sequence.num_outputs >= params.min_tokens or params.grammar is not None
+        if token_id in sequence.end_token_ids and is_end_allowed:
             self._finish(sequence, "stop")
             return token_id
         if sequence.num_outputs >= sequence.params.max_tokens or len(sequence.token_ids) >= self.max_request_tokens:

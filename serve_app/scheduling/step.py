@@ -33,16 +33,18 @@ class Step:
 
     def start(self, sequence: Sequence) -> None:
         """Tell the shards which sequence has taken a slot row."""
-        has_history = sequence.params.has_penalties
+        params = sequence.params
+        first = 0 if params.has_penalties else sequence.num_prompt_tokens
+        has_history = params.has_penalties or params.grammar is not None
         self.starts.append(
             SequenceStart(
                 slot_row=sequence.slot_row,
                 choice=sequence.choice,
-                params=sequence.params,
+                params=params,
                 end_token_ids=sorted(sequence.end_token_ids),
                 num_outputs=sequence.num_outputs,
-                history_token_ids=list(sequence.token_ids) if has_history else [],
-                num_history_prompt_tokens=sequence.num_prompt_tokens if has_history else 0,
+                history_token_ids=sequence.token_ids[first:] if has_history else [],
+                num_history_prompt_tokens=sequence.num_prompt_tokens - first,
             )
         )
 

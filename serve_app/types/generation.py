@@ -26,6 +26,7 @@ class SamplingParams:
     ignore_eos: bool = False
     num_logprobs: int | None = None  # top alternatives beside the chosen token; 0: the chosen one only; None: off
     num_prompt_logprobs: int | None = None
+    grammar: str | None = None  # that the text is held to, as preprocessing/grammar_text.py writes it; None: free
 
     @property
     def has_penalties(self) -> bool:

@@ -88,6 +88,7 @@ class ShardSettings:
     attention: str = "auto"  # the backend of sequences that decode; auto: the fastest for this device
     has_cuda_graphs: bool = True  # on CUDA
     is_compiled: bool = False  # kernels of steps on CPU are, where a C++ compiler is found
+    eos_token_ids: tuple[int, ...] = ()  # that end an answer held to a grammar
 
 
 @dataclass(frozen=True, slots=True)

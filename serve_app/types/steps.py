@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from serve_app.types.generation import SamplingParams, TokenLogprobs
 from serve_app.types.tensors import Item
 
+NOT_FINITE = -1  # in place of a drawn token: the logits were not finite
+NOTHING_FITS = -2  # the same: the grammar's next character is in no token, or finding it takes more than it may
 DRAWN_BEFORE = -1  # in place of a token that its shards know first
 MAX_LOGPROB_TOKENS = 256  # of a prompt in one step: each needs its logits, a row of the vocabulary
 
@@ -18,7 +20,7 @@ class SequenceStart:
     params: SamplingParams
     end_token_ids: list[int]  # tokens that end the sequence; suppressed below min_tokens
     num_outputs: int  # tokens drawn before this start
-    history_token_ids: list[int]  # prompt then outputs so far; empty when params has no penalties
+    history_token_ids: list[int]  # prompt, when params has penalties, then outputs so far, with a grammar too
     num_history_prompt_tokens: int
 
 
@@ -53,7 +55,7 @@ class StepOutput:
     """What the last stage drew: one token for each True of StepInput.samples, in order."""
 
     step_id: int
-    token_ids: list[int]  # -1: the logits were not finite
+    token_ids: list[int]  # or NOT_FINITE, NOTHING_FITS
     logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any sequence asks
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by index b
     error: str | None = None  # why there are no tokens: every sequence of the step fails of it

@@ -10,12 +10,14 @@ from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.bodies.known_apis import CohereCut, CohereFormat, CohereInput, PoolingTask, Side
 from serve_app.gateway.bodies.neutral import drop_neutral
 from serve_app.gateway.bodies.openai import EncodingFormat, PartType, Role, TruncationSide
+from serve_app.gateway.bodies.structured import FormatType
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 _ENUMS = {
     "role": get_args(Role),
     "type": get_args(PartType),
+    "response_format.type": get_args(FormatType),
     "encoding_format": get_args(EncodingFormat),
     "embed_dtype": get_args(EmbedDtype),
     "endianness": get_args(Endianness),
@@ -55,7 +57,8 @@ def _request_error(reason: str, raw: dict[str, object]) -> RequestError:
             return RequestError(f"{path} {advice}", field=path)
     allowed = reason.replace("`", "").replace("Expected", "expected", 1)
     if reason.startswith("Invalid enum value"):
-        allowed = f"expected one of {', '.join(_ENUMS[path.rpartition('.')[2].partition('[')[0]])}"
+        values = _ENUMS.get(path) or _ENUMS[path.rpartition(".")[2].partition("[")[0]]
+        allowed = f"expected one of {', '.join(values)}"
     return RequestError(f"{path}={_shown_value(raw, path)} cannot be used: {allowed}", field=path or "body")
 
 

@@ -22,7 +22,6 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (None, False, True),
     "priority": (None, 0),
     "reasoning_effort": (None,),
-    "response_format": (None, {"type": "text"}),
     "spaces_between_special_tokens": (None, True),
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),

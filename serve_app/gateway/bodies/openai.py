@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from serve_app.gateway.bodies.structured import ResponseFormat, StructuredOutputs
+
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 
@@ -64,6 +66,13 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     truncation_side: TruncationSide | None = None  # what truncate_prompt_tokens leaves out; None: left
     cache_salt: str | None = None  # prompts share what is computed of their beginnings under one salt only
     priority: Priority | None = None  # the lowest number comes first; None: the key's
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, object] | str | bool | None = None  # as structured_outputs, of clients from before it
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_whitespace_pattern: str | None = None
     restore_redactions: bool | None = None  # in the answer, what the model's redact_pii has taken out
     prompt_cache_key: str | None = None  # requests with one go to one copy of the model where that pays
     user: str | None = None  # from here on: taken and without effect

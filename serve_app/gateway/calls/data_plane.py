@@ -7,6 +7,7 @@ from serve_app.backend.text_models import TextModels
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.calls.graph_calls import GraphCalls
+from serve_app.gateway.calls.held_answers import HeldAnswers
 from serve_app.gateway.calls.inference import InferenceService
 from serve_app.gateway.calls.known_apis import KnownApiCalls
 from serve_app.gateway.calls.model_calls import ModelCalls
@@ -36,7 +37,10 @@ class DataPlane:
         )
         text_models = TextModels(backend, self.pool)
         self.models = ServedModels(text_models, self.metrics)
-        self.reader = RequestReader(PromptSteps(backend), self.pool, self._renderer, config.queue_timeout_s)
+        self._held_answers = HeldAnswers(self.pool)
+        self.reader = RequestReader(
+            PromptSteps(backend), self.pool, self._renderer, self._held_answers, config.queue_timeout_s
+        )
         service = InferenceService(text_models, config.queue_timeout_s)
         self.watches = OpenStreams()
         self.infer_streams = OpenStreams(max_of_caller=256, max_in_all=2048)
@@ -52,4 +56,5 @@ class DataPlane:
     def close(self) -> None:
         """End threads and processes."""
         self.pool.close()
+        self._held_answers.close()
         self._renderer.close()

@@ -27,6 +27,7 @@ def sampling_params(
     max_tokens: int,
     num_logprobs: int | None,
     num_prompt_logprobs: int | None,
+    grammar: str | None,
 ) -> SamplingParams:
     """What the Router gets. Raises RequestError."""
     min_tokens = body.min_tokens or 0
@@ -62,6 +63,7 @@ def sampling_params(
         ignore_eos=bool(body.ignore_eos),
         num_logprobs=num_logprobs,
         num_prompt_logprobs=num_prompt_logprobs,
+        grammar=grammar,
     )
 
 

@@ -13,6 +13,7 @@ from serve_app.gateway.bodies.openai import (
 from serve_app.gateway.caller import cache_salt, output_allowance, owner, priority, session
 from serve_app.gateway.calls.chat_messages import check_messages, template_message
 from serve_app.gateway.calls.generation import GenerationCall, OutputOptions
+from serve_app.gateway.calls.held_answers import HeldAnswers
 from serve_app.gateway.calls.logprob_limits import check_logprobs, num_of
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.calls.params import OutputLimit, check_token_ids, fit_output, sampling_params
@@ -35,8 +36,14 @@ class RequestReader:
     """Turns checked bodies into GenerationCalls."""
 
     def __init__(
-        self, steps: PromptSteps, pool: TextPool, renderer: ChatTemplateRenderer, queue_timeout_s: float | None
+        self,
+        steps: PromptSteps,
+        pool: TextPool,
+        renderer: ChatTemplateRenderer,
+        held_answers: HeldAnswers,
+        queue_timeout_s: float | None,
     ) -> None:
+        self._held_answers = held_answers
         self._steps = steps
         self._pool = pool
         self._renderer = renderer
@@ -57,10 +64,11 @@ class RequestReader:
                 f"n={options.num_choices} for {len(prompts)} prompts is too much; send at most {MAX_SEQUENCES} in all",
                 field="n",
             )
+        grammar = await self._held_answers.grammar_of(body, model)
         redactions = await self._steps.change_prompts(prompts, model.description)
         token_lists = [await self._prompt_tokens(prompt, body, model) for prompt in prompts]
         limit = OutputLimit(body.max_tokens, DEFAULT_COMPLETION_TOKENS, "max_tokens", "prompt")
-        requests = [self._request(body, model, token_ids, options, limit) for token_ids in token_lists]
+        requests = [self._request(body, model, token_ids, options, limit, grammar) for token_ids in token_lists]
         prompt_texts: list[list[str]] = []
         if options.has_echo:
             is_given = body.truncate_prompt_tokens is None and options.num_logprobs is None
@@ -86,6 +94,7 @@ class RequestReader:
         is_prompt_only = 0 in (body.max_tokens, body.max_completion_tokens)
         num_logprobs = num_of(body.top_logprobs or 0, model) if body.logprobs else None
         options = _output_options(body, model, num_logprobs=num_logprobs, is_prompt_only=is_prompt_only)
+        grammar = await self._held_answers.grammar_of(body, model)
         redactions = await self._steps.change_messages(body.messages, model.description)
         text = await self.chat_text(body, model)
         await self._refuse_long(text, body, model, "messages")
@@ -96,7 +105,7 @@ class RequestReader:
         default_tokens = min((number for number in given if number is not None), default=None)
         field = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
         limit = OutputLimit(getattr(body, field), default_tokens, field, "messages")
-        request = self._request(body, model, token_ids, options, limit)
+        request = self._request(body, model, token_ids, options, limit, grammar)
         return GenerationCall(model, [request], [], options, [redactions] if options.restores_redactions else [])
 
     async def chat_text(self, body: ChatBody | TokenizeBody, model: ServedModel) -> str:
@@ -161,6 +170,7 @@ class RequestReader:
         token_ids: list[int],
         options: OutputOptions,
         limit: OutputLimit,
+        grammar: str | None,
     ) -> GenerateRequest:
         if not token_ids:
             message = (
@@ -175,6 +185,7 @@ class RequestReader:
             max_tokens=max(1, fit_output(len(token_ids), model, limit)),  # a model reads no prompt without an answer
             num_logprobs=options.num_logprobs,
             num_prompt_logprobs=max((number for number in asked_logprobs if number is not None), default=None),
+            grammar=grammar,
         )
         check_logprobs(params, len(token_ids), options.num_choices)
         return GenerateRequest(

@@ -123,9 +123,16 @@ def _model(name: str) -> dict[str, str]:
 
 def _sampling(params: pb.SamplingParams) -> dict[str, object]:
     """What is set, under the names of the HTTP bodies."""
-    repeated = {"stop": list(params.stop), "stop_token_ids": list(params.stop_token_ids)}
-    single = [field.name for field in params.DESCRIPTOR.fields if field.name not in repeated]
-    return {**_given(params, *single), **{name: values for name, values in repeated.items() if values}}
+    given = _all_given(params, {"stop": list(params.stop), "stop_token_ids": list(params.stop_token_ids)})
+    if params.HasField("structured_outputs"):
+        held = params.structured_outputs
+        given["structured_outputs"] = _all_given(held, {"choice": list(held.choice)})
+    return given
+
+
+def _all_given(message: Message, repeated: dict[str, list[str] | list[int]]) -> dict[str, object]:
+    single = [field.name for field in message.DESCRIPTOR.fields if field.name not in repeated]
+    return {**_given(message, *single), **{name: values for name, values in repeated.items() if values}}
 
 
 def _given(message: Message, *names: str) -> dict[str, object]:

@@ -117,6 +117,19 @@ async def test_a_text_is_continued_as_over_http(stub: Any, client: httpx.AsyncCl
     assert usage.cached_prompt_tokens == plain["usage"]["prompt_tokens_details"]["cached_tokens"] == 3
 
 
+async def test_an_answer_is_held_to_a_form_as_over_http(stub: Any, backend: ScriptedBackend) -> None:
+    for held, part in (
+        (pb.StructuredOutputs(json='{"enum": [1]}', disable_any_whitespace=True), '"whitespace_flexible": false'),
+        (pb.StructuredOutputs(choice=["a", "b"]), 'start: "a" | "b"'),
+    ):
+        sampling = pb.SamplingParams(max_tokens=2, structured_outputs=held)
+        await pieces_of(stub.Generate(pb.GenerateRequest(text="hello", sampling=sampling)))
+        assert part in (backend.requests[-1].params.grammar or "")
+    sampling = pb.SamplingParams(structured_outputs=pb.StructuredOutputs(regex="(?=a)b"))
+    with pytest.raises(grpc.aio.AioRpcError, match="cannot be used"):
+        await pieces_of(stub.Generate(pb.GenerateRequest(text="hello", sampling=sampling)))
+
+
 async def test_token_ids_go_in_and_come_out(stub: Any, backend: ScriptedBackend) -> None:
     ids = backend.ids("abc")
     request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=ids), sampling=pb.SamplingParams(max_tokens=len(ids)))

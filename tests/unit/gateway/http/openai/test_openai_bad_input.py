@@ -130,7 +130,7 @@ BAD_KEYS = [
     (CHAT, {"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
     (CHAT, {"chat_template": "{{ x }}"}, "chat_template"),
     (CHAT, {"tools": [{"type": "function"}]}, "tools"),
-    (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
+    (CHAT, {"response_format": {"type": "xml"}}, "response_format.type"),
     (CHAT, {"functions": [{}]}, "functions"),
     (CHAT, {"audio": {"voice": "x"}}, "audio"),
     (CHAT, {"modalities": ["audio"]}, "modalities"),
