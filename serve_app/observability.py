@@ -11,6 +11,7 @@ from serve_app.config.environment import read_environment
 
 _TEXT_FORMAT = "%(levelname)s %(asctime)s %(name)s %(message)s"
 _PERCENT_SIGN = "%%"
+_TRACE_FIELDS = ("trace_id", "span_id")
 _PLACEHOLDER = re.compile(rf"{_PERCENT_SIGN}|(?:\b(\w+)=)?%[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]")
 
 
@@ -31,7 +32,10 @@ def configure_logging(stream: TextIO = sys.stderr) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """A line as one JSON object: time, level, logger, pid and message, and each `key=%s` of the event as a field."""
+    """A line as one JSON object: time, level, logger, pid and message, and each `key=%s` of the event as a field.
+
+    Of a traced request trace_id and span_id, too, which serve_app.tracing gives a record.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Without a line break."""
@@ -44,6 +48,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
+        told |= {name: value for name in _TRACE_FIELDS if (value := getattr(record, name, None)) is not None}
         return json.dumps({**_fields(record), **told}, default=str)
 
 

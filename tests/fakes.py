@@ -27,7 +27,7 @@ from serve_app.types.generation import (
     TokenLogprobs,
 )
 from serve_app.types.graphs import GraphRequest, GraphResult
-from serve_app.types.models import CopyState, ModelDescription
+from serve_app.types.models import CopyCounts, CopyState, ModelDescription, StageCounts
 from serve_app.types.plans import CopyAccount
 from serve_app.types.tensors import InferRequest, InferResult, Item
 
@@ -217,7 +217,8 @@ class ScriptedBackend:
 
     def health(self) -> HealthReport:
         """One copy."""
-        state = CopyState("replica-1", "ready" if self.is_healthy else "failed", "", 0, 0, 64, 64)
+        counts = CopyCounts(stages=[StageCounts(4, 0.2)])
+        state = CopyState("replica-1", "ready" if self.is_healthy else "failed", "", 0, 0, 64, 64, counts=counts)
         detail = "" if self.is_healthy else "shard 1 is gone"
         return HealthReport(
             self.is_healthy,

@@ -10,7 +10,9 @@ from serve_app.backend.time_left import TimeLeft
 from serve_app.backend.token_stream import TokenStream
 from serve_app.config.failover import FailoverConfig
 from serve_app.errors import InternalError, ShardLostError, StepLostError, UnavailableError
-from serve_app.types.generation import GenerateRequest
+from serve_app.tracing.attributes import ERROR_TYPE, OUTPUT_TOKENS
+from serve_app.tracing.tracing import add_event
+from serve_app.types.generation import Completion, GenerateRequest
 from serve_app.types.links import LinkAddress
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, GenerateMessage, GenerateReply, Reply
 
@@ -25,8 +27,10 @@ async def generate_on(
     stream: TokenStream,
     failover: FailoverConfig,
     prompt: RoutedPrompt | None = None,
-) -> None:
-    """Run a request to the end of its stream, on as many copies as it takes; None as its prompt: on the least busy.
+) -> Completion | None:
+    """Run a request to the end of its stream, on as many copies as it takes; None: its end was not told.
+
+    Without a prompt it goes to the least busy copy.
 
     Its tokens are those of a run without a loss: the random numbers of a draw follow from seed, choice and position,
     and what was drawn is computed again as it was. (A prefill of many tokens at once rounds differently: above
@@ -44,15 +48,15 @@ async def generate_on(
             except (ReplicaLostError, ShardLostError) as loss:
                 num_losses += 1
                 if stream.has_ended:
-                    return  # only the word that it has was lost
+                    return None  # only the word that it has was lost
                 if num_losses > failover.max_resumes:
                     raise _given_up(loss, num_losses) from None
                 make, wait_s = _next_call(request, left, stream, loss, failover), failover.max_pause_s
                 calls.num_resumes += 1
                 _log(request, stream, num_losses)
+                add_event("resume", {ERROR_TYPE: type(loss).__name__, OUTPUT_TOKENS: stream.num_tokens})
             else:
-                _check_end(stream, reply)
-                return
+                return _check_end(stream, reply)
 
 
 def _first_call(request: GenerateRequest, left: TimeLeft) -> MakeCall:
@@ -79,12 +83,13 @@ def _next_call(
     return make
 
 
-def _check_end(stream: TokenStream, reply: Reply | None) -> None:
+def _check_end(stream: TokenStream, reply: Reply | None) -> Completion | None:
     if reply is None:
-        return  # the stream has all that is wanted
+        return None  # the stream has all that is wanted
     if not isinstance(reply, GenerateReply):
         raise InternalError(f"a {type(reply).__name__} came where a GenerateReply was due")
     stream.check_end(reply.completion)
+    return reply.completion
 
 
 def _given_up(loss: Exception, num_losses: int) -> UnavailableError:

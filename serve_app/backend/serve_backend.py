@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from serve_app.backend.applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME, Application, Applications
+from serve_app.backend.call_spans import generating, part_of
 from serve_app.backend.control import Control
 from serve_app.backend.failover import generate_on
 from serve_app.backend.prompt_marks import RoutedPrompt
@@ -17,6 +18,7 @@ from serve_app.backend.time_left import TimeLeft
 from serve_app.backend.token_stream import TokenStream
 from serve_app.config.failover import FailoverConfig
 from serve_app.errors import InternalError, ModelNotFoundError, UnavailableError
+from serve_app.tracing.tracing import Tracing
 from serve_app.types.chains import ChainRequest, ChainResult
 from serve_app.types.generation import GenerateRequest
 from serve_app.types.graphs import GraphRequest, GraphResult
@@ -64,9 +66,11 @@ class ServeBackend:
         *,
         has_graphs: bool = True,
         failover: FailoverConfig | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._control = control
         self._failover = failover or FailoverConfig()
+        self._tracing = tracing
         self._receiver = TokenReceiver(control.node)
         self._senders = Senders(control.node)
         self._open_calls = OpenCalls()
@@ -116,10 +120,18 @@ class ServeBackend:
         stream, calls = TokenStream(request.num_choices, take), self._calls(model, ROUTER_NAME)
         description = self.model(model)
         prompt = None if description is None else _routed_prompt(description, request)
-        await generate_on(calls, request, stream, self._failover, prompt)
+        if self._tracing is None:
+            await generate_on(calls, request, stream, self._failover, prompt)
+            return
+        with generating(self._tracing, model, request, stream) as call:
+            call.completion = await generate_on(calls, call.request, stream, self._failover, prompt)
 
     async def infer(self, request: InferRequest) -> InferResult:
         """See ModelBackend. Many entries are run in pieces on all copies."""
+        with part_of(self._tracing, "infer", request.model, request) as request:
+            return await self._infer(request)
+
+    async def _infer(self, request: InferRequest) -> InferResult:
         calls, left = self._calls(request.model, ROUTER_NAME), TimeLeft(request.time_left_s)
         if len(request.items) <= _CHUNK_ITEMS:
             return await self._infer_once(calls, request, left)
@@ -143,13 +155,15 @@ class ServeBackend:
     async def run_chain(self, request: ChainRequest) -> ChainResult:
         """See ModelBackend."""
         calls = self._calls(request.model, PREPROCESSOR_NAME)
-        return _expected(ChainReply, await calls.call(_maker(ChainMessage, request), _CHAIN_WAIT_S)).result
+        with part_of(self._tracing, "preprocess", request.model, request) as request:
+            return _expected(ChainReply, await calls.call(_maker(ChainMessage, request), _CHAIN_WAIT_S)).result
 
     async def run_graph(self, request: GraphRequest) -> GraphResult:
         """See ModelBackend."""
         calls, left = self._calls(request.graph, GRAPH_NAME), TimeLeft(request.time_left_s)
-        reply = await calls.call(_timed_maker(GraphMessage, request, left), request.queue_timeout_s)
-        return _expected(GraphReply, reply).result
+        with part_of(self._tracing, "graph", request.graph, request) as request:
+            reply = await calls.call(_timed_maker(GraphMessage, request, left), request.queue_timeout_s)
+            return _expected(GraphReply, reply).result
 
     async def accounts(self) -> list[CopyAccount]:
         """See ModelBackend."""

@@ -15,6 +15,8 @@ from serve_app.preprocessing.arrays import to_array
 from serve_app.preprocessing.model_entries import check_token_ids, label_probabilities
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import TextEncoding, Tokenizer
+from serve_app.tracing.attributes import NUM_ENTRIES
+from serve_app.tracing.tracing import Tracing, part
 from serve_app.types.chains import ChainOutcome, ChainRequest, ChainValue, LabelScore
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import InferRequest, Item
@@ -60,9 +62,10 @@ class Answers:
 class TextModels:
     """Runs texts and tensors on models."""
 
-    def __init__(self, backend: ModelBackend, pool: TextPool) -> None:
+    def __init__(self, backend: ModelBackend, pool: TextPool, tracing: Tracing | None = None) -> None:
         self.backend = backend
         self._pool = pool
+        self._tracing = tracing
         self._tokenizers: dict[tuple[str, str, int], Tokenizer] = {}  # by name, directory, creation
         self._loading = asyncio.Lock()
 
@@ -80,6 +83,12 @@ class TextModels:
         self, model: ModelDescription, tokenizer: Tokenizer, entries: Sequence[TextEntry], max_tokens: int | None = None
     ) -> list[TextEncoding]:
         """The tokens of each entry, in order; those above max_tokens are cut off. Raises RequestError."""
+        with part(self._tracing, "tokenize", {NUM_ENTRIES: len(entries)}):
+            return await self._encode(model, tokenizer, entries, max_tokens)
+
+    async def _encode(
+        self, model: ModelDescription, tokenizer: Tokenizer, entries: Sequence[TextEntry], max_tokens: int | None
+    ) -> list[TextEncoding]:
         if len(entries) == 1 and _num_chars(entries[0]) <= _INLINE_CHARS:
             return _encode(model, tokenizer, entries, max_tokens)
         jobs = [

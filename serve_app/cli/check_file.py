@@ -33,6 +33,7 @@ from serve_app.planning.setting_problems import Problem
 from serve_app.planning.text_facts import TextFacts
 from serve_app.preprocessing.chain import ChainModel, check_chains
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
+from serve_app.tracing.start import check_exporter
 from serve_app.types.shards import BatchModelSettings, EngineKind
 
 
@@ -63,6 +64,7 @@ def check_file(path: Path, *, can_download: bool, machine: Machine | None = None
     machine: where it is to run; None: it is not known what there is.
     """
     environment = read_environment()
+    check_exporter(environment.tracing)
     report = _with_splits(inspect_serve_file(path), path, environment, can_download=can_download)
     keys = _check_keys(report.gateway, path)
     models = [_check_model(model, path, environment, machine, can_download=can_download) for model in report.models]

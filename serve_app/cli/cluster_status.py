@@ -1,7 +1,7 @@
 """What runs on a cluster: Serve's view of the applications, and the Gateway's of their copies and queues."""
 
 import urllib.error
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,7 +51,7 @@ def read_status(view: ServeView, dashboard_url: str, read: Callable[[str], bytes
     """The status of a cluster; `read` gives the body that a URL answers with, and raises OSError when none does."""
     gateway = gateway_url(view, dashboard_url)
     health = HealthBody("unknown") if gateway is None else _read_health(gateway, read)
-    applications = [_status_of(one, health.models or {}) for one in view.applications.values()]
+    applications = [_status_of(one, health) for one in view.applications.values()]
     return ClusterStatus(dashboard_url, gateway, health.status, health.detail or "", applications)
 
 
@@ -76,12 +76,14 @@ def _read_health(gateway: str, read: Callable[[str], bytes]) -> HealthBody:
         return HealthBody("unknown", f"{gateway}/health does not answer as a Gateway does")
 
 
-def _status_of(application: ApplicationView, copies: Mapping[str, list[CopyState]]) -> ApplicationStatus:
-    deployments = application.deployments.values()
+def _status_of(application: ApplicationView, health: HealthBody) -> ApplicationStatus:
+    deployments, copies = application.deployments.values(), health.models or {}
+    newcomer = (health.newcomers or {}).get(application.name)
+    trouble = "" if application.is_running else application.trouble
     return ApplicationStatus(
         application.name,
         application.status,
-        "" if application.is_running else application.trouble,
+        trouble or (newcomer.detail if newcomer is not None else ""),
         sum(one.num_running for one in deployments),
         sum(one.target_num_replicas for one in deployments),
         [ModelStatus(name, copies[name]) for name in _model_names(application) if name in copies],

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.config.tracing import TracingSettings, read_tracing
 from serve_app.errors import ConfigError
 
 SHARD_SERVER_VARIABLE = "RAYSHARD_SHARD_SERVER"  # set by `rayshard serve` for its cluster
@@ -28,6 +29,7 @@ class Environment:
     max_visible_gpus: int | None = None  # None: all that there are
     shard_server: str | None = None  # the socket of the process that forks shards on CPU
     log_format: str = "text"  # of our processes' log lines: text, json
+    tracing: TracingSettings | None = None  # None: no request is traced
 
     @property
     def measured_devices_file(self) -> Path:
@@ -55,6 +57,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         max_visible_gpus=_num_devices(given.get("CUDA_VISIBLE_DEVICES")),
         shard_server=given.get(SHARD_SERVER_VARIABLE) or None,
         log_format=_log_format(given.get(LOG_FORMAT_VARIABLE) or "text"),
+        tracing=read_tracing(given),
     )
 
 

@@ -5,12 +5,15 @@ from dataclasses import replace
 
 from serve_app.backend.time_left import TimeLeft
 from serve_app.deployments.batch_work import BatchWork
+from serve_app.deployments.call_trace import CallTrace
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.queue_time import limited_queue_time
 from serve_app.errors import InternalError, RayshardError
 from serve_app.planning.copy_prediction import CopyPrediction, account_of
 from serve_app.planning.served_model import BatchModelPlan
 from serve_app.scheduling.jobs import Job, JobResult
+from serve_app.tracing.attributes import request_attributes
+from serve_app.tracing.tracing import Tracing
 from serve_app.types.models import ModelDescription
 from serve_app.types.plans import CopyAccount, SeenRates
 from serve_app.types.tensors import InferRequest, InferResult
@@ -22,8 +25,8 @@ _UNPLANNED = CopyPrediction(notes=["models that are done after one step are not 
 class BatchCalls:
     """Runs InferMessages."""
 
-    def __init__(self, plans: list[BatchModelPlan], sender: str) -> None:
-        self.work = BatchWork(plans, self._take_results)
+    def __init__(self, plans: list[BatchModelPlan], sender: str, tracing: Tracing | None = None) -> None:
+        self.work = BatchWork(plans, self._take_results, tracing)
         self._plans = plans
         self._sender = sender
         self._waiting: dict[Job, asyncio.Future[InferResult]] = {}
@@ -37,7 +40,13 @@ class BatchCalls:
         if not isinstance(call, InferMessage):
             raise InternalError(f"a Router of such models takes no {type(call).__name__}")
         left = TimeLeft(call.request.time_left_s)
-        result = await left.bound(self._infer(call.request, copy, left))
+        traces, request = self.work.traces, call.request
+        if traces is None:
+            result = await left.bound(self._infer(request, copy, left, None))
+            return InferReply(PROTOCOL_VERSION, 0, call.stream, result)
+        attributes = request_attributes(request.model, request.request_id, len(request.items))
+        with traces.call(f"infer {request.model}", request.trace, attributes) as trace:
+            result = await left.bound(self._infer(request, copy, left, trace))
         return InferReply(PROTOCOL_VERSION, 0, call.stream, result)
 
     async def account(self, copy: ModelCopy) -> list[CopyAccount]:
@@ -51,11 +60,15 @@ class BatchCalls:
     def lose_shards(self, _error: RayshardError) -> None:
         """What was in flight is in the queue again: nothing ends but what has killed shards before."""
 
-    async def _infer(self, request: InferRequest, copy: ModelCopy, left: TimeLeft) -> InferResult:
+    async def _infer(
+        self, request: InferRequest, copy: ModelCopy, left: TimeLeft, trace: CallTrace | None
+    ) -> InferResult:
         await copy.wait_until_ready(request.queue_timeout_s)
         job = self.work.submit(replace(request, time_left_s=left.seconds))
         ended: asyncio.Future[InferResult] = asyncio.get_running_loop().create_future()
         self._waiting[job] = ended
+        if self.work.traces is not None:
+            self.work.traces.add(trace, [job])
         copy.wake()
         try:
             with limited_queue_time(ended, request.queue_timeout_s, lambda: not job.is_begun):

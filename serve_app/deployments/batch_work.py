@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 
 from serve_app.deployments.copy_work import Load, QueueTimes
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
+from serve_app.deployments.step_traces import StepTraces
 from serve_app.errors import ConfigError, UnavailableError
 from serve_app.planning.reservations import batch_engine_kind
 from serve_app.planning.served_model import BatchModelPlan
 from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler
 from serve_app.scheduling.jobs import Job, JobResult
-from serve_app.types.models import CopyCounts, ModelSource
+from serve_app.tracing.tracing import Tracing
+from serve_app.types.models import CopyCounts, ModelSource, WaitsFor
 from serve_app.types.shards import (
     BatchModelReport,
     BatchShardSettings,
@@ -25,11 +27,18 @@ from serve_app.types.tensors import InferRequest
 class BatchWork:
     """CopyWork of one such model, or of several small ones in one shard process."""
 
-    def __init__(self, plans: list[BatchModelPlan], on_results: Callable[[list[JobResult]], None]) -> None:
+    def __init__(
+        self,
+        plans: list[BatchModelPlan],
+        on_results: Callable[[list[JobResult]], None],
+        tracing: Tracing | None = None,
+    ) -> None:
         self.config = plans[0].config  # models of one application share what counts
         self.name = ",".join(plan.config.name for plan in plans)
         self.engine_kind: EngineKind = batch_engine_kind([plan.config for plan in plans])
         self.shards = plans[0].shards
+        stages = [shard.stage for shard in self.shards]
+        self.traces = None if tracing is None else StepTraces(tracing, "run", stages)
         self.sources: list[ModelSource] = [plan.source for plan in plans]
         self.reports: dict[str, BatchModelReport] = {}  # by model, when loaded
         self._plans = plans
@@ -66,7 +75,7 @@ class BatchWork:
                 max_rows=engine.max_num_seqs,
                 max_tokens=engine.max_num_batched_tokens,
                 max_queued=engine.max_queued,
-                on_start=self._queue_times.start,
+                on_start=self._start,
             )
         return self._scheduler
 
@@ -82,6 +91,8 @@ class BatchWork:
         """What was in flight waits for the next epoch."""
         if self._scheduler is not None:
             self._on_results(self._scheduler.lose_shards())
+        if self.traces is not None:
+            self.traces.lose_shards()
 
     def submit(self, request: InferRequest) -> Job:
         """Queue a request, also while the shards are made anew. Raises what BatchScheduler.add raises."""
@@ -99,11 +110,17 @@ class BatchWork:
         if self._scheduler is not None:
             self._scheduler.cancel(job)
 
+    def _start(self, job: Job) -> None:
+        self._queue_times.start(job)
+        if self.traces is not None:
+            self.traces.start(job)
+
     def load(self) -> Load:
         """Entries; there are no blocks."""
         if self._scheduler is None:
             return Load()
-        return Load(self._scheduler.num_running, self._scheduler.num_waiting)
+        waits_for: WaitsFor = "step" if self._scheduler.num_waiting else ""
+        return Load(self._scheduler.num_running, self._scheduler.num_waiting, waits_for=waits_for)
 
     def counts(self) -> CopyCounts:
         """See CopyWork."""

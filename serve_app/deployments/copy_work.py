@@ -7,9 +7,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from serve_app.config.model import ModelConfig
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
+from serve_app.deployments.step_traces import StepTraces
 from serve_app.metrics.families import QUEUE
 from serve_app.metrics.times import Times
-from serve_app.types.models import CopyCounts, ModelSource
+from serve_app.types.models import CopyCounts, ModelSource, WaitsFor
 from serve_app.types.shards import (
     BatchShardSettings,
     EngineKind,
@@ -35,6 +36,7 @@ class Load:
     num_blocks: int = 0
     num_prompt_tokens: int = 0  # of all requests since the shards were started
     num_cached_tokens: int = 0  # of those, found in the cache
+    waits_for: WaitsFor = ""
 
 
 class QueueTimes(Generic[WaitingT]):
@@ -69,6 +71,7 @@ class CopyWork(Protocol):
     engine_kind: EngineKind
     shards: list[ShardSpec]
     sources: list[ModelSource]  # what a shard's node must have
+    traces: StepTraces | None  # None: nobody traces
 
     def settings(self, shard: ShardSpec, num_threads: int) -> Settings:
         """How one shard is to be made."""

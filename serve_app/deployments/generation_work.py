@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 
 from serve_app.deployments.copy_work import Load, QueueTimes
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
+from serve_app.deployments.step_traces import StepTraces
 from serve_app.errors import ConfigError
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.planning.memory_plan import useful_blocks
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence as TokenSequence
+from serve_app.tracing.tracing import Tracing
 from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
 from serve_app.types.models import CopyCounts
 from serve_app.types.plans import SeenRates
@@ -26,11 +28,18 @@ class GenerationWork:
 
     engine_kind: EngineKind = "generation"
 
-    def __init__(self, plan: GeneratorPlan, on_outputs: Callable[[list[SequenceOutput]], None]) -> None:
+    def __init__(
+        self,
+        plan: GeneratorPlan,
+        on_outputs: Callable[[list[SequenceOutput]], None],
+        tracing: Tracing | None = None,
+    ) -> None:
         self.config = plan.config
         self.name = plan.config.name
         self.shards = plan.shards
         self.sources = [plan.source]
+        stages = [shard.stage for shard in plan.shards]
+        self.traces = None if tracing is None else StepTraces(tracing, "prefill", stages)
         self.max_model_len = plan.max_model_len
         self.max_request_tokens = plan.max_model_len  # prompt and output tokens of the longest sequence that fits
         self._plan = plan
@@ -89,7 +98,7 @@ class GenerationWork:
             has_prefix_cache=self.config.engine.prefix_cache,
             joins_blocks=self.config.device.type == "cpu",
             overlaps_steps=self.config.parallel.pipeline == 1,
-            on_start=self._queue_times.start,
+            on_start=self._start,
         )
         return self._scheduler
 
@@ -119,6 +128,8 @@ class GenerationWork:
             if more is not None and more.finish_reason is not None and not self._warm_up.done():
                 self._warm_up.set_result(more)
             return
+        if self.traces is not None:
+            self.traces.see(outputs)
         self._on_outputs(outputs)
 
     def lose_shards(self) -> None:
@@ -127,6 +138,8 @@ class GenerationWork:
             self._scheduler.abort_all()
             self._num_preemptions += self._scheduler.num_preemptions
             self._scheduler = None
+        if self.traces is not None:
+            self.traces.lose_shards()
 
     def submit(self, request: GenerateRequest) -> list[TokenSequence]:
         """Queue a request; raises what Scheduler.add raises."""
@@ -143,6 +156,11 @@ class GenerationWork:
                 if not sequence.is_finished:
                     self._scheduler.abort(sequence)
 
+    def _start(self, sequence: TokenSequence) -> None:
+        self._queue_times.start(sequence)
+        if self.traces is not None:
+            self.traces.start(sequence)
+
     def load(self) -> Load:
         """Sequences, and blocks of the KV cache."""
         scheduler = self._scheduler
@@ -155,6 +173,7 @@ class GenerationWork:
             scheduler.limits.num_blocks,
             scheduler.num_prompt_tokens,
             scheduler.num_cached_tokens,
+            scheduler.waits_for,
         )
 
     def seen_rates(self) -> SeenRates:

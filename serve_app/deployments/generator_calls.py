@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from serve_app.backend.time_left import TimeLeft
 from serve_app.config.environment import read_environment
+from serve_app.deployments.call_trace import CallTrace
 from serve_app.deployments.generation_work import GenerationWork
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.queue_time import limited_queue_time
@@ -13,6 +14,18 @@ from serve_app.planning.copy_prediction import CopyPrediction, account_of, predi
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.sequence import Sequence, SequenceState
+from serve_app.tracing.attributes import (
+    CACHED_TOKENS,
+    COPY,
+    FINISH_REASONS,
+    NUM_DONE_TOKENS,
+    NUM_PREEMPTIONS,
+    OUTPUT_TOKENS,
+    Attributes,
+    Value,
+    generation_attributes,
+)
+from serve_app.tracing.tracing import Tracing
 from serve_app.types.generation import Completion
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import ModelDescription
@@ -38,8 +51,8 @@ class _RunningCall:
 class GeneratorCalls:
     """Runs GenerateMessages."""
 
-    def __init__(self, plan: GeneratorPlan, sender: str, senders: Senders) -> None:
-        self.work = GenerationWork(plan, self.take_outputs)
+    def __init__(self, plan: GeneratorPlan, sender: str, senders: Senders, tracing: Tracing | None = None) -> None:
+        self.work = GenerationWork(plan, self.take_outputs, tracing)
         self._plan = plan
         self._sender = sender
         self._senders = senders
@@ -55,7 +68,15 @@ class GeneratorCalls:
         if not isinstance(call, GenerateMessage):
             raise InternalError(f"a Router of a generator takes no {type(call).__name__}")
         left = TimeLeft(call.request.time_left_s)
-        completion = await left.bound(self._generate(call, copy, left))
+        traces, request = self.work.traces, call.request
+        if traces is None:
+            completion = await left.bound(self._generate(call, copy, left, None))
+            return GenerateReply(PROTOCOL_VERSION, 0, call.stream, completion)
+        attributes = {**generation_attributes(self.work.name, request), COPY: self._sender}
+        if request.progress is not None:
+            attributes[NUM_DONE_TOKENS] = sum(map(len, request.progress.token_ids))
+        with traces.call(f"generate {self.work.name}", request.trace, attributes) as trace:
+            completion = await left.bound(self._generate(call, copy, left, trace))
         return GenerateReply(PROTOCOL_VERSION, 0, call.stream, completion)
 
     async def account(self, copy: ModelCopy) -> list[CopyAccount]:
@@ -72,12 +93,16 @@ class GeneratorCalls:
             if not call.ended.done():
                 call.ended.set_exception(_loss_of(call, error))
 
-    async def _generate(self, message: GenerateMessage, copy: ModelCopy, left: TimeLeft) -> Completion:
+    async def _generate(
+        self, message: GenerateMessage, copy: ModelCopy, left: TimeLeft, trace: CallTrace | None
+    ) -> Completion:
         await copy.wait_until_ready(message.request.queue_timeout_s)
         request = replace(message.request, time_left_s=left.seconds)
         call = _RunningCall(message.reply_to, message.stream, asyncio.get_running_loop().create_future())
         call.sequences = self.work.submit(request)
         call.num_unfinished = len(call.sequences)
+        if self.work.traces is not None:
+            self.work.traces.add(trace, call.sequences)
         for sequence in call.sequences:
             self._calls[sequence] = call
         copy.wake()
@@ -89,6 +114,8 @@ class GeneratorCalls:
                 self._calls.pop(sequence, None)
             self.work.abort(call.sequences)
             copy.wake()
+            if trace is not None:
+                trace.span.set_attributes(_attributes_of(call.sequences))
         return Completion(
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=[sequence.num_outputs for sequence in call.sequences],
@@ -127,6 +154,17 @@ class GeneratorCalls:
         for call in {call for call in self._calls.values() if call.reply_to.server_key == gateway.server_key}:
             if not call.ended.done():
                 call.ended.set_exception(error)
+
+
+def _attributes_of(sequences: list[Sequence]) -> Attributes:
+    """What has become of a call's sequences."""
+    found: dict[str, Value] = {
+        OUTPUT_TOKENS: sum(one.num_outputs for one in sequences),
+        CACHED_TOKENS: max((one.num_cached_tokens for one in sequences), default=0),
+        FINISH_REASONS: [one.finish_reason or "abort" for one in sequences],
+    }
+    num_preemptions = sum(one.num_preemptions for one in sequences)
+    return {**found, NUM_PREEMPTIONS: num_preemptions} if num_preemptions else found
 
 
 def _loss_of(call: _RunningCall, error: RayshardError) -> RayshardError:

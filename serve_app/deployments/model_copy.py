@@ -131,6 +131,7 @@ class ModelCopy:
             counts=self._counts(),
             bubble=mean_share(bubbles),
             stage_bubbles=bubbles,
+            waits_for=load.waits_for,
         )
 
     def measured(self, weights_of: Callable[[ShardReport], int]) -> list[MeasuredBytes | None]:
@@ -154,6 +155,7 @@ class ModelCopy:
             stage_busy_s=meter.busy_s,
             stage_idle_s=meter.idle_s,
             num_control_bytes=self._num_control_bytes + now,
+            stages=meter.stages.counts([shard.stage for shard in self._work.shards]),
         )
 
     async def _start_group(self) -> None:
@@ -205,6 +207,7 @@ class ModelCopy:
             num_shards,
             self._work.take,
             self._meter,
+            self._work.traces,
             heartbeat_s=timeouts.heartbeat_s,
             step_s=timeouts.collective_s + timeouts.heartbeat_s,
         )

@@ -8,6 +8,7 @@ from serve_app.deployments.copy_work import CopyWork, GroupMaker
 from serve_app.deployments.model_copy import RETRY_S, ModelCopy
 from serve_app.deployments.replica_links import ReplicaIdentity, ReplicaLinks
 from serve_app.errors import InternalError, RayshardError
+from serve_app.tracing.tracing import Tracing
 from serve_app.types.models import ModelDescription
 from serve_app.types.plans import CopyAccount
 from serve_app.wire.links import Senders
@@ -46,11 +47,14 @@ class ModelReplica:
         senders: Senders,
         *,
         retry_s: float = RETRY_S,
+        tracing: Tracing | None = None,
     ) -> None:
+        """tracing: closed in the end."""
         self.created_s = int(time.time())
         self.copy = ModelCopy(work, make_group, self._lose, self._tell_state, retry_s=retry_s)
         self.links = ReplicaLinks(identity, senders, self._answer, lambda: self.copy.state(identity.replica_id))
         self._calls = calls
+        self._tracing = tracing
         self._supervising: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -73,6 +77,8 @@ class ModelReplica:
         """Let the calls at hand end, then end the shards."""
         await self.links.drain()
         self.close_now()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def close_now(self) -> None:
         """End the calls at hand and the shards."""

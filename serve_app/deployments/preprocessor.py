@@ -15,6 +15,9 @@ from serve_app.deployments.start_failure import told_failure
 from serve_app.errors import InternalError
 from serve_app.observability import configure_logging
 from serve_app.preprocessing.chain_host import ChainHost, ChainSpec
+from serve_app.tracing.attributes import request_attributes
+from serve_app.tracing.start import start_tracing
+from serve_app.tracing.tracing import Tracing, serving
 from serve_app.types.models import CopyState, ModelDescription
 from serve_app.wire.links import Senders
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, ChainMessage, ChainReply, Reply
@@ -29,7 +32,8 @@ class Preprocessor(ServeReplica):
         configure_logging()
         with told_failure(",".join(model.name for model in models)):
             host = await asyncio.to_thread(_host_of, models)
-        self.service = ChainService(own_identity("Preprocessor"), host)
+        identity = own_identity("Preprocessor")
+        self.service = ChainService(identity, host, start_tracing("preprocessor", identity.replica_id))
         self.service.links.start()
         logger.info("preprocessor ready models=%s", ",".join(model.name for model in models))
 
@@ -37,10 +41,11 @@ class Preprocessor(ServeReplica):
 class ChainService:
     """A Preprocessor without Serve."""
 
-    def __init__(self, identity: ReplicaIdentity, host: ChainHost) -> None:
+    def __init__(self, identity: ReplicaIdentity, host: ChainHost, tracing: Tracing | None = None) -> None:
         state = CopyState(identity.replica_id, "ready", "", 0, 0, 0, 0)
         self.links = ReplicaLinks(identity, Senders(identity.node), self._answer, lambda: state)
         self._host = host
+        self._tracing = tracing
 
     def describe(self) -> list[ModelDescription]:
         """The models are the Router's to describe."""
@@ -55,11 +60,16 @@ class ChainService:
         await self.links.drain()
         self.links.close()
         self._host.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _answer(self, call: Call) -> Reply:
         if not isinstance(call, ChainMessage):
             raise InternalError(f"a Preprocessor takes no {type(call).__name__}")
-        return ChainReply(PROTOCOL_VERSION, 0, call.stream, await self._host.run(call.request))
+        request = call.request
+        attributes = request_attributes(request.model, request.request_id, len(request.values))
+        with serving(self._tracing, "preprocess", request.trace, attributes):
+            return ChainReply(PROTOCOL_VERSION, 0, call.stream, await self._host.run(request))
 
 
 def _host_of(models: list[ModelConfig]) -> ChainHost:

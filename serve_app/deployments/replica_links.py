@@ -11,10 +11,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from serve_app.errors import InternalError, RayshardError
+from serve_app.tracing.tracing import follow
 from serve_app.types.links import ErrorReply, LinkAddress
 from serve_app.types.models import CopyState, ModelVersion
 from serve_app.wire.links import CallReceiver, Senders
-from serve_app.wire.messages import PROTOCOL_VERSION, Call, CancelMessage, ErrorMessage, Reply, StateMessage
+from serve_app.wire.messages import (
+    PROTOCOL_VERSION,
+    AccountMessage,
+    Call,
+    CancelMessage,
+    ErrorMessage,
+    Reply,
+    StateMessage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +176,8 @@ class CallServer:
             self._idle.set()
 
     async def _run_call(self, message: Call) -> None:
+        if not isinstance(message, AccountMessage) and message.request.trace:
+            follow(message.request.trace)
         reply: Reply
         try:
             reply = await self._answer(message)

@@ -25,6 +25,7 @@ from serve_app.planning.model_version import read_model_version
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.text_facts import TextFacts
 from serve_app.preprocessing.tokenizer_files import read_tokenizer_files
+from serve_app.tracing.start import start_tracing
 from serve_app.wire.links import Senders
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ class Router(ServeReplica):
         version = await asyncio.to_thread(read_model_version, plan)
         identity = replace(own_identity("Router"), version=version)
         senders = Senders(identity.node)
-        calls = GeneratorCalls(plan, identity.replica_id, senders)
-        replica = ModelReplica(identity, calls.work, calls, groups_of(calls.work, identity.node), senders)
+        tracing = start_tracing("router", identity.replica_id)
+        calls = GeneratorCalls(plan, identity.replica_id, senders, tracing)
+        groups = groups_of(calls.work, identity.node)
+        replica = ModelReplica(identity, calls.work, calls, groups, senders, tracing=tracing)
         await replica.start()
         self._export_metrics([config.name], replica)
         return replica
@@ -80,10 +83,10 @@ class BatchRouter(ServeReplica):
             logger.info("model starting settings=%s\n%s", plan.config.model_dump_json(), plan.text)
             _warn(plan.config, plan.facts)
         identity = own_identity("Router")
-        calls = BatchCalls(plans, identity.replica_id)
-        replica = ModelReplica(
-            identity, calls.work, calls, groups_of(calls.work, identity.node), Senders(identity.node)
-        )
+        tracing = start_tracing("router", identity.replica_id)
+        calls = BatchCalls(plans, identity.replica_id, tracing)
+        groups = groups_of(calls.work, identity.node)
+        replica = ModelReplica(identity, calls.work, calls, groups, Senders(identity.node), tracing=tracing)
         await replica.start()
         self._export_metrics([model.name for model in models], replica)
         return replica

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from serve_app.deployments.bubble import BubbleMeter
 from serve_app.deployments.step_meter import StepMeter
+from serve_app.deployments.step_traces import StepTraces
 from serve_app.errors import ShardLostError
 from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import BatchStep, StepInput
@@ -45,7 +46,7 @@ class StepScheduler(Protocol):
 class StepLoop:
     """Keeps the shards busy: sends a step whenever one may be sent, hands on what comes back.
 
-    `run` raises ShardLostError when a shard falls silent, or a step does not end in time.
+    `run` raises ShardLostError when a shard falls silent, or a step does not end in time. traces: None: nobody traces.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class StepLoop:
         num_shards: int,
         on_outputs: Callable[[Any], None],
         meter: StepMeter,
+        traces: StepTraces | None = None,
         *,
         heartbeat_s: float,
         step_s: float,
@@ -63,6 +65,7 @@ class StepLoop:
         self._control = control
         self._on_outputs = on_outputs
         self._meter = meter
+        self._traces = traces
         self._heartbeat_s = heartbeat_s
         self._step_s = step_s
         self.suspects: frozenset[int] = frozenset()  # shards that are to be ended: silent, or all when a step hangs
@@ -115,6 +118,8 @@ class StepLoop:
             if self.scheduler.num_steps_in_flight == 1:
                 self._progress_s = time.monotonic()
             self._meter.send()
+            if self._traces is not None:
+                step = self._traces.send(step)
             self._control.send_step(step)
         self._bubble.note(time.monotonic(), is_working=self.scheduler.num_steps_in_flight > 0)
         if not self.scheduler.has_work and self.scheduler.num_steps_in_flight == 0:
@@ -127,6 +132,8 @@ class StepLoop:
                 self._progress_s = time.monotonic()
                 outputs = self.scheduler.update(message.output, self._progress_s)
                 self._meter.end()
+                if self._traces is not None:
+                    self._traces.end(message.output.step_id)
                 self._pump()  # first keep the shards busy, then hand the results on
                 self._on_outputs(outputs)
             elif isinstance(message, HeartbeatMessage):
@@ -134,8 +141,11 @@ class StepLoop:
                 self.memory_taken[message.shard_index] = message.memory
                 if message.busy_s is not None:
                     self._bubble.hear(message.shard_index, message.busy_s, now_s)
+                    self._meter.stages.hear(message.shard_index, message.num_steps_done, message.busy_s)
             elif isinstance(message, HelloMessage):
                 self._greet(message.shard_index)
+            elif self._traces is not None:
+                self._traces.hear(message.shard_index, message.step_id, message.busy_s)
 
     def _greet(self, shard_index: int) -> None:
         self._heard_s[shard_index] = time.monotonic()

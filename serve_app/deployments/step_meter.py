@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from serve_app.deployments.stage_times import StageTimes
 from serve_app.metrics.families import STEPS
 from serve_app.metrics.times import Times
 
@@ -12,11 +13,12 @@ class StepMeter:
     """Of one copy, over all epochs of its shards; a few clock readings for each step.
 
     While any step is in flight, as many stages have one to run as there are steps, the others none: a step is in one
-    stage at a time. How long a stage takes for its step is not seen from here.
+    stage at a time. How long a stage takes for its step is not seen from here: `stages` has what shards tell.
     """
 
     def __init__(self, num_stages: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.times = Times(STEPS.bounds_s)
+        self.stages = StageTimes()
         self.busy_s = 0.0  # over all stages
         self.idle_s = 0.0
         self._num_stages = num_stages

@@ -24,6 +24,10 @@ class BusyTime(Protocol):
         """The step's output is."""
         ...
 
+    def watch(self, tell: Callable[[float], None]) -> None:
+        """Tell the seconds of the step that begins next, once they are known; by the thread that begins and ends."""
+        ...
+
 
 class HostBusyTime:
     """BusyTime of steps that the host computes or waits for; of the step at hand what has passed."""
@@ -32,6 +36,7 @@ class HostBusyTime:
         self._clock = clock
         self._ended_s = 0.0
         self._began: float | None = None
+        self._tell: Callable[[float], None] | None = None
 
     @property
     def seconds(self) -> float:
@@ -46,8 +51,17 @@ class HostBusyTime:
     def end(self) -> None:
         """See BusyTime."""
         began, self._began = self._began, None
-        if began is not None:
-            self._ended_s += self._clock() - began
+        if began is None:
+            return
+        step_s = self._clock() - began
+        self._ended_s += step_s
+        if self._tell is not None:
+            tell, self._tell = self._tell, None
+            tell(step_s)
+
+    def watch(self, tell: Callable[[float], None]) -> None:
+        """See BusyTime."""
+        self._tell = tell
 
 
 class TimedEvent(Protocol):
@@ -73,7 +87,8 @@ class DeviceBusyTime:
         self._make_event = make_event
         self._ended_s = 0.0
         self._began: TimedEvent | None = None
-        self._running: deque[tuple[TimedEvent, TimedEvent]] = deque()
+        self._running: deque[tuple[TimedEvent, TimedEvent, Callable[[float], None] | None]] = deque()
+        self._tell: Callable[[float], None] | None = None
 
     @property
     def seconds(self) -> float:
@@ -83,8 +98,11 @@ class DeviceBusyTime:
     def begin(self) -> None:
         """See BusyTime."""
         while self._running and self._running[0][1].query():
-            began, ended = self._running.popleft()
-            self._ended_s += began.elapsed_time(ended) / 1000
+            began, ended, tell = self._running.popleft()
+            step_s = began.elapsed_time(ended) / 1000
+            self._ended_s += step_s
+            if tell is not None:
+                tell(step_s)
         self._began = self._make_event()
         self._began.record()
 
@@ -93,8 +111,12 @@ class DeviceBusyTime:
         if self._began is not None:
             ended = self._make_event()
             ended.record()
-            self._running.append((self._began, ended))
-            self._began = None
+            self._running.append((self._began, ended, self._tell))
+            self._began = self._tell = None
+
+    def watch(self, tell: Callable[[float], None]) -> None:
+        """See BusyTime; known when a later step begins."""
+        self._tell = tell
 
 
 def busy_time_of(device: torch.device) -> BusyTime:

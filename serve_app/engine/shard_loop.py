@@ -3,13 +3,14 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from serve_app.engine.busy_time import BusyTime
 from serve_app.engine.output_reader import OutputReader
 from serve_app.engine.step_runner import StepLauncher, StepRunner, StepT
 from serve_app.errors import InternalError
 from serve_app.types.plans import MemoryTaken
-from serve_app.types.steps import StepInput
+from serve_app.types.steps import BatchStep, StepInput
 from serve_app.wire.links import ControlClient, SendBeat
 
 HEARTBEAT_INTERVAL_S = 0.5
@@ -43,6 +44,7 @@ class ShardLoop:
         """
         with self._beating(busy):
             for step in self._steps(step_type):
+                self._time(step, busy)
                 output = runner.run(step)
                 if output is not None:
                     self._client.send_output(output)
@@ -54,6 +56,7 @@ class ShardLoop:
             reader = OutputReader(self._client.output_sender())
             try:
                 for step in self._steps(StepInput, lambda: reader.failure is None):
+                    self._time(step, busy)
                     pending = launcher.launch(step)
                     if pending is not None:
                         reader.put(pending)
@@ -62,6 +65,11 @@ class ShardLoop:
                 reader.finish()
             if reader.failure is not None:
                 raise reader.failure
+
+    def _time(self, step: StepInput | BatchStep, busy: BusyTime | None) -> None:
+        """Tell the Router of a step that is to be timed how long it takes here."""
+        if step.is_timed and busy is not None:
+            busy.watch(partial(self._client.send_stage_time, step.step_id))
 
     def _steps(self, step_type: type[StepT], is_wanted: Callable[[], bool] | None = None) -> Iterator[StepT]:
         """The steps as they come; raises InternalError where one is missing."""

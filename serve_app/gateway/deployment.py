@@ -18,6 +18,7 @@ from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.http.browser_guard import hosts_when_bound_to
 from serve_app.metrics.ray_export import RayExport
 from serve_app.observability import configure_logging
+from serve_app.tracing.start import start_tracing
 from serve_app.types.draining import RequestsLeft
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class Gateway(GrpcMethods):
         configure_logging()
         logger.info("gateway starting settings=%s", config.model_dump_json())
         control = ServeControl()
-        self._backend = ServeBackend(control, place_here, failover=config.failover)
+        tracing = start_tracing("gateway", own_replica_id(), is_first=True)
+        self._backend = ServeBackend(control, place_here, failover=config.failover, tracing=tracing)
         with contextlib.suppress(TimeoutError):  # ready when the models that run are known
             async with asyncio.timeout(_FIRST_LOOK_S):
                 await self._backend.find_running_models()
@@ -41,7 +43,7 @@ class Gateway(GrpcMethods):
             hosts = hosts_when_bound_to(await control.http_host())
             config = config.model_copy(update={"allowed_hosts": hosts})
             logger.info("requests may name hosts=%s", hosts or "any")
-        self._plane = DataPlane(self._backend, config, own_replica_id())
+        self._plane = DataPlane(self._backend, config, own_replica_id(), tracing)
         self._exporting = RayExport(lambda: gateway_readings(self._plane)).start()
         self._open_inference = OpenInference(self._plane)
         self._time_limit_s = config.request_timeout_s

@@ -7,9 +7,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from serve_app.errors import InternalError, RayshardError, RequestAbortedError
+from serve_app.gateway.request_span import RequestSpan
 from serve_app.metrics.of_gateway import GatewayMetrics
 
 OK = 200
+OTHER_ROUTE = "other"  # whatever a client has asked for that is not there
 
 
 @dataclass(slots=True)
@@ -56,9 +58,15 @@ def arrival_s() -> float:
 
 @contextmanager
 def counted(
-    metrics: GatewayMetrics, route: str | Callable[[], str], status: Callable[[], int] = lambda: OK
+    metrics: GatewayMetrics,
+    route: str | Callable[[], str],
+    status: Callable[[], int] = lambda: OK,
+    span: RequestSpan | None = None,
 ) -> Iterator[None]:
-    """Note what this task does inside, and count it in the end. status: as the client was told where nothing failed."""
+    """Note what this task does inside, and count it in the end. status: as the client was told where nothing failed.
+
+    span: of the request, which ends here; None: it is not traced.
+    """
     notes = RequestNotes()
     NOTES.set(notes)  # of this request's task alone
     try:
@@ -67,13 +75,17 @@ def counted(
         notes.error = notes.error or _told(error)
         raise
     finally:
-        _count(metrics, route if isinstance(route, str) else route(), notes, status)
+        name = route if isinstance(route, str) else route()
+        told = status() if notes.error is None else notes.error.http_status
+        _count(metrics, name, notes, told)
+        if span is not None:
+            known = None if name == OTHER_ROUTE else name
+            span.end(known, notes.model, notes.num_prompt_tokens, told, notes.error)
 
 
-def _count(metrics: GatewayMetrics, route: str, notes: RequestNotes, status: Callable[[], int]) -> None:
-    error = notes.error
-    metrics.count_request(route, notes.model, status() if error is None else error.http_status, error)
-    if notes.has_run and error is None:
+def _count(metrics: GatewayMetrics, route: str, notes: RequestNotes, status: int) -> None:
+    metrics.count_request(route, notes.model, status, notes.error)
+    if notes.has_run and notes.error is None:
         metrics.add_latency(route, notes.model, time.perf_counter() - notes.arrived_s)
     if notes.num_prompt_tokens:
         metrics.add_prompt_tokens(notes.model, notes.num_prompt_tokens)

@@ -18,6 +18,9 @@ from serve_app.graphs.runner import GraphRunner
 from serve_app.observability import configure_logging
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.text_pool import TextPool
+from serve_app.tracing.attributes import request_attributes
+from serve_app.tracing.start import start_tracing
+from serve_app.tracing.tracing import Tracing, serving
 from serve_app.types.models import CopyState, ModelDescription
 from serve_app.wire.links import Senders
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, GraphMessage, GraphReply, Reply
@@ -37,8 +40,10 @@ class Graph(ServeReplica):
         configure_logging()
         logger.info("graph starting settings=%s", config.model_dump_json())
         pool = TextPool(_NUM_THREADS, max_waiting=_MAX_WAITING, name="graph")
-        backend = ServeBackend(ServeControl(), place_here, has_graphs=False)
-        service = GraphService(own_identity("Graph"), config, backend, pool)
+        identity = own_identity("Graph")
+        tracing = start_tracing("graph", identity.replica_id)
+        backend = ServeBackend(ServeControl(), place_here, has_graphs=False, tracing=tracing)
+        service = GraphService(identity, config, backend, pool, tracing)
         with told_failure(config.name):
             await service.start()
         self.service = service
@@ -48,13 +53,21 @@ class Graph(ServeReplica):
 class GraphService:
     """A Graph without Serve."""
 
-    def __init__(self, identity: ReplicaIdentity, config: GraphConfig, backend: ServeBackend, pool: TextPool) -> None:
+    def __init__(
+        self,
+        identity: ReplicaIdentity,
+        config: GraphConfig,
+        backend: ServeBackend,
+        pool: TextPool,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._config = config
+        self._tracing = tracing
         self._backend = backend
         self._created_s = int(time.time())
         self._unfit = ""  # why the models that are served now do not fit
         self._renderer = renderer = ChatTemplateRenderer() if any(step.is_chat for step in config.steps) else None
-        self._runner = GraphRunner(config, ModelSteps(TextModels(backend, pool), pool, renderer), pool)
+        self._runner = GraphRunner(config, ModelSteps(TextModels(backend, pool, tracing), pool, renderer), pool)
         self._looking: asyncio.Task[None] | None = None
         state = CopyState(identity.replica_id, "ready", "", 0, 0, 0, 0)
         self.links = ReplicaLinks(identity, Senders(identity.node), self._answer, lambda: state)
@@ -111,13 +124,18 @@ class GraphService:
         self._backend.close()
         if self._renderer is not None:
             self._renderer.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     async def _answer(self, call: Call) -> Reply:
         if not isinstance(call, GraphMessage):
             raise InternalError(f"a Graph takes no {type(call).__name__}")
         if self._unfit:
             raise UnavailableError(f"the graph cannot run: {self._unfit}", retry_after_s=5.0)
-        return GraphReply(PROTOCOL_VERSION, 0, call.stream, await self._runner.run(call.request))
+        request = call.request
+        attributes = request_attributes(request.graph, request.request_id, len(request.inputs))
+        with serving(self._tracing, "graph", request.trace, attributes):
+            return GraphReply(PROTOCOL_VERSION, 0, call.stream, await self._runner.run(request))
 
     async def _look_forever(self) -> None:
         while True:

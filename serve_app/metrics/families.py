@@ -127,6 +127,15 @@ STAGE_IDLE = Family(
     "Over all stages: time without a step to run while the copy works.",
     ("model", "copy"),
 )
+STAGE_COMPUTE = Family(
+    "rayshard_stage_compute_seconds_total",
+    "counter",
+    "Time from a step's input to its output on one stage, as its shards measure it.",
+    ("model", "copy", "stage"),
+)
+STAGE_STEPS = Family(
+    "rayshard_stage_steps_total", "counter", "Steps that one stage has computed.", ("model", "copy", "stage")
+)
 BUBBLE = Family(
     "rayshard_pipeline_bubble_ratio",
     "gauge",
@@ -166,6 +175,8 @@ OF_COPIES = (
     STEPS,
     STAGE_BUSY,
     STAGE_IDLE,
+    STAGE_COMPUTE,
+    STAGE_STEPS,
     BUBBLE,
     REBUILDS,
 )

@@ -25,6 +25,8 @@ def copy_readings(models: Sequence[str], state: CopyState) -> list[Reading]:
         Reading(families.STEPS, at, counts.steps),
         Reading(families.STAGE_BUSY, at, counts.stage_busy_s),
         Reading(families.STAGE_IDLE, at, counts.stage_idle_s),
+        *(Reading(families.STAGE_COMPUTE, (*at, str(stage)), one.busy_s) for stage, one in enumerate(counts.stages)),
+        *(Reading(families.STAGE_STEPS, (*at, str(stage)), one.num_steps) for stage, one in enumerate(counts.stages)),
         Reading(families.BUBBLE, at, counts.stage_idle_s / stage_s if stage_s else 0.0),
         Reading(families.REBUILDS, at, counts.num_rebuilds),
         Reading(families.LINK_BYTES, ("control", state.replica_id), counts.num_control_bytes),

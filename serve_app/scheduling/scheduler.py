@@ -26,6 +26,7 @@ from serve_app.scheduling.trials import end_trials, is_kept_apart
 from serve_app.scheduling.turns import chunk_tokens, in_turn
 from serve_app.scheduling.waiting_queue import WaitingQueue
 from serve_app.types.generation import FinishReason, GenerateRequest
+from serve_app.types.models import WaitsFor
 from serve_app.types.plans import SeenRates
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import NOTHING_FITS, StepInput, StepOutput
@@ -92,6 +93,21 @@ class Scheduler:
     def num_free_blocks(self) -> int:
         """KV blocks that no sequence holds."""
         return self._blocks.num_free
+
+    @property
+    def waits_for(self) -> WaitsFor:
+        """What the head of the queue needs before it starts: a place among max_num_seqs, blocks, or but the next step.
+
+        `trial`: a request that a step was lost with runs alone until it is known whether it was that.
+        """
+        head = self._waiting.head
+        if head is None:
+            return ""
+        if is_kept_apart(head, self._running):
+            return "trial"
+        if not self._free_slot_rows:
+            return "sequences"
+        return "kv_cache" if self._has_block_shortage else "step"
 
     @property
     def num_steps_in_flight(self) -> int:

@@ -44,6 +44,7 @@ class ChainRequest:
     values: list[ChainValue]
     has_trace: bool = False  # every step's value is wanted
     is_after: bool = False  # the values are the model's outputs
+    trace: dict[str, str] = field(default_factory=dict)  # its W3C trace context; empty: it is not traced
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,7 @@ class GenerateRequest:
     priority: int = 0  # the lowest comes first
     time_left_s: float | None = None  # from when it was sent; None: any
     session: str = ""  # a digest of the conversation's name: its requests go to one copy where that pays
+    trace: dict[str, str] = field(default_factory=dict)  # its W3C trace context; empty: it is not traced
 
 
 @dataclass(frozen=True, slots=True)

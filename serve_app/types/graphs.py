@@ -35,6 +35,7 @@ class GraphRequest:
     priority: int = 0  # of what its models run: the lowest comes first
     time_left_s: float | None = None  # from when it was sent; None: any
     session: str = ""  # as of a GenerateRequest
+    trace: dict[str, str] = field(default_factory=dict)  # its W3C trace context; empty: it is not traced
 
 
 @dataclass(frozen=True, slots=True)

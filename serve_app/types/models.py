@@ -67,6 +67,14 @@ class TimeCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class StageCounts:
+    """What one stage of a copy has done since its replica started."""
+
+    num_steps: int = 0
+    busy_s: float = 0.0  # from each step's input to its output
+
+
+@dataclass(frozen=True, slots=True)
 class CopyCounts:
     """What a copy has counted since its replica started."""
 
@@ -78,6 +86,7 @@ class CopyCounts:
     stage_idle_s: float = 0.0  # over all stages: without one while another has one
     num_control_bytes: int = 0  # sent to the shards
     num_token_bytes: int = 0  # sent to Gateways and Graphs
+    stages: list[StageCounts] = field(default_factory=list)  # as their shards tell it; empty: they have told nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +95,9 @@ class ModelVersion:
 
     tokens: str  # of what turns a text into tokens
     weights: str  # of what draws the next token: weights, their form, what ends an answer
+
+
+WaitsFor = Literal["", "kv_cache", "sequences", "trial", "step"]  # see Scheduler.waits_for; "": nothing waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +116,4 @@ class CopyState:
     counts: CopyCounts = field(default_factory=CopyCounts)
     bubble: float | None = None  # share of its working time, of late, that its shards have waited; None: not known yet
     stage_bubbles: list[float | None] = field(default_factory=list)  # the same of each stage
+    waits_for: WaitsFor = ""  # what the first of those that wait needs

@@ -48,6 +48,7 @@ class StepInput:
     prompt_targets: dict[int, PromptTargets] = field(default_factory=dict)  # by index b
     moved: list[int] = field(default_factory=list)  # indices b whose new_blocks are their whole table anew
     copies: list[tuple[int, int]] = field(default_factory=list)  # blocks, from and to: first of all, all reads first
+    is_timed: bool = False  # each shard is to tell how long it has computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class BatchStep:
     step_id: int
     model: int  # index in BatchShardSettings.models
     inputs: Item
+    is_timed: bool = False  # each shard is to tell how long it has computed
 
 
 @dataclass(frozen=True, slots=True)

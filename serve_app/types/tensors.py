@@ -33,6 +33,7 @@ class InferRequest:
     queue_timeout_s: float | None = None
     priority: int = 0  # the lowest comes first
     time_left_s: float | None = None  # from when it was sent; None: any
+    trace: dict[str, str] = field(default_factory=dict)  # its W3C trace context; empty: it is not traced
 
 
 @dataclass(frozen=True, slots=True)

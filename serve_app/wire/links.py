@@ -25,6 +25,7 @@ from serve_app.wire.messages import (
     HelloMessage,
     Message,
     OutputMessage,
+    StageTimeMessage,
     StepMessage,
     StopMessage,
     ToGateway,
@@ -149,6 +150,11 @@ class ControlClient:
             message = BatchOutputMessage(PROTOCOL_VERSION, self._epoch, output)
         else:
             message = OutputMessage(PROTOCOL_VERSION, self._epoch, output)
+        self._socket.send(self._encoder.encode(message))
+
+    def send_stage_time(self, step_id: int, busy_s: float) -> None:
+        """Tell the Router how long a step that was to be timed has taken here; by the thread of `receive`."""
+        message = StageTimeMessage(PROTOCOL_VERSION, self._epoch, self._shard_index, step_id, busy_s)
         self._socket.send(self._encoder.encode(message))
 
     def output_sender(self) -> Callable[[StepOutput], None]:

@@ -66,6 +66,14 @@ class HeartbeatMessage(Message, frozen=True, array_like=True, tag="heartbeat"):
     memory: MemoryTaken | None = None  # None: it does not say
 
 
+class StageTimeMessage(Message, frozen=True, array_like=True, tag="stage_time"):
+    """Shard to Router: it has computed for so long in a step that was to be timed."""
+
+    shard_index: int
+    step_id: int
+    busy_s: float
+
+
 class StreamChunk(msgspec.Struct, frozen=True, array_like=True):
     """A chunk that carries more than one plain token."""
 
@@ -204,7 +212,7 @@ Reply = InferReply | ChainReply | GenerateReply | GraphReply | AccountReply | Er
 ToReplica = Call | CancelMessage
 ToGateway = TokenBatch | StateMessage | Reply
 ToShard = StepMessage | BatchStepMessage | StopMessage
-ToRouter = HelloMessage | OutputMessage | BatchOutputMessage | HeartbeatMessage
+ToRouter = HelloMessage | OutputMessage | BatchOutputMessage | HeartbeatMessage | StageTimeMessage
 
 
 def unpack_batch(batch: TokenBatch) -> list[tuple[int, OutputChunk]]:

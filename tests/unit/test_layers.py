@@ -15,7 +15,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"errors", "freed_memory"},
     {"types"},
     {"config", "architectures"},
-    {"checkpoints", "scheduling", "preprocessing", "observability", "wire", "metrics"},
+    {"checkpoints", "scheduling", "preprocessing", "observability", "wire", "metrics", "tracing"},
     {"planning", "backend"},
     {"models", "gateway", "kuberay"},
     {"parallel"},
@@ -26,6 +26,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"cli", "app"},
 )
 GATEWAY_LAYERS = (  # a carrier turns bytes into a checked body, calls turn it into an answer, the carrier encodes that
+    {"request_span"},
     {"bodies", "caller", "failures", "intake", "key_file", "open_streams", "request_notes"},
     {"api_keys", "time_limits"},
     {"calls"},
@@ -62,6 +63,7 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/engine/attention/choice.py",
         "serve_app/engine/batch_loader.py",
         "serve_app/engine/shard.py",
+        "serve_app/tracing/start.py",
     ),
     "late torch": ("serve_app/cli/main.py", "serve_app/deployments/shard.py"),
     "environment": (

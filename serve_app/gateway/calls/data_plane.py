@@ -20,13 +20,22 @@ from serve_app.gateway.open_streams import OpenStreams
 from serve_app.metrics.of_gateway import GatewayMetrics
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.text_pool import TextPool
+from serve_app.tracing.tracing import Tracing
 
 
 class DataPlane:
     """One Gateway replica's calls. Starts its threads and template workers at once."""
 
-    def __init__(self, backend: ModelBackend, config: GatewayConfig, replica_id: str = "gateway") -> None:
+    def __init__(
+        self,
+        backend: ModelBackend,
+        config: GatewayConfig,
+        replica_id: str = "gateway",
+        tracing: Tracing | None = None,
+    ) -> None:
+        """tracing: None: no request is traced; closed with the plane."""
         self.backend = backend
+        self.tracing = tracing
         self.metrics = GatewayMetrics(replica_id)
         self.config = config
         self.keys = None if config.api_keys_file is None else ApiKeys(Path(config.api_keys_file))  # it may refuse
@@ -35,11 +44,11 @@ class DataPlane:
         self._renderer = ChatTemplateRenderer(
             timeout_s=config.chat_template_timeout_s, max_output_bytes=config.chat_template_max_bytes
         )
-        text_models = TextModels(backend, self.pool)
+        text_models = TextModels(backend, self.pool, tracing)
         self.models = ServedModels(text_models, self.metrics)
         self._held_answers = HeldAnswers(self.pool)
         self.reader = RequestReader(
-            PromptSteps(backend), self.pool, self._renderer, self._held_answers, config.queue_timeout_s
+            PromptSteps(backend), self.pool, self._renderer, self._held_answers, config.queue_timeout_s, tracing
         )
         service = InferenceService(text_models, config.queue_timeout_s)
         self.watches = OpenStreams()
@@ -54,7 +63,9 @@ class DataPlane:
         return not self.intake.is_closed and self.backend.health().is_healthy
 
     def close(self) -> None:
-        """End threads and processes."""
+        """End threads and processes; what is traced leaves before."""
         self.pool.close()
         self._held_answers.close()
         self._renderer.close()
+        if self.tracing is not None:
+            self.tracing.close()

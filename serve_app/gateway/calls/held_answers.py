@@ -61,7 +61,7 @@ class _Asked:
             return check_own_grammar(self.own, self.field)
         schema = _parsed(self.schema, self.field) if isinstance(self.schema, str) else self.schema
         check_schema(schema, self.field)
-        assert isinstance(schema, dict | bool)
+        assert schema is True or isinstance(schema, dict)
         pattern = self.whitespace_pattern
         return schema_grammar(schema, has_whitespace=self.has_whitespace, whitespace_pattern=pattern)
 

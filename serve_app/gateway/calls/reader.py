@@ -23,6 +23,8 @@ from serve_app.preprocessing.pii import restore
 from serve_app.preprocessing.stop_strings import StopStrings
 from serve_app.preprocessing.text_pool import TextPool
 from serve_app.preprocessing.tokenizer import Tokenizer
+from serve_app.tracing.attributes import INPUT_TOKENS
+from serve_app.tracing.tracing import Tracing, part
 from serve_app.types.generation import GenerateRequest
 
 MAX_PROMPTS = 1024
@@ -42,12 +44,14 @@ class RequestReader:
         renderer: ChatTemplateRenderer,
         held_answers: HeldAnswers,
         queue_timeout_s: float | None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._held_answers = held_answers
         self._steps = steps
         self._pool = pool
         self._renderer = renderer
         self._queue_timeout_s = queue_timeout_s
+        self._tracing = tracing
 
     async def completion(self, body: CompletionBody, model: ServedModel) -> GenerationCall:
         """One GenerateRequest for each prompt. Raises RequestError."""
@@ -121,19 +125,25 @@ class RequestReader:
             raise RequestError(
                 "continue_final_message=true needs add_generation_prompt=false", field="continue_final_message"
             )
-        return await self._renderer.render(
-            template,
-            [template_message(message, template) for message in body.messages or []],
-            add_generation_prompt=body.add_generation_prompt is not False,
-            continue_final_message=is_continued,
-            variables=_template_variables(body, model.tokenizer),
-        )
+        with part(self._tracing, "chat_template"):
+            return await self._renderer.render(
+                template,
+                [template_message(message, template) for message in body.messages or []],
+                add_generation_prompt=body.add_generation_prompt is not False,
+                continue_final_message=is_continued,
+                variables=_template_variables(body, model.tokenizer),
+            )
 
     async def encode(self, text: str, tokenizer: Tokenizer, *, is_special_added: bool) -> list[int]:
         """Token ids of a text; a long one in a thread."""
-        if len(text) <= INLINE_CHARS:
-            return tokenizer.encode(text, add_special_tokens=is_special_added)
-        return await self._pool.run(tokenizer.encode, text, add_special_tokens=is_special_added)
+        with part(self._tracing, "tokenize") as span:
+            if len(text) <= INLINE_CHARS:
+                token_ids = tokenizer.encode(text, add_special_tokens=is_special_added)
+            else:
+                token_ids = await self._pool.run(tokenizer.encode, text, add_special_tokens=is_special_added)
+            if span is not None:
+                span.set_attribute(INPUT_TOKENS, len(token_ids))
+            return token_ids
 
     async def _refuse_long(self, text: str, body: SamplingBody, model: ServedModel, field: str) -> None:
         """Raises ContextLengthError for a text that is far too long, before all of it is tokenized."""

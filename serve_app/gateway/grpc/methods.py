@@ -26,6 +26,7 @@ from serve_app.gateway.grpc.open_inference import (
 )
 from serve_app.gateway.grpc.rayshard import chat, classify, embed, generate, predict
 from serve_app.gateway.request_notes import counted
+from serve_app.gateway.request_span import RequestSpan
 from serve_app.gateway.time_limits import time_limit_of, within
 from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import rayshard_pb2 as rayshard_pb
@@ -34,6 +35,12 @@ ResultT = TypeVar("ResultT")
 AnswerT = TypeVar("AnswerT", bound=Message)
 _SERVICES = ("", "inference.GRPCInferenceService", "rayshard.v1.Rayshard")  # healthy when everything is
 _WATCH_S = 0.5
+_RPCS = {  # service and method of each, as traces name them
+    method.name: f"{service.full_name}/{method.name}"
+    for module in (pb, rayshard_pb, health_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
 
 
 class CallContext(Protocol):
@@ -264,7 +271,9 @@ class GrpcMethods:
     def _taken(self, method: str, context: CallContext, *, is_probe: bool = False) -> Iterator[None]:
         """A call while it runs. Raises UnavailableError while the server drains, and what `_used_key` does."""
         place = nullcontext() if is_probe else self._plane.intake.taken()
-        with counted(self._plane.metrics, f"grpc {method}"), place, self._used_key(context):
+        tracing = None if is_probe else self._plane.tracing
+        span = None if tracing is None else RequestSpan.of_grpc(tracing, _RPCS[method], context.invocation_metadata())
+        with counted(self._plane.metrics, f"grpc {method}", span=span), place, self._used_key(context):
             yield
 
     def _used_key(self, context: CallContext) -> AbstractContextManager[object]:

@@ -67,7 +67,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
             Exception: on_unexpected_error,
         },
         middleware=[
-            Middleware(RequestCounter, plane.metrics),
+            Middleware(RequestCounter, plane.metrics, plane.tracing, OPEN_PATHS | {METRICS_PATH}),
             *_cors(plane.config.cors_allowed_origins),
             Middleware(HeaderLimitMiddleware),
             guard,

@@ -1,6 +1,6 @@
 """`GET /metrics`, and what counts the requests of all routes."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Set
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,12 +11,13 @@ from serve_app.errors import ForbiddenError
 from serve_app.gateway.caller import is_admin
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.scrape import all_readings
-from serve_app.gateway.request_notes import OK, counted
+from serve_app.gateway.request_notes import OK, OTHER_ROUTE, counted
+from serve_app.gateway.request_span import RequestSpan
 from serve_app.metrics.exposition import expose
 from serve_app.metrics.of_gateway import GatewayMetrics
+from serve_app.tracing.tracing import Tracing
 
 METRICS_PATH = "/metrics"
-_OTHER = "other"  # whatever a client has asked for that is not there
 _TEMPLATE = "route_template"
 
 
@@ -38,11 +39,18 @@ def counted_routes(routes: Iterable[Route]) -> list[Route]:
 
 
 class RequestCounter:
-    """Counts every request by its route, its model and how it ended. Around all else."""
+    """Counts every request by its route, its model and how it ended, and has it traced. Around all else.
 
-    def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
+    free_paths: of probes, which are not traced.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: GatewayMetrics, tracing: Tracing | None = None, free_paths: Set[str] = frozenset()
+    ) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
+        self._free_paths = free_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the request."""
@@ -57,8 +65,14 @@ class RequestCounter:
                 status = message["status"]
             return send(message)
 
-        with counted(self._metrics, lambda: scope.get(_TEMPLATE, _OTHER), lambda: status):
+        span = None if self._tracing is None else self._span(self._tracing, scope)
+        with counted(self._metrics, lambda: scope.get(_TEMPLATE, OTHER_ROUTE), lambda: status, span):
             await self._app(scope, receive, send_and_see)
+
+    def _span(self, tracing: Tracing, scope: Scope) -> RequestSpan | None:
+        if scope["path"] in self._free_paths:
+            return None
+        return RequestSpan.of_http(tracing, scope["method"], scope["headers"])
 
 
 class _CountedRoute(Route):

@@ -2,22 +2,25 @@
 
 import json
 from collections.abc import Callable
+from typing import get_args
 
 import msgspec
 import pytest
 
+from serve_app.backend.protocol import Newcomer
+from serve_app.cli import status_command
 from serve_app.cli.cluster_status import gateway_url, read_status
 from serve_app.cli.ray_dashboard import Dashboard
 from serve_app.cli.serve_view import ApplicationView, DeploymentView, HttpOptions, ReplicaView, ServeView
 from serve_app.cli.status_command import show_status, status_text
 from serve_app.gateway.bodies.others import HealthBody
-from serve_app.types.models import CopyState
+from serve_app.types.models import CopyState, WaitsFor
 from tests.unit.cli.fake_dashboard import FakeServe, fake_dashboard
 
 DASHBOARD = "http://127.0.0.1:8265"
 
 
-def copy(state: str, num_running: int, num_waiting: int, bubble: float | None = None) -> CopyState:
+def copy(state: str, num_running: int, num_waiting: int, bubble: float | None = None, **changes: object) -> CopyState:
     return msgspec.convert(
         {
             "replica_id": "r",
@@ -28,6 +31,7 @@ def copy(state: str, num_running: int, num_waiting: int, bubble: float | None = 
             "num_free_blocks": 1,
             "num_blocks": 2,
             "bubble": bubble,
+            **changes,
         },
         CopyState,
     )
@@ -48,8 +52,12 @@ VIEW = ServeView(
     HttpOptions("0.0.0.0", 8000),
 )
 COPIES = {
-    "chat": [copy("ready", 3, 1, 0.1), copy("ready", 2, 0, 0.2), copy("rebuilding", 0, 0)],
-    "a": [copy("ready", 0, 0)],
+    "chat": [
+        copy("ready", 3, 1, 0.1, stage_bubbles=[0.1, 0.3], num_free_blocks=0, waits_for="kv_cache"),
+        copy("ready", 2, 0, 0.2, stage_bubbles=[0.2, 0.2], num_blocks=6),
+        copy("rebuilding", 0, 0, detail="start 1 failed: no memory", num_free_blocks=0, num_blocks=0),
+    ],
+    "a": [copy("ready", 0, 2, num_free_blocks=0, num_blocks=0, waits_for="step")],
 }
 
 
@@ -64,14 +72,27 @@ def answering(body: HealthBody) -> Callable[[str], bytes]:
 def test_the_table_tells_states_copies_and_queues() -> None:
     text = status_text(read_status(VIEW, DASHBOARD, answering(HealthBody("ok", "", COPIES))))
     assert text.splitlines() == [
-        "application  state          copies  model  is                     running  waiting  bubble",
-        "demo         RUNNING        1 of 2  chat   2 ready, 1 rebuilding  5        1        15%",
-        "small        RUNNING        1 of 2  a      1 ready                0        0",
+        "application  state          copies  model  is                     running  waiting  kv   bubble",
+        "demo         RUNNING        1 of 2  chat   2 ready, 1 rebuilding  5        1        88%  15% (15%, 25%)",
+        "small        RUNNING        1 of 2  a      1 ready                0        2",
         "new          DEPLOY_FAILED  0 of 2",
         "Gateway at http://127.0.0.1:8000: ok",
         "new: Traceback",
         "it is why",
+        "chat: a copy is rebuilding: start 1 failed: no memory",
+        "chat: 1 waiting for room in the KV cache: raise engine.kv_cache_bytes, or run more copies",
+        "a: 2 waiting for the next step",
     ]
+
+
+def test_every_reason_that_a_scheduler_gives_is_told_in_words() -> None:
+    assert set(get_args(WaitsFor)) == {"", *status_command._WAITS}
+
+
+def test_what_a_first_deploy_waits_for_is_told() -> None:
+    view = ServeView({"new": application("new", "DEPLOYING", {"name": "new"})}, HttpOptions("0.0.0.0", 8000))
+    body = HealthBody("ok", newcomers={"new": Newcomer("starting", "no node has 4 GPUs")})
+    assert "new: no node has 4 GPUs" in status_text(read_status(view, DASHBOARD, answering(body))).splitlines()
 
 
 def test_a_gateway_that_is_silent_or_wants_a_key_leaves_serves_view() -> None:

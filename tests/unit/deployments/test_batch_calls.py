@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,14 @@ from serve_app.deployments.replica_links import ReplicaIdentity
 from serve_app.errors import ConfigError, QueueFullError, TimeoutExceededError
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.preprocessing.arrays import integer_tensor, to_array
+from serve_app.tracing.tracing import Tracing
 from serve_app.types.models import ModelDescription
 from serve_app.types.shards import BatchModelReport
 from serve_app.types.tensors import InferRequest, Item, TensorSpec
 from serve_app.wire.links import LOOPBACK, Senders
 from tests.fakes_group import EchoGroup
 from tests.fakes_serve import FakeControl, running_backend, states, until
+from tests.spans import SAMPLED, UNSAMPLED, KeptSpans
 
 ROOT = Path(__file__).parents[3]
 TICKETS = ROOT / "examples" / "text_classifier" / "model"
@@ -38,7 +41,7 @@ REPORT = BatchModelReport(
 class Tickets:
     """One replica of the shipped classifier, on shards that only count tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracing: Tracing | None = None) -> None:
         config = ModelConfig.model_validate(
             {
                 "name": "tickets",
@@ -49,7 +52,7 @@ class Tickets:
             }
         )
         self.groups: list[EchoGroup] = []
-        self.calls = BatchCalls([plan_batch_model(config, ROOT, read_environment({}))], "a")
+        self.calls = BatchCalls([plan_batch_model(config, ROOT, read_environment({}))], "a", tracing)
         identity = ReplicaIdentity("a", "tickets", "Router", LOOPBACK)
         self.replica = ModelReplica(
             identity, self.calls.work, self.calls, self.make_group, Senders(LOOPBACK), retry_s=0.001
@@ -64,9 +67,10 @@ class Tickets:
         return self.replica.describe()
 
 
-@pytest.fixture
-async def served() -> AsyncIterator[tuple[Tickets, ServeBackend]]:
-    tickets = Tickets()
+@asynccontextmanager
+async def serving(spans: KeptSpans | None = None) -> AsyncIterator[tuple[Tickets, ServeBackend]]:
+    """A replica that is ready, and a backend that knows it."""
+    tickets = Tickets(None if spans is None else spans.tracing)
     await tickets.replica.start()
     control = FakeControl()
     control.add("tickets", "Router", tickets)
@@ -75,6 +79,12 @@ async def served() -> AsyncIterator[tuple[Tickets, ServeBackend]]:
         yield tickets, backend
     tickets.replica.close_now()
     await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[tuple[Tickets, ServeBackend]]:
+    async with serving() as both:
+        yield both
 
 
 def entry(num_tokens: int) -> Item:
@@ -93,6 +103,20 @@ async def test_entries_are_answered_in_their_order(served: tuple[Tickets, ServeB
     assert await sizes(backend, 3, 1, 7) == [3, 1, 7]
     (model,) = backend.models()
     assert (model.name, model.task, model.labels[0]) == ("tickets", "classify", "billing")
+
+
+async def test_a_traced_call_is_told_from_its_queue_to_its_end() -> None:
+    spans = KeptSpans.make()
+    async with serving(spans) as (_tickets, backend):
+        for trace in ({}, UNSAMPLED, SAMPLED):
+            await backend.infer(InferRequest("r", "tickets", [entry(3), entry(4)], trace=trace))
+        await until(lambda: "infer tickets" in spans.names)
+    assert spans.names == ["infer tickets", "queue", "run", "step"]
+    assert [spans.parent_of(name) for name in spans.names] == ["client", *["infer tickets"] * 3]
+    call, queue, run = (spans.named(name) for name in ("infer tickets", "queue", "run"))
+    assert [queue.start_time, queue.end_time, run.end_time] == [call.start_time, run.start_time, call.end_time]
+    assert call.attributes is not None
+    assert call.attributes["rayshard.request.num_entries"] == 2
 
 
 async def test_what_dies_with_its_shards_is_run_again(served: tuple[Tickets, ServeBackend]) -> None:

@@ -27,6 +27,7 @@ from serve_app.errors import (
     UnavailableError,
 )
 from serve_app.planning.generator_plan import plan_generator
+from serve_app.tracing.tracing import Tracing
 from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
 from serve_app.types.models import ModelDescription, ModelVersion
 from serve_app.types.plans import MeasuredBytes
@@ -52,6 +53,7 @@ class Generator:
         max_queued: int = 16,
         pipeline: int = 2,
         version: ModelVersion | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         config = ModelConfig.model_validate(
             {
@@ -66,7 +68,7 @@ class Generator:
         plan = plan_generator(config, ROOT, read_environment({})).refuse_problems()
         senders = Senders(LOOPBACK)
         self.groups = groups
-        self.calls = GeneratorCalls(plan, name, senders)
+        self.calls = GeneratorCalls(plan, name, senders, tracing)
         identity = ReplicaIdentity(name, "demo", "Router", LOOPBACK, version)
         self.replica = ModelReplica(identity, self.calls.work, self.calls, groups, senders, retry_s=0.001)
         self.links = self.replica.links

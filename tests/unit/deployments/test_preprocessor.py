@@ -11,8 +11,11 @@ from serve_app.deployments.replica_links import ReplicaIdentity
 from serve_app.errors import InternalError
 from serve_app.preprocessing.chain_host import ChainHost, ChainSpec
 from serve_app.types.chains import ChainRequest, ChainValue
+from serve_app.types.links import LinkAddress
 from serve_app.wire.links import LOOPBACK
+from serve_app.wire.messages import PROTOCOL_VERSION, ChainMessage
 from tests.fakes_serve import FakeControl, FakeReplica, running_backend, until
+from tests.spans import SAMPLED, KeptSpans, span_texts
 
 
 async def test_values_go_through_the_steps_of_the_model_that_is_named(tmp_path: Path) -> None:
@@ -38,3 +41,21 @@ async def test_values_go_through_the_steps_of_the_model_that_is_named(tmp_path: 
     with pytest.raises(InternalError, match="a task of the replica's links has ended"):
         service.check()
     replica.links.close()
+
+
+async def test_a_traced_call_is_a_span_without_its_values(tmp_path: Path) -> None:
+    config = ModelConfig.model_validate(
+        {"name": "m", "source": str(tmp_path), "task": "embed", "preprocessing": ["lowercase"]}
+    )
+    spans = KeptSpans.make()
+    identity = ReplicaIdentity("p", "app", "Preprocessor", LOOPBACK)
+    service = ChainService(identity, ChainHost([ChainSpec(config, tmp_path)]), spans.tracing)
+    for trace in ({}, SAMPLED):
+        request = ChainRequest("r", "m", [ChainValue(text="Canary"), ChainValue(text="Two")], trace=trace)
+        await service._answer(ChainMessage(PROTOCOL_VERSION, 0, 1, LinkAddress("", "", None, ""), request))
+    span = spans.named("preprocess")
+    assert spans.parent_of(span.name) == "client"
+    assert span.attributes is not None
+    assert span.attributes["rayshard.request.num_entries"] == 2
+    assert "anary" not in span_texts(spans.all)
+    await service.close()

@@ -83,5 +83,35 @@ def test_a_device_counts_steps_that_it_has_come_to_the_end_of() -> None:
     assert busy.seconds == 2.5
 
 
+def test_a_host_tells_the_seconds_of_the_step_that_is_watched_alone() -> None:
+    clock, told = Clock(), list[float]()
+    busy = HostBusyTime(clock)
+    for step_s in (1, 2, 4):
+        if step_s == 2:
+            busy.watch(told.append)
+        busy.begin()
+        clock.now_s += step_s
+        busy.end()
+    assert told == [2]
+
+
+def test_a_device_tells_them_when_it_has_come_to_the_end() -> None:
+    device, told = Device(), list[float]()
+    busy = DeviceBusyTime(device.make_event)
+    for is_watched in (False, True, False):
+        if is_watched:
+            busy.watch(told.append)
+        busy.begin()
+        busy.end()
+    for at_ms in (0, 1000, 1500, 1750):
+        device.reach(at_ms)
+    busy.begin()
+    assert told == [0.25]
+    for at_ms in (2000, 9000):
+        device.reach(at_ms)
+    busy.begin()
+    assert told == [0.25]
+
+
 def test_a_cpu_is_counted_by_the_host() -> None:
     assert isinstance(busy_time_of(torch.device("cpu")), HostBusyTime)

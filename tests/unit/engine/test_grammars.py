@@ -34,7 +34,7 @@ from tests.plain_driver import Outcome, Split, load_runner, run_in_process, shar
 
 CORE = byte_level_tokenizer()
 VOCAB = CORE.get_vocab_size() + 3  # an embedding has rows that no token has
-EOS_ID = CORE.token_to_id(EOS)
+EOS_ID = CORE.get_vocab()[EOS]
 LIMITS = EngineLimits(max_num_seqs=8, max_num_batched_tokens=64, max_model_len=512, block_size=4, num_blocks=512)
 PROMPT = [5, 6, 7]
 SHORT = {"type": "string", "maxLength": 6}
@@ -229,7 +229,7 @@ def test_what_no_token_can_write_ends_its_request_alone(tmp_path: Path) -> None:
     core = tokenizers.Tokenizer(models.BPE(vocab={symbol: place for place, symbol in enumerate(alphabet)}, merges=[]))
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens([AddedToken(EOS, special=True)])
-    tokenizer, end = Tokenizer.load(save_model_dir(tmp_path, core)), core.token_to_id(EOS)
+    tokenizer, end = Tokenizer.load(save_model_dir(tmp_path, core)), core.get_vocab()[EOS]
     grammars = Grammars(lambda: GrammarVocabulary.of(tokenizer, VOCAB, [end]), VOCAB, torch.device("cpu"))
     sampler = Sampler(2, VOCAB, "cpu", grammars=grammars)
     for slot_row, grammar in enumerate((None, regex_grammar("ab", "regex"))):

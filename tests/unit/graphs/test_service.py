@@ -14,6 +14,7 @@ from serve_app.deployments.replica_links import ReplicaIdentity
 from serve_app.errors import ConfigError, UnavailableError
 from serve_app.graphs.deployment import GraphService
 from serve_app.preprocessing.text_pool import TextPool
+from serve_app.tracing.tracing import Tracing
 from serve_app.types.graphs import GraphRequest
 from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import InferResult, Item
@@ -22,6 +23,7 @@ from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage, InferR
 from tests.fakes import save_model_dir
 from tests.fakes_graph import answer, described
 from tests.fakes_serve import FakeControl, FakeReplica, running_backend, until
+from tests.spans import SAMPLED, TRACE_ID, KeptSpans, span_texts
 
 STEPS = [{"name": "vectors", "model": "minilm"}, {"name": "language", "model": "lang"}]
 
@@ -36,6 +38,7 @@ class ModelOf(FakeReplica):
     async def answer(self, call: Call) -> Reply:
         """Numbers that follow from the tokens."""
         assert isinstance(call, InferMessage)
+        self.requests.append(call.request)
         name = next(iter(self.description.outputs))
         outputs: list[Item] = [{name: answer(item)[name]} for item in call.request.items]
         return InferReply(PROTOCOL_VERSION, 0, call.stream, InferResult(outputs))
@@ -66,10 +69,10 @@ async def models(tmp_path: Path) -> AsyncIterator[dict[str, ModelOf]]:
         one.links.close()
 
 
-def service_of(control: FakeControl, pool: TextPool) -> GraphService:
+def service_of(control: FakeControl, pool: TextPool, tracing: Tracing | None = None) -> GraphService:
     config = GraphConfig.model_validate({"name": "triage", "steps": STEPS, "output": ["vectors", "language"]})
-    backend = ServeBackend(control, has_graphs=False)
-    return GraphService(ReplicaIdentity("g", "triage", "Graph", LOOPBACK), config, backend, pool)
+    backend = ServeBackend(control, has_graphs=False, tracing=tracing)
+    return GraphService(ReplicaIdentity("g", "triage", "Graph", LOOPBACK), config, backend, pool, tracing)
 
 
 async def test_a_graph_is_ready_when_its_models_are_known_and_is_called_like_one(
@@ -123,3 +126,23 @@ async def test_a_model_that_has_changed_so_that_it_does_not_fit_is_told_to_calle
         with pytest.raises(UnavailableError, match="the graph cannot run: step language"):
             await backend.run_graph(GraphRequest("r", "triage", ["one"]))
     await service.close()
+
+
+async def test_what_a_graph_asks_of_its_models_hangs_below_its_own_span(
+    models: dict[str, ModelOf], pool: TextPool
+) -> None:
+    spans, control = KeptSpans.make(), FakeControl()
+    for name, model in models.items():
+        control.add(name, "Router", model)
+    service = service_of(control, pool, spans.tracing)
+    await service.start()
+    control.add("triage", "Graph", service)
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+        await backend.run_graph(GraphRequest("r", "triage", ["canary one"], trace=SAMPLED))
+    await service.close()
+    assert spans.parent_of("graph") == "client"
+    assert [spans.parent_of(name) for name in ("infer minilm", "infer lang")] == ["graph", "graph"]
+    told = [request.trace["traceparent"][3:35] for model in models.values() for request in model.requests]
+    assert told == [TRACE_ID, TRACE_ID]
+    assert "canary" not in span_texts(spans.all)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from serve_app.metrics import families
 from serve_app.metrics.of_copies import copy_readings
-from serve_app.types.models import CopyCounts, CopyState, TimeCounts
+from serve_app.types.models import CopyCounts, CopyState, StageCounts, TimeCounts
 
 COUNTS = CopyCounts(
     num_preemptions=3,
@@ -15,6 +15,7 @@ COUNTS = CopyCounts(
     stage_idle_s=2.0,
     num_control_bytes=10,
     num_token_bytes=20,
+    stages=[StageCounts(7, 1.5), StageCounts(6, 2.5)],
 )
 STATE = CopyState("copy1", "draining", "", 2, 5, 16, 64, 100, 40, COUNTS)
 
@@ -38,6 +39,10 @@ def test_every_number_has_its_family() -> None:
         (families.STEPS.name, *at): COUNTS.steps,
         (families.STAGE_BUSY.name, *at): 6.0,
         (families.STAGE_IDLE.name, *at): 2.0,
+        (families.STAGE_COMPUTE.name, *at, "0"): 1.5,
+        (families.STAGE_COMPUTE.name, *at, "1"): 2.5,
+        (families.STAGE_STEPS.name, *at, "0"): 7,
+        (families.STAGE_STEPS.name, *at, "1"): 6,
         (families.BUBBLE.name, *at): 0.25,
         (families.REBUILDS.name, *at): 1,
         (families.LINK_BYTES.name, "control", "copy1"): 10,

@@ -30,6 +30,23 @@ def test_a_short_request_does_not_overtake_a_long_one_that_lacks_blocks() -> Non
     assert (step.starts, step.num_tokens) == ([], [1])
 
 
+def test_what_the_head_of_the_queue_needs_is_told() -> None:
+    scheduler = scheduler_of(max_num_seqs=2, num_blocks=4, max_model_len=16)
+    told = [scheduler.waits_for]
+    scheduler.add(request_of(8, seed=1))
+    told.append(scheduler.waits_for)
+    answered(scheduler, scheduled(scheduler))
+    told.append(scheduler.waits_for)
+    scheduler.add(request_of(12, seed=2))
+    answered(scheduler, scheduled(scheduler))
+    assert [*told, scheduler.waits_for] == ["", "step", "", "kv_cache"]
+    full = scheduler_of(max_num_seqs=1)
+    for seed in (1, 2):
+        full.add(request_of(4, seed=seed))
+    scheduled(full)
+    assert full.waits_for == "sequences"
+
+
 def test_a_request_joins_beside_one_that_decodes_and_leaves_when_it_ends() -> None:
     scheduler = scheduler_of()
     scheduler.add(request_of(5, seed=1))
