@@ -21,19 +21,9 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.http.sse import Outbox
 from serve_app.types.models import ModelDescription
-from tests.fakes import NO_TLS, ScriptedBackend, echo_prompt, save_model_dir, say, serving
+from tests.fakes import NO_TLS, ScriptedBackend, echo_prompt, say, serving
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def backend(model_dir: Path) -> ScriptedBackend:
-    return ScriptedBackend(model_dir)
 
 
 @pytest_asyncio.fixture

@@ -14,16 +14,11 @@ from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.http.browser_guard import hosts_when_bound_to
-from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
+from tests.fakes import NO_TLS, ScriptedBackend, serving
 
 COMPLETIONS = "/v1/completions"
 BODY = json.dumps({"model": "tiny", "prompt": [64, 65], "max_tokens": 2}).encode()
 JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

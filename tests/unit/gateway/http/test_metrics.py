@@ -18,20 +18,10 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.key_file import new_key
 from serve_app.metrics import families
-from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
+from tests.fakes import NO_TLS, ScriptedBackend, serving
 
 COMPLETIONS = "/v1/completions"
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def backend(model_dir: Path) -> ScriptedBackend:
-    return ScriptedBackend(model_dir)
 
 
 @pytest.fixture
