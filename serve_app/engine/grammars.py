@@ -25,7 +25,7 @@ from serve_app.types.steps import NOTHING_FITS, SequenceStart
 
 logger = logging.getLogger(__name__)
 
-_MAX_COMPILED = 128
+_MAX_COMPILED = 64  # of those not in use, too
 _WORD_BITS = 64
 
 

@@ -16,7 +16,7 @@ def parser_limits() -> LLParserLimits:
         step_lexer_fuel=50_000,
         step_max_items=20_000,
         max_items_in_row=1_000,
-        max_lexer_states=100_000,
+        max_lexer_states=30_000,  # of 1 to 2 KiB each, in every grammar that is kept
         max_grammar_size=200_000,
         verbose_errors=False,
     )
