@@ -11,7 +11,7 @@ def add_kuberay_command(commands: "argparse._SubParsersAction[argparse.ArgumentP
     parser = commands.add_parser(
         "kuberay", help="print a RayService for KubeRay, and what it needs beside it, from a Serve file"
     )
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a Serve file")
     parser.add_argument("--name", default="rayshard", help="of the RayService (default: %(default)s)")
     parser.add_argument("--namespace", help="(default: that of kubectl)")
     parser.add_argument("--image", default=IMAGE, help="of every pod, built from cluster/Dockerfile")

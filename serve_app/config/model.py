@@ -107,8 +107,10 @@ class ModelConfig(ConfigModel):
     max_model_len: PositiveInt | None = None
     """Longest context, the prompt included; null: the model's own. [tokens]"""
     routing: Literal["prefix", "balanced"] | None = None
-    """What a request's copy is chosen by: its prompt's beginning or balance alone; null: prefix where there is a prefix
-    cache; of task generate."""
+    """Of several copies, prefix takes one that holds a prompt's beginning, where that pays; of task generate.
+
+    Null: prefix where there is a prefix cache; balanced takes the least busy one.
+    """
     generation_config: Switch = "auto"
     """auto: the sampling settings of generation_config.json are the defaults of requests; of task generate."""
     pooling: Pooling | None = None

@@ -23,6 +23,7 @@ VARIABLES = (
     Variable("HF_HOME", "Where the hub's files are.", "huggingface in XDG_CACHE_HOME"),
     Variable("HF_HUB_CACHE", "Where the hub's models are.", "hub in HF_HOME"),
     Variable("HF_ENDPOINT", "The hub's address.", "the hub's own"),
+    Variable("HF_TOKEN", "Your account at the hub, for gated and private models.", "that of `hf auth login`"),
     Variable("HF_HUB_OFFLINE", "1, on, yes or true: nothing is downloaded from the hub."),
     Variable("TRANSFORMERS_OFFLINE", "The same."),
     Variable("CXX", "C++ compiler for kernels on CPU.", "the first of g++, c++ and clang++"),
