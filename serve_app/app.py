@@ -6,6 +6,7 @@ no postponed annotations here.
 
 from pathlib import Path
 
+import ray
 from ray import serve
 from ray.serve import Application
 
@@ -22,15 +23,16 @@ from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.key_file import read_key_file
 from serve_app.graphs.deployment import Graph
 from serve_app.planning.auto_parallel import with_parallel
+from serve_app.planning.build_check import refuse_unloadable
 from serve_app.planning.reservations import CPUS_PER_REPLICA, copy_bundles
 
 _GATEWAY_MAX_ONGOING_REQUESTS = 10_000
 _PREPROCESSOR_MAX_ONGOING_REQUESTS = 10_000
 _GRAPH_MAX_ONGOING_REQUESTS = 1000
 _SHUTDOWN_S = 600.0  # a replica that is to leave lets its requests end
-# Three failed checks in a row and Serve replaces a replica: one that stands still is found within half a minute. A
+# Three failed checks in a row and Serve replaces a replica: one that stands still is found within twenty seconds. A
 # check asks our event loops only, which nothing blocks, and streams go on elsewhere.
-_HEALTH_CHECKS = {"health_check_period_s": 2.0, "health_check_timeout_s": 8.0}
+_HEALTH_CHECKS = {"health_check_period_s": 2.0, "health_check_timeout_s": 5.0}
 _NO_ACCESS_LOG = {"enable_access_log": False}  # Serve's own calls there are our housekeeping, every few seconds
 
 
@@ -53,6 +55,7 @@ def build_gateway(args: GatewayConfig) -> Application:
 
 def build_model(args: ModelConfig) -> Application:
     """One model's application: a Router whose placement group holds its shards, and a Preprocessor for its steps."""
+    _refuse_unloadable([args])
     config = with_parallel(_with_pinned_source(args), Path.cwd(), read_environment())
     router_class = Router if args.is_generative else BatchRouter
     bundles = copy_bundles(args.device, config.parallel, args.standby_shards)
@@ -62,6 +65,7 @@ def build_model(args: ModelConfig) -> Application:
 
 def build_models(args: ModelSetConfig) -> Application:
     """Several small models behind one Router and one shard process, each called by its own name."""
+    _refuse_unloadable(args.shared_models)
     config = args.model_copy(update={"models": [_with_pinned_source(model) for model in args.models]})
     bundles = copy_bundles(args.device, ParallelConfig(), args.standby_shards)
     return _router(BatchRouter, args.engine, bundles).bind(config, _preprocessor(config.models))
@@ -113,6 +117,12 @@ def _preprocessor(models: list[ModelConfig]) -> Application | None:
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
     )
     return deployment.bind(with_steps)
+
+
+def _refuse_unloadable(models: list[ModelConfig]) -> None:
+    is_only_node = ray.is_initialized() and sum(node["Alive"] for node in ray.nodes()) == 1
+    for model in models:
+        refuse_unloadable(model, Path.cwd(), read_environment(), is_only_node=is_only_node)
 
 
 def _with_pinned_source(config: ModelConfig) -> ModelConfig:

@@ -1,6 +1,7 @@
 """The application builders, as Serve itself calls them."""
 
 import inspect
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from serve_app.app import build_gateway, build_model
 from serve_app.config.engine import ParallelConfig
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.model import ModelConfig
+from serve_app.errors import ConfigError
 
 MODEL: dict[str, Any] = {"name": "demo", "source": "examples/demo_model/model"}
 
@@ -55,10 +57,16 @@ def test_a_router_gets_more_calls_than_it_may_run_and_queue_so_that_it_refuses_t
 
 
 def test_a_relative_source_is_absolute_in_the_replicas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
+    shutil.copytree(MODEL["source"], tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     application = build(build_model, {"name": "x", "source": "model"})
     assert application._bound_deployment.init_args[0].source == str(tmp_path / "model")
+
+
+def test_what_could_not_be_loaded_is_refused_when_it_is_built(tmp_path: Path) -> None:
+    source = shutil.copytree(MODEL["source"], tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ConfigError, match="no safetensors files"):
+        build(build_model, {"name": "x", "source": str(source)})
 
 
 def deployment_options(args: dict[str, Any]) -> dict[str, Any]:

@@ -58,9 +58,7 @@ def test_what_the_step_held_is_gone_before_memory_is_given_back() -> None:
 class LateFailure(ModelRunner):
     """Fails in one step, when half of the layers have written their keys and values."""
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
-        self.step_to_fail = -1
+    step_to_fail = -1
 
     def launch(self, step: StepInput) -> LaunchedStep | None:
         if step.step_id != self.step_to_fail:
