@@ -1,12 +1,20 @@
-"""What the metrics of a Gateway cost for each token, and what a scrape costs: `python -m bench.metrics_cost`."""
+"""What metrics and traces cost for each token, step and request, and a scrape: `python -m bench.metrics_cost`."""
 
 import time
 from collections.abc import Callable
 
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import NoOpTracer
+
+from serve_app.deployments.call_trace import TimedStep
 from serve_app.deployments.step_meter import StepMeter
+from serve_app.deployments.step_traces import StepTraces
 from serve_app.metrics.exposition import expose
 from serve_app.metrics.of_gateway import GatewayMetrics
 from serve_app.metrics.tokens import TokenMeters, TokenTimes
+from serve_app.tracing.tracing import Tracing, carried
+from serve_app.types.steps import StepInput
 
 _NUM_CALLS = 200_000
 _NUM_ROUNDS = 5
@@ -42,6 +50,38 @@ def step() -> Callable[[], object]:
     return run
 
 
+def untraced_step() -> Callable[[], object]:
+    """What tracing adds to a step of a copy without a traced call; nothing of it is called where it is off."""
+    traces = StepTraces(Tracing(NoOpTracer()), "prefill", [0])
+    step = StepInput(0, [], [], [], [], [], [], [])
+
+    def run() -> None:
+        traces.send(step)
+        traces.end(0)
+        traces.see([])
+
+    return run
+
+
+def traced_request() -> Callable[[], object]:
+    """The spans of a generation, at Gateway and Router, without their way to a collector."""
+    tracing = Tracing(TracerProvider(ALWAYS_ON, shutdown_on_exit=False).get_tracer("bench"))
+    traces = StepTraces(tracing, "prefill", [0])
+
+    def run() -> None:
+        with tracing.serving("request", {}, {}):
+            with tracing.part("tokenize"):
+                pass
+            with tracing.part("text_completion"), traces.call("generate", carried(), {}) as call:
+                assert call is not None
+                now_s = time.monotonic()
+                call.start(now_s)
+                call.see_token(now_s)
+                call.add_step(TimedStep(0, now_s, 1, 1, now_s, {0: 0.1}))
+
+    return run
+
+
 def scrape() -> Callable[[], object]:
     """All families of a Gateway with several models."""
     metrics = GatewayMetrics("gateway")
@@ -58,6 +98,8 @@ def main() -> None:
     nothing_ns = nanoseconds_each(lambda: None)
     for name, call in (("token at the Gateway", token()), ("step at the Router", step())):
         print(f"{name}: {nanoseconds_each(call) - nothing_ns:.0f} ns")
+    print(f"step at the Router, traces on and no traced call: {nanoseconds_each(untraced_step()) - nothing_ns:.0f} ns")
+    print(f"a traced generation's eight spans: {nanoseconds_each(traced_request(), 2_000) / 1000:.0f} us")
     print(f"scrape of {_NUM_MODELS} models: {nanoseconds_each(scrape(), 20) / 1e6:.1f} ms")
 
 

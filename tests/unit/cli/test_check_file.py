@@ -1,11 +1,14 @@
 """All mistakes of a Serve file in one go: those that only a class, a port or the machine tells too."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from serve_app.cli.check_file import check_file
+from serve_app.errors import ConfigError
 from serve_app.planning.machine import Machine
+from serve_app.tracing import start
 
 TICKETS = Path(__file__).parents[3] / "examples" / "text_classifier" / "model"
 GATEWAY = "- {name: gateway, route_prefix: /, import_path: 'serve_app.app:build_gateway'}"
@@ -26,6 +29,18 @@ def write(directory: Path, head: str, *models: str) -> Path:
 
 def messages(path: Path, machine: Machine | None = None) -> list[str]:
     return [str(problem) for problem in check_file(path, can_download=False, machine=machine).problems]
+
+
+def test_a_collector_without_what_sends_spans_to_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(start, "distribution", missing)
+    path = write(tmp_path, "")
+    messages(path)  # without a collector nothing is asked for
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    with pytest.raises(ConfigError, match="otlp-proto-http, which sends spans there, is not installed"):
+        messages(path)
 
 
 @pytest.mark.process

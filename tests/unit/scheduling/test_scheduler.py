@@ -1,9 +1,11 @@
 """What each step computes, request by request."""
 
+from dataclasses import replace
+
 import pytest
 
 from serve_app.errors import QueueFullError, RequestError
-from serve_app.types.generation import SamplingParams
+from serve_app.types.generation import Progress, SamplingParams
 from serve_app.types.steps import StepOutput
 from tests.fakes_engine import CacheOracle, FakeModel, run_alone
 from tests.scheduler_driver import EOS, answered, chunks_of, request_of, scheduled, scheduler_of
@@ -45,6 +47,11 @@ def test_what_the_head_of_the_queue_needs_is_told() -> None:
         full.add(request_of(4, seed=seed))
     scheduled(full)
     assert full.waits_for == "sequences"
+    tried = scheduler_of()
+    tried.add(replace(request_of(4, seed=1), progress=Progress([[]], [False], is_suspect=True)))
+    scheduled(tried)
+    tried.add(request_of(4, seed=2))
+    assert tried.waits_for == "trial"
 
 
 def test_a_request_joins_beside_one_that_decodes_and_leaves_when_it_ends() -> None:
