@@ -59,7 +59,7 @@ lock:  ## resolve pyproject.toml anew into constraints.txt (PYTHON=, PIP_ARGS=)
 	@$(REQUIRE_PYTHON)
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip setuptools
-	.venv-lock/bin/python -m pip install --quiet $(PIP_ARGS) --no-build-isolation --editable '.[test,dev,bench,train,compress]'
+	.venv-lock/bin/python -m pip install --quiet $(PIP_ARGS) --no-build-isolation --editable '.[test,dev,bench,train,compress,tracing]'
 	@{ sed -n '/^#/p' constraints.txt; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' \
 	  | grep -v -E '^(nvidia|triton|cuda)'; } > constraints.new
@@ -102,5 +102,5 @@ $(STAMP): constraints.txt pyproject.toml
 	@echo "Installing into .venv: a few minutes the first time."
 	$(PYTHON) -m venv --clear .venv
 	.venv/bin/python $(PIP) pip setuptools
-	.venv/bin/python $(PIP) --no-build-isolation --editable '.[test,dev,bench,train,compress]'
+	.venv/bin/python $(PIP) --no-build-isolation --editable '.[test,dev,bench,train,compress,tracing]'
 	@touch $@

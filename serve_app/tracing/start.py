@@ -35,5 +35,5 @@ def check_exporter(settings: TracingSettings | None) -> None:
     except PackageNotFoundError as error:
         raise ConfigError(
             f"OTEL_EXPORTER_OTLP_ENDPOINT is set, and {_EXPORTER}, which sends spans there, is not installed; "
-            'pip install "rayshard[tracing]", or unset the variable'
+            "run: pip install '.[tracing]', or unset the variable"
         ) from error

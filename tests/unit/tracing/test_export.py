@@ -27,7 +27,7 @@ from tests.spans import SAMPLED, SPAN_ID, TRACE_ID, UNSAMPLED
 from tests.traced_replica import READY
 
 pytest.importorskip(
-    "opentelemetry.exporter.otlp.proto.http", reason='the exporter is not installed; pip install "rayshard[tracing]"'
+    "opentelemetry.exporter.otlp.proto.http", reason="the exporter is not installed; run: pip install '.[tracing]'"
 )
 from serve_app.tracing.export import exporting, sampler_of  # it needs the package
 

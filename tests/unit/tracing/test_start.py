@@ -25,5 +25,5 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
     check_exporter(None)
     monkeypatch.setattr(start, "distribution", missing)
-    with pytest.raises(ConfigError, match=r'is not installed; pip install "rayshard\[tracing\]", or unset'):
+    with pytest.raises(ConfigError, match=r"is not installed; run: pip install '\.\[tracing\]', or unset"):
         check_exporter(TracingSettings("http://127.0.0.1:1/v1/traces"))
