@@ -11,22 +11,25 @@ from serve_app.cli.calibration_process import calibrate
 from serve_app.config.environment import Environment, read_environment
 from serve_app.errors import ConfigError
 from serve_app.planning.auto_parallel import find_surroundings, known_profiles, with_parallel
+from serve_app.planning.batch_plan import BatchPlan, plan_batch
+from serve_app.planning.batch_report import batch_json, batch_text
 from serve_app.planning.cluster import cluster_problems, read_cluster
 from serve_app.planning.device_choice import Surroundings, on_device, stage_devices
 from serve_app.planning.device_profiles import find_profile
 from serve_app.planning.model_plan import ModelPlan, plan_model
 from serve_app.planning.plan_picture import draw_plans
 from serve_app.planning.plan_report import plan_json, plan_text
-from serve_app.planning.plan_source import directory_to_plan
+from serve_app.planning.plan_source import directory_to_plan, here
 from serve_app.planning.reservations import num_first_replicas
 from serve_app.planning.serve_file import ModelApplication, inspect_serve_file
+from serve_app.planning.served_model import plan_batch_model
 from serve_app.planning.setting_problems import Problem
 from serve_app.planning.uneven_split import GpuKind, may_be_uneven, plan_uneven
 
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    plans: list[ModelPlan]
+    plans: list[ModelPlan | BatchPlan]
     problems: list[Problem]
     remarks: list[str]  # lines on what is not planned, and why
 
@@ -48,10 +51,10 @@ def run_plan(arguments: argparse.Namespace) -> int:
             Problem(str(arguments.cluster), one) for one in cluster_problems(cluster, planned.plans)
         )
     if arguments.json:
-        report = {"models": [plan_json(plan) for plan in planned.plans], "problems": list(map(str, planned.problems))}
+        report = {"models": [_json_of(plan) for plan in planned.plans], "problems": list(map(str, planned.problems))}
         print(json.dumps(report, indent=2))
     else:
-        texts = [*filter(None, map(plan_text, planned.plans)), *planned.remarks]
+        texts = [*filter(None, map(_text_of, planned.plans)), *planned.remarks]
         if texts:
             print("\n\n".join(texts))
     if arguments.plot is not None:
@@ -61,7 +64,15 @@ def run_plan(arguments: argparse.Namespace) -> int:
     return 1 if planned.problems else 0
 
 
-def _write_picture(path: Path, plans: list[ModelPlan]) -> None:
+def _text_of(plan: ModelPlan | BatchPlan) -> str:
+    return batch_text(plan) if isinstance(plan, BatchPlan) else plan_text(plan)
+
+
+def _json_of(plan: ModelPlan | BatchPlan) -> dict[str, object]:
+    return batch_json(plan) if isinstance(plan, BatchPlan) else plan_json(plan)
+
+
+def _write_picture(path: Path, plans: list[ModelPlan | BatchPlan]) -> None:
     try:
         path.write_text(draw_plans(plans))
     except OSError as error:
@@ -70,13 +81,17 @@ def _write_picture(path: Path, plans: list[ModelPlan]) -> None:
 
 def _plan_file(path: Path, around: Surroundings, environment: Environment, kinds: list[GpuKind]) -> _Planned:
     report = inspect_serve_file(path)
-    planned = _Planned([], list(report.problems), [])
+    planned, base_dir = _Planned([], list(report.problems), []), path.resolve().parent
+    applications: set[str] = set()
     for model in report.models:
-        if not model.config.is_generative:
-            planned.remarks.append(f"{model.config.name}: task={model.config.task} keeps no KV cache; not planned")
-            continue
+        is_first = model.name not in applications
+        applications.add(model.name)
         try:
-            plan = _plan_one(model, path.resolve().parent, around, environment, kinds)
+            plan: ModelPlan | BatchPlan
+            if model.config.is_generative:
+                plan = _plan_one(model, base_dir, around, environment, kinds)
+            else:
+                plan = _plan_batch(model, base_dir, around, environment, is_first=is_first)
         except ConfigError as error:
             planned.problems.extend(Problem(model.where, message) for message in error.message.split("\n"))
             continue
@@ -103,6 +118,16 @@ def _plan_one(
     if failure is not None:
         raise failure
     return even
+
+
+def _plan_batch(
+    model: ModelApplication, base_dir: Path, around: Surroundings, environment: Environment, *, is_first: bool
+) -> BatchPlan:
+    config, device = on_device(model.config, around)
+    directory = directory_to_plan(config, base_dir, environment)
+    found = plan_batch_model(config.model_copy(update=here(directory)), base_dir, environment)
+    stages = stage_devices(config, around)
+    return plan_batch(found, config, device, num_first_replicas(model), stages, is_first=is_first)
 
 
 def _plan_even(model: ModelApplication, base_dir: Path, around: Surroundings, environment: Environment) -> ModelPlan:

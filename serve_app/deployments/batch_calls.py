@@ -4,22 +4,21 @@ import asyncio
 from dataclasses import replace
 
 from serve_app.backend.time_left import TimeLeft
+from serve_app.config.environment import read_environment
 from serve_app.deployments.batch_work import BatchWork
 from serve_app.deployments.call_trace import CallTrace
 from serve_app.deployments.model_copy import ModelCopy
 from serve_app.deployments.queue_time import limited_queue_time
 from serve_app.errors import InternalError, RayshardError
-from serve_app.planning.copy_prediction import CopyPrediction, account_of
+from serve_app.planning.copy_prediction import CopyPrediction, account_of, predict_batch
 from serve_app.planning.served_model import BatchModelPlan
 from serve_app.scheduling.jobs import Job, JobResult
 from serve_app.tracing.attributes import request_attributes
 from serve_app.tracing.tracing import Tracing
 from serve_app.types.models import ModelDescription
-from serve_app.types.plans import CopyAccount, SeenRates
+from serve_app.types.plans import CopyAccount
 from serve_app.types.tensors import InferRequest, InferResult
 from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage, InferReply, Reply
-
-_UNPLANNED = CopyPrediction(notes=["models that are done after one step are not planned"])
 
 
 class BatchCalls:
@@ -29,6 +28,7 @@ class BatchCalls:
         self.work = BatchWork(plans, self._take_results, tracing)
         self._plans = plans
         self._sender = sender
+        self._predictions: list[CopyPrediction] = []  # empty: nobody has asked
         self._waiting: dict[Job, asyncio.Future[InferResult]] = {}
 
     def describe(self, created_s: int) -> list[ModelDescription]:
@@ -51,11 +51,15 @@ class BatchCalls:
 
     async def account(self, copy: ModelCopy) -> list[CopyAccount]:
         """All models of the application; what a process takes is that of all of them together."""
-        return [self._account_of(index, plan, copy) for index, plan in enumerate(self._plans)]
+        if not self._predictions:
+            environment = read_environment()
+            self._predictions = [await asyncio.to_thread(predict_batch, plan, environment) for plan in self._plans]
+        return [self._account_of(index, copy) for index in range(len(self._plans))]
 
-    def _account_of(self, index: int, plan: BatchModelPlan, copy: ModelCopy) -> CopyAccount:
+    def _account_of(self, index: int, copy: ModelCopy) -> CopyAccount:
+        plan, prediction, seen = self._plans[index], self._predictions[index], self.work.seen_rates()
         measured = copy.measured(lambda report: report.models[index].parameter_bytes)
-        return account_of(plan.config.name, self._sender, _UNPLANNED, plan.shards, measured, SeenRates())
+        return account_of(plan.config.name, self._sender, prediction, plan.shards, measured, seen)
 
     def lose_shards(self, _error: RayshardError) -> None:
         """What was in flight is in the queue again: nothing ends but what has killed shards before."""

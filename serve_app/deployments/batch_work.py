@@ -13,6 +13,7 @@ from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler
 from serve_app.scheduling.jobs import Job, JobResult
 from serve_app.tracing.tracing import Tracing
 from serve_app.types.models import CopyCounts, ModelSource, WaitsFor
+from serve_app.types.plans import SeenRates
 from serve_app.types.shards import (
     BatchModelReport,
     BatchShardSettings,
@@ -121,6 +122,10 @@ class BatchWork:
             return Load()
         waits_for: WaitsFor = "step" if self._scheduler.num_waiting else ""
         return Load(self._scheduler.num_running, self._scheduler.num_waiting, waits_for=waits_for)
+
+    def seen_rates(self) -> SeenRates:
+        """Entries each second, of late."""
+        return SeenRates() if self._scheduler is None else self._scheduler.seen_rates
 
     def counts(self) -> CopyCounts:
         """See CopyWork."""

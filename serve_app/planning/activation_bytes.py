@@ -26,19 +26,26 @@ class StepSizes:
 
 def activation_bytes(spec: ModelSpec, shard: ShardSpec, kv: KvShape, num_heads: int, steps: StepSizes) -> int:
     """Bytes at the peak of the largest step; kv and num_heads are those of the shard's rank."""
-    dtype_bytes, num_tokens = kv.dtype_bytes, steps.num_tokens
+    layers = layer_activation_bytes(spec, shard, kv, num_heads, steps.num_tokens, steps.num_context_tokens)
+    return layers + (_drawing(spec, kv.dtype_bytes, steps) if shard.is_last else 0)
+
+
+def layer_activation_bytes(
+    spec: ModelSpec, shard: ShardSpec, kv: KvShape, num_heads: int, num_tokens: int, num_context_tokens: int = 0
+) -> int:
+    """The same of layers alone. num_context_tokens: gathered from a KV cache."""
     hidden = _NUM_HIDDEN * num_tokens * spec.hidden_size
-    layer = max(_attention(kv, num_heads, steps), _mlp(spec, shard, num_tokens))
-    return dtype_bytes * (hidden + layer) + (_drawing(spec, dtype_bytes, steps) if shard.is_last else 0)
+    layer = max(_attention(kv, num_heads, num_tokens, num_context_tokens), _mlp(spec, shard, num_tokens))
+    return kv.dtype_bytes * (hidden + layer)
 
 
-def _attention(kv: KvShape, num_heads: int, steps: StepSizes) -> int:
+def _attention(kv: KvShape, num_heads: int, num_tokens: int, num_context_tokens: int) -> int:
     """Numbers: queries and keys before and after rotation, values, outputs, and a context gathered from its blocks."""
     value_dim = kv.value_dim or kv.head_dim
     rotated = 2 * (num_heads + kv.num_heads) * kv.head_dim
     outputs = kv.num_heads * value_dim + 2 * num_heads * value_dim
-    gathered = steps.num_context_tokens * kv.num_heads * (kv.head_dim + value_dim)
-    return steps.num_tokens * (rotated + outputs) + gathered
+    gathered = num_context_tokens * kv.num_heads * (kv.head_dim + value_dim)
+    return num_tokens * (rotated + outputs) + gathered
 
 
 def _mlp(spec: ModelSpec, shard: ShardSpec, num_tokens: int) -> int:

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from serve_app.config.base import ByteSize, ConfigModel
 from serve_app.errors import ConfigError
+from serve_app.planning.batch_plan import BatchPlan
 from serve_app.planning.device_choice import Surroundings, planned_device
 from serve_app.planning.device_profiles import DeviceProfile, find_name
 from serve_app.planning.model_plan import ModelPlan
@@ -106,7 +107,7 @@ def read_cluster(path: Path, profiles: dict[str, DeviceProfile]) -> Cluster:
     return Cluster(nodes, known)
 
 
-def cluster_problems(cluster: Cluster, plans: Sequence[ModelPlan]) -> list[str]:
+def cluster_problems(cluster: Cluster, plans: Sequence[ModelPlan | BatchPlan]) -> list[str]:
     """What the models reserve beyond what the nodes have, placed as a first fit finds it."""
     nodes = [node for node in cluster.nodes for _ in range(node.count)]
     free = [_Free(node, node.cpus, float(node.devices if node.device else 0)) for node in nodes]
@@ -119,7 +120,7 @@ def cluster_problems(cluster: Cluster, plans: Sequence[ModelPlan]) -> list[str]:
             "nodes"
         )
     for plan in sorted(plans, key=lambda one: -one.config.device.gpus_per_shard):
-        if plan.config.device.type == "cuda":
+        if plan.config.device.type == "cuda" and plan.bundles:
             parallel = plan.config.parallel
             stages = [index // parallel.tensor for index in range(parallel.num_shards)]
             wanted = plan.num_replicas * len(stages)
@@ -141,7 +142,7 @@ class _Free:
     devices: float
 
 
-def _place(free: list[_Free], plan: ModelPlan, stage: int) -> bool:
+def _place(free: list[_Free], plan: ModelPlan | BatchPlan, stage: int) -> bool:
     """Whether a shard of a stage finds room; what it takes is taken."""
     device = plan.config.device
     is_any = device.accelerator_type is None and plan.config.parallel.accelerator_types is None

@@ -5,11 +5,21 @@ from dataclasses import dataclass, field
 from serve_app.config.environment import Environment
 from serve_app.errors import ConfigError
 from serve_app.planning.auto_parallel import find_surroundings, known_profiles
+from serve_app.planning.batch_plan import plan_batch
 from serve_app.planning.device_choice import on_device, stage_devices
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.planning.memory_plan import MemoryPlan
 from serve_app.planning.model_plan import plan_model
-from serve_app.types.plans import CopyAccount, MeasuredBytes, PredictedBytes, Rates, SeenRates, ShardAccount
+from serve_app.planning.served_model import BatchModelPlan
+from serve_app.types.plans import (
+    CopyAccount,
+    EntryRates,
+    MeasuredBytes,
+    PredictedBytes,
+    Rates,
+    SeenRates,
+    ShardAccount,
+)
 from serve_app.types.shards import ShardSpec
 
 
@@ -21,6 +31,19 @@ class CopyPrediction:
     shards: list[PredictedBytes] = field(default_factory=list)  # by ShardSpec.index; empty: nothing is predicted
     rates: Rates | None = None
     notes: list[str] = field(default_factory=list)
+    entry_rates: EntryRates | None = None  # of a model that is done after one step
+
+
+def predict_batch(plan: BatchModelPlan, environment: Environment) -> CopyPrediction:
+    """Of a model that is done after one step, likewise."""
+    try:
+        around = find_surroundings(known_profiles(environment))
+        config, device = on_device(plan.config, around)
+        planned = plan_batch(plan, config, device, 1, stage_devices(config, around))
+    except ConfigError as error:
+        return CopyPrediction(notes=[error.message])
+    notes = [*planned.problems, *planned.notes]
+    return CopyPrediction(device.name, predicted_bytes(planned.memory), None, notes, planned.rates)
 
 
 def predict_generator(plan: GeneratorPlan, environment: Environment) -> CopyPrediction:
@@ -57,4 +80,5 @@ def account_of(
         ShardAccount(shard.stage, shard.rank, (shard.first_layer, shard.end_layer), planned, taken)
         for shard, planned, taken in zip(shards, predicted, measured, strict=True)
     ]
-    return CopyAccount(model, replica_id, prediction.device, accounts, prediction.rates, seen, prediction.notes)
+    rates, entry_rates = prediction.rates, prediction.entry_rates
+    return CopyAccount(model, replica_id, prediction.device, accounts, rates, seen, prediction.notes, entry_rates)

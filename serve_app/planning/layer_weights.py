@@ -98,6 +98,16 @@ def weigh(spec: ModelSpec, dtype: str, quantization: LoadQuantization | None = N
     return ModelWeights(tuple(map(_sum, layers)), _sum(before), _sum(after), replace(summed, num_products=0), is_plain)
 
 
+def weigh_encoder(
+    spec: ModelSpec, dtype: str, quantization: LoadQuantization | None = None, *, has_pooler: bool = True
+) -> ModelWeights:
+    """The same of a model that draws no tokens: its embedding is not its head; an embedder has no pooler."""
+    if not has_pooler:
+        kept = {name: tensor for name, tensor in spec.tensors.items() if "pooler." not in name}
+        spec = replace(spec, tensors=kept)
+    return replace(weigh(spec, dtype, quantization), tied=PartWeights(), shares_embedding=True)
+
+
 class _Weighed:
     def __init__(self, spec: ModelSpec, dtype: str, quantization: LoadQuantization | None) -> None:
         self._spec = spec

@@ -108,8 +108,9 @@ def plan_memory(
     """
     dtype, engine = served_dtype(spec, config), config.engine
     plan = plan_split(spec, config.parallel)
-    shares = _Shares.of(config, profile, memory_bytes, len(plan.shards))
-    own = [_Shares.of(config, one.profile, one.memory_bytes, 1).of_one for one in stage_devices]
+    utilization = engine.gpu_memory_utilization if engine.kv_cache_bytes is None else 1.0
+    shares = device_shares(config, profile, memory_bytes, len(plan.shards), utilization)
+    own = [device_shares(config, one.profile, one.memory_bytes, 1, utilization).of_one for one in stage_devices]
     limits = [own[shard.stage] if own else shares.of_one for shard in plan.shards]
     profiles = [stage_devices[shard.stage].profile if own else profile for shard in plan.shards]
     bare = [_shard_memory(spec, shard, weights, dtype, one) for shard, one in zip(plan.shards, profiles, strict=True)]
@@ -154,20 +155,23 @@ def _most_blocks(limits: Sequence[int], shards: Sequence[ShardMemory], block_byt
 
 
 @dataclass(frozen=True, slots=True)
-class _Shares:
+class DeviceShares:
+    """What shards may take of their device."""
+
     of_device: int
     of_one: int
     num_on_device: int
 
-    @classmethod
-    def of(cls, config: ModelConfig, profile: DeviceProfile, memory_bytes: int, num_shards: int) -> "_Shares":
-        if profile.type == "cpu":
-            num_on_node = min(num_shards, profile.devices_per_node)
-            return cls(memory_bytes, memory_bytes // num_on_node, num_on_node)
-        share = config.device.gpus_per_shard
-        if config.engine.kv_cache_bytes is None:
-            share *= config.engine.gpu_memory_utilization
-        return cls(int(memory_bytes * share), int(memory_bytes * share), 1)
+
+def device_shares(
+    config: ModelConfig, profile: DeviceProfile, memory_bytes: int, num_shards: int, utilization: float
+) -> DeviceShares:
+    """Of devices of `memory_bytes`; utilization: of a GPU's, that a copy may use."""
+    if profile.type == "cpu":
+        num_on_node = min(num_shards, profile.devices_per_node)
+        return DeviceShares(memory_bytes, memory_bytes // num_on_node, num_on_node)
+    share = int(memory_bytes * config.device.gpus_per_shard * utilization)
+    return DeviceShares(share, share, 1)
 
 
 def _shard_memory(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
+from serve_app.planning.batch_plan import BatchPlan
 from serve_app.planning.memory_plan import MemoryPlan, ShardMemory
 from serve_app.planning.model_plan import ModelPlan
 
@@ -20,7 +21,7 @@ class _Bar:
     sizes: tuple[int, ...]  # bytes, in the order of _KINDS
 
 
-def draw_plans(plans: Sequence[ModelPlan]) -> str:
+def draw_plans(plans: Sequence[ModelPlan | BatchPlan]) -> str:
     """All models below each other; a line marks what each device may hold. Models without a split are left out."""
     drawn = [plan for plan in plans if plan.memory is not None]
     height, lines = _LEGEND, _legend()
@@ -41,7 +42,7 @@ def _legend() -> list[str]:
     return lines
 
 
-def _model(plan: ModelPlan, top: int) -> list[str]:
+def _model(plan: ModelPlan | BatchPlan, top: int) -> list[str]:
     memory = plan.memory
     assert memory is not None
     bars = _bars(plan)
@@ -64,7 +65,7 @@ def _model(plan: ModelPlan, top: int) -> list[str]:
     return lines
 
 
-def _bars(plan: ModelPlan) -> list[_Bar]:
+def _bars(plan: ModelPlan | BatchPlan) -> list[_Bar]:
     """One for each device; shards of a node that share its memory lie in one."""
     memory = plan.memory
     assert memory is not None
@@ -78,7 +79,7 @@ def _bars(plan: ModelPlan) -> list[_Bar]:
     ]
 
 
-def _bar_of(plan: ModelPlan, memory: MemoryPlan, one: ShardMemory) -> _Bar:
+def _bar_of(plan: ModelPlan | BatchPlan, memory: MemoryPlan, one: ShardMemory) -> _Bar:
     device_bytes = plan.device_of(one.shard.stage).memory_bytes
     label = f"stage {one.shard.stage} rank {one.shard.rank}"
     return _Bar(label, device_bytes, memory.share_of(one.shard), _sizes([one]))

@@ -17,7 +17,7 @@ def plan_text(plan: ModelPlan) -> str:
         return ""
     lines = [
         f"{config.name}: {plan.spec.model_type}, {plan.spec.num_layers} layers, {served_dtype(plan.spec, config)}, "
-        f"up to {memory.max_model_len} tokens, on {_devices_text(memory, device)}",
+        f"up to {memory.max_model_len} tokens, on {devices_text(memory, device)}",
         align([_HEAD, *(_row(plan, one) for one in memory.shards)]),
     ]
     if not plan.problems:
@@ -30,7 +30,7 @@ def plan_text(plan: ModelPlan) -> str:
             f"{rates.decode_tokens_per_s:.1f} tokens/s for one sequence, {rates.total_decode_tokens_per_s:.0f} "
             f"tokens/s for {rates.decode_sequences} at once, bound by {rates.bound}"
         )
-    lines.append(f"reserved: {_counted(plan.num_replicas, 'replica')} x {_bundles(plan)}")
+    lines.append(f"reserved: {counted(plan.num_replicas, 'replica')} x {bundles_text(plan.bundles)}")
     return "\n".join([*lines, *plan.notes])
 
 
@@ -53,11 +53,12 @@ def plan_json(plan: ModelPlan) -> dict[str, object]:
     }
 
 
-def _devices_text(memory: MemoryPlan, device: PlannedDevice) -> str:
+def devices_text(memory: MemoryPlan, device: PlannedDevice) -> str:
+    """What a copy is on, for people."""
     if memory.stage_devices:
         named = [f"{one.name} with {readable_bytes(one.memory_bytes)}" for one in memory.stage_devices]
         runs = [(name, len(list(group))) for name, group in groupby(named)]
-        return ", then ".join(f"{_counted(number, 'stage')} of {name} each" for name, number in runs)
+        return ", then ".join(f"{counted(number, 'stage')} of {name} each" for name, number in runs)
     kind = "of this node" if device.profile.type == "cpu" else "each"
     return f"{device.name} with {readable_bytes(device.memory_bytes)} {kind}"
 
@@ -66,7 +67,7 @@ def _fit_line(memory: MemoryPlan) -> str:
     held = f"KV cache: {memory.kv_cache_tokens} tokens"
     if not memory.max_sequences:
         return f"{held}, so that no sequence of {memory.max_model_len} tokens fits, but shorter ones"
-    at_once = _counted(memory.max_sequences, "sequence")
+    at_once = counted(memory.max_sequences, "sequence")
     return f"{held}: {at_once} of {memory.max_model_len} tokens at once (max_num_seqs={memory.max_num_seqs})"
 
 
@@ -132,17 +133,18 @@ def _shown(heads: tuple[int, int]) -> str:
     return f"{heads[0]}-{heads[1] - 1}" if heads[1] - heads[0] > 1 else str(heads[0])
 
 
-def _bundles(plan: ModelPlan) -> str:
+def bundles_text(bundles: list[dict[str, float]]) -> str:
     """What one replica reserves; of equal bundles, how many."""
-    router, *shards = plan.bundles
+    router, *shards = bundles
     runs = [(each, len(list(group))) for each, group in groupby(map(_resources, shards))]
     counted = ", ".join(f"{number} of {each}" for each, number in runs)
-    return f"{len(plan.bundles)} bundles (1 of {_resources(router)}, {counted})"
+    return f"{len(bundles)} bundles (1 of {_resources(router)}, {counted})"
 
 
 def _resources(bundle: dict[str, float]) -> str:
     return " + ".join(f"{amount:g} {name}" for name, amount in bundle.items())
 
 
-def _counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """As in \"2 stages\"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -10,6 +10,11 @@ from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 
 
+def here(directory: Path) -> dict[str, object]:
+    """Changes of a model's settings after which its files are those in a directory."""
+    return {"source": str(directory), "revision": None, "weights": None}
+
+
 def directory_to_plan(config: ModelConfig, base_dir: Path, environment: Environment) -> Path:
     """A directory with config.json and safetensors headers. Raises ConfigError."""
     missing = [one for one in config.remote_weights if find_weights(one, environment.weights_cache_dir) is None]

@@ -16,6 +16,7 @@ from serve_app.checkpoints.source import pin_source
 from serve_app.config.environment import Environment
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
+from serve_app.planning.layer_weights import weigh_encoder
 from serve_app.planning.planner import (
     PlanRow,
     dtype_problems,
@@ -23,7 +24,6 @@ from serve_app.planning.planner import (
     plan_split,
     quantization_problems,
     served_dtype,
-    shard_parameter_bytes,
 )
 from serve_app.planning.text_facts import TextFacts, read_text_facts
 from serve_app.types.models import ModelDescription, ModelSource
@@ -216,13 +216,14 @@ def _encoder_text(config: ModelConfig, encoder: EncoderSpec, shards: list[ShardS
     spec = encoder.spec
     dtype = served_dtype(spec, config)
     quantization = None if config.quantization is None else config.quantization.for_loading
+    weights = weigh_encoder(spec, dtype, quantization, has_pooler=encoder.embedding is None)
     rows = [
         PlanRow(
             shard.stage,
             shard.rank,
             shard.first_layer,
             shard.end_layer,
-            shard_parameter_bytes(spec, shard, dtype, quantization),
+            weights.bytes_on(shard),
             encoder.max_tokens,
         )
         for shard in shards

@@ -1,5 +1,6 @@
 """How long a stage takes for a step: it reads and computes, whichever takes longer, then sends.
 
+Attention and the matrices of each layer follow each other, so that each of them takes the longer of its own two.
 (Roofline model: Williams, Waterman, Patterson, doi:10.1145/1498765.1498785.) A step reads all weights of a stage but
 the embedding; of experts those that its tokens go to, taken to be drawn evenly.
 """
@@ -34,11 +35,12 @@ class StepTime:
     compute_s: float
     link_s: float
     overhead_s: float
+    work_s: float  # reading and computing, of what is done one after the other the longer
 
     @property
     def total_s(self) -> float:
         """From beginning to end."""
-        return max(self.read_s, self.compute_s) + self.link_s + self.overhead_s
+        return self.work_s + self.link_s + self.overhead_s
 
     @property
     def bound(self) -> str:
@@ -75,16 +77,19 @@ class StageTimes:
         read_s = batch.num_sequences * self._context_bytes(stage, batch.context_tokens) / profile.read_rate
         products = batch.num_tokens * self._attention_products(stage, batch.context_tokens)
         compute_s = 2 * products / profile.rate(self._dtype)
+        work_s = max(read_s, compute_s)  # of attention
         parts = [(part, batch.num_tokens) for part in self._weights.layers[shard.first_layer : shard.end_layer]]
         head = self._weights.head_on(shard)
         if head is not None:
             parts.append((head, batch.num_sequences))
         for part, rows in parts:
-            read_s += self._read_s(profile, part, rows)
-            compute_s += self._compute_s(profile, part, rows)
+            part_read_s, part_compute_s = self._read_s(profile, part, rows), self._compute_s(profile, part, rows)
+            read_s, compute_s = read_s + part_read_s, compute_s + part_compute_s
+            work_s += max(part_read_s, part_compute_s)
         num_layers = shard.end_layer - shard.first_layer
         overhead_s = num_layers * (profile.layer_overhead_s + batch.num_sequences * profile.sequence_overhead_s)
-        return StepTime(read_s / share, compute_s / share, self._link_s(stage, batch.num_tokens), overhead_s)
+        link_s = self._link_s(stage, batch.num_tokens)
+        return StepTime(read_s / share, compute_s / share, link_s, overhead_s, work_s / share)
 
     def _read_s(self, profile: DeviceProfile, part: PartWeights, rows: int) -> float:
         num_bytes = self._read_bytes(part, rows)

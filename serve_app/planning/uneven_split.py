@@ -36,7 +36,8 @@ def may_be_uneven(config: ModelConfig, kinds: Sequence[GpuKind]) -> bool:
     parallel = config.parallel
     is_open = config.device.accelerator_type is None and parallel.accelerator_types is None and parallel.layers is None
     has_stages = isinstance(parallel, AutoParallelConfig) or parallel.pipeline > 1
-    return len(kinds) > 1 and config.device.type == "cuda" and is_open and has_stages
+    has_whole_gpus = config.device.type == "cuda" and config.device.gpus_per_shard == 1
+    return len(kinds) > 1 and has_whole_gpus and is_open and has_stages
 
 
 def plan_uneven(spec: ModelSpec, config: ModelConfig, kinds: Sequence[GpuKind], num_replicas: int) -> ModelPlan | None:

@@ -15,6 +15,7 @@ from serve_app.scheduling.entry_queues import EntryQueues, StepSize
 from serve_app.scheduling.jobs import Entry, Job, JobResult
 from serve_app.scheduling.queue_estimate import refuse_late
 from serve_app.scheduling.step_times import BatchTimes
+from serve_app.types.plans import SeenRates
 from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorSpec
 
@@ -82,6 +83,11 @@ class BatchScheduler:
         """Whether anything waits or runs."""
         return bool(self._queues or self._in_flight)
 
+    @property
+    def seen_rates(self) -> SeenRates:
+        """Entries each second, of late."""
+        return self._times.seen
+
     def add(self, request: InferRequest, now_s: float = 0.0) -> Job:
         """Queue a request.
 
@@ -145,7 +151,12 @@ class BatchScheduler:
         """Take in a step's outputs; gives the requests that have ended with it."""
         assert output.step_id == min(self._in_flight), "steps come back in their order"
         entries = self._in_flight.pop(output.step_id)
-        self._times.take(self._sent_s.pop(output.step_id), now_s, is_half_full=self._size.is_half_full(entries))
+        self._times.take(
+            self._sent_s.pop(output.step_id),
+            now_s,
+            is_half_full=self._size.is_half_full(entries),
+            num_entries=len(entries),
+        )
         model = self.models[entries[0].model]
         if output.error is not None:
             return self._fail_or_separate(entries, f"model={model.name} failed: {output.error}")

@@ -83,16 +83,24 @@ class BatchTimes:
         self._last_s = 0.0
         self._any = RecentMean(_MAX_RATIO)
         self._full = RecentMean(_MAX_RATIO)
+        self._entries = RecentMean()
 
-    def take(self, sent_s: float, now_s: float, *, is_half_full: bool) -> None:
+    def take(self, sent_s: float, now_s: float, *, is_half_full: bool, num_entries: int = 1) -> None:
         """A step that was sent then has come back."""
         step_s = now_s - max(sent_s, self._last_s)
         self._last_s = now_s
         if step_s <= 0:
             return  # nobody measures
         self._any.take(step_s)
+        self._entries.take(num_entries)
         if is_half_full:
             self._full.take(step_s)
+
+    @property
+    def seen(self) -> SeenRates:
+        """What that is in entries each second."""
+        step_s, num_entries = self._any.value, self._entries.value
+        return SeenRates() if not step_s or num_entries is None else SeenRates(entries_per_s=num_entries / step_s)
 
     @property
     def full_step_s(self) -> float | None:

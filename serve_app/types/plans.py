@@ -67,12 +67,24 @@ class Rates:
 
 
 @dataclass(frozen=True, slots=True)
+class EntryRates:
+    """What one copy of a model that is done after one step was predicted to do."""
+
+    tokens: int | None  # of each text; None: it takes tensors
+    entries_in_step: int
+    entries_per_s: float  # in full steps
+    latency_s: float  # of one entry, nothing else running
+    bound: str  # what full steps wait for
+
+
+@dataclass(frozen=True, slots=True)
 class SeenRates:
     """What one copy has done of late; None: too little to tell."""
 
     prefill_tokens_per_s: float | None = None  # of prompts, in steps that have some, whatever decodes beside them
     decode_tokens_per_s: float | None = None  # of all sequences together, in steps without prompts
     decode_sequences: float | None = None  # in such a step
+    entries_per_s: float | None = None  # of models that are done after one step, all of an application together
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +95,7 @@ class CopyAccount:
     replica_id: str
     device: str | None  # that it was planned on
     shards: list[ShardAccount]
-    predicted: Rates | None
+    predicted: Rates | None  # of a model that generates
     measured: SeenRates
     notes: list[str] = field(default_factory=list)  # why something was not predicted
+    predicted_entries: EntryRates | None = None  # of a model that is done after one step

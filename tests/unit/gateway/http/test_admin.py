@@ -60,7 +60,12 @@ async def test_what_was_measured_stands_beside_what_was_predicted(model_dir: Pat
     }
     assert last["measured"] is None
     assert copy["predicted"]["total_decode_tokens_per_s"] == 80.0
-    assert copy["measured"] == {"prefill_tokens_per_s": None, "decode_tokens_per_s": 60.5, "decode_sequences": 2.5}
+    assert copy["measured"] == {
+        "prefill_tokens_per_s": None,
+        "decode_tokens_per_s": 60.5,
+        "decode_sequences": 2.5,
+        "entries_per_s": None,
+    }
 
 
 async def test_copies_that_do_not_answer_are_named(model_dir: Path) -> None:
