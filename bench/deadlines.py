@@ -88,6 +88,11 @@ class WatchedScheduler:
         """See StepScheduler."""
         return self._scheduler.has_work
 
+    @property
+    def last_step_s(self) -> float:
+        """See StepScheduler."""
+        return self._scheduler.last_step_s
+
     def schedule(self, now_s: float) -> StepInput | BatchStep | None:
         """See StepScheduler."""
         step = self._scheduler.schedule(now_s)

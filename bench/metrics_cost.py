@@ -7,11 +7,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import NoOpTracer
 
+from serve_app.deployments.bubble import BubbleMeter
 from serve_app.deployments.call_trace import TimedStep
-from serve_app.deployments.step_meter import StepMeter
 from serve_app.deployments.step_traces import StepTraces
 from serve_app.metrics.exposition import expose
+from serve_app.metrics.families import STEPS
 from serve_app.metrics.of_gateway import GatewayMetrics
+from serve_app.metrics.times import Times
 from serve_app.metrics.tokens import TokenMeters, TokenTimes
 from serve_app.tracing.tracing import Tracing, carried
 from serve_app.types.steps import StepInput
@@ -40,12 +42,13 @@ def token() -> Callable[[], object]:
 
 
 def step() -> Callable[[], object]:
-    """One step of a copy: sent, and back."""
-    meter = StepMeter(num_stages=1)
+    """One step of a copy: the loop looks after it was sent, and counts when it is back."""
+    bubble, times = BubbleMeter([0], time.monotonic()), Times(STEPS.bounds_s)
 
     def run() -> None:
-        meter.send()
-        meter.end()
+        bubble.note(time.monotonic(), is_working=True)
+        times.add(0.01)
+        bubble.note(time.monotonic(), is_working=False)
 
     return run
 

@@ -8,13 +8,19 @@ _MIN_S = 0.5  # of it, before a share means anything
 
 
 class BubbleMeter:
-    """Steps in flight by the Router's clock, beside what shards say how long they have computed."""
+    """Of one copy, over all epochs: steps in flight by the Router's clock, beside how long shards say they compute.
 
-    def __init__(self, num_shards: int, clock_s: float) -> None:
+    stages: of each shard.
+    """
+
+    def __init__(self, stages: Sequence[int], clock_s: float) -> None:
+        self.busy_s = 0.0  # over all stages; of ranks the mean
+        self.idle_s = 0.0  # over all stages: while the copy worked
+        self._num_ranks = max(1, sum(stage == stages[0] for stage in stages))
         self._worked_s = 0.0
         self._at_s = clock_s
         self._is_working = False
-        self._samples: list[deque[tuple[float, float]]] = [deque() for _ in range(num_shards)]  # worked, busy
+        self._samples: list[deque[tuple[float, float]]] = [deque() for _ in stages]  # worked, busy
 
     def note(self, clock_s: float, *, is_working: bool) -> None:
         """Whether any step is in flight from now on."""
@@ -26,15 +32,27 @@ class BubbleMeter:
         """A shard has computed for so long since it began."""
         self.note(clock_s, is_working=self._is_working)
         samples = self._samples[shard]
+        if samples:
+            self._count(self._worked_s - samples[-1][0], busy_s - samples[-1][1])
         if samples and samples[-1][0] == self._worked_s:  # idle since
             samples.pop()
         samples.append((self._worked_s, busy_s))
         while len(samples) > 2 and samples[1][0] <= self._worked_s - _WINDOW_S:
             samples.popleft()
 
+    def lose(self, clock_s: float) -> None:
+        """The shards are gone, and the steps in flight; those of the next epoch begin to count anew."""
+        self.note(clock_s, is_working=False)
+        for samples in self._samples:
+            samples.clear()
+
     def shares(self) -> list[float | None]:
         """By shard: the share of the window in which it has waited; None: it has hardly worked, or does not say."""
         return [_share(samples) for samples in self._samples]
+
+    def _count(self, worked_s: float, busy_s: float) -> None:
+        self.busy_s += busy_s / self._num_ranks
+        self.idle_s += max(0.0, worked_s - busy_s) / self._num_ranks
 
 
 def _share(samples: Sequence[tuple[float, float]]) -> float | None:

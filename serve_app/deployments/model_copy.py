@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from serve_app.deployments.bubble import mean_share, stage_bubbles
+from serve_app.deployments.bubble import BubbleMeter, mean_share, stage_bubbles
 from serve_app.deployments.copy_work import CopyWork, GroupMaker, Load, ShardGroup
 from serve_app.deployments.repair_times import RepairTimes
+from serve_app.deployments.stage_times import StageTimes
 from serve_app.deployments.step_loop import StepLoop
-from serve_app.deployments.step_meter import StepMeter
 from serve_app.errors import RayshardError, ShardLostError, UnavailableError
+from serve_app.metrics.families import STEPS
+from serve_app.metrics.times import Times
 from serve_app.types.models import CopyCounts, CopyState
 from serve_app.types.plans import MeasuredBytes
 from serve_app.types.shards import EngineLimits, ShardReport
@@ -57,7 +59,9 @@ class ModelCopy:
         self._detail = "starting"
         self._is_ready = asyncio.Event()
         self._is_closed = False
-        self._meter = StepMeter(work.config.parallel.pipeline)
+        self._step_times = Times(STEPS.bounds_s)
+        self._stage_times = StageTimes()
+        self._bubble = BubbleMeter([shard.stage for shard in work.shards], time.monotonic())
         self._num_rebuilds = 0
         self._num_control_bytes = 0  # of epochs that are over
 
@@ -116,8 +120,7 @@ class ModelCopy:
     def state(self, replica_id: str) -> CopyState:
         """Health, and how full the copy is."""
         load = self._work.load() if self._state == "ready" else Load()
-        shares = self._loop.waiting_shares() if self._loop is not None else []
-        bubbles = stage_bubbles(shares, [shard.stage for shard in self._work.shards])
+        bubbles = stage_bubbles(self._bubble.shares(), [shard.stage for shard in self._work.shards])
         return CopyState(
             replica_id=replica_id,
             state=self._state,
@@ -147,15 +150,15 @@ class ModelCopy:
         self._end_group()
 
     def _counts(self) -> CopyCounts:
-        meter, now = self._meter, 0 if self._control is None else self._control.num_sent_bytes
+        now = 0 if self._control is None else self._control.num_sent_bytes
         return replace(
             self._work.counts(),
             num_rebuilds=self._num_rebuilds,
-            steps=meter.times.counts(),
-            stage_busy_s=meter.busy_s,
-            stage_idle_s=meter.idle_s,
+            steps=self._step_times.counts(),
+            stage_busy_s=self._bubble.busy_s,
+            stage_idle_s=self._bubble.idle_s,
             num_control_bytes=self._num_control_bytes + now,
-            stages=meter.stages.counts([shard.stage for shard in self._work.shards]),
+            stages=self._stage_times.counts([shard.stage for shard in self._work.shards]),
         )
 
     async def _start_group(self) -> None:
@@ -206,7 +209,9 @@ class ModelCopy:
             self._control,
             num_shards,
             self._work.take,
-            self._meter,
+            self._step_times,
+            self._bubble,
+            self._stage_times,
             self._work.traces,
             heartbeat_s=timeouts.heartbeat_s,
             step_s=timeouts.collective_s + timeouts.heartbeat_s,
@@ -286,7 +291,7 @@ class ModelCopy:
         for task in self._running:
             task.cancel()
         self._running = []
-        self._meter.lose()
+        self._bubble.lose(time.monotonic())
         self._work.lose_shards()
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from serve_app.deployments.bubble import BubbleMeter
-from serve_app.deployments.step_meter import StepMeter
+from serve_app.deployments.stage_times import StageTimes
 from serve_app.deployments.step_traces import StepTraces
 from serve_app.errors import ShardLostError
+from serve_app.metrics.times import Times
 from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import BatchStep, StepInput
 from serve_app.wire.links import ControlServer
@@ -23,6 +24,11 @@ class StepScheduler(Protocol):
     @property
     def num_steps_in_flight(self) -> int:
         """Steps that the shards have and have not answered."""
+        ...
+
+    @property
+    def last_step_s(self) -> float:
+        """From the sending to the output of the step that `update` has taken last."""
         ...
 
     @property
@@ -55,7 +61,9 @@ class StepLoop:
         control: ControlServer,
         num_shards: int,
         on_outputs: Callable[[Any], None],
-        meter: StepMeter,
+        times: Times,
+        bubble: BubbleMeter,
+        stage_times: StageTimes,
         traces: StepTraces | None = None,
         *,
         heartbeat_s: float,
@@ -64,7 +72,9 @@ class StepLoop:
         self.scheduler = scheduler
         self._control = control
         self._on_outputs = on_outputs
-        self._meter = meter
+        self._times = times  # of steps, from their sending to their outputs
+        self._bubble = bubble
+        self._stage_times = stage_times
         self._traces = traces
         self._heartbeat_s = heartbeat_s
         self._step_s = step_s
@@ -75,12 +85,7 @@ class StepLoop:
         self._progress_s = time.monotonic()
         self._pump_due = asyncio.Event()
         self._num_shards = num_shards
-        self._bubble = BubbleMeter(num_shards, time.monotonic())
         self.memory_taken: list[MemoryTaken | None] = [None] * num_shards  # as each shard has told last
-
-    def waiting_shares(self) -> list[float | None]:
-        """By shard: the share of the time in which steps were in flight that it has waited, over the last seconds."""
-        return self._bubble.shares()
 
     async def run(self) -> None:
         """Run until cancelled or until the group is lost."""
@@ -117,7 +122,6 @@ class StepLoop:
         while (step := self.scheduler.schedule(time.monotonic())) is not None:
             if self.scheduler.num_steps_in_flight == 1:
                 self._progress_s = time.monotonic()
-            self._meter.send()
             if self._traces is not None:
                 step = self._traces.send(step)
             self._control.send_step(step)
@@ -131,7 +135,7 @@ class StepLoop:
             if isinstance(message, OutputMessage | BatchOutputMessage):
                 self._progress_s = time.monotonic()
                 outputs = self.scheduler.update(message.output, self._progress_s)
-                self._meter.end()
+                self._times.add(self.scheduler.last_step_s)
                 if self._traces is not None:
                     self._traces.end(message.output.step_id)
                 self._pump()  # first keep the shards busy, then hand the results on
@@ -141,7 +145,7 @@ class StepLoop:
                 self.memory_taken[message.shard_index] = message.memory
                 if message.busy_s is not None:
                     self._bubble.hear(message.shard_index, message.busy_s, now_s)
-                    self._meter.stages.hear(message.shard_index, message.num_steps_done, message.busy_s)
+                    self._stage_times.hear(message.shard_index, message.num_steps_done, message.busy_s)
             elif isinstance(message, HelloMessage):
                 self._greet(message.shard_index)
             elif self._traces is not None:

@@ -118,13 +118,13 @@ STEPS = Family(
 STAGE_BUSY = Family(
     "rayshard_stage_busy_seconds_total",
     "counter",
-    "Over all stages: time with a step to run.",
+    "Over all stages: time in which their shards computed.",
     ("model", "copy"),
 )
 STAGE_IDLE = Family(
     "rayshard_stage_idle_seconds_total",
     "counter",
-    "Over all stages: time without a step to run while the copy works.",
+    "Over all stages: time in which their shards waited while steps were in flight.",
     ("model", "copy"),
 )
 STAGE_COMPUTE = Family(
@@ -139,7 +139,7 @@ STAGE_STEPS = Family(
 BUBBLE = Family(
     "rayshard_pipeline_bubble_ratio",
     "gauge",
-    "Idle share of the stages' time while the copy works, since it started; 0 on one stage.",
+    "Share of their working time that shards have waited, over the last ten seconds in which steps ran.",
     ("model", "copy"),
 )
 REPLICAS = Family("rayshard_replicas", "gauge", "1 for each copy of a model, by its state.", ("model", "copy", "state"))

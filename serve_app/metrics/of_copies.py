@@ -11,7 +11,6 @@ def copy_readings(models: Sequence[str], state: CopyState) -> list[Reading]:
     """Of one copy; several models that share it are named together, so that its numbers are there once."""
     at = (",".join(models), state.replica_id)
     counts = state.counts
-    stage_s = counts.stage_busy_s + counts.stage_idle_s
     num_held_blocks = state.num_blocks - state.num_free_blocks
     return [
         Reading(families.REPLICAS, (*at, state.state), 1),
@@ -27,7 +26,7 @@ def copy_readings(models: Sequence[str], state: CopyState) -> list[Reading]:
         Reading(families.STAGE_IDLE, at, counts.stage_idle_s),
         *(Reading(families.STAGE_COMPUTE, (*at, str(stage)), one.busy_s) for stage, one in enumerate(counts.stages)),
         *(Reading(families.STAGE_STEPS, (*at, str(stage)), one.num_steps) for stage, one in enumerate(counts.stages)),
-        Reading(families.BUBBLE, at, counts.stage_idle_s / stage_s if stage_s else 0.0),
+        Reading(families.BUBBLE, at, state.bubble or 0.0),
         Reading(families.REBUILDS, at, counts.num_rebuilds),
         Reading(families.LINK_BYTES, ("control", state.replica_id), counts.num_control_bytes),
         Reading(families.LINK_BYTES, ("tokens", state.replica_id), counts.num_token_bytes),

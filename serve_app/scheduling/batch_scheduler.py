@@ -58,6 +58,7 @@ class BatchScheduler:
         self._queues = EntryQueues(self._size)
         self._deadlines: Deadlines[Job] = Deadlines()
         self._times = BatchTimes()
+        self.last_step_s = 0.0  # from its sending to its output, of the step that was taken in last
         self._sent_s: dict[int, float] = {}  # by step
         self._in_flight: dict[int, list[Entry]] = {}
         self._next_step_id = 0
@@ -151,12 +152,9 @@ class BatchScheduler:
         """Take in a step's outputs; gives the requests that have ended with it."""
         assert output.step_id == min(self._in_flight), "steps come back in their order"
         entries = self._in_flight.pop(output.step_id)
-        self._times.take(
-            self._sent_s.pop(output.step_id),
-            now_s,
-            is_half_full=self._size.is_half_full(entries),
-            num_entries=len(entries),
-        )
+        sent_s, is_half_full = self._sent_s.pop(output.step_id), self._size.is_half_full(entries)
+        self.last_step_s = now_s - sent_s
+        self._times.take(sent_s, now_s, is_half_full=is_half_full, num_entries=len(entries))
         model = self.models[entries[0].model]
         if output.error is not None:
             return self._fail_or_separate(entries, f"model={model.name} failed: {output.error}")

@@ -73,6 +73,7 @@ class Scheduler:
         self._waiting = WaitingQueue()
         self._deadlines: Deadlines[Sequence] = Deadlines()
         self._record = QueueRecord()
+        self.last_step_s = 0.0  # from its sending to its output, of the step that was taken in last
         self._has_block_shortage = False  # whether the head of the queue waits for blocks
         self._running: list[Sequence] = []  # by priority, then in order of admission: the last is pre-empted first
         self._making_way = MakingWay(self._waiting, self._running)
@@ -204,6 +205,7 @@ class Scheduler:
         if output.step_id != next(iter(self._in_flight), None):
             raise InternalError(f"the output of step {output.step_id} came out of turn: one was lost")
         step = self._in_flight.pop(output.step_id)
+        self.last_step_s = now_s - step.sent_s
         self._record.steps.take(step.sent_s, now_s, step.num_prompt_tokens, len(step.sequences))
         if output.error is not None:
             return self._fail(step, output.error)

@@ -82,8 +82,8 @@ class CopyCounts:
     num_rebuilds: int = 0  # times that its shards were lost
     queue: TimeCounts = field(default_factory=TimeCounts)  # from a sequence's arrival to its first step
     steps: TimeCounts = field(default_factory=TimeCounts)  # from a step's sending to its output
-    stage_busy_s: float = 0.0  # over all stages: with a step to run
-    stage_idle_s: float = 0.0  # over all stages: without one while another has one
+    stage_busy_s: float = 0.0  # over all stages: in which their shards computed
+    stage_idle_s: float = 0.0  # over all stages: in which they waited while steps were in flight
     num_control_bytes: int = 0  # sent to the shards
     num_token_bytes: int = 0  # sent to Gateways and Graphs
     stages: list[StageCounts] = field(default_factory=list)  # as their shards tell it; empty: they have told nothing

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from serve_app.deployments.bubble import BubbleMeter
+from serve_app.deployments.stage_times import StageTimes
 from serve_app.deployments.step_loop import StepLoop
-from serve_app.deployments.step_meter import StepMeter
 from serve_app.errors import InternalError, RequestError, ShardLostError
+from serve_app.metrics.families import STEPS
+from serve_app.metrics.times import Times
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence
@@ -34,6 +37,8 @@ class Group:
     scheduler: Scheduler
     shards: list[FakeShard]
     running: asyncio.Task[None]
+    bubble: BubbleMeter
+    times: Times
 
     def submit(self, request: GenerateRequest) -> list[Sequence]:
         """Queue a request; raises what the scheduler raises."""
@@ -77,10 +82,20 @@ async def group_of(
     shards = [FakeShard(control.address, index, num_shards, CacheOracle(LIMITS, MODEL)) for index in range(num_shards)]
     outputs: list[SequenceOutput] = []
     scheduler = Scheduler(LIMITS, num_stages=num_stages, max_queued=8, eos_token_ids=EOS)
+    bubble = BubbleMeter([index * num_stages // num_shards for index in range(num_shards)], time.monotonic())
+    times = Times(STEPS.bounds_s)
     loop = StepLoop(
-        scheduler, control, num_shards, outputs.extend, StepMeter(1), heartbeat_s=HEARTBEAT_S, step_s=step_s
+        scheduler,
+        control,
+        num_shards,
+        outputs.extend,
+        times,
+        bubble,
+        StageTimes(),
+        heartbeat_s=HEARTBEAT_S,
+        step_s=step_s,
     )
-    group = Group(loop, scheduler, shards, asyncio.create_task(loop.run()))
+    group = Group(loop, scheduler, shards, asyncio.create_task(loop.run()), bubble, times)
     for shard in shards[num_absent:]:
         shard.start()
     try:
@@ -153,16 +168,19 @@ async def test_requests_that_come_together_start_in_one_step() -> None:
 async def test_the_loop_tells_which_shards_wait_for_which(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve_app.deployments.bubble._MIN_S", 0.1)
     async with group_of(num_stages=1) as group:
-        assert group.loop.waiting_shares() == [None, None]
+        assert group.bubble.shares() == [None, None]
         group.shards[1].step_s = 0.03  # the one that answers: the other is done long before
         sequences = group.submit(request_of(1, max_tokens=50))
-        await until(lambda: None not in group.loop.waiting_shares(), group.running)
-        first, last = group.loop.waiting_shares()
+        await until(lambda: None not in group.bubble.shares(), group.running)
+        first, last = group.bubble.shares()
         assert first is not None
         assert last is not None
         assert last < 0.7 < first
         group.shards[1].step_s = 0
         await group.finish(sequences)
+        assert group.times.count >= 50
+        assert group.times.sum_s > 0.1, "steps are timed from their sending to their outputs"
+        assert group.bubble.busy_s > 0
 
 
 async def test_what_the_scheduler_refuses_reaches_who_submits() -> None:

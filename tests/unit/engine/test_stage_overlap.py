@@ -1,14 +1,18 @@
 """Batches in flight over stages: what two real processes do, driven by the real scheduler and step loop."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from serve_app.deployments.bubble import BubbleMeter
+from serve_app.deployments.stage_times import StageTimes
 from serve_app.deployments.step_loop import StepLoop
-from serve_app.deployments.step_meter import StepMeter
 from serve_app.engine.plain_processes import HOST, PlainProcesses
+from serve_app.metrics.families import STEPS
+from serve_app.metrics.times import Times
 from serve_app.preprocessing.arrays import to_tensor_data
 from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler
 from serve_app.scheduling.jobs import JobResult
@@ -54,7 +58,8 @@ async def run_all(pool: PlainProcesses, settings: BatchModelSettings, num_in_fli
         if len(results) == NUM_REQUESTS:
             all_done.set()
 
-    loop = StepLoop(scheduler, control, 2, take, StepMeter(2), heartbeat_s=10, step_s=30)
+    times, bubble = Times(STEPS.bounds_s), BubbleMeter([0, 1], time.monotonic())
+    loop = StepLoop(scheduler, control, 2, take, times, bubble, StageTimes(), heartbeat_s=10, step_s=30)
     running = asyncio.create_task(loop.run())
     async with asyncio.timeout(60):
         await loop.wait_for_shards()

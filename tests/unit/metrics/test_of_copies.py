@@ -17,7 +17,7 @@ COUNTS = CopyCounts(
     num_token_bytes=20,
     stages=[StageCounts(7, 1.5), StageCounts(6, 2.5)],
 )
-STATE = CopyState("copy1", "draining", "", 2, 5, 16, 64, 100, 40, COUNTS)
+STATE = CopyState("copy1", "draining", "", 2, 5, 16, 64, 100, 40, COUNTS, bubble=0.4)
 
 
 def values(state: CopyState, *models: str) -> dict[tuple[str, ...], object]:
@@ -43,7 +43,7 @@ def test_every_number_has_its_family() -> None:
         (families.STAGE_COMPUTE.name, *at, "1"): 2.5,
         (families.STAGE_STEPS.name, *at, "0"): 7,
         (families.STAGE_STEPS.name, *at, "1"): 6,
-        (families.BUBBLE.name, *at): 0.25,
+        (families.BUBBLE.name, *at): 0.4,
         (families.REBUILDS.name, *at): 1,
         (families.LINK_BYTES.name, "control", "copy1"): 10,
         (families.LINK_BYTES.name, "tokens", "copy1"): 20,
@@ -51,7 +51,7 @@ def test_every_number_has_its_family() -> None:
 
 
 def test_a_copy_without_cache_or_steps_divides_by_nothing() -> None:
-    found = values(replace(STATE, num_blocks=0, num_free_blocks=0, counts=CopyCounts()), "demo")
+    found = values(replace(STATE, num_blocks=0, num_free_blocks=0, counts=CopyCounts(), bubble=None), "demo")
     assert found[families.KV_USAGE.name, "demo", "copy1"] == 0
     assert found[families.BUBBLE.name, "demo", "copy1"] == 0
 

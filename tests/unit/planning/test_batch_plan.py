@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,10 +100,8 @@ def test_more_stages_have_a_gpu_each_and_a_cpu_together(tmp_path: Path) -> None:
     source = encoder(tmp_path / "bert")
     engine = {"max_num_batched_tokens": 65536, "max_num_seqs": 512}
     gpu: dict[str, object] = {"device": {"type": "cuda"}, "engine": engine}
-    splits: tuple[dict[str, object], ...] = (
-        {},
-        {"layers": [3, 3]},
-    )  # by bytes the embedding would leave the first stage one layer
+    # By bytes the embedding would leave the first stage one layer.
+    splits: tuple[dict[str, object], ...] = ({}, {"layers": [3, 3]})
     one, two = (planned(source, "l4", 2**34, parallel=split, **gpu).rates.entries_per_s for split in splits)
     assert 1.7 * one < two < 2 * one, "hidden states have to be sent"
     one, two = (planned(source, parallel=split, engine=engine).rates.entries_per_s for split in splits)
@@ -111,7 +110,7 @@ def test_more_stages_have_a_gpu_each_and_a_cpu_together(tmp_path: Path) -> None:
 
 def test_of_a_module_all_parameters_count_and_what_is_not_known_is_said(tmp_path: Path) -> None:
     source = module(tmp_path / "module")
-    settings = {"task": "predict", "architecture": "tests.user_modules:Traced"}
+    settings: dict[str, Any] = {"task": "predict", "architecture": "tests.user_modules:Traced"}
     plan = planned(source, **settings)
     (whole,) = plan.memory.shards
     assert whole.weights_bytes == 4 * (2 * 64 * 64 + 64)

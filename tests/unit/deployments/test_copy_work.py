@@ -1,0 +1,25 @@
+"""What is counted of a copy's queue, by a clock of the test's own."""
+
+from serve_app.deployments.copy_work import QueueTimes
+
+
+class Clock:
+    """Goes on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 50.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_the_queue_counts_what_has_started_once() -> None:
+    clock = Clock()
+    queue: QueueTimes[str] = QueueTimes(clock)
+    queue.add("a", "b")
+    clock.now_s += 0.5
+    queue.start("a")
+    queue.start("a")
+    queue.forget("a", "b")
+    queue.start("b")
+    assert (queue.times.count, queue.times.sum_s) == (1, 0.5)
