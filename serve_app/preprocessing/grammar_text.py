@@ -6,7 +6,6 @@ Grammars here force no tokens: where one text alone can come next, the model sti
 import json
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
@@ -14,18 +13,19 @@ from llguidance.gbnf_to_lark import any_to_lark
 from serve_app.errors import RequestError
 from serve_app.preprocessing.grammar_limits import MAX_GRAMMAR_BYTES, MAX_VALUES
 
+JSON_WHITESPACE = r" ?|\r?\n[ \t]{0,64}"  # one space, or a line's end and an indent: no model writes blanks for ever
 _HEAD = '%llguidance {"no_forcing": true}\n'
 _OWN_WORDS = re.compile(r"%(llguidance|json|regex|lark)\b")
 
 
 def schema_grammar(
-    schema: dict[str, object] | Literal[True], *, has_whitespace: bool = True, whitespace_pattern: str | None = None
+    schema: dict[str, object] | bool, *, has_whitespace: bool = True, whitespace_pattern: str | None = None
 ) -> str:
-    """JSON of a schema that check_schema has passed."""
+    """JSON of a schema that check_schema has passed. whitespace_pattern: between its parts; None: JSON_WHITESPACE."""
     options: dict[str, object] = {"lenient": False, "whitespace_flexible": has_whitespace}
-    if whitespace_pattern is not None:
-        options["whitespace_pattern"] = whitespace_pattern
-    content = {} if schema is True else schema
+    if has_whitespace:
+        options["whitespace_pattern"] = JSON_WHITESPACE if whitespace_pattern is None else whitespace_pattern
+    content = schema if isinstance(schema, dict) else {}
     return f"{_HEAD}start: %json {json.dumps({'x-guidance': options, **content})}"
 
 

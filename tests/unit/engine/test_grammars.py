@@ -207,7 +207,7 @@ def test_min_tokens_holds_the_end_back_while_the_grammar_goes_on(runner: ModelRu
 
 
 def test_a_special_stop_token_ends_an_answer_only_where_the_grammar_does(runner: ModelRunner) -> None:
-    stop = CORE.token_to_id("<|end|>")
+    stop = CORE.get_vocab()["<|end|>"]
     bias = {stop: 100.0}
     requests = [
         held(str(seed), regex_grammar("[ab]{3}", "regex"), seed, stop_token_ids=(stop,), logit_bias=bias)

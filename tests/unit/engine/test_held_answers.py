@@ -1,0 +1,119 @@
+"""From OpenAI's chat route to a random model's sampler and back: what clients get is what their schema says."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import httpx
+import jsonschema
+import openai
+import pytest
+import pytest_asyncio
+import torch
+from pydantic import BaseModel, Field
+
+from serve_app.engine.grammar_vocabulary import GrammarVocabulary
+from serve_app.engine.grammars import Grammars
+from serve_app.preprocessing.tokenizer import Tokenizer
+from serve_app.types.generation import GenerateRequest
+from serve_app.types.shards import EngineLimits
+from tests.checkpoints import make_checkpoint
+from tests.fakes import EOS, ScriptedBackend, byte_fallback_tokenizer, byte_level_tokenizer, save_model_dir
+from tests.openai_calls import client_of
+from tests.plain_driver import load_runner, run_in_process
+
+LIMITS = EngineLimits(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=512, block_size=4, num_blocks=512)
+NUM_CALLS = 10
+Word = Annotated[str, Field(max_length=4)]
+
+
+class Owner(BaseModel):
+    name: Word
+    is_home: bool
+
+
+class Animal(BaseModel):
+    """What the calls ask for."""
+
+    kind: Literal["cat", "dög", "東京"]
+    legs: Annotated[int, Field(ge=0, le=8)]
+    weight_kg: Annotated[float, Field(ge=0, lt=100)]
+    code: Annotated[str, Field(pattern="^[A-Z]{2}-[0-9]+$", max_length=6)]
+    owners: Annotated[list[Owner], Field(max_length=2)]
+    mother: Word | None
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["byte level", "byte fallback"])
+async def client(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[httpx.AsyncClient]:
+    core = byte_level_tokenizer() if request.param == "byte level" else byte_fallback_tokenizer()
+    vocab_size, end = core.get_vocab_size(), core.get_vocab()[EOS]
+    directory = make_checkpoint(
+        "llama", tmp_path_factory.mktemp("model"), vocab_size=vocab_size, max_position_embeddings=512
+    )
+    tokenizer = Tokenizer.load(save_model_dir(directory, core))
+    grammars = Grammars(lambda: GrammarVocabulary.of(tokenizer, vocab_size, [end]), vocab_size, torch.device("cpu"))
+    runner = load_runner(directory, LIMITS, grammars=grammars)
+
+    def draw(asked: GenerateRequest, choice: int) -> list[int]:
+        params = replace(asked.params, seed=asked.params.seed + choice)
+        one = replace(asked, num_choices=1, params=params)
+        (outcome,) = run_in_process(runner, LIMITS, [one], eos_token_ids=frozenset([end]))
+        assert outcome.finish_reason in ("stop", "length")
+        return outcome.token_ids
+
+    async with client_of(ScriptedBackend(Path(directory), draw)) as client:
+        yield client
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_what_openais_client_parses_is_of_its_type(client: httpx.AsyncClient) -> None:
+    http: Any = client  # its own is of a fork of httpx, with the same methods
+    asking = openai.AsyncOpenAI(base_url="http://gateway/v1", api_key="none", http_client=http, max_retries=0)
+    num_ended = 0
+    for seed in range(NUM_CALLS):
+        try:
+            answer = await asking.chat.completions.parse(
+                model="tiny",
+                messages=[{"role": "user", "content": "an animal"}],
+                response_format=Animal,
+                seed=seed,
+                temperature=1.0,
+                max_tokens=300,
+            )
+        except openai.LengthFinishReasonError:
+            continue
+        assert isinstance(answer.choices[0].message.parsed, Animal)
+        num_ended += 1
+    assert num_ended > NUM_CALLS / 2
+
+
+async def test_choices_streams_and_stop_strings(client: httpx.AsyncClient) -> None:
+    schema = {"type": "array", "items": {"enum": ["aé", 1, None]}, "minItems": 2, "maxItems": 4}
+    body = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "a list"}],
+        "structured_outputs": {"json": schema, "disable_any_whitespace": True},
+        "seed": 1,
+        "n": 3,
+        "max_tokens": 60,
+        "logprobs": True,
+    }
+    whole = (await client.post("/v1/chat/completions", json=body)).json()["choices"]
+    texts = [one["message"]["content"] for one in whole]
+    for text in texts:
+        jsonschema.validate(json.loads(text), schema)
+    streamed = ["", "", ""]
+    lines = (await client.post("/v1/chat/completions", json={**body, "stream": True})).text.split("\n\n")
+    for line in lines:
+        if line.startswith("data: {"):
+            for one in json.loads(line.removeprefix("data: "))["choices"]:
+                streamed[one["index"]] += one["delta"].get("content") or ""
+    assert streamed == texts
+    cut = (await client.post("/v1/chat/completions", json={**body, "stop": [","]})).json()["choices"]
+    assert [one["message"]["content"] for one in cut] == [text.partition(",")[0] for text in texts]
