@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.chaos.faulty_cluster import CONTROLLER, GATEWAY, PROXY, ROUTER, SHARD, FaultyCluster, Layout
 from tests.integration.serve_cluster import DEMO_MODEL, model_application
@@ -84,9 +84,9 @@ def _with_other_weights(cluster: FaultyCluster) -> Effect:
     """The same model a training step later: tensors of the same names and shapes."""
     source = shutil.copytree(DEMO_MODEL, cluster.directory / "trained", dirs_exist_ok=True)
     path = source / "model.safetensors"
-    noise = np.random.default_rng(1)
+    chance = torch.Generator().manual_seed(1)
     tensors = {
-        name: (tensor + 0.02 * noise.standard_normal(tensor.shape)).astype(tensor.dtype)
+        name: (tensor + 0.002 * torch.randn(tensor.shape, generator=chance)).to(tensor.dtype)
         for name, tensor in load_file(path).items()
     }
     save_file(tensors, path, metadata={"format": "pt"})
