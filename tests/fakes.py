@@ -133,6 +133,7 @@ class ScriptedBackend:
     error: RayshardError | None = None
     is_healthy: bool = True
     newcomers: dict[str, Newcomer] = field(default_factory=dict)
+    is_asleep: bool = False  # no copy, until somebody asks
     extra_models: list[ModelDescription] = field(default_factory=list)
     requests: list[GenerateRequest] = field(default_factory=list)
     infer_script: Callable[[Item], Item] = copy_item
@@ -219,6 +220,8 @@ class ScriptedBackend:
         """One copy."""
         counts = CopyCounts(stages=[StageCounts(4, 0.2)])
         state = CopyState("replica-1", "ready" if self.is_healthy else "failed", "", 0, 0, 64, 64, counts=counts)
+        if self.is_asleep:
+            return HealthReport(True, {self.name: []}, f"{self.name}: asleep", asleep=[self.name])
         detail = "" if self.is_healthy else "shard 1 is gone"
         return HealthReport(
             self.is_healthy,

@@ -36,6 +36,7 @@ class FakeControl:
     node: str = LOOPBACK
     replicas: dict[tuple[str, str], list[Service]] = field(default_factory=dict)  # by application and deployment
     statuses: dict[str, str] = field(default_factory=dict)  # of applications; RUNNING unless given
+    asleep: set[str] = field(default_factory=set)  # applications whose Router Serve keeps no replica of
     listed: dict[str, RunningApplication] = field(default_factory=dict)  # what Serve says, whatever replicas run
     registered: list[tuple[str, str]] = field(default_factory=list)
     held: list[tuple[str, str]] = field(default_factory=list)
@@ -50,7 +51,12 @@ class FakeControl:
         for application, deployment in self.replicas:
             found.setdefault(application, []).append(deployment)
         running = {
-            name: RunningApplication(self.statuses.get(name, "RUNNING"), "", tuple(deployments))
+            name: RunningApplication(
+                self.statuses.get(name, "RUNNING"),
+                "",
+                tuple(deployments),
+                asleep=("Router",) if name in self.asleep else (),
+            )
             for name, deployments in found.items()
         }
         return running | self.listed

@@ -51,6 +51,7 @@ class Application:
     registered_s: float = 0.0
     registering: asyncio.Task[None] | None = None
     copies: dict[str, tuple[float, CopyState]] = field(default_factory=dict)  # of `main`: when it was told
+    has_none: bool = False  # Serve keeps no replica of `main` at the moment
 
     @property
     def labels(self) -> list[str]:
@@ -72,6 +73,16 @@ class Application:
         if self.status == "DEPLOYING" or (not self.descriptions and self.status != "DEPLOY_FAILED"):
             return False
         return not self.has_calls or all(calls.num_ready for calls in self.calls.values())
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it has no copy because nobody has asked, or the one that somebody waits for is starting."""
+        return self.main in self.calls and self.calls[self.main].is_asleep
+
+    @property
+    def wants_copy(self) -> bool:
+        """Whether a copy is to start without a request: one that sleeps is not known here yet."""
+        return self.has_none and not self.descriptions
 
     @property
     def has_calls(self) -> bool:
@@ -205,12 +216,12 @@ class Applications:
                 reason = _why_ill(application, models[label])
                 if reason is not None:
                     ill.append(f"{label}: {reason}")
+        asleep = [label for one in known if one.is_asleep for label in one.labels]
         newcomers = {one.name: _newcomer(one) for one in known if one.is_newcomer}
         detail = "; ".join([*ill, *(note for one in known if (note := _note(one)) is not None)])
         is_discovering = any(not one.descriptions and one.status != "DEPLOY_FAILED" for one in known)
-        return HealthReport(
-            bool(models) and not ill, models, detail, is_discovering, newcomers, num_resumes, num_choices
-        )
+        is_healthy = bool(models) and not ill
+        return HealthReport(is_healthy, models, detail, is_discovering, newcomers, asleep, num_resumes, num_choices)
 
     def _main_of(self, app: RunningApplication) -> str | None:
         """Its deployment that describes models; None: it has none, or none that counts here."""
@@ -225,10 +236,20 @@ class Applications:
         for name in (ROUTER_NAME, PREPROCESSOR_NAME, GRAPH_NAME):
             if name in app.deployments and name not in application.calls:
                 application.calls[name] = self._make_calls()
+        self._see_sleep(application, app)
         gone = application.calls.keys() - set(app.deployments)
         self._leave(
             Application(application.name, application.main, {name: application.calls.pop(name) for name in gone})
         )
+
+    def _see_sleep(self, application: Application, app: RunningApplication) -> None:
+        """It sleeps from when Serve keeps no replica until one is ready, unless that cannot be started."""
+        calls = application.calls[application.main]
+        application.has_none = application.main in app.asleep
+        if application.has_none:
+            calls.set_asleep(True)
+        elif app.status in ("UNHEALTHY", "DEPLOY_FAILED"):
+            calls.set_asleep(False)
 
     def _leave(self, application: Application) -> None:
         """Its calls may end: they hear of its replicas' states as before, until there is none under way."""
@@ -239,7 +260,12 @@ class Applications:
         """One task for each application: none waits for another's replicas."""
         interval_s = _REGISTER_INTERVAL_S if application.is_settled else _DISCOVERY_INTERVAL_S
         is_under_way = application.registering is not None and not application.registering.done()
-        if not application.calls or is_under_way or time.monotonic() - application.registered_s < interval_s:
+        if (
+            not application.calls
+            or application.has_none
+            or is_under_way
+            or time.monotonic() - application.registered_s < interval_s
+        ):
             return
         application.registering = asyncio.create_task(self._register(application))
 
@@ -280,7 +306,7 @@ class Applications:
 
 def _why_ill(application: Application, fresh: list[CopyState]) -> str | None:
     """Why an application cannot answer; None: it can."""
-    if _has_ready(fresh):
+    if _has_ready(fresh) or application.is_asleep:
         return None
     details = [f"{state.state} ({state.detail})" for state in fresh]
     if details:
@@ -293,6 +319,9 @@ def _note(application: Application) -> str | None:
     if application.is_newcomer:
         newcomer = _newcomer(application)
         return f"{application.name}: {newcomer.state}" + (f" ({newcomer.detail})" if newcomer.detail else "")
+    if application.is_asleep:
+        state = "asleep" if application.has_none else "waking"
+        return f"{', '.join(application.labels)}: {state}"
     if application.status == "DEPLOY_FAILED" and _has_ready(application.fresh_copies()):
         return f"{application.name}: its last deploy failed, copies that are ready go on ({application.reason})"
     return None

@@ -15,6 +15,7 @@ class RunningApplication:
     message: str
     deployments: tuple[str, ...]  # none while the first version is built, or when that has failed
     import_path: str = ""  # of its builder; empty where Serve does not say
+    asleep: tuple[str, ...] = ()  # deployments of which Serve keeps no replica until somebody asks
 
 
 class Control(Protocol):

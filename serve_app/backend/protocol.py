@@ -31,6 +31,7 @@ class HealthReport:
     detail: str = ""
     is_discovering: bool = False  # an application has not told its model's name yet
     newcomers: dict[str, Newcomer] = field(default_factory=dict)  # by application; they make nothing unhealthy
+    asleep: list[str] = field(default_factory=list)  # models without a copy, by design: the next request starts one
     num_resumes: dict[str, int] = field(default_factory=dict)  # by model: generations that went on after a loss
     num_choices: dict[str, dict[str, int]] = field(default_factory=dict)  # by model and reason: of one copy of several
     num_call_bytes: int = 0  # sent to all copies

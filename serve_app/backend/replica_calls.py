@@ -24,6 +24,7 @@ FRESH_S = 3.0  # a replica that has said nothing for that long is not given new 
 LOST_S = 5.0  # and after that long its calls are taken from it
 _LAST_WORDS_MS = 1000  # that what it is told then has to leave this process
 _MAX_ATTEMPTS = 3
+_WAKE_S = 1800.0  # how long calls wait for the start of a copy where none is kept; their own time may be less
 
 MakeCall = Callable[[int, LinkAddress], Call]  # of the call's number and the address that replies go to
 
@@ -117,6 +118,7 @@ class ReplicaCalls:
         self._open = open_calls
         self._replicas: dict[str, _Replica] = {}
         self._changed = asyncio.Event()
+        self._is_asleep = False
         self.num_calls = 0  # under way, waiting ones included
         self.peak_calls = 0  # most since it was last taken
         self.num_resumes = 0  # generations that went on after a loss
@@ -126,6 +128,16 @@ class ReplicaCalls:
     def num_ready(self) -> int:
         """Replicas that take calls now."""
         return len(self._ready())
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether Serve keeps no replica, or has just been asked for one; until one is ready, or fails to start."""
+        return self._is_asleep and not self.num_ready
+
+    def set_asleep(self, is_asleep: bool) -> None:
+        """Calls that wait have as long as a start takes, whatever the queue's time is."""
+        self._is_asleep = is_asleep
+        self._changed.set()
 
     def see(self, address: LinkAddress, state: CopyState, version: ModelVersion | None = None) -> None:
         """A replica has told its state."""
@@ -140,6 +152,7 @@ class ReplicaCalls:
         if not known.take(state):
             self.chooser.forget(known.replica_id)
         if known.state == "ready":
+            self._is_asleep = False
             self._changed.set()
 
     def sweep(self, late_s: float = 0.0) -> None:
@@ -160,8 +173,8 @@ class ReplicaCalls:
     async def call(self, make: MakeCall, wait_s: float | None) -> Reply:
         """The reply to a call that can be made again. Cancelling gives it up.
 
-        wait_s: how long to wait for a replica that can take it; None: without limit. Raises a RayshardError: the
-        replica's own, or UnavailableError when none takes the call.
+        wait_s: how long to wait for a replica that can take it; None: without limit. One that sleeps is waited for
+        until it has started. Raises a RayshardError: the replica's own, or UnavailableError when none takes the call.
         """
         with self.counted():
             for _attempt in range(_MAX_ATTEMPTS):
@@ -271,8 +284,10 @@ class ReplicaCalls:
         return bool(self._ready()) and not any(stream.can_go_on_with(one.version) for one in self._replicas.values())
 
     async def _wait_for_some(self, wait_s: float | None, stream: TokenStream | None) -> list[_Replica]:
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         try:
-            async with asyncio.timeout(wait_s):
+            async with asyncio.timeout(wait_s) as limit:
                 while not (fit := self._fit(stream)):
                     if stream is not None and self._is_replaced(stream):
                         raise UnavailableError(
@@ -280,6 +295,8 @@ class ReplicaCalls:
                             "changed one cannot go on with its answer; ask again",
                             retry_after_s=1.0,
                         )
+                    if wait_s is not None:
+                        limit.reschedule(began_s + (max(wait_s, _WAKE_S) if self.is_asleep else wait_s))
                     self._changed.clear()
                     await self._changed.wait()
                 return fit

@@ -222,7 +222,8 @@ class ServeBackend:
     def _hold(self, application: Application, deployment: str, calls: ReplicaCalls) -> None:
         """Keep as many short Serve calls open as there are calls under way; those above run out by themselves."""
         holds = self._holds.setdefault((application.name, deployment), set())
-        for _ in range(min(calls.take_peak(), _MAX_HOLDS) - len(holds)):
+        is_unknown = application.wants_copy and deployment == application.main
+        for _ in range(min(max(calls.take_peak(), is_unknown), _MAX_HOLDS) - len(holds)):
             task = asyncio.create_task(self._hold_once(application.name, deployment))
             holds.add(task)
             task.add_done_callback(holds.discard)

@@ -100,7 +100,9 @@ def running_application(app: ApplicationDetails, live: Iterable[str]) -> Running
     told = [app.message, *(deployment.message for deployment in app.deployments.values())]
     message = "\n".join(text.strip() for text in told if text.strip())
     config = app.deployed_app_config
-    return RunningApplication(app.status.value, message, deployments, config.import_path if config is not None else "")
+    asleep = tuple(name for name, one in app.deployments.items() if one.target_num_replicas == 0)
+    import_path = config.import_path if config is not None else ""
+    return RunningApplication(app.status.value, message, deployments, import_path, asleep)
 
 
 def _running_applications() -> dict[str, RunningApplication]:

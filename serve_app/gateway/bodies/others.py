@@ -17,6 +17,7 @@ class HealthBody(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str | None = None
     models: dict[str, list[CopyState]] | None = None
     newcomers: dict[str, Newcomer] | None = None  # by application; left out where there is none
+    asleep: list[str] | None = None  # models without a copy until somebody asks; left out where there is none
     num_starting: int = 0  # newcomers that are on their way; everybody may know
 
 

@@ -65,13 +65,13 @@ class OpenInference:
         return self._plane.is_ready
 
     def is_model_ready(self, name: str, model_version: str) -> bool:
-        """Whether a copy of the model can answer. Raises ModelNotFoundError."""
+        """Whether a copy of the model can answer, or would start for a request. Raises ModelNotFoundError."""
         self._describe(name, model_version)
         if self._plane.intake.is_closed:
             return False
         report = self._plane.backend.health()
         copies = report.models.get(name, [])
-        return report.is_healthy or any(copy.state == "ready" for copy in copies)
+        return report.is_healthy or name in report.asleep or any(copy.state == "ready" for copy in copies)
 
     def metadata(self, name: str, model_version: str) -> ModelMetadata:
         """What the model takes and gives. Raises ModelNotFoundError."""

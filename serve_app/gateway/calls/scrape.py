@@ -12,7 +12,7 @@ def gateway_readings(plane: DataPlane) -> list[Reading]:
     report, at = plane.backend.health(), plane.metrics.gateway
     found = plane.metrics.readings()
     for model, copies in report.models.items():
-        is_ready = any(copy.state == "ready" for copy in copies)
+        is_ready = model in report.asleep or any(copy.state == "ready" for copy in copies)
         found += [
             Reading(families.MODEL_READY, (at, model), int(is_ready)),
             Reading(families.RESUMES, (at, model), report.num_resumes.get(model, 0)),

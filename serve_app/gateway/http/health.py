@@ -45,7 +45,8 @@ def _body(state: str, report: HealthReport, may_see: Callable[[str], bool]) -> H
     }
     is_whole = len(models) + len(newcomers) == len(report.models) + len(report.newcomers)
     detail = without_places(report.detail) if is_whole else ""
-    return HealthBody(state, detail, models, newcomers or None, _num_starting(report))
+    asleep = [name for name in report.asleep if may_see(name)]
+    return HealthBody(state, detail, models, newcomers or None, asleep or None, _num_starting(report))
 
 
 def _state(report: HealthReport, *, is_draining: bool) -> str:

@@ -39,8 +39,9 @@ class OpenAIEndpoints:
     async def get_model(self, request: Request) -> Response:
         """One model."""
         description = self._models.describe(request.path_params["name"])
-        copies = self._backend.health().models.get(description.name, [])
-        is_ready = any(copy.state == "ready" for copy in copies)
+        report = self._backend.health()
+        copies = report.models.get(description.name, [])
+        is_ready = description.name in report.asleep or any(copy.state == "ready" for copy in copies)
         return json_answer(model_state(description, is_ready=is_ready))
 
     async def complete(self, request: Request) -> Response:

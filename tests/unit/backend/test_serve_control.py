@@ -49,3 +49,8 @@ def test_what_serve_lists_is_what_runs_and_each_deployment_says_what_is_wrong_wi
     app = application("DEPLOY_FAILED", "Failed to update.", deployments=deployments, deployed_app_config=None)
     told = RunningApplication("DEPLOY_FAILED", "Failed to update.\nConfigError: no", ("Router", "Preprocessor"), "")
     assert running_application(app, ["Old"]) == told
+
+
+def test_a_deployment_of_which_serve_wants_no_replica_is_asleep() -> None:
+    deployments = {"Router": deployment("Router") | {"target_num_replicas": 0}, "Preprocessor": deployment("P")}
+    assert running_application(application("RUNNING", deployments=deployments), ()).asleep == ("Router",)

@@ -257,6 +257,17 @@ async def test_health_follows_the_backend(client: httpx.AsyncClient, backend: Sc
     assert (response.status_code, response.json()["detail"]) == (503, "shard 1 is gone")
 
 
+async def test_a_model_that_sleeps_is_no_outage_anywhere(client: httpx.AsyncClient, backend: ScriptedBackend) -> None:
+    assert "asleep" not in (await client.get("/health")).json()
+    backend.is_asleep = True
+    response = await client.get("/health")
+    assert (response.status_code, response.json()["asleep"], response.json()["models"]) == (200, ["tiny"], {"tiny": []})
+    assert response.json()["detail"] == "tiny: asleep"
+    assert (await client.get("/v2/models/tiny/ready")).status_code == 200
+    readings = (await client.get("/metrics")).text
+    assert [line[-1] for line in readings.splitlines() if line.startswith("rayshard_model_ready{")] == ["1"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/nope", 404), ("GET", "/health/", 404), ("GET", COMPLETIONS, 405)]
 )
