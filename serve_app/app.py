@@ -4,7 +4,9 @@ Serve validates an application's `args` against a builder's annotation only when
 no postponed annotations here.
 """
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -12,7 +14,7 @@ from ray.serve import Application
 
 from serve_app.backend.applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME
 from serve_app.checkpoints.source import is_hub_id, pin_revision
-from serve_app.config.engine import EngineConfig, ParallelConfig
+from serve_app.config.engine import ParallelConfig
 from serve_app.config.environment import read_environment
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.graph import GraphConfig
@@ -23,6 +25,7 @@ from serve_app.gateway.deployment import Gateway
 from serve_app.gateway.key_file import read_key_file
 from serve_app.graphs.deployment import Graph
 from serve_app.planning.auto_parallel import with_parallel
+from serve_app.planning.autoscaling_options import autoscaling_options
 from serve_app.planning.build_check import refuse_unloadable
 from serve_app.planning.reservations import CPUS_PER_REPLICA, copy_bundles
 
@@ -59,8 +62,7 @@ def build_model(args: ModelConfig) -> Application:
     config = with_parallel(_with_pinned_source(args), Path.cwd(), read_environment())
     router_class = Router if args.is_generative else BatchRouter
     bundles = copy_bundles(args.device, config.parallel, args.standby_shards)
-    router = _router(router_class, args.engine, bundles)
-    return router.bind(config, _preprocessor([config]))
+    return _router(router_class, config, bundles).bind(config, _preprocessor([config]))
 
 
 def build_models(args: ModelSetConfig) -> Application:
@@ -68,7 +70,7 @@ def build_models(args: ModelSetConfig) -> Application:
     _refuse_unloadable(args.shared_models)
     config = args.model_copy(update={"models": [_with_pinned_source(model) for model in args.models]})
     bundles = copy_bundles(args.device, ParallelConfig(), args.standby_shards)
-    return _router(BatchRouter, args.engine, bundles).bind(config, _preprocessor(config.models))
+    return _router(BatchRouter, config, bundles).bind(config, _preprocessor(config.models))
 
 
 def build_graph(args: GraphConfig) -> Application:
@@ -86,20 +88,29 @@ def build_graph(args: GraphConfig) -> Application:
 
 
 def _router(
-    router_class: type[Router] | type[BatchRouter], engine: EngineConfig, bundles: list[dict[str, float]]
+    router_class: type[Router] | type[BatchRouter],
+    config: ModelConfig | ModelSetConfig,
+    bundles: list[dict[str, float]],
 ) -> serve.Deployment:
-    return serve.deployment(
-        router_class,
-        name=ROUTER_NAME,
-        logging_config=_NO_ACCESS_LOG,
-        # Above what the scheduler takes: it refuses, Serve waits.
-        max_ongoing_requests=2 * (engine.max_num_seqs + engine.max_queued),
-        graceful_shutdown_timeout_s=_SHUTDOWN_S,
-        **_HEALTH_CHECKS,
-        ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
-        placement_group_bundles=bundles,
-        placement_group_strategy="PACK",
-    )
+    options: dict[str, Any] = {}
+    if config.autoscaling is not None:
+        options["autoscaling_config"] = autoscaling_options(config.autoscaling).model_dump(exclude_unset=True)
+    with warnings.catch_warnings():
+        # Serve would have its metrics' interval set by variables of all its processes, for every deployment at once.
+        warnings.filterwarnings("ignore", "The `metrics_interval_s` field", DeprecationWarning)
+        return serve.deployment(
+            router_class,
+            name=ROUTER_NAME,
+            logging_config=_NO_ACCESS_LOG,
+            # Above what the scheduler takes: it refuses, Serve waits.
+            max_ongoing_requests=2 * (config.engine.max_num_seqs + config.engine.max_queued),
+            graceful_shutdown_timeout_s=_SHUTDOWN_S,
+            **_HEALTH_CHECKS,
+            ray_actor_options={"num_cpus": CPUS_PER_REPLICA},
+            placement_group_bundles=bundles,
+            placement_group_strategy="PACK",
+            **options,
+        )
 
 
 def _preprocessor(models: list[ModelConfig]) -> Application | None:

@@ -96,7 +96,7 @@ def _lines(model: type[ConfigModel], group: _Group) -> Iterator[str]:
             yield f"{group.indent}{setting.name}: {_yaml(value)}"
         else:
             default = _sample(setting) if setting.is_required else setting.default
-            yield from _refusal(group, path, default)
+            yield from _refusal(group, model, path, default)
             yield f"{group.indent}#{setting.name}: {_yaml(default)}"
 
 
@@ -117,12 +117,16 @@ def _comment(setting: Setting, indent: str) -> list[str]:
     return _wrapped(text, indent)
 
 
-def _refusal(group: _Group, path: Place, default: object) -> list[str]:
-    """What the setting is refused with when it is set to its default in this file."""
+def _refusal(group: _Group, model: type[ConfigModel], path: Place, default: object) -> list[str]:
+    """What the setting is refused with when it is set to its default in this file, with what its group must have."""
     if default is None and len(path) > 1:  # of a group that is not there either
         return []
+    values = group.given
+    for sibling in settings_of(model) if len(path) > 1 else ():
+        if sibling.is_required and _at(values, (*path[:-1], sibling.name)) is None:
+            values = _with(values, (*path[:-1], sibling.name), _sample(sibling))
     try:
-        group.root.model_validate(_with(group.given, path, default))
+        group.root.model_validate(_with(values, path, default))
     except ValidationError as error:
         told = [one.message for one in problems_of(error, group.root, "") if not one.message.startswith("missing")]
         return _wrapped(f"Not here: {'; '.join(told)}", group.indent) if told else []
@@ -135,6 +139,8 @@ def _wrapped(text: str, indent: str) -> list[str]:
 
 def _sample(setting: Setting) -> object:
     """A value for a setting that has no default."""
+    if setting.kind.startswith("integer"):
+        return 1
     return setting.kind.split("`")[1] if setting.kind.startswith("`") else "..."
 
 

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from serve_app.config.autoscaling import AutoscalingConfig
 from serve_app.config.base import ConfigModel, Switch
 from serve_app.config.compression import QualityConfig, QuantizationConfig
 from serve_app.config.engine import (
@@ -34,6 +35,7 @@ Task = Literal["generate", "embed", "classify", "score", "predict"]
 Pooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean"]
 
 
+_SHARED = ("standby_shards", "autoscaling", "timeouts")  # of models in one process, beside device and engine
 _Integers = Literal["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 
 
@@ -104,6 +106,8 @@ class ModelConfig(ConfigModel):
     """How one copy is split; auto: over the fewest devices that hold it (task generate)."""
     standby_shards: StandbyShards = 0
     """Processes of each copy that wait for the loss of a shard; on cpu only. [processes]"""
+    autoscaling: AutoscalingConfig | None = None
+    """How many copies there are, and when; null: as Serve's own settings of the Router say."""
     max_model_len: PositiveInt | None = None
     """Longest context, the prompt included; null: the model's own. [tokens]"""
     routing: Literal["prefix", "balanced"] | None = None
@@ -273,6 +277,8 @@ class ModelSetConfig(ConfigModel):
     """What the shard process runs on."""
     standby_shards: StandbyShards = 0
     """Processes that wait for the loss of the shard process; on cpu only. [processes]"""
+    autoscaling: AutoscalingConfig | None = None
+    """How many copies there are, and when; null: as Serve's own settings of the Router say."""
     engine: EngineConfig = EngineConfig()
     """Batching, for all models together."""
     timeouts: TimeoutConfig = TimeoutConfig()
@@ -289,13 +295,14 @@ class ModelSetConfig(ConfigModel):
         for model in self.models:
             if model.is_generative:
                 raise ValueError(f"models: {model.name} has task=generate; give it an application of its own")
-            own = sorted(model.model_fields_set & {"parallel", "device", "engine", "standby_shards", "timeouts"})
+            own = sorted(model.model_fields_set & {"parallel", "device", "engine", *_SHARED})
             if own:
                 raise ValueError(f"models: {model.name} sets {own[0]}, which all models share; set it beside `models`")
         if "linear_kernel" in self.engine.model_fields_set and all(model.architecture for model in self.models):
             raise ValueError("engine.linear_kernel has no effect where each model has an architecture; remove it")
         names = [model.name for model in self.models]
-        if problem := standby_problem(self.standby_shards, ParallelConfig(), self.device):
+        problem = _autoscaling_problem(self.autoscaling, "models that share a process")
+        if problem := problem or standby_problem(self.standby_shards, ParallelConfig(), self.device):
             raise ValueError(problem)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -309,6 +316,7 @@ class ModelSetConfig(ConfigModel):
             "device": self.device,
             "engine": self.engine,
             "standby_shards": self.standby_shards,
+            "autoscaling": self.autoscaling,
             "timeouts": self.timeouts,
         }
         return [model.model_copy(update=shared) for model in self.models]
@@ -331,6 +339,8 @@ def _task_problem(config: ModelConfig) -> str | None:
         return f"parallel.tensor={config.parallel.tensor} cannot cut architecture={config.architecture}; use pipeline"
     elif "linear_kernel" in config.engine.model_fields_set:
         return f"engine.linear_kernel has no effect on architecture={config.architecture}; remove it"
+    if config.task != "generate" and (problem := _autoscaling_problem(config.autoscaling, f"task={config.task}")):
+        return problem
     if config.quantization is not None and config.task != "generate" and "head" in config.quantization.include:
         return f"quantization.include=[head] has no effect on task={config.task}; remove head"
     for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):
@@ -350,4 +360,11 @@ def _task_problem(config: ModelConfig) -> str | None:
         return f"postprocessing has no effect on task={config.task}; remove it"
     if config.postprocessing and config.is_multi_label is not None:
         return "is_multi_label has no effect beside postprocessing; remove it, and use the step sigmoid or softmax"
+    return None
+
+
+def _autoscaling_problem(config: AutoscalingConfig | None, owner: str) -> str | None:
+    """Why a section is not for models that keep no KV cache."""
+    if config is not None and "kv_usage" in config.model_fields_set:
+        return f"autoscaling.kv_usage={config.kv_usage:g} has no effect on {owner}: no KV cache is kept; remove it"
     return None

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 
-from serve_app.deployments.copy_work import Load, QueueTimes
+from serve_app.deployments.copy_work import Load, QueueTimes, Signals
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.deployments.step_traces import StepTraces
 from serve_app.errors import ConfigError, UnavailableError
@@ -126,6 +126,14 @@ class BatchWork:
     def seen_rates(self) -> SeenRates:
         """Entries each second, of late."""
         return SeenRates() if self._scheduler is None else self._scheduler.seen_rates
+
+    def signals(self) -> Signals:
+        """See CopyWork."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return Signals()
+        delay_s = max(self._queue_times.oldest_s, scheduler.estimated_backlog_s())
+        return Signals(delay_s, scheduler.num_waiting, scheduler.num_step_tokens)
 
     def counts(self) -> CopyCounts:
         """See CopyWork."""

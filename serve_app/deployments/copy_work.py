@@ -39,6 +39,17 @@ class Load:
     waits_for: WaitsFor = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What the number of copies follows."""
+
+    queue_delay_s: float = 0.0  # of what waits longest so far, or of one behind all that waits, whichever is more
+    num_waiting: int = 0
+    num_step_tokens: int = 0  # that steps have computed since the scheduler was made
+    slot_usage: float = 0.0  # share of max_num_seqs that runs; 0 where steps, not sequences, are what there is
+    kv_usage: float = 0.0  # share of the KV cache that sequences hold
+
+
 class QueueTimes(Generic[WaitingT]):
     """How long what was queued has waited for its first step; since the replica started."""
 
@@ -50,6 +61,12 @@ class QueueTimes(Generic[WaitingT]):
     def add(self, *waiting: WaitingT) -> None:
         """It has come."""
         self._arrived_s.update(dict.fromkeys(waiting, self._clock()))
+
+    @property
+    def oldest_s(self) -> float:
+        """How long what came first has waited; 0 when nothing waits."""
+        first_s = next(iter(self._arrived_s.values()), None)
+        return 0.0 if first_s is None else self._clock() - first_s
 
     def start(self, waiting: WaitingT) -> None:
         """It is in a step."""
@@ -99,6 +116,10 @@ class CopyWork(Protocol):
 
     def load(self) -> Load:
         """How much is held."""
+        ...
+
+    def signals(self) -> Signals:
+        """What the number of copies follows."""
         ...
 
     def counts(self) -> CopyCounts:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from serve_app.deployments.copy_work import Load, QueueTimes
+from serve_app.deployments.copy_work import Load, QueueTimes, Signals
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.deployments.step_traces import StepTraces
 from serve_app.errors import ConfigError
@@ -179,6 +179,20 @@ class GenerationWork:
     def seen_rates(self) -> SeenRates:
         """Tokens each second of this epoch, of late."""
         return SeenRates() if self._scheduler is None else self._scheduler.seen_rates
+
+    def signals(self) -> Signals:
+        """See CopyWork."""
+        scheduler = self._scheduler
+        if scheduler is None:
+            return Signals()
+        limits = scheduler.limits
+        return Signals(
+            max(self._queue_times.oldest_s, scheduler.estimated_backlog_s()),
+            scheduler.num_waiting,
+            scheduler.num_step_tokens,
+            scheduler.num_running / limits.max_num_seqs,
+            1 - scheduler.num_free_blocks / limits.num_blocks,
+        )
 
     def counts(self) -> CopyCounts:
         """See CopyWork."""

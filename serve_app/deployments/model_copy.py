@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from serve_app.deployments.bubble import BubbleMeter, mean_share, stage_bubbles
-from serve_app.deployments.copy_work import CopyWork, GroupMaker, Load, ShardGroup
+from serve_app.deployments.copy_work import CopyWork, GroupMaker, Load, ShardGroup, Signals
 from serve_app.deployments.repair_times import RepairTimes
 from serve_app.deployments.stage_times import StageTimes
 from serve_app.deployments.step_loop import StepLoop
@@ -45,6 +45,7 @@ class ModelCopy:
         retry_s: float = RETRY_S,
     ) -> None:
         self.epoch = 0
+        self.startup_s: float | None = None  # how long the first start took, loading included
         self._work = work
         self._make_group = make_group
         self._on_lost = on_lost
@@ -144,6 +145,10 @@ class ModelCopy:
         told = zip(self._group.reports, self._loop.memory_taken, strict=True)
         return [MeasuredBytes.of(weights_of(report), taken) for report, taken in told]
 
+    def signals(self) -> Signals | None:
+        """What the number of copies follows; None while the shards are not up."""
+        return self._work.signals() if self.is_ready else None
+
     def close(self) -> None:
         """End the group for good."""
         self._is_closed = True
@@ -185,6 +190,8 @@ class ModelCopy:
         self._state, self._detail = "ready", ""
         self._is_ready.set()
         ready_s = time.monotonic()
+        if self.startup_s is None:
+            self.startup_s = ready_s - started
         logger.info(
             "model copy ready model=%s epoch=%d shards=%d num_blocks=%d start_s=%.1f",
             self._work.name,

@@ -4,7 +4,9 @@ import asyncio
 import time
 from typing import Protocol
 
+from serve_app.autoscaling.serve_policy import metrics_of
 from serve_app.deployments.copy_work import CopyWork, GroupMaker
+from serve_app.deployments.load_meter import LoadMeter
 from serve_app.deployments.model_copy import RETRY_S, ModelCopy
 from serve_app.deployments.replica_links import ReplicaIdentity, ReplicaLinks
 from serve_app.errors import InternalError, RayshardError
@@ -55,6 +57,8 @@ class ModelReplica:
         self.links = ReplicaLinks(identity, senders, self._answer, lambda: self.copy.state(identity.replica_id))
         self._calls = calls
         self._tracing = tracing
+        autoscaling = work.config.autoscaling
+        self._meter = LoadMeter(None if autoscaling is None else autoscaling.capacity_tokens_per_s)
         self._supervising: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -66,6 +70,11 @@ class ModelReplica:
     def describe(self) -> list[ModelDescription]:
         """What is served here."""
         return self._calls.describe(self.created_s)
+
+    def load_metrics(self) -> dict[str, float]:
+        """What the autoscaling policy is told of this copy; nothing while its shards are not up."""
+        signals = self.copy.signals()
+        return {} if signals is None else metrics_of(self._meter.read(signals, self.copy.startup_s))
 
     def check(self) -> None:
         """Raises InternalError when Serve should replace this replica."""

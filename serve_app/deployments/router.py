@@ -33,7 +33,17 @@ logger = logging.getLogger(__name__)
 GroupsOf = Callable[[CopyWork, str], GroupMaker]  # of the work, on a Router of this node
 
 
-class Router(ServeReplica):
+class ModelRouter(ServeReplica):
+    """One copy of its models."""
+
+    service: ModelReplica | None = None
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks it every second where the number of replicas follows the load."""
+        return {} if self.service is None else self.service.load_metrics()
+
+
+class Router(ModelRouter):
     """One copy of a model that generates."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -61,7 +71,7 @@ class Router(ServeReplica):
         return replica
 
 
-class BatchRouter(ServeReplica):
+class BatchRouter(ModelRouter):
     """One copy of a model that is done with an entry after one step, or of several small ones."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it

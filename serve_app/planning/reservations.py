@@ -170,6 +170,8 @@ def _by_application(models: Sequence[ModelApplication]) -> list[list[ModelApplic
 
 def num_first_replicas(model: ModelApplication) -> int:
     """Copies that a model begins with."""
+    if model.config.autoscaling is not None:
+        return model.config.autoscaling.num_first_replicas
     return model.router.num_first_replicas if model.router is not None else 1
 
 

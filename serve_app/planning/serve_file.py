@@ -238,6 +238,7 @@ class _Inspection:
         self._check_hidden(raw, where)
         if router is not None:
             self._check_router(router, needed, f"{where}.deployments[Router]")
+            self._check_scaling(router, raw.get("args"), f"{where}.deployments[Router]")
         return router
 
     def _check_hidden(self, raw: dict[str, object], where: str) -> None:
@@ -281,6 +282,13 @@ class _Inspection:
                 "remove it, or lower args.engine.max_queued"
             )
             self._add(f"{where}.max_ongoing_requests", message)
+
+    def _check_scaling(self, router: DeploymentOptions, args: object, where: str) -> None:
+        """The number of replicas is set in one place."""
+        if not isinstance(args, dict) or args.get("autoscaling") is None:
+            return
+        for setting in sorted(router.model_fields_set & {"autoscaling_config", "num_replicas"}):
+            self._add(f"{where}.{setting}", "cannot be set beside args.autoscaling, which it follows from; remove one")
 
     def _check_routes(self, applications: list[object]) -> None:
         routes = [raw.get("route_prefix") for raw in applications if isinstance(raw, dict)]

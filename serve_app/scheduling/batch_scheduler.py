@@ -63,6 +63,7 @@ class BatchScheduler:
         self._in_flight: dict[int, list[Entry]] = {}
         self._next_step_id = 0
         self._num_jobs = 0
+        self.num_step_tokens = 0  # of all entries that were in a step
 
     @property
     def num_waiting(self) -> int:
@@ -118,6 +119,10 @@ class BatchScheduler:
             self._queue(job.entries[-1])
         return job
 
+    def estimated_backlog_s(self) -> float:
+        """Seconds that the steps of all that waits take, at least; 0 before anything was measured."""
+        return self._queues.num_steps * (self._times.full_step_s or 0.0)
+
     def expire(self, now_s: float) -> list[Job]:
         """End those whose time has passed: no further step has them. Their callers know the time, too."""
         passed = self._deadlines.take_passed(now_s)
@@ -140,6 +145,7 @@ class BatchScheduler:
         entries = self._queues.take(queue)
         step_id, self._next_step_id = self._next_step_id, self._next_step_id + 1
         self._in_flight[step_id] = entries
+        self.num_step_tokens += sum(entry.num_tokens for entry in entries)
         self._sent_s[step_id] = now_s
         model = self.models[entries[0].model]
         for entry in entries:

@@ -110,6 +110,12 @@ class EntryQueues:
             num_steps += min(num_more, num_turns + is_first)
         return num_steps + max(num_turns, int(before.get(key, 0.0)))
 
+    @property
+    def num_steps(self) -> int:
+        """Steps that all that waits fills."""
+        queues = (queue for level in self._levels.values() for queue in level.values())
+        return sum(math.ceil(self._size.num_steps(queue)) for queue in queues)
+
     def _chosen(self) -> EntryQueue:
         best, *others = sorted(self._levels)
         if others and self._num_passed >= TURNS - 1:

@@ -41,14 +41,24 @@ class QueueRecord:
         As many sequences have to end as there are too few places. Each of those that run gets a token in each round
         of steps; prompts come in between.
         """
+        ahead = waiting.ahead_of(owner, priority)
+        is_let_in = gives_place(running, owner, priority) is not None
+        return self._start_s(ahead, running, places, 0 if is_let_in else len(ahead) + 1 - places.num_free)
+
+    def backlog_s(self, waiting: WaitingQueue, running: Sequence[TokenSequence], places: Places) -> float:
+        """Seconds until one behind all that waits would start, whoever has sent it; 0 before anything was measured."""
+        ahead = list(waiting)
+        return self._start_s(ahead, running, places, len(ahead) + 1 - places.num_free)
+
+    def _start_s(
+        self, ahead: Sequence[TokenSequence], running: Sequence[TokenSequence], places: Places, num_ends: int
+    ) -> float:
+        """num_ends: sequences that have to end before."""
         step_s = self.steps.decoding_s
         if step_s is None:
             return 0.0
-        ahead = waiting.ahead_of(owner, priority)
         num_prompt_tokens = sum(max(0, one.num_unscheduled - 1) for one in (*running, *ahead))
         wait_s = num_prompt_tokens * self.steps.prompt_token_s + num_prompt_tokens // places.budget_tokens * step_s
-        is_let_in = gives_place(running, owner, priority) is not None
-        num_ends = 0 if is_let_in else len(ahead) + 1 - places.num_free
         num_outputs = self._num_outputs.value
         num_beside = len(running) + min(places.num_free, len(ahead))  # that run when no place is left
         if num_ends > 0 and num_beside and num_outputs is not None:

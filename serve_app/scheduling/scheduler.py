@@ -59,6 +59,7 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_prompt_tokens = 0  # of sequences that have run, whatever became of them
         self.num_cached_tokens = 0  # of those, found in the cache
+        self.num_step_tokens = 0  # that steps have computed, prompts and outputs
         self._num_stages = num_stages
         self._overlaps_steps = overlaps_steps
         self._max_in_flight = num_stages + overlaps_steps
@@ -149,9 +150,11 @@ class Scheduler:
 
     def estimated_wait_s(self, owner: str, priority: int) -> float:
         """Seconds until a newcomer starts, at least; 0 before anything was measured."""
-        num_free = 0 if self._has_block_shortage else len(self._free_slot_rows)
-        places = Places(num_free, self._num_stages, self.limits.max_num_batched_tokens)
-        return self._record.wait_s(self._waiting, self._running, places, owner, priority)
+        return self._record.wait_s(self._waiting, self._running, self._places(), owner, priority)
+
+    def estimated_backlog_s(self) -> float:
+        """Seconds until one behind all that waits would start, at least; 0 before anything was measured."""
+        return self._record.backlog_s(self._waiting, self._running, self._places())
 
     def expire(self, now_s: float) -> list[Sequence]:
         """End those whose time has passed: no further step has them. Their callers know the time, too."""
@@ -189,9 +192,14 @@ class Scheduler:
         if not step.sequences:
             return None
         self._next_step_id += 1
+        self.num_step_tokens += sum(step.num_tokens)
         self._in_flight[step.step_id] = step
         step.sent_s = now_s
         return step.to_input()
+
+    def _places(self) -> Places:
+        num_free = 0 if self._has_block_shortage else len(self._free_slot_rows)
+        return Places(num_free, self._num_stages, self.limits.max_num_batched_tokens)
 
     def _fill_step(self) -> Step:
         step = Step(self._next_step_id)

@@ -15,7 +15,7 @@ LAYERS = (  # what stands in one line may not import each other
     {"errors", "freed_memory"},
     {"types"},
     {"config", "architectures"},
-    {"checkpoints", "scheduling", "preprocessing", "observability", "wire", "metrics", "tracing"},
+    {"autoscaling", "checkpoints", "scheduling", "preprocessing", "observability", "wire", "metrics", "tracing"},
     {"planning", "backend"},
     {"models", "gateway", "kuberay"},
     {"parallel"},

@@ -139,6 +139,36 @@ def test_autoscaling_adds_a_copy_under_load_and_takes_it_away(restored: ServeClu
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_copies_follow_the_queue_up_down_to_none_and_back_without_a_failed_request(restored: ServeCluster) -> None:
+    cluster = restored
+    scaling = {
+        "min_replicas": 0,
+        "max_replicas": 2,
+        "target_ttft_s": 0.5,
+        "downscale_delay_s": 4.0,
+        "idle_delay_s": 8.0,
+    }
+    application = model_application("scaled", autoscaling=scaling, engine={"max_num_seqs": 4})
+    cluster.deploy([*cluster.applications, application])
+    cluster.wait_until(lambda: len(cluster.copies("scaled")) == 1 and cluster.is_healthy(), 180, "the model")
+    with constant_requests(cluster, "scaled", num_threads=16, max_tokens=200, ignore_eos=True) as failures:
+        cluster.wait_until(lambda: len(cluster.copies("scaled")) == 2, 180, "the second copy")
+        failures.wait_for(failures.num_done + 32)
+    assert failures.seen == []
+    with constant_requests(cluster, "scaled", num_threads=1) as failures:
+        cluster.wait_until(lambda: len(cluster.copies("scaled")) == 1, 180, "the second copy's end")
+        failures.wait_for(failures.num_done + 10)
+    assert failures.seen == []
+    cluster.wait_until(lambda: cluster.health()[1].get("asleep") == ["scaled"], 180, "the model's sleep")
+    assert (cluster.copies("scaled"), cluster.is_healthy()) == ([], True)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: cluster.complete("scaled", DATE), range(4)))
+    assert [answer.json()["choices"][0]["text"].strip() for answer in answers] == [ANSWER] * 4
+    assert "asleep" not in cluster.health()[1]
+
+
+@pytest.mark.slow
 def test_a_full_queue_refuses_with_a_time_to_come_again(restored: ServeCluster) -> None:
     cluster = restored
     cluster.deploy([*cluster.applications, model_application("small", engine={"max_num_seqs": 1, "max_queued": 2})])

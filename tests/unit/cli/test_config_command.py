@@ -38,8 +38,9 @@ def without_mark(lines: list[str], index: int) -> str:
     for above in range(index - 1, -1, -1):
         if SETTING.match(lines[above]) and indent_of(lines[above]) < indent_of(lines[shown[-1]]):
             shown.append(above)
-    if any(lines[one].lstrip().startswith("#quantization") for one in shown):
-        shown.append(next(at for at, line in enumerate(lines) if line.lstrip().startswith("#scheme")))
+    for group, needed in (("#quantization:", "#scheme:"), ("#autoscaling:", "#max_replicas:")):
+        if any(lines[one].lstrip().startswith(group) for one in shown):
+            shown.append(next(at for at, line in enumerate(lines) if line.lstrip().startswith(needed)))
     return "\n".join(line.replace("#", "", 1) if at in shown else line for at, line in enumerate(lines))
 
 

@@ -39,6 +39,12 @@ def test_reserved_cpus_are_those_of_the_deployments() -> None:
     assert reserved_cpus([one], graphs) == pytest.approx(0.05 + 3 * (0.05 + 0.1) + 0.05 + 0.05)
 
 
+def test_a_model_that_may_sleep_begins_with_one_copy() -> None:
+    for scaling, num_copies in (({"min_replicas": 0}, 1), ({"min_replicas": 3}, 3)):
+        scaled = replace(model("m", autoscaling={"max_replicas": 9, **scaling}), router=None)
+        assert reserved_cpus([scaled], []) == pytest.approx(0.05 + num_copies * (0.05 + 0.1))
+
+
 def test_the_engines_on_cpu_are_those_of_its_applications() -> None:
     module = model("module", task="predict", architecture="a:B")
     encoder = model("encoder", task="embed")

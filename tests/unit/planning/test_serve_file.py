@@ -256,6 +256,16 @@ def test_a_mistake_around_our_args_is_named_with_its_way_out(tmp_path: Path, tex
     assert any(expected in message for message in messages(tmp_path, text))
 
 
+@pytest.mark.parametrize("setting", ["autoscaling_config: {max_replicas: 2}", "num_replicas: 2"])
+def test_the_number_of_replicas_is_set_in_one_place(tmp_path: Path, setting: str) -> None:
+    text = with_args("autoscaling: {max_replicas: 4}").replace("ROUTER", setting)
+    name = setting.partition(":")[0]
+    assert messages(tmp_path, text) == [
+        f"applications[chat].deployments[Router].{name}: cannot be set beside args.autoscaling, which it follows from; "
+        "remove one"
+    ]
+
+
 def test_a_right_file_is_right_for_serve_too(tmp_path: Path) -> None:
     text = with_router("autoscaling_config: {min_replicas: 1, max_replicas: 2}")
     values = yaml.safe_load(write(tmp_path, text).read_text())

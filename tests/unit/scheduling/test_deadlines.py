@@ -194,3 +194,13 @@ def test_the_earliest_of_those_that_are_left_counts() -> None:
     assert deadlines.take_passed(102.0) == [sequences[2]]
     assert deadlines.take_passed(102.0) == []
     assert deadlines.take_passed(200.0) == [sequences[0]]
+
+
+def test_a_backlog_is_what_one_behind_all_would_wait_whoever_has_sent_it() -> None:
+    copy = busy_copy()
+    assert copy.scheduler.estimated_wait_s("another", 0) == 0.0, "one that runs nothing is let in"
+    assert copy.scheduler.estimated_backlog_s() == pytest.approx(copy.scheduler.estimated_wait_s("", 99), rel=0.01)
+    assert 3 < copy.scheduler.estimated_backlog_s() < 6
+    tokens = copy.scheduler.num_step_tokens
+    copy.run(10)
+    assert copy.scheduler.num_step_tokens >= tokens + 10
