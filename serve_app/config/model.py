@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from serve_app.config.autoscaling import AutoscalingConfig
-from serve_app.config.base import ConfigModel, Switch
+from serve_app.config.base import ConfigModel, Switch, parse_switch
 from serve_app.config.compression import QualityConfig, QuantizationConfig
 from serve_app.config.engine import (
     DEFAULT_CPU_KV_CACHE_BYTES,
@@ -62,6 +62,12 @@ class StepConfig(ConfigModel):
 
 
 Step = Annotated[StepConfig, BeforeValidator(_parse_step)]
+
+
+ToolParser = Annotated[
+    Literal["auto", "off", "hermes", "qwen3_coder", "llama3_json", "mistral", "json"], BeforeValidator(parse_switch)
+]
+ReasoningParser = Annotated[Literal["auto", "off", "think", "deepseek_r1", "mistral"], BeforeValidator(parse_switch)]
 
 
 class TensorConfig(ConfigModel):
@@ -117,6 +123,10 @@ class ModelConfig(ConfigModel):
     """
     generation_config: Switch = "auto"
     """auto: the sampling settings of generation_config.json are the defaults of requests; of task generate."""
+    tool_parser: ToolParser = "auto"
+    """How the model writes calls of tools; auto: by its chat template; of task generate."""
+    reasoning_parser: ReasoningParser = "auto"
+    """How the model marks its reasoning; auto: by its chat template; of task generate."""
     pooling: Pooling | None = None
     """How tokens become one vector; null: as the checkpoint says; of task embed."""
     normalize: bool | None = None
@@ -346,8 +356,9 @@ def _task_problem(config: ModelConfig) -> str | None:
     for name, task in (("pooling", "embed"), ("normalize", "embed"), ("is_multi_label", "classify")):
         if getattr(config, name) is not None and config.task != task:
             return f"{name} has no effect on task={config.task}; remove it"
-    if config.generation_config != "auto" and config.task != "generate":
-        return f"generation_config has no effect on task={config.task}; remove it"
+    for name in ("generation_config", "tool_parser", "reasoning_parser"):
+        if getattr(config, name) != "auto" and config.task != "generate":
+            return f"{name} has no effect on task={config.task}; remove it"
     if config.routing is not None and config.task != "generate":
         return f"routing has no effect on task={config.task}, whose copies keep nothing of a request; remove it"
     if config.routing == "prefix" and not config.engine.prefix_cache:

@@ -98,6 +98,8 @@ class GeneratorPlan:
             sampling=self.facts.sampling,
             source=self.source,
             has_preprocessing=bool(config.preprocessing),
+            tool_parser=self.facts.tool_parser,
+            reasoning_parser=self.facts.reasoning_parser,
             is_prompt_templated=config.is_prompt_templated,
             routed_block_size=config.engine.block_size if config.is_routed_by_prefix else None,
         )
@@ -114,5 +116,11 @@ def plan_generator(config: ModelConfig, base_dir: Path, environment: Environment
     problems = check_split(spec, config)
     if config.quality is not None:
         problems += check_quality(directory, config.quality)
-    facts = read_answer_facts(directory, spec.vocab_size, has_defaults=config.generation_config == "auto")
+    facts = read_answer_facts(
+        directory,
+        spec.vocab_size,
+        has_defaults=config.generation_config == "auto",
+        tool_parser=config.tool_parser,
+        reasoning_parser=config.reasoning_parser,
+    )
     return GeneratorPlan(config, source, spec, facts, problems)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from serve_app.checkpoints.generation_config import EndTokens, read_end_tokens, read_generation_defaults
+from serve_app.preprocessing.answers.formats import choose_reasoning_format, choose_tool_format
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.generation import SamplingDefaults
 
@@ -23,7 +24,9 @@ class AnswerFacts(TextFacts):
 
     end_token_ids: frozenset[int] = frozenset()
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)  # of requests that do not say
-    lines: tuple[str, ...] = ()  # both, for people
+    tool_parser: str | None = None  # the name of the format of calls; None: requests can have no tools
+    reasoning_parser: str | None = None  # the name of the format of reasoning; None: none is looked for
+    lines: tuple[str, ...] = ()  # all of it, for people
 
 
 def read_text_facts(directory: Path, vocab_size: int) -> TextFacts:
@@ -32,9 +35,18 @@ def read_text_facts(directory: Path, vocab_size: int) -> TextFacts:
     return TextFacts() if tokenizer is None else TextFacts(_warnings(tokenizer, vocab_size))
 
 
-def read_answer_facts(directory: Path, vocab_size: int, *, has_defaults: bool) -> AnswerFacts:
+def read_answer_facts(
+    directory: Path,
+    vocab_size: int,
+    *,
+    has_defaults: bool,
+    tool_parser: str = "auto",
+    reasoning_parser: str = "auto",
+) -> AnswerFacts:
     """Of a model that generates; `has_defaults`: generation_config.json's sampling settings count. ConfigError."""
     tokenizer = _load(directory)
+    tools = choose_tool_format(tool_parser, None if tokenizer is None else tokenizer.tool_template)
+    reasoning = choose_reasoning_format(reasoning_parser, None if tokenizer is None else tokenizer.chat_template)
     ends = read_end_tokens(directory, vocab_size)
     end_token_ids = _end_token_ids(ends, tokenizer, vocab_size)
     lines, warnings = (
@@ -54,7 +66,11 @@ def read_answer_facts(directory: Path, vocab_size: int, *, has_defaults: bool) -
             warnings.append(f"generation_config.json asks for {', '.join(defaults.not_done)}, which is not done here")
     if tokenizer is not None:
         warnings += _warnings(tokenizer, vocab_size)
-    return AnswerFacts(tuple(warnings), end_token_ids, sampling, tuple(lines))
+    if tools is not None:
+        lines.append(f"calls of tools are read as tool_parser {tools} has them")
+    if reasoning is not None:
+        lines.append(f"reasoning is told from content as reasoning_parser {reasoning} has it")
+    return AnswerFacts(tuple(warnings), end_token_ids, sampling, tools, reasoning, tuple(lines))
 
 
 def _load(directory: Path) -> Tokenizer | None:

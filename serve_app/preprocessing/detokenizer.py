@@ -25,9 +25,9 @@ class IncrementalDetokenizer(Protocol):
 class ByteLevelDetokenizer:
     """For byte-level vocabularies: joins the tokens' bytes, so a token costs one look-up."""
 
-    def __init__(self, table: TokenTable, *, skip_special_tokens: bool) -> None:
+    def __init__(self, table: TokenTable, *, skipped_ids: frozenset[int] = frozenset()) -> None:
         self._bytes_of = table.bytes_of
-        self._skipped_ids = table.special_token_ids if skip_special_tokens else frozenset[int]()
+        self._skipped_ids = skipped_ids
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
 
     def push(self, token_id: int) -> str:
@@ -48,15 +48,17 @@ class WindowDetokenizer:
     what continues a prompt needs some tokens of the prompt pushed before it.
     """
 
-    def __init__(self, core: tokenizers.Tokenizer, *, skip_special_tokens: bool) -> None:
+    def __init__(self, core: tokenizers.Tokenizer, *, skipped_ids: frozenset[int] = frozenset()) -> None:
         self._core = core
-        self._skip_special_tokens = skip_special_tokens
+        self._skipped_ids = skipped_ids
         self._window: list[int] = []
         self._num_shown = 0  # tokens of the window whose text is out
         self._shown_text = ""  # their text, decoded alone
 
     def push(self, token_id: int) -> str:
         """Text that became certain with this token."""
+        if token_id in self._skipped_ids:
+            return ""
         self._window.append(token_id)
         text = self._decode(self._window)
         is_long_held = len(self._window) - self._num_shown > _MAX_HELD_TOKENS
@@ -79,4 +81,4 @@ class WindowDetokenizer:
         return new_text
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._core.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+        return self._core.decode(token_ids, skip_special_tokens=False)

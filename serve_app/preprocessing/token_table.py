@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import tokenizers
 
@@ -22,6 +22,12 @@ class TokenTable:
         self._added_token_ids = frozenset(added)
         self.is_byte_level = _has_byte_level_decoder(core)
         self._bytes_by_id: dict[int, bytes] = {}
+
+    def skipped_ids(self, shown: Collection[str]) -> frozenset[int]:
+        """The special tokens but those that are to be shown."""
+        if not shown:
+            return self.special_token_ids
+        return frozenset(one for one, text in self.special_tokens.items() if text not in shown)
 
     def bytes_of(self, token_id: int) -> bytes:
         """UTF-8 bytes the token stands for: maybe a part of a character; empty for an id without a token."""

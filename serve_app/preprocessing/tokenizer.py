@@ -1,6 +1,6 @@
 """Text to tokens and back, from a model directory's tokenizer.json. Never loads torch or transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Tokenizer:
         self.table = TokenTable(core)
         self.special_tokens = files.special_tokens
         self.chat_template = files.chat_templates.get("default")
+        self.tool_template = files.chat_templates.get("tool_use", self.chat_template)  # of conversations with tools
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_id = self._id_of("eos_token")
         self.not_followed = not_followed(files.class_name, files.config, core)  # settings that would change tokens
@@ -113,13 +114,19 @@ class Tokenizer:
         """Text of a whole sequence; ids without a token give nothing."""
         return self._core.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, after: Sequence[int] = ()) -> IncrementalDetokenizer:
-        """An incremental decoder for what follows the tokens `after`: its text is decode(both) - decode(after)."""
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, after: Sequence[int] = (), shown: Collection[str] = ()
+    ) -> IncrementalDetokenizer:
+        """An incremental decoder for what follows the tokens `after`: its text is decode(both) - decode(after).
+
+        `shown` are special tokens that are not skipped.
+        """
+        skipped = self.table.skipped_ids(shown) if skip_special_tokens else frozenset[int]()
         detokenizer: IncrementalDetokenizer
         if self.table.is_byte_level:
-            detokenizer = ByteLevelDetokenizer(self.table, skip_special_tokens=skip_special_tokens)
+            detokenizer = ByteLevelDetokenizer(self.table, skipped_ids=skipped)
         else:
-            detokenizer = WindowDetokenizer(self._core, skip_special_tokens=skip_special_tokens)
+            detokenizer = WindowDetokenizer(self._core, skipped_ids=skipped)
         for token_id in self.table.context_of(after, skip_special_tokens=skip_special_tokens):
             detokenizer.push(token_id)
         return detokenizer
@@ -175,9 +182,9 @@ def _add_tokens(core: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
 
 
 def _not_taken(core: tokenizers.Tokenizer, files: TokenizerFiles) -> list[str]:
-    """Added tokens with another id than files have for them, and chat templates that are not the default one."""
-    others = [name for name in files.chat_templates if name != "default"]
-    templates = [f"the chat template {name!r} (only 'default' is used)" for name in others]
+    """Added tokens with another id than files have for them, and chat templates that are not used."""
+    others = [name for name in files.chat_templates if name not in ("default", "tool_use")]
+    templates = [f"the chat template {name!r} (only 'default' and 'tool_use' are used)" for name in others]
     ids = {text: core.token_to_id(text) for text in files.added_ids}
     return templates + [
         f"{text!r} as id {token_id} (it is {ids[text]})"

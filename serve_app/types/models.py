@@ -43,6 +43,8 @@ class ModelDescription:
     source: ModelSource | None = None  # to find the files on a node that has no source_dir
     has_tokenizer: bool = True
     has_preprocessing: bool = False  # a Preprocessor takes its inputs
+    tool_parser: str | None = None  # how calls of tools stand in its answers; None: it takes no tools
+    reasoning_parser: str | None = None  # how reasoning stands in them; None: it is not looked for
     is_prompt_templated: bool = False  # its preprocessing makes a conversation of a prompt
     postprocessing_gives: str | None = None  # labels or json; None: nothing is done to its outputs
     labels: list[str] = field(default_factory=list)  # by output index; empty: it has none

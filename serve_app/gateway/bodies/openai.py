@@ -75,6 +75,7 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     guided_whitespace_pattern: str | None = None
     restore_redactions: bool | None = None  # in the answer, what the model's redact_pii has taken out
     prompt_cache_key: str | None = None  # requests with one go to one copy of the model where that pays
+    include_reasoning: bool | None = None  # False: a chat's answer is shown without its reasoning
     user: str | None = None  # from here on: taken and without effect
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
@@ -84,7 +85,6 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     service_tier: str | None = None
     store: bool | None = None  # whether OpenAI keeps a copy
     request_id: str | None = None
-    include_reasoning: bool | None = None  # an answer has none beside its content
 
 
 class CompletionBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
@@ -133,7 +133,38 @@ class ChatMessage(msgspec.Struct, kw_only=True):
     tool_calls: list[ToolCall] | None = None
     function_call: FunctionCall | None = None  # as tool_calls, of clients from before them
     refusal: str | None = None  # in place of content
+    reasoning_content: str | None = None  # of an assistant, for chat templates that show it
+    reasoning: str | None = None  # another name of it
     audio: None = None
+
+
+class FunctionDefinition(msgspec.Struct, kw_only=True):
+    """A function that a model may call. Keys that are not listed are taken without effect."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, object] | None = None  # a JSON schema of an object; None: it takes nothing
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, kw_only=True):
+    """One entry of `tools`."""
+
+    function: FunctionDefinition
+    type: str = "function"
+
+
+class ChosenFunction(msgspec.Struct, kw_only=True):
+    """The name of the function that is to be called."""
+
+    name: str
+
+
+class ToolChoice(msgspec.Struct, kw_only=True):
+    """`tool_choice` of one function."""
+
+    function: ChosenFunction
+    type: str = "function"
 
 
 class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +178,9 @@ class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, object] | None = None
     reasoning_effort: str | None = None  # for chat templates that know it
+    tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None  # none, auto, required, or one function
+    parallel_tool_calls: bool | None = None  # False: an answer ends with its first call
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -38,8 +38,10 @@ def content_of(message: ChatMessage) -> str:
 
 
 def texts_of(message: ChatMessage) -> list[str]:
-    """The message's text, and what its calls give to functions."""
-    return [content_of(message), *(_arguments_text(call.function) for call in _calls(message))]
+    """The message's text, its reasoning, and what its calls give to functions."""
+    reasoning = _reasoning(message)
+    arguments = [_arguments_text(call.function) for call in _calls(message)]
+    return [content_of(message), *([reasoning] if reasoning else []), *arguments]
 
 
 def change_texts(message: ChatMessage, texts: Sequence[str]) -> None:
@@ -47,8 +49,10 @@ def change_texts(message: ChatMessage, texts: Sequence[str]) -> None:
     calls = _calls(message)
     if message.content is not None or texts[0]:
         message.content = texts[0]
+    has_reasoning = bool(_reasoning(message))
+    message.reasoning_content, message.reasoning = texts[1] if has_reasoning else None, None
     message.tool_calls, message.function_call = calls, None
-    for call, text in zip(calls, texts[1:], strict=True):
+    for call, text in zip(calls, texts[1 + has_reasoning :], strict=True):
         call.function.arguments = text
 
 
@@ -67,9 +71,15 @@ def template_message(message: ChatMessage, template: str) -> dict[str, Any]:
         shown["name"] = message.name
     if message.tool_call_id is not None:
         shown["tool_call_id"] = message.tool_call_id
+    if message.role == "assistant" and (reasoning := _reasoning(message)):
+        shown["reasoning_content"] = reasoning
     if calls:
         shown["tool_calls"] = [_template_call(call) for call in calls]
     return shown
+
+
+def _reasoning(message: ChatMessage) -> str:
+    return message.reasoning_content or message.reasoning or ""
 
 
 def _part_text(part: TextPart) -> str | None:

@@ -14,6 +14,8 @@ from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.request_notes import arrival_s, note_run
 from serve_app.gateway.time_limits import time_left, within
 from serve_app.metrics.tokens import TokenTimes
+from serve_app.preprocessing.answers.answer_parser import AnswerFormat, AnswerParser
+from serve_app.preprocessing.answers.parts import AnswerParts
 from serve_app.preprocessing.pii import Originals, Restorer
 from serve_app.preprocessing.stop_strings import StopStrings
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -40,6 +42,8 @@ class OutputOptions:
     has_echo: bool = False
     is_prompt_only: bool = False  # nothing is wanted of the answer
     restores_redactions: bool = False
+    answer_format: AnswerFormat | None = None  # what a chat's answer may hold beside content; None: nothing
+    shows_reasoning: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class ChoiceDelta(msgspec.Struct, frozen=True, gc=False):
     finish_reason: FinishReason | None
     stop_reason: int | str | None
     token_texts: list[str]  # beside logprobs: what each token adds to the text; empty without
+    parts: AnswerParts | None = None  # beside text, where there is more: reasoning and calls
+    has_calls: bool = False  # beside finish_reason: it ends for its calls to be made
 
 
 class PromptRun:
@@ -225,7 +231,9 @@ class _Choice:
         "_logprobs",
         "_matcher",
         "_params",
+        "_parser",
         "_restorer",
+        "_shows_reasoning",
         "_token_ids",
         "_token_texts",
         "has_ended",
@@ -245,8 +253,12 @@ class _Choice:
         self._index = index
         self._params = request.params
         self._detokenizer = tokenizer.detokenizer(
-            skip_special_tokens=options.skip_special_tokens, after=request.prompt_token_ids
+            skip_special_tokens=options.skip_special_tokens,
+            after=request.prompt_token_ids,
+            shown=() if options.answer_format is None else options.answer_format.marks,
         )
+        self._parser = None if options.answer_format is None else AnswerParser(options.answer_format)
+        self._shows_reasoning = options.shows_reasoning
         self._matcher = options.stops.matcher()
         self._hidden_tokens = tokenizer.table.special_tokens if options.stops.has_special else None  # by id
         self._restorer = restorer
@@ -273,15 +285,36 @@ class _Choice:
         self.has_ended = finish_reason is not None
         if self._restorer is not None:
             text = self._restorer.feed(text) + (self._restorer.flush() if self.has_ended else "")
-        if not text and not self.has_ended:
+        parts, has_calls = None, False
+        if self._parser is not None:
+            parts = self._take_apart(self._parser, text)
+            text = parts.content
+            has_calls = finish_reason == "stop" and self._parser.has_calls
+            if self._parser.is_done:  # with the one call that it may have
+                self.has_ended, finish_reason, stop_reason, has_calls = True, "stop", None, True
+            elif self._parser.is_plain:
+                self._parser = None
+            if not (parts.reasoning or parts.calls):
+                parts = None
+        if not text and parts is None and not self.has_ended:
             return None
         logprobs = None if self._params.num_logprobs is None else self._logprobs
         texts = self._token_texts or []
-        delta = ChoiceDelta(self._index, text, self._token_ids, logprobs, finish_reason, stop_reason, texts)
+        delta = ChoiceDelta(
+            self._index, text, self._token_ids, logprobs, finish_reason, stop_reason, texts, parts, has_calls
+        )
         self._token_ids, self._logprobs = [], []
         if self._token_texts is not None:
             self._token_texts = []
         return delta
+
+    def _take_apart(self, parser: AnswerParser, text: str) -> AnswerParts:
+        parts = parser.feed(text)
+        if self.has_ended:
+            parts.add(parser.flush())
+        if not self._shows_reasoning:
+            parts.reasoning = ""
+        return parts
 
     def _decode(self, chunk: OutputChunk) -> tuple[str, int]:
         """New text, and how many of the chunk's tokens it took: none follow one that completes a stop string."""

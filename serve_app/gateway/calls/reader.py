@@ -1,6 +1,7 @@
 """OpenAI's requests to internal ones: prompts become tokens, limits are checked against the model."""
 
 import secrets
+from dataclasses import replace
 from typing import Any
 
 from serve_app.errors import ContextLengthError, RequestError
@@ -12,6 +13,7 @@ from serve_app.gateway.bodies.openai import (
 )
 from serve_app.gateway.caller import cache_salt, output_allowance, owner, priority, session
 from serve_app.gateway.calls.chat_messages import check_messages, template_message
+from serve_app.gateway.calls.chat_tools import answer_format, check_tools, shown_tools
 from serve_app.gateway.calls.generation import GenerationCall, OutputOptions
 from serve_app.gateway.calls.held_answers import HeldAnswers
 from serve_app.gateway.calls.logprob_limits import check_logprobs, num_of
@@ -85,8 +87,11 @@ class RequestReader:
         restored = [[restore("".join(text), known)] for text, known in zip(prompt_texts, redactions, strict=False)]
         return GenerationCall(model, requests, restored, options, redactions)
 
-    async def chat(self, body: ChatBody, model: ServedModel) -> GenerationCall:
-        """One GenerateRequest for the whole conversation. Raises RequestError."""
+    async def chat(self, body: ChatBody, model: ServedModel, *, has_parts: bool = False) -> GenerationCall:
+        """One GenerateRequest for the whole conversation. Raises RequestError.
+
+        has_parts: the answer is taken apart for a caller that can show reasoning and calls beside content.
+        """
         if body.top_logprobs and not body.logprobs:
             raise RequestError(f"top_logprobs={body.top_logprobs} needs logprobs=true", field="top_logprobs")
         if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
@@ -95,6 +100,7 @@ class RequestReader:
                 field="max_tokens",
             )
         check_messages(body.messages)
+        check_tools(body, model.description)
         is_prompt_only = 0 in (body.max_tokens, body.max_completion_tokens)
         num_logprobs = num_of(body.top_logprobs or 0, model) if body.logprobs else None
         options = _output_options(body, model, num_logprobs=num_logprobs, is_prompt_only=is_prompt_only)
@@ -102,6 +108,8 @@ class RequestReader:
         redactions = await self._steps.change_messages(body.messages, model.description)
         text = await self.chat_text(body, model)
         await self._refuse_long(text, body, model, "messages")
+        if has_parts:
+            options = replace(options, answer_format=answer_format(body, model.description, text))
         token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
         check_token_ids(token_ids, model, "messages")
         token_ids = _cut(token_ids, body)
@@ -114,7 +122,8 @@ class RequestReader:
 
     async def chat_text(self, body: ChatBody | TokenizeBody, model: ServedModel) -> str:
         """The conversation in the model's own template."""
-        template = model.tokenizer.chat_template
+        tools = body.tools if isinstance(body, TokenizeBody) else shown_tools(body)
+        template = model.tokenizer.tool_template if tools else model.tokenizer.chat_template
         if template is None:
             raise RequestError(
                 f"model={model.description.name} has no chat template; use /v1/completions", field="model"
@@ -131,7 +140,7 @@ class RequestReader:
                 [template_message(message, template) for message in body.messages or []],
                 add_generation_prompt=body.add_generation_prompt is not False,
                 continue_final_message=is_continued,
-                variables=_template_variables(body, model.tokenizer),
+                variables=_template_variables(body, tools or None, model.tokenizer),
             )
 
     async def encode(self, text: str, tokenizer: Tokenizer, *, is_special_added: bool) -> list[int]:
@@ -246,6 +255,7 @@ def _output_options(
         has_echo=has_echo,
         is_prompt_only=is_prompt_only,
         restores_redactions=bool(body.restore_redactions),
+        shows_reasoning=body.include_reasoning is not False,
     )
 
 
@@ -288,13 +298,13 @@ def _cut(token_ids: list[int], body: SamplingBody) -> list[int]:
     return token_ids[:limit] if body.truncation_side == "right" else token_ids[-limit:]
 
 
-def _template_variables(body: ChatBody | TokenizeBody, tokenizer: Tokenizer) -> dict[str, Any]:
+def _template_variables(
+    body: ChatBody | TokenizeBody, tools: list[dict[str, Any]] | None, tokenizer: Tokenizer
+) -> dict[str, Any]:
     extra = body.chat_template_kwargs or {}
     for name in _RESERVED_VARIABLES:
         if name in extra:
             raise RequestError(f"chat_template_kwargs.{name} is set by the server", field="chat_template_kwargs")
     if isinstance(body, ChatBody) and body.reasoning_effort is not None:
         extra = {"reasoning_effort": body.reasoning_effort, **extra}
-    if isinstance(body, TokenizeBody) and body.tools:
-        extra = {"tools": body.tools, **extra}
-    return {"tools": None, "documents": None, **tokenizer.special_tokens, **extra}
+    return {"tools": tools, "documents": None, **tokenizer.special_tokens, **extra}

@@ -1,6 +1,7 @@
 """OpenAI's whole answers, in vLLM's dialect (token ids, prompt logprobs, stop_reason)."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -15,6 +16,7 @@ from serve_app.gateway.http.openai_logprobs import (
     completion_logprobs,
     prompt_token_logprobs,
 )
+from serve_app.preprocessing.answers.parts import CallDelta
 from serve_app.types.generation import FinishReason, TokenLogprobs
 from serve_app.types.models import ModelDescription
 
@@ -58,12 +60,32 @@ class CompletionResponse(msgspec.Struct, frozen=True):
     usage: Usage | UnsetType | None = UNSET
 
 
+class CalledFunction(msgspec.Struct, frozen=True):
+    """A function that the model calls; its arguments are JSON, as the model has written them."""
+
+    name: str
+    arguments: str
+
+
+class AnsweredCall(msgspec.Struct, frozen=True):
+    """One call of a tool."""
+
+    id: str
+    function: CalledFunction
+    type: str = "function"
+
+
 class ChatAnswer(msgspec.Struct, frozen=True):
     """The assistant's message."""
 
     role: str
-    content: str
+    content: str | None  # None: it has only calls
     refusal: None = None
+    tool_calls: list[AnsweredCall] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+
+
+ChatFinishReason = FinishReason | Literal["tool_calls"]
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -72,7 +94,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: ChatAnswer
     logprobs: ChatLogprobs | None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
     stop_reason: int | str | None
     token_ids: list[int] | None = None
 
@@ -153,6 +175,9 @@ class _Answer:
     token_texts: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    has_calls: bool = False
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[CallDelta] = field(default_factory=list)
 
     def add(self, delta: ChoiceDelta) -> None:
         """Take one more piece."""
@@ -161,6 +186,28 @@ class _Answer:
         self.logprobs += delta.logprobs or []
         self.token_texts += delta.token_texts
         self.finish_reason, self.stop_reason = delta.finish_reason, delta.stop_reason
+        self.has_calls = delta.has_calls
+        if delta.parts is not None:
+            self.reasoning.append(delta.parts.reasoning)
+            self.calls += delta.parts.calls
+
+    def message(self) -> ChatAnswer:
+        """The assistant's message."""
+        content, reasoning = "".join(self.pieces), "".join(self.reasoning)
+        arguments: dict[int, list[str]] = {}
+        for delta in self.calls:
+            arguments.setdefault(delta.index, []).append(delta.arguments)
+        calls = [
+            AnsweredCall(delta.id, CalledFunction(delta.name, "".join(arguments[delta.index])))
+            for delta in self.calls
+            if delta.id is not None and delta.name is not None
+        ]
+        return ChatAnswer(
+            "assistant",
+            None if calls and not content else content,
+            tool_calls=calls or UNSET,
+            reasoning_content=reasoning or UNSET,
+        )
 
 
 class WholeAnswer:
@@ -197,9 +244,9 @@ class WholeAnswer:
         choices = [
             ChatChoice(
                 index=index,
-                message=ChatAnswer("assistant", "".join(answer.pieces)),
+                message=answer.message(),
                 logprobs=chat_logprobs(answer.logprobs, self._call),
-                finish_reason=answer.finish_reason,
+                finish_reason="tool_calls" if answer.has_calls else answer.finish_reason,
                 stop_reason=answer.stop_reason,
                 token_ids=answer.token_ids if has_token_ids else None,
             )

@@ -61,7 +61,7 @@ class OpenAIEndpoints:
     async def answer_chat(self, request: Request, given: dict[str, Any]) -> Response:
         """The answer to a body that is parsed already."""
         body = convert_body(given, ChatBody)
-        call = await self._reader.chat(body, await self._models.find(body.model))
+        call = await self._reader.chat(body, await self._models.find(body.model), has_parts=True)
         return await self._answer(request, call, is_chat=True)
 
     async def tokenize(self, request: Request) -> Response:

@@ -5,11 +5,33 @@ from msgspec import UNSET, UnsetType
 
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
 from serve_app.gateway.http.openai_logprobs import ChatLogprobs, EchoedPrompt, chat_logprobs, completion_logprobs
-from serve_app.gateway.http.openai_responses import CompletionChoice, CompletionResponse, Usage, count_usage
-from serve_app.types.generation import FinishReason
+from serve_app.gateway.http.openai_responses import (
+    ChatFinishReason,
+    CompletionChoice,
+    CompletionResponse,
+    Usage,
+    count_usage,
+)
+from serve_app.preprocessing.answers.parts import AnswerParts, CallDelta
 
 DONE = b"data: [DONE]\n\n"
 _SEPARATORS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
+
+
+class FunctionPiece(msgspec.Struct, frozen=True):
+    """What a called function grew by: its name comes once, at first."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class CallPiece(msgspec.Struct, frozen=True):
+    """What one call of a tool grew by: id and type come once, at first."""
+
+    index: int
+    function: FunctionPiece
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
 
 
 class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -17,6 +39,8 @@ class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
 
     role: str | None = None
     content: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallPiece] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
@@ -25,7 +49,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
+    finish_reason: ChatFinishReason | None = None
     stop_reason: int | str | None = None
     token_ids: list[int] | UnsetType = UNSET
 
@@ -136,23 +160,25 @@ class ChatEvents(_EventEncoder):
     _object = "chat.completion.chunk"
 
     def encode(self, prompt_index: int, delta: ChoiceDelta) -> bytes:
-        """One event, or two for the first."""
+        """One event, two for the first, one more for each further part."""
         assert prompt_index == 0
         index = delta.choice
         prefix = self._prefixes.get(index)
-        if prefix is not None and self._is_plain and delta.finish_reason is None:
+        if prefix is not None and self._is_plain and delta.finish_reason is None and delta.parts is None:
             return b"".join((prefix, json_text(delta.text), self._plain_suffix))
         opening = b""
         if prefix is None:
             self._prepare_plain(index, self._event(ChatChunkChoice(index, ChatDelta(content=_MARK.decode()[1:-1]))))
             role = ChatChunkChoice(index, ChatDelta(role="assistant", content=""))
             opening = self._event(role, is_first=True, num_to_come=len(delta.token_ids))
-        content = delta.text or None
+        *early, last = [ChatDelta(content=delta.text or None)] if delta.parts is None else _deltas(delta, delta.parts)
+        num_tokens = len(delta.token_ids)
+        opening += b"".join(self._event(ChatChunkChoice(index, one), num_to_come=num_tokens) for one in early)
         choice = ChatChunkChoice(
             index=index,
-            delta=ChatDelta(content=content),
+            delta=last,
             logprobs=chat_logprobs(delta.logprobs or [], self._call),
-            finish_reason=delta.finish_reason,
+            finish_reason="tool_calls" if delta.has_calls else delta.finish_reason,
             stop_reason=delta.stop_reason,
             token_ids=delta.token_ids if self._call.options.has_token_ids else UNSET,
         )
@@ -171,6 +197,20 @@ class ChatEvents(_EventEncoder):
                 prompt_token_ids=self._runs[0].request.prompt_token_ids if has_prompt else UNSET,
             )
         )
+
+
+def _deltas(delta: ChoiceDelta, parts: AnswerParts) -> list[ChatDelta]:
+    """One for each part; an answer that ends with calls has an empty one for its end."""
+    shown = [ChatDelta(reasoning_content=parts.reasoning)] if parts.reasoning else []
+    shown += [ChatDelta(content=delta.text)] if delta.text else []
+    shown += [ChatDelta(tool_calls=[_call_piece(call)]) for call in parts.calls]
+    return [*shown, ChatDelta()] if parts.calls and delta.finish_reason is not None else shown
+
+
+def _call_piece(call: CallDelta) -> CallPiece:
+    if call.id is None or call.name is None:
+        return CallPiece(call.index, FunctionPiece(call.arguments))
+    return CallPiece(call.index, FunctionPiece(call.arguments, call.name), call.id, "function")
 
 
 def event_of(content: msgspec.Struct) -> bytes:

@@ -59,8 +59,8 @@ _TOOL_MARKS = (  # of chat templates, the first that all are found decides
     ("llama3_json", ("<|python_tag|>",)),
     ("llama3_json", ("<|start_header_id|>",)),
 )
-_BLOCK = re.compile(r"\{[%{].*?[%}]\}", re.DOTALL)
 _QUOTED = re.compile(r"'[^'\n]*'|\"[^\"\n]*\"")
+_BLOCK = re.compile(rf"\{{[%{{](?>{_QUOTED.pattern}|.)*?[%}}]\}}", re.DOTALL)
 _TOOLS = re.compile(r"\btools\b")
 
 

@@ -109,3 +109,16 @@ def test_a_setting_outside_its_range_is_refused_by_name_and_can_be_left_out(
     with pytest.raises(ConfigError, match=rf"{name}=.*; correct it, or set generation_config: off"):
         facts(tmp_path, generation_config=wrong)
     assert facts(tmp_path, has_defaults=False).sampling == SamplingDefaults()
+
+
+def test_formats_of_answers_are_told_and_refused_before_anything_runs(tmp_path: Path) -> None:
+    template = {"chat_template": "{% if tools %}<tool_call>{% endif %}</think>"}
+    found = facts(tmp_path, tokenizer_config=template)
+    assert (found.tool_parser, found.reasoning_parser) == ("hermes", "think")
+    assert "calls of tools are read as tool_parser hermes has them" in found.lines
+    chosen = {"tool_parser": "json", "reasoning_parser": "off"}
+    other = read_answer_facts(tmp_path, VOCAB_SIZE, has_defaults=True, **chosen)
+    assert (other.tool_parser, other.reasoning_parser) == ("json", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    with pytest.raises(ConfigError, match="tool_parser=mistral: the model's chat template shows no tools"):
+        read_answer_facts(tmp_path, VOCAB_SIZE, has_defaults=True, tool_parser="mistral")

@@ -102,6 +102,13 @@ def test_text_that_follows_a_prompt_is_what_it_adds_to_the_prompts_text(
             assert "".join(pieces) == before + added
 
 
+def test_special_tokens_may_be_shown_one_by_one(tokenizer: Tokenizer) -> None:
+    bos, eos = (tokenizer.encode(token, add_special_tokens=False) for token in (BOS, EOS))
+    token_ids = [*tokenizer.encode("a", add_special_tokens=False), *bos, *eos, *bos]
+    detokenizer = tokenizer.detokenizer(shown=[EOS])
+    assert "".join([*map(detokenizer.push, token_ids), detokenizer.flush()]).split() == ["a" + EOS]
+
+
 def test_an_answer_completes_a_character_that_its_prompt_began(tokenizer: Tokenizer) -> None:
     token_ids = tokenizer.encode("a🙂b", add_special_tokens=False)
     place = token_ids.index(next(one for one in token_ids if tokenizer.table.bytes_of(one)[:1] >= b"\x80")) + 2
@@ -180,13 +187,13 @@ def test_added_tokens_that_are_none_are_refused(tmp_path: Path, values: dict[str
         Tokenizer.load(tmp_path)
 
 
-def test_of_named_templates_the_default_is_taken(tmp_path: Path) -> None:
+def test_of_named_templates_the_default_is_taken_and_another_for_tools(tmp_path: Path) -> None:
     save_model_dir(tmp_path)
-    named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
+    named = [{"name": name, "template": text} for name, text in (("tool_use", "a"), ("default", "b"), ("rag", "c"))]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
     tokenizer = Tokenizer.load(tmp_path)
-    assert tokenizer.chat_template == "b"
-    assert tokenizer.not_followed == ["the chat template 'tool_use' (only 'default' is used)"]
+    assert (tokenizer.chat_template, tokenizer.tool_template) == ("b", "a")
+    assert tokenizer.not_followed == ["the chat template 'rag' (only 'default' and 'tool_use' are used)"]
 
 
 @pytest.mark.process

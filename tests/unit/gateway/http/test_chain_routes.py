@@ -104,14 +104,14 @@ async def test_a_conversations_messages_share_their_placeholders(
     assert "[user]No: <EMAIL_1>" in text
 
 
-async def test_what_calls_give_to_functions_goes_through_the_steps_too(tmp_path: Path) -> None:
-    template = "{% for message in messages %}{{ message.content }}{% for call in message.tool_calls or [] %}|{{ call.function.arguments.to }}{% endfor %}{% endfor %}"  # noqa: E501
+async def test_reasoning_and_what_calls_give_to_functions_go_through_the_steps_too(tmp_path: Path) -> None:
+    template = "{% for message in messages %}{{ message.content }}{{ message.reasoning_content }}{% for call in message.tool_calls or [] %}|{{ call.function.arguments.to }}{% endfor %}{% endfor %}"  # noqa: E501
     backend = ScriptedBackend(save_model_dir(tmp_path, chat_template=template))
     put_before(backend, "redact_pii")
     function = {"name": "send", "arguments": '{"to": "a@b.de"}'}
     messages = [
         {"role": "user", "content": "I am a@b.de"},
-        {"role": "assistant", "tool_calls": [{"function": function}]},
+        {"role": "assistant", "tool_calls": [{"function": function}], "reasoning_content": "to a@b.de"},
     ]
     app = build_http_app(DataPlane(backend, GatewayConfig()))
     async with (
@@ -119,7 +119,7 @@ async def test_what_calls_give_to_functions_goes_through_the_steps_too(tmp_path:
         httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway") as client,
     ):
         await post(client, CHAT, messages=messages, max_tokens=1)
-    assert backend.text(backend.requests[0].prompt_token_ids) == "I am <EMAIL_1>|<EMAIL_1>"
+    assert backend.text(backend.requests[0].prompt_token_ids) == "I am <EMAIL_1>to <EMAIL_1>|<EMAIL_1>"
 
 
 async def test_an_answer_shows_placeholders_unless_the_client_asks(
