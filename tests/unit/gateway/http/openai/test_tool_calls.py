@@ -11,8 +11,11 @@ import pytest
 import pytest_asyncio
 from tokenizers import AddedToken
 
+from serve_app.config.gateway import GatewayConfig
+from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.http.app import build_http_app
 from serve_app.planning.text_facts import read_answer_facts
-from tests.fakes import BOS, ScriptedBackend, byte_level_tokenizer, save_model_dir
+from tests.fakes import BOS, ScriptedBackend, byte_level_tokenizer, save_model_dir, serving
 from tests.openai_calls import CHAT, ask, chat_body, client_of, events
 
 SPECIAL = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<think>", "</think>")
@@ -289,8 +292,16 @@ async def test_broken_json_is_handed_on_as_the_model_wrote_it(tmp_path: Path) ->
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": nowhere]'
 
 
-async def test_openais_client_and_its_stream_helper(client: httpx.AsyncClient) -> None:
-    sdk = openai.AsyncOpenAI(base_url="http://gateway/v1", api_key="none", http_client=client, max_retries=0)
+async def test_openais_client_and_its_stream_helper(tmp_path: Path) -> None:
+    async with (
+        serving(build_http_app(DataPlane(backend_of(tmp_path), GatewayConfig()))) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as sdk,
+    ):
+        await check_client(sdk)
+
+
+async def check_client(sdk: openai.AsyncOpenAI) -> None:
+    """A call whole, through the stream helper, and in a history."""
     asked: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "tools": [WEATHER]}
     whole = (await sdk.chat.completions.create(**asked)).choices[0]
     assert whole.finish_reason == "tool_calls"
