@@ -7,15 +7,19 @@ import pytest
 
 from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.cli.main import main
-from serve_app.config.engine import ParallelConfig
+from serve_app.config.engine import DeviceConfig, ParallelConfig
+from serve_app.config.environment import read_environment
 from serve_app.config.model import ModelConfig
 from serve_app.planning.device_profiles import PlannedDevice, load_profiles
+from serve_app.planning.generator_plan import plan_generator
 from serve_app.planning.planner import check_split, plan_split
+from serve_app.planning.reservations import copy_bundles
 from serve_app.planning.stage_ends import stage_ends, uneven_stage_ends
 from serve_app.planning.uneven_split import GpuKind, uneven_parallel
 from tests.published_models import write_published
 from tests.unit.planning.test_cluster import write
 
+DEMO = Path(__file__).parents[3] / "examples" / "demo_model" / "model"
 UNEVEN = """nodes:
   - {device: h100, devices: 2, cpus: 64, memory: 1TB}
   - {device: l4, devices: 4, cpus: 64, memory: 1TB}
@@ -144,6 +148,14 @@ def test_layers_that_are_given_are_those_of_the_shards(tmp_path: Path) -> None:
     assert check_split(spec, config) == [
         "parallel.layers=[20, 11] are 31 layers, and the model has num_layers=32; let them add up to that"
     ]
+
+
+def test_a_copy_is_started_with_the_layers_that_its_file_gives() -> None:
+    settings = {"name": "demo", "source": str(DEMO), "parallel": {"layers": [1, 7]}}
+    plan = plan_generator(ModelConfig.model_validate(settings), DEMO, read_environment({})).refuse_problems()
+    made = [plan.settings(shard, 1).shard for shard in plan.shards]
+    assert [(one.first_layer, one.end_layer) for one in made] == [(0, 1), (1, 8)]
+    assert [one["GPU"] for one in copy_bundles(DeviceConfig(type="cuda"), plan.config.parallel)[1:]] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
