@@ -70,7 +70,7 @@ def module(directory: Path) -> Path:
     return directory
 
 
-def planned(source: Path, kind: str = "cpu", memory_bytes: int = 2**35, **settings: object) -> BatchPlan:
+def planned(source: Path, kind: str = "cpu", memory_bytes: int = 2**35, /, **settings: object) -> BatchPlan:
     config = ModelConfig.model_validate({"name": "m", "source": str(source), "task": "embed", **settings})
     found = plan_batch_model(config, source.parent, read_environment({}))
     return plan_batch(found, config, PlannedDevice(kind, load_profiles()[kind], memory_bytes), 1)
