@@ -8,13 +8,20 @@ import torch
 from bench.tiny_models import make_tiny, small_config
 from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.config.compression import QuantizationConfig
+from serve_app.config.environment import read_environment
+from serve_app.config.model import ModelConfig
+from serve_app.engine.batch_loader import load_batch_stage
 from serve_app.engine.kv_cache import kv_shape_of
 from serve_app.engine.loader import load_stage
 from serve_app.parallel.communicator import LoneCommunicator
+from serve_app.planning.batch_plan import plan_batch
+from serve_app.planning.device_profiles import PlannedDevice, load_profiles
 from serve_app.planning.layer_weights import weigh
 from serve_app.planning.planner import kv_shape_on, plan_shards
+from serve_app.planning.served_model import plan_batch_model
 from serve_app.types.shards import LoadQuantization
 from tests.checkpoints import ARCHITECTURES, make_checkpoint
+from tests.encoder_checkpoints import ENCODERS, make_encoder
 
 
 def ratios(directory: Path, num_stages: int, num_ranks: int, wanted: LoadQuantization | None = None) -> list[float]:
@@ -63,3 +70,21 @@ def test_weights_that_are_quantized_while_loading_are_as_planned(
     directory = make_checkpoint(name, tmp_path)
     assert ratios(directory, 1, 1, given.for_loading) == pytest.approx([1.0], rel=0.02)
     assert ratios(directory, 2, 1, given.for_loading) == pytest.approx([1.0, 1.0], rel=0.02)
+
+
+WHOLE: dict[str, list[int]] = {}
+SPLITS = [(name, WHOLE) for name in ENCODERS] + [
+    (name, {"layers": [3, 1]}) for name in ENCODERS if name != "deberta-v2"
+]
+
+
+@pytest.mark.parametrize(("name", "split"), SPLITS)
+def test_an_encoders_weights_are_as_planned(tmp_path: Path, name: str, split: dict[str, list[int]]) -> None:
+    torch.set_num_threads(1)
+    make_encoder(name, tmp_path)
+    config = ModelConfig.model_validate({"name": "m", "source": str(tmp_path), "task": "embed", "parallel": split})
+    plan = plan_batch_model(config, tmp_path, read_environment({}))
+    cpu = PlannedDevice("cpu", load_profiles()["cpu"], 2**34)
+    for shard, planned in zip(plan.shards, plan_batch(plan, config, cpu, 1).memory.shards, strict=True):
+        stage = load_batch_stage(plan.settings(shard), LoneCommunicator(), torch.device("cpu"))
+        assert planned.weights_bytes == pytest.approx(stage.parameter_bytes, rel=0.02)
