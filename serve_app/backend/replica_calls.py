@@ -38,6 +38,7 @@ class _Replica:
     version: ModelVersion | None
     num_calls: int = 0
     num_sequences: int = 0  # of those calls
+    most_sequences: int = 0  # of this process, since it last told its state: what it tells may count any of them
     num_others: int = 0  # sequences of other processes, when it last told its state
     num_blocks: int = 0  # of its KV cache
     num_rebuilds: int = 0
@@ -52,7 +53,8 @@ class _Replica:
         has_cache = state.state == self.state and state.counts.num_rebuilds == self.num_rebuilds
         self.state, self.num_rebuilds = state.state, state.counts.num_rebuilds
         self.num_blocks = state.num_blocks
-        self.num_others = max(0, state.num_running + state.num_waiting - self.num_sequences)
+        self.num_others = max(0, state.num_running + state.num_waiting - self.most_sequences)
+        self.most_sequences = self.num_sequences
         return has_cache or state.state == "draining"
 
 
@@ -233,6 +235,7 @@ class ReplicaCalls:
         number = self._open.add(call)
         replica.num_calls += 1
         replica.num_sequences += num_sequences
+        replica.most_sequences = max(replica.most_sequences, replica.num_sequences)
         reply: Reply | None = None
         try:
             if not self._senders.send(replica.address, make(number, self._own_address())):

@@ -398,14 +398,15 @@ async def test_packed_tokens_of_a_module_cannot_reach_other_requests(
     assert not models.infer_requests
 
 
-async def test_priority_and_time_of_a_request_are_those_of_what_its_models_run(
+async def test_priority_time_and_conversation_of_a_request_are_those_of_what_its_models_run(
     models: FakeModels, pool: TextPool
 ) -> None:
     step = {"name": "b", "model": "chat-en", "input": "text", "max_tokens": 4}
     graph = runner(models, pool, {"name": "a", "model": "minilm"}, step, output=["a", "b"])
-    await graph.run(replace(request("one"), priority=-2, time_left_s=60.0))
+    await graph.run(replace(request("one"), priority=-2, time_left_s=60.0, session="talk"))
     ((_model, generated),) = models.generate_requests
     (inferred,) = models.infer_requests
+    assert generated.session == "talk"
     for sent in (generated, inferred):
         assert sent.priority == -2
         assert sent.time_left_s is not None
