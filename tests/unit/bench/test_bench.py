@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bench.generated import Generated, WorkItem, steady_tokens_per_s
 from bench.load import LoadFailedError, LoadReport, run_load
 from bench.lone_client import ENGINE, format_rounds
 from bench.overhead import PROFILES, ServingCost, format_costs
+from bench.prefix_copies import Answered, Scale, format_answered
 from bench.random_llama import SIZES, byte_level_tokenizer
 from bench.results import Machine, record
 from bench.workload import poisson_workload, read_workload, write_workload
@@ -84,3 +86,14 @@ def test_shares_of_the_engine_are_those_of_one_round() -> None:
     table = format_rounds(rounds)
     assert "| engine alone | 20.0 | 1.00 |" in table
     assert "| throughput | 9.0 | 0.80 |" in table
+
+
+@pytest.mark.parametrize(("num_hits", "first_s", "is_met"), [(80, 0.1, True), (79, 0.1, False), (80, 0.3, False)])
+def test_choosing_by_prefix_has_to_hit_and_to_be_faster(num_hits: int, first_s: float, is_met: bool) -> None:
+    by_load = [Answered(0, 0.3, 0, 0), Answered(1, 0.1, 40, 100)]
+    by_prefix = [Answered(0, 0.1, 0, 0), Answered(1, first_s, num_hits, 100)]
+    answered = {"power of two": by_load, "prefix": by_prefix}
+    table, found = format_answered(answered, Counter(prefix=1, load=0, hash=1), Scale())
+    assert found is is_met
+    assert "| power of two | 0.40 | 200 | 200 | 100 |" in table
+    assert "Chosen by: prefix 1, hash 1." in table
