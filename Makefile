@@ -2,6 +2,8 @@
 CONFIG ?= serve_config.yaml
 # Options for pip, such as an index that has CPU builds of torch: make install PIP_ARGS="--extra-index-url URL"
 PIP_ARGS ?=
+# Options of rayshard kuberay; the image has the demo model.
+KUBERAY_ARGS ?= --in-pod examples=/app/examples
 FIND_PYTHON = for p in python3.11 python3.12 python3.13; do $$p -m ensurepip --version >/dev/null 2>&1 && { echo $$p; break; }; done
 PYTHON ?= $(shell $(FIND_PYTHON))
 STAMP = .venv/.installed
@@ -66,8 +68,9 @@ lock:  ## resolve pyproject.toml anew into constraints.txt (PYTHON=, PIP_ARGS=)
 	mv constraints.new constraints.txt
 	rm -rf .venv-lock
 
-cluster: $(STAMP)  ## write cluster/rayservice.yaml from serve_config.yaml
-	.venv/bin/python cluster/render.py
+cluster: $(STAMP)  ## write cluster/base/rayshard.yaml by rayshard kuberay (CONFIG=serve_config.yaml, KUBERAY_ARGS="--image ...")
+	@.venv/bin/rayshard kuberay $(CONFIG) $(KUBERAY_ARGS) > cluster/base/rayshard.yaml.new || { rm cluster/base/rayshard.yaml.new; exit 1; }
+	@mv cluster/base/rayshard.yaml.new cluster/base/rayshard.yaml
 
 protos: $(STAMP)  ## write the code of serve_app/protos/*.proto
 	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. serve_app/protos/*.proto

@@ -23,8 +23,8 @@ _FOREIGN_VARIABLES = {"RAY_AUTH_MODE", "RAY_enable_autoscaler_v2", "RAY_REDIS_AD
 @cache
 def schema() -> dict[str, Any]:
     """KubeRay's schema of RayService v1, with unknown fields refused as `kubectl --validate=strict` refuses them."""
-    path = next((one for one in (CRDS / _FILE, _beside_main() / _FILE) if one.is_file()), None)
-    if path is None:
+    path = CRDS / _FILE
+    if not path.is_file():
         pytest.skip(
             f"KubeRay's CRDs are not at {CRDS}; take them from {_WHERE_FROM} and set KUBERAY_CRDS to the folder"
         )
@@ -135,14 +135,6 @@ def _config_mistakes(text: str) -> Iterator[str]:
     config = yaml.safe_load(text)
     if not isinstance(config, dict) or not config.get("applications"):
         yield "serveConfigV2 has no applications"
-
-
-def _beside_main() -> Path:
-    """The folder beside the repository whose worktree this is."""
-    git = ROOT / ".git"
-    if not git.is_file():
-        return CRDS
-    return Path(git.read_text().partition("gitdir: ")[2].strip()).parents[3] / "shared" / "kuberay-crds"
 
 
 def _close(described: dict[str, Any]) -> None:

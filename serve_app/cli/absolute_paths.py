@@ -1,4 +1,4 @@
-"""A Serve file for another process: Serve resolves relative paths where the cluster was started."""
+"""A Serve file for another process, which resolves relative paths elsewhere, or listens elsewhere."""
 
 import os
 from collections.abc import Mapping
@@ -18,6 +18,12 @@ def with_absolute_paths(path: Path) -> dict[str, Any]:
             if isinstance(owner, dict):
                 owner.update(_absolute(owner, folder))
     return content
+
+
+def with_http_host(path: Path, host: str) -> dict[str, Any]:
+    """A Serve file's content, listening at `host` whatever it says itself."""
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content | {"http_options": {**content.get("http_options", {}), "host": host}}
 
 
 def _absolute(arguments: Mapping[str, Any], folder: Path) -> dict[str, str]:

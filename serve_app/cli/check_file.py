@@ -47,6 +47,12 @@ class CheckedFile:
     dtypes: list[tuple[ModelConfig, str]]  # of transformers models whose files could be read
     cpu_engines: list[EngineKind]  # that its shards on CPU run
 
+    def listening_at(self, host: str | None) -> "CheckedFile":
+        """The file with another address to listen at; None: its own."""
+        if host is None or self.serve_file is None:
+            return self
+        return replace(self, serve_file=replace(self.serve_file, http_host=host))
+
 
 @dataclass(frozen=True, slots=True)
 class _CheckedModel:

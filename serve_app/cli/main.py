@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "serve":
-        return _serve(arguments.file, arguments.drain_s, is_plain=arguments.plain)
+        return _serve(arguments.file, arguments.drain_s, arguments.host, is_plain=arguments.plain)
     if arguments.command == "deploy":
         return _deploy(arguments)
     if arguments.command == "status":
@@ -71,6 +71,8 @@ def build_parser() -> argparse.ArgumentParser:
     serving.add_argument("file", type=Path, metavar="FILE", help="relative paths in it are those of its folder")
     drain = "how long running requests may go on when it is told to stop; 0: not at all (default: %(default)g)"
     serving.add_argument("--drain-s", type=_seconds, default=_DRAIN_S, metavar="S", help=drain)
+    host = "listen here, in place of the file's http_options.host; 0.0.0.0 in a container"
+    serving.add_argument("--host", metavar="ADDRESS", help=host)
     plain = "without Serve's throughput mode, HAProxy in front of the Gateway"
     serving.add_argument("--plain", action="store_true", help=plain)
     validate = commands.add_parser("validate", help="name every mistake in a Serve file, without starting Ray")
@@ -166,12 +168,13 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _serve(path: Path, drain_s: float, *, is_plain: bool) -> int:
+def _serve(path: Path, drain_s: float, host: str | None, *, is_plain: bool) -> int:
     def check() -> "CheckedFile":
         from serve_app.cli.check_file import check_file
         from serve_app.planning.machine import find_machine
 
-        return check_file(path, can_download=True, machine=find_machine(read_environment()))
+        checked = check_file(path, can_download=True, machine=find_machine(read_environment()))
+        return checked.listening_at(host)
 
     return serve(path, check, drain_s, is_plain=is_plain)
 

@@ -26,6 +26,7 @@ import ray
 import ray._private.node
 import ray._private.worker
 
+from serve_app.cli.absolute_paths import with_http_host
 from serve_app.cli.serve_events import Begin, Event, Phase, RayLost, event_line
 from serve_app.config.environment import add_variables, read_environment
 from serve_app.types.shards import EngineKind
@@ -86,7 +87,8 @@ def main(path: Path) -> None:
         start_dashboard, deployment = (_start_ray if has_known_node() else _start_ray_whole)()
         _tell(Phase("starting Ray Serve", is_ray_up=True))
         threading.Thread(target=tell_when_lost, args=(ray._private.worker._global_node, _tell), daemon=True).start()
-        deployment.serve_until_interrupted(path, _tell, start_dashboard, stack.close, begin.drain_s)
+        content = with_http_host(path, begin.http_host)
+        deployment.serve_until_interrupted(content, _tell, start_dashboard, stack.close, begin.drain_s)
 
 
 def tell_when_lost(node: Node, tell: Callable[[Event], None], poll_s: float = _LOST_POLL_S) -> None:

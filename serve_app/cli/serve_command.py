@@ -114,7 +114,8 @@ def _serve(
             is_serving = False
             try:
                 print(f"Starting; log in {log_path}; Ctrl-C stops it.", flush=True)
-                process.begin(Begin(str(log_path), checked.cpu_engines, drain_s, dict(profile.variables)))
+                variables = dict(profile.variables)
+                process.begin(Begin(str(log_path), checked.cpu_engines, drain_s, variables, serve_file.http_host))
                 run = _Run(process, serve_file, note, stop)
                 if run.wait_until_ready(can_retry=num_left > 0):
                     is_serving = True

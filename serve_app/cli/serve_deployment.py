@@ -4,11 +4,9 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ray
-import yaml
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
@@ -32,17 +30,17 @@ _ASK_S = 2.0
 
 
 def serve_until_interrupted(
-    path: Path,
+    content: dict[str, Any],
     tell: Callable[[Event], None],
     start_dashboard: Callable[[], str | None],
     when_settled: Callable[[], None],
     drain_s: float,
 ) -> None:
-    """Deploy a Serve file; on SIGINT, let the requests at hand end, for drain_s at most, and stop Serve.
+    """Deploy a Serve file's content; on SIGINT, let the requests at hand end, for drain_s at most, and stop Serve.
 
     start_dashboard: gives its URL. when_settled: called when no application is being deployed any more.
     """
-    config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    config = ServeDeploySchema.model_validate(content)
     try:
         _deploy(config)
         tell(Phase(f"loading {', '.join(application.name for application in config.applications)}"))

@@ -14,6 +14,7 @@ class Begin(msgspec.Struct, frozen=True):
     cpu_engines: list[EngineKind]  # that shards on CPU run
     drain_s: float = 0.0  # how long running requests may go on after SIGINT
     variables: dict[str, str] = {}  # of the environment, for Ray's processes
+    http_host: str = "127.0.0.1"  # the file's, or what the command was told instead
 
 
 class Phase(msgspec.Struct, frozen=True, tag="phase"):

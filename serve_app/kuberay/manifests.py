@@ -75,8 +75,8 @@ def plan_manifests(path: Path, options: KubeRayOptions, environment: Environment
     return Manifests(objects, _remarks(path, content, serve_file, options))
 
 
-def to_yaml(value: Part) -> str:
-    """One object as YAML, in the order in which it was written."""
+def to_yaml(value: object) -> str:
+    """One object, or a list, as YAML, in the order in which it was written."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 

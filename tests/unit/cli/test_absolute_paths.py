@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli.absolute_paths import with_absolute_paths
+from serve_app.cli.absolute_paths import with_absolute_paths, with_http_host
 
 FILE = """
 applications:
@@ -34,3 +34,13 @@ def test_paths_become_absolute_and_hub_ids_stay(tmp_path: Path, monkeypatch: pyt
     assert one["args"] == {"name": "one", "source": str(tmp_path / "models" / "one"), "task": "embed"}
     assert [model["source"] for model in several["args"]["models"]] == [str(tmp_path / "models" / "one"), "org/name"]
     assert "args" not in bare
+
+
+@pytest.mark.parametrize("top", ["", "http_options: {port: 8000}", "http_options:\n  host: '::1'\n  port: 8000"])
+def test_the_address_to_listen_at_replaces_the_files(top: str, tmp_path: Path) -> None:
+    (tmp_path / "serve.yaml").write_text(top + FILE)
+    content = with_http_host(tmp_path / "serve.yaml", "0.0.0.0")
+    assert content["http_options"].pop("host") == "0.0.0.0"
+    assert content["http_options"] == ({"port": 8000} if top else {})
+    names = [application["name"] for application in content["applications"]]
+    assert names == ["gateway", "one", "several", "bare"]

@@ -48,6 +48,7 @@ def tell(**event):
     print("rayshard serve: " + json.dumps(event), flush=True)
 
 print("variables", *json.loads(begin)["variables"], flush=True)
+print("host", json.loads(begin)["http_host"], flush=True)
 tell(type="phase", text="starting Ray")
 if len(starts.read_text()) <= num_missed_starts:
     sys.exit("The current node timed out during startup.")
@@ -140,16 +141,18 @@ def test_it_serves_until_told_to_stop_and_leaves_no_process(
 
 @pytest.mark.process
 @pytest.mark.parametrize(("host", "is_plain"), [("127.0.0.1", False), ("0.0.0.0", False), ("127.0.0.1", True)])
-def test_the_child_is_told_the_profile(
+def test_the_child_is_told_profile_and_host(
     host: str, is_plain: bool, port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    serve_file = replace(file_of(port, tmp_path), http_host=host)
+    serve_file = file_of(port, tmp_path)
     serve_file.path.touch()
     child = stand_in(port, "RUNNING", 0, tmp_path)
-    checked = CheckedFile(serve_file, "", [], [], [])
+    checked = CheckedFile(serve_file, "", [], [], []).listening_at(host)
     assert serve(serve_file.path, lambda: checked, 5.0, child, is_plain=is_plain) == 0
     first = capsys.readouterr().out.splitlines()[0]
-    is_told = "RAY_SERVE_ENABLE_HA_PROXY" in (tmp_path / ".rayshard" / f"serve-{port}.log").read_text()
+    log = (tmp_path / ".rayshard" / f"serve-{port}.log").read_text()
+    assert f"host {host}\n" in log
+    is_told = "RAY_SERVE_ENABLE_HA_PROXY" in log
     assert is_told == first.startswith("Serve's throughput profile")
     assert not is_told or (host, is_plain) == ("127.0.0.1", False)
     assert first.startswith("Starting" if is_plain else "Serve's ")
