@@ -28,6 +28,7 @@ def _options(arguments: argparse.Namespace) -> KubeRayOptions:
         hub_secret=arguments.hub_secret,
         token_secret=arguments.token_secret,
         gpu_type=arguments.gpu_type,
+        devices=arguments.devices,
         node_selector=parse_selector(arguments.node_selector),
         gpus_per_pod=arguments.gpus_per_pod,
         redis=arguments.redis,

@@ -45,6 +45,8 @@ def _add_nodes(parser: argparse.ArgumentParser) -> None:
     nodes.add_argument(
         "--gpu-type", metavar="TYPE", help="GPUs of models without device.accelerator_type, such as H100"
     )
+    more = "a YAML of further devices, in the form of serve_app/planning/devices.yaml"
+    nodes.add_argument("--devices", type=Path, metavar="FILE", help=more)
     per_pod = "GPUs of each pod (default: those of a copy, where a node has them)"
     nodes.add_argument("--gpus-per-pod", type=_count, metavar="N", help=per_pod)
     label = "a label of the nodes for pods with GPUs, or for all workers where none has; as often as needed"

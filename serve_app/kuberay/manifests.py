@@ -48,7 +48,8 @@ def plan_manifests(path: Path, options: KubeRayOptions, environment: Environment
     serve_file = load_serve_file(path)
     content = _content_of(path)
     found = refuse_in_pods(content, serve_file, options)
-    around = Surroundings(load_profiles(), accelerator_type=options.gpu_type, memory_bytes=UNKNOWN_MEMORY)
+    profiles = load_profiles(*([] if options.devices is None else [options.devices]))
+    around = Surroundings(profiles, accelerator_type=options.gpu_type, memory_bytes=UNKNOWN_MEMORY)
     models: dict[str, list[_Model]] = {}
     for model in serve_file.models:
         try:

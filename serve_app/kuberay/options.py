@@ -49,6 +49,7 @@ class KubeRayOptions:
     hub_secret: str | None = None  # with token
     token_secret: str | None = None  # with auth_token: Ray's; None: KubeRay makes one
     gpu_type: str | None = None  # of models that name none
+    devices: Path | None = None  # a file of further kinds of GPUs
     node_selector: dict[str, str] = field(default_factory=dict)  # of pods with GPUs; of all workers where none has
     gpus_per_pod: int | None = None  # None: a copy's, or as many as a node has
     redis: str | None = None  # host:port, for a GCS whose state outlives the head

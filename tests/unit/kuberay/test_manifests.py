@@ -286,6 +286,19 @@ def test_what_does_not_fit_is_refused_with_a_way_out(files: Path, tmp_path: Path
         printed(path, options_in(files))
 
 
+def test_a_kind_of_gpu_that_is_described_is_known(files: Path, tmp_path: Path) -> None:
+    more = {"memory": "192GiB", "memory_bandwidth": 8e12, "flops": {"bfloat16": 2e15}}
+    links = {"type": "cuda", "accelerator_types": ["X1"], "link_bandwidth": 9e11, "network_bandwidth": 5e10}
+    (tmp_path / "devices.yaml").write_text(yaml.safe_dump({"x1": {**more, **links, "devices_per_node": 4}}))
+    text = (files / "gpus.yaml").read_text().replace("H100", "X1")
+    (files / "x1.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="device 'X1' is not known"):
+        printed(files / "x1.yaml", options_in(files))
+    manifests = printed(files / "x1.yaml", options_in(files, devices=tmp_path / "devices.yaml"))
+    (group,) = of(manifests, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert (group["groupName"], group["replicas"]) == ("gpu-x1", 2)
+
+
 def test_the_autoscaler_reads_the_groups_as_they_are_meant(every: dict[str, str]) -> None:
     config = pytest.importorskip("ray.autoscaler._private.kuberay.autoscaling_config")
     (group,) = of(every["gpus, all"], "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
