@@ -72,7 +72,10 @@ COPY_CHOICES = Family(
     ("gateway", "model", "reason"),
 )
 MODEL_READY = Family(
-    "rayshard_model_ready", "gauge", "1 while a copy of the model can answer, 0 while none can.", ("gateway", "model")
+    "rayshard_model_ready",
+    "gauge",
+    "1 while a copy of the model can answer or it sleeps (the next request starts one), 0 while none can.",
+    ("gateway", "model"),
 )
 RUNNING = Family(
     "rayshard_num_requests_running", "gauge", "Sequences, or entries of batches, in the model.", ("model", "copy")

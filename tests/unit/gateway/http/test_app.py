@@ -264,8 +264,9 @@ async def test_a_model_that_sleeps_is_no_outage_anywhere(client: httpx.AsyncClie
     assert (response.status_code, response.json()["asleep"], response.json()["models"]) == (200, ["tiny"], {"tiny": []})
     assert response.json()["detail"] == "tiny: asleep"
     assert (await client.get("/v2/models/tiny/ready")).status_code == 200
-    readings = (await client.get("/metrics")).text
-    assert [line[-1] for line in readings.splitlines() if line.startswith("rayshard_model_ready{")] == ["1"]
+    lines = (await client.get("/metrics")).text.splitlines()
+    ready = [float(line.split()[-1]) for line in lines if line.startswith("rayshard_model_ready{")]
+    assert ready == [1.0]
 
 
 @pytest.mark.parametrize(
