@@ -196,6 +196,7 @@ async def running(source: Path) -> AsyncIterator[ServeBackend]:
     try:
         await copies.start()
         await backend.find_running_models()
+        backend.start()  # it registers again and again, or the copies would forget it
         await _until_all_are_ready(backend)
         yield backend
     finally:
