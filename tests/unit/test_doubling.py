@@ -16,9 +16,6 @@ from serve_app.gateway.bodies.convert import parse_body
 from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.bodies.openai import ChatBody
 from serve_app.gateway.calls.chat_messages import content_of
-from serve_app.preprocessing.answers.answer_parser import AnswerFormat, AnswerParser
-from serve_app.preprocessing.answers.calls_sink import OfferedTools
-from serve_app.preprocessing.answers.formats import TOOL_FORMATS
 from serve_app.preprocessing.chain import Chain, make_chain
 from serve_app.preprocessing.detokenizer import ByteLevelDetokenizer, WindowDetokenizer
 from serve_app.preprocessing.pii import KIND_NAMES, Originals, Restorer, redact
@@ -133,34 +130,6 @@ def test_special_tokens_that_are_not_shown_while_a_beginning_is_held_back() -> N
             assert matcher.feed("d") == "abd"
 
         return run
-
-    assert ratio_of(prepare) <= MAX_RATIO
-
-
-@pytest.mark.parametrize(
-    ("tool_format", "piece"),
-    [
-        ("hermes", "<tool_call>"),
-        ("hermes", '<tool_call>{"'),
-        ("hermes", '<tool_call>{"a": ["'),
-        ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "\\"'),
-        ("hermes", " \n"),
-        ("mistral", "[TOOL_CALLS][{"),
-        ("json", "["),
-        ("json", '{"a": '),
-        ("qwen3_coder", "<tool_call><function=f><parameter=a>\n"),
-        ("qwen3_coder", "<parameter=a></parameter>"),
-    ],
-)
-def test_an_answer_parser(tool_format: str, piece: str) -> None:
-    def prepare(size: int) -> Work:
-        def work() -> None:
-            parser = AnswerParser(AnswerFormat(TOOL_FORMATS[tool_format], OfferedTools({"f": {}})))
-            for _ in range(size // 8):
-                parser.feed(piece)
-            parser.flush()
-
-        return work
 
     assert ratio_of(prepare) <= MAX_RATIO
 
