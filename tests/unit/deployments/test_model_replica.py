@@ -506,9 +506,10 @@ async def test_a_copy_tells_what_was_planned_and_what_its_shards_take(served: tu
 
 async def test_a_copy_that_has_lost_its_shards_tells_what_was_planned(served: tuple[Generator, ServeBackend]) -> None:
     generator, backend = served
-    generator.groups.failures = [ShardLostError("no place")] * 2
+    generator.groups.failures = [ShardLostError("no place")]
+    generator.replica.copy._retry_s = 10.0
     generator.groups.made[0].die()
-    await until(lambda: not generator.replica.copy.is_ready)
+    await until(lambda: not generator.groups.failures)
     (account,) = await backend.accounts()
     assert [one.measured for one in account.shards] == [None, None]
     assert all(one.predicted is not None for one in account.shards)
