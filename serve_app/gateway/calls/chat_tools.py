@@ -6,6 +6,7 @@ from typing import Any
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.openai import ChatBody, Tool, ToolChoice
 from serve_app.preprocessing.answers.answer_parser import AnswerFormat
+from serve_app.preprocessing.answers.call_schema import calls_schema
 from serve_app.preprocessing.answers.calls_sink import OfferedTools
 from serve_app.preprocessing.answers.formats import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat
 from serve_app.types.models import ModelDescription
@@ -47,6 +48,14 @@ def shown_tools(body: ChatBody) -> list[dict[str, Any]] | None:
     return [_shown(tool) for tool in body.tools or []] if has_tools(body) else None
 
 
+def forced_calls(body: ChatBody) -> dict[str, Any] | None:
+    """The JSON schema of an answer that has to call; None: the model may choose. Of a checked body."""
+    if not has_tools(body) or body.tool_choice in (None, "auto"):
+        return None
+    only = body.tool_choice.function.name if isinstance(body.tool_choice, ToolChoice) else None
+    return calls_schema(_parameters(body), only=only, is_parallel=body.parallel_tool_calls is not False)
+
+
 def answer_format(body: ChatBody, model: ModelDescription, prompt: str) -> AnswerFormat | None:
     """What the answer to a checked body may hold beside content; None: nothing. `prompt` is the whole text."""
     reasoning = REASONING_FORMATS[model.reasoning_parser] if model.reasoning_parser else None
@@ -56,13 +65,19 @@ def answer_format(body: ChatBody, model: ModelDescription, prompt: str) -> Answe
         return AnswerFormat(reasoning=reasoning, starts_in_reasoning=_is_begun(reasoning, body, prompt))
     assert model.tool_parser is not None, "check_tools refuses others"
     tool_format = TOOL_FORMATS[model.tool_parser]
-    parameters = {tool.function.name: tool.function.parameters or _NO_PARAMETERS for tool in body.tools or []}
+    offered = OfferedTools(_parameters(body), body.parallel_tool_calls is not False, tool_format.new_id)
+    if forced_calls(body) is not None:  # the answer is these calls and nothing else
+        return AnswerFormat(TOOL_FORMATS["json"], offered)
     return AnswerFormat(
         tool_format,
-        OfferedTools(parameters, body.parallel_tool_calls is not False, tool_format.new_id),
+        offered,
         reasoning,
         starts_in_reasoning=reasoning is not None and _is_begun(reasoning, body, prompt),
     )
+
+
+def _parameters(body: ChatBody) -> dict[str, dict[str, Any]]:
+    return {tool.function.name: tool.function.parameters or _NO_PARAMETERS for tool in body.tools or []}
 
 
 def _check_tool(where: str, tool: Tool, names: set[str]) -> None:
@@ -106,17 +121,16 @@ def _check_choice(choice: str | ToolChoice | None, names: set[str]) -> None:
 
 
 def _refuse_unenforced(body: ChatBody) -> None:
-    """What only a constraint on the drawn tokens could keep: see preprocessing/answers/call_schema.py."""
+    """What nothing holds an answer to that may be a text as well."""
     if body.tool_choice not in (None, "auto"):
-        shown = body.tool_choice if isinstance(body.tool_choice, str) else "one function"
-        raise RequestError(
-            f"tool_choice={shown} is not supported: a model cannot be made to call a tool yet; send auto or none",
-            field="tool_choice",
-        )
+        return
     for index, tool in enumerate(body.tools or []):
         if tool.function.strict:
             field = f"tools[{index}].function.strict"
-            message = f"{field}=true is not supported: arguments cannot be held to their schema yet; leave it out"
+            message = (
+                f"{field}=true is not kept with tool_choice=auto, where arguments are the model's own; leave it out, or "
+                'send tool_choice: "required", which holds them to their schema'
+            )
             raise RequestError(message, field=field)
 
 

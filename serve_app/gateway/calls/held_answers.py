@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from serve_app.errors import ConfigError, RequestError
 from serve_app.gateway.bodies.json_body import parse_json_value
-from serve_app.gateway.bodies.openai import SamplingBody
+from serve_app.gateway.bodies.openai import ChatBody, SamplingBody
 from serve_app.gateway.bodies.structured import StructuredOutputs
+from serve_app.gateway.calls.chat_tools import forced_calls
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.preprocessing.grammar_checker import GrammarChecker
 from serve_app.preprocessing.grammar_text import check_own_grammar, choice_grammar, regex_grammar, schema_grammar
@@ -67,7 +68,7 @@ class _Asked:
 
 
 def _asked(body: SamplingBody) -> _Asked | None:
-    asked = [*_of_format(body), *_of_structured(body.structured_outputs), *_of_guided(body)]
+    asked = [*_of_format(body), *_of_structured(body.structured_outputs), *_of_guided(body), *_of_tools(body)]
     if len(asked) > 1:
         message = f"{asked[0].field} and {asked[1].field} both say what the answer is held to; send one of them"
         raise RequestError(message, field=asked[1].field)
@@ -128,6 +129,12 @@ def _of_guided(body: SamplingBody) -> Iterator[_Asked]:
         yield _Asked("guided_choice", choice=body.guided_choice)
     if body.guided_grammar is not None:
         yield _Asked("guided_grammar", own=body.guided_grammar)
+
+
+def _of_tools(body: SamplingBody) -> Iterator[_Asked]:
+    schema = forced_calls(body) if isinstance(body, ChatBody) else None
+    if schema is not None:
+        yield _Asked("tools", schema)
 
 
 def _refuse_beside(body: SamplingBody, model: ServedModel, field: str) -> None:

@@ -54,7 +54,8 @@ async def client(
     directory = make_checkpoint(
         "llama", tmp_path_factory.mktemp("model"), vocab_size=vocab_size, max_position_embeddings=512
     )
-    tokenizer = Tokenizer.load(save_model_dir(directory, core))
+    template = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ messages[0].content }}"
+    tokenizer = Tokenizer.load(save_model_dir(directory, core, chat_template=template))
     grammars = Grammars(lambda: GrammarVocabulary.of(tokenizer, vocab_size, [end]), vocab_size, torch.device("cpu"))
     runner = load_runner(directory, LIMITS, grammars=grammars)
 
@@ -65,10 +66,29 @@ async def client(
         assert outcome.finish_reason in ("stop", "length")
         return outcome.token_ids
 
-    async with client_of(ScriptedBackend(Path(directory), draw)) as client:
+    backend = ScriptedBackend(Path(directory), draw)
+    backend.changes = {"tool_parser": "hermes"}
+    async with client_of(backend) as client:
         yield client
 
 
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "move": {
+        "type": "object",
+        "properties": {"to": {"$ref": "#/$defs/place"}, "fast": {"type": "boolean"}},
+        "required": ["to", "fast"],
+        "additionalProperties": False,
+        "$defs": {"place": {"enum": ["Köln", "here"]}},
+    },
+    "wait": {
+        "type": "object",
+        "properties": {"s": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["s"],
+        "additionalProperties": False,
+    },
+}
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": one}} for name, one in PARAMETERS.items()]
+WAIT = {"type": "function", "function": {"name": "wait"}}
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -117,3 +137,33 @@ async def test_choices_streams_and_stop_strings(client: httpx.AsyncClient) -> No
     assert streamed == texts
     cut = (await client.post("/v1/chat/completions", json={**body, "stop": [","]})).json()["choices"]
     assert [one["message"]["content"] for one in cut] == [text.partition(",")[0] for text in texts]
+
+
+@pytest.mark.parametrize("choice", ["required", WAIT], ids=["required", "named"])
+async def test_a_model_that_has_to_call_calls_with_arguments_of_their_schema(
+    client: httpx.AsyncClient, choice: str | dict[str, Any]
+) -> None:
+    called: set[str] = set()
+    for seed in range(NUM_CALLS):
+        body = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "go"}],
+            "tools": [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS],  # type: ignore[dict-item]
+            "tool_choice": choice,
+            "parallel_tool_calls": seed % 2 == 0,
+            "seed": seed,
+            "max_tokens": 300,
+        }
+        response = await client.post("/v1/chat/completions", json=body)
+        assert response.status_code == 200, response.text
+        (answer,) = response.json()["choices"]
+        if answer["finish_reason"] == "length":
+            continue
+        calls = [call["function"] for call in answer["message"]["tool_calls"]]
+        assert answer["finish_reason"] == "tool_calls"
+        assert answer["message"]["content"] is None
+        assert len(calls) == 1 or (choice == "required" and seed % 2 == 0)
+        for call in calls:
+            jsonschema.validate(json.loads(call["arguments"]), PARAMETERS[call["name"]])
+            called.add(call["name"])
+    assert called == ({"move", "wait"} if choice == "required" else {"wait"})
