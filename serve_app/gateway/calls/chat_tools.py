@@ -128,7 +128,7 @@ def _refuse_unenforced(body: ChatBody) -> None:
         if tool.function.strict:
             field = f"tools[{index}].function.strict"
             message = (
-                f"{field}=true is not kept with tool_choice=auto, where arguments are the model's own; leave it out, or "
+                f"{field}=true is not kept with tool_choice=auto, where arguments are the model's own; leave it out or "
                 'send tool_choice: "required", which holds them to their schema'
             )
             raise RequestError(message, field=field)
