@@ -12,9 +12,9 @@ import yaml
 from serve_app.cli.config_markdown import all_groups
 from serve_app.cli.main import build_parser
 from serve_app.cli.setting_facts import Setting, settings_of
+from serve_app.config.model import ModelConfig
 from serve_app.config.variables import VARIABLES
 from serve_app.gateway.key_file import KEY_OPTIONS
-from serve_app.planning.serve_options import DeploymentOptions
 
 ROOT = Path(__file__).parents[3]
 DOCS = ("tuning.md", "troubleshooting.md")
@@ -150,12 +150,12 @@ def test_what_does_not_exist_is_found(span: str, problem: str) -> None:
     assert problem_of(span) == problem
 
 
-@pytest.mark.parametrize("name", DOCS)
+@pytest.mark.parametrize("name", [*DOCS, "autoscaling.md"])
 def test_yaml_in_them_is_right(name: str) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / name).read_text(), flags=re.DOTALL)
     for block in blocks:
-        for entry in yaml.safe_load(block)["deployments"]:
-            assert DeploymentOptions.model_validate(entry).autoscaling_config is not None
+        args = {"source": "/models/chat", **yaml.safe_load(block)["args"]}
+        assert ModelConfig.model_validate(args).model_fields_set == set(args)
 
 
 @pytest.mark.parametrize("name", [*DOCS, "configuration.md"])
