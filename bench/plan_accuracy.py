@@ -22,7 +22,7 @@ from serve_app.config.model import ModelConfig
 from serve_app.engine.calibration import measure_cpu
 from serve_app.engine.generation_engine import GenerationEngine
 from serve_app.engine.model_runner import ModelRunner
-from serve_app.engine.process_memory import resident_bytes
+from serve_app.freed_memory import resident_bytes
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.planning.device_profiles import PlannedDevice, load_profiles, measured_profile
 from serve_app.planning.generator_plan import plan_generator

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from serve_app.errors import InternalError, RayshardError
+from serve_app.freed_memory import IdleMemory
 from serve_app.tracing.tracing import follow
 from serve_app.types.links import ErrorReply, LinkAddress
 from serve_app.types.models import CopyState, ModelVersion
@@ -62,6 +63,7 @@ class ReplicaLinks:
         self._gateways: dict[str, tuple[float, LinkAddress]] = {}  # by server key: when registered
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
+        self._idle_memory = IdleMemory()
         self._is_closed = False
 
     def start(self) -> None:
@@ -128,6 +130,7 @@ class ReplicaLinks:
         while True:
             await asyncio.sleep(STATE_INTERVAL_S)
             self.tell_state()
+            await self._idle_memory.look(is_idle=self._calls.is_idle)
 
 
 class CallServer:
@@ -160,6 +163,11 @@ class CallServer:
             self._tasks[key] = task
             self._idle.clear()
             task.add_done_callback(partial(self._forget, key))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call runs."""
+        return self._idle.is_set()
 
     async def wait_until_idle(self) -> None:
         """Return when no call runs."""

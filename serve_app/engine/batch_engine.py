@@ -5,8 +5,8 @@ import torch
 from serve_app.engine.batch_loader import load_batch_stage
 from serve_app.engine.batch_runner import BatchRunner
 from serve_app.engine.device_memory import CudaMemory
-from serve_app.engine.process_memory import resident_bytes
 from serve_app.engine.shard_loop import ShardLoop
+from serve_app.freed_memory import resident_bytes
 from serve_app.models.batch_stage import BatchStage
 from serve_app.parallel.communicator import Communicator
 from serve_app.types.plans import MemoryTaken

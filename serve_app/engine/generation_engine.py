@@ -17,8 +17,8 @@ from serve_app.engine.loader import LoadedStage, load_stage
 from serve_app.engine.memory_guard import MemoryGuard
 from serve_app.engine.memory_profile import limits_to_measure, measure_memory
 from serve_app.engine.model_runner import ModelRunner
-from serve_app.engine.process_memory import resident_bytes
 from serve_app.engine.shard_loop import ShardLoop
+from serve_app.freed_memory import resident_bytes
 from serve_app.models.compiled.build import CompiledChoice, compiled_kernels
 from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.transformers_model import TransformersStage

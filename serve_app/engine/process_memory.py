@@ -33,12 +33,6 @@ def settle_memory(device: torch.device) -> None:
         collapse_to_huge_pages()
 
 
-def resident_bytes() -> int:
-    """Of the host's memory, that this process takes now (statm in proc(5)), a GPU's libraries included."""
-    num_pages = int((_OWN_PROCESS / "statm").read_text().split()[1])
-    return num_pages * mmap.PAGESIZE
-
-
 def ask_for_huge_pages(tensor: Tensor) -> None:
     """Have a new tensor, not written yet, take huge pages where it fills them (madvise(2), MADV_HUGEPAGE).
 
