@@ -25,6 +25,7 @@ MAX_REQUEST_BYTES = 64 * 2**20  # of this cluster's Gateway
 NUM_HALF_OPEN = 2000
 NUM_AT_ONCE = 100  # gRPC's server cancels some of the calls that come while a thousand wait to be accepted
 NUM_STORMS = 4
+GIVE_BACK_S = 3.0  # a copy that is idle for a second gives back what it has freed
 MAX_GROWTH_BYTES = 40 * 2**20  # a storm; its large call alone has 48 MiB of tensors, and freed memory comes and goes
 ENDLESS: dict[str, Any] = {"max_tokens": 900, "ignore_eos": True, "temperature": 1}
 
@@ -262,6 +263,7 @@ def test_memory_returns_to_where_it_was(cluster: ServeCluster, channel: grpc.Cha
         unread(cluster, channel)
         large(port)
         seconds_until_idle(cluster)
+        time.sleep(GIVE_BACK_S)
         return measured(servers)[0]
 
     storm()
