@@ -35,8 +35,9 @@ def is_as_before(status: int, health: dict[str, Any]) -> bool:
 def test_a_second_model_comes_without_touching_the_first(restored: ServeCluster) -> None:
     cluster = restored
     pids = cluster.pids("ray::Shard")
-    with constant_requests(cluster, "demo") as failures:
-        cluster.deploy([*cluster.applications, model_application("second", parallel={"pipeline": 1, "tensor": 2})])
+    second = model_application("second", parallel={"pipeline": 1, "tensor": 2})
+    with constant_requests(cluster, "demo") as failures, ThreadPoolExecutor(1) as executor:
+        deploying = executor.submit(cluster.deploy, [*cluster.applications, second])  # its end may come after the start
         seen: list[tuple[int, dict[str, Any]]] = []
         unwell: list[dict[str, Any]] = []
 
@@ -48,6 +49,7 @@ def test_a_second_model_comes_without_touching_the_first(restored: ServeCluster)
             return status == 200 and "second" in health["models"]
 
         cluster.wait_until(is_there, 180, "the second model")
+        deploying.result()
         assert not unwell, unwell
         assert (200, {"second": {"state": "starting", "detail": ""}}) in seen
         assert cluster.complete("second", DATE).json()["choices"][0]["text"].strip() == ANSWER
