@@ -6,6 +6,7 @@ public key never crosses the network in clear, and nobody connects without it: i
 
 import errno
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -122,6 +123,7 @@ class ControlClient:
         self._epoch = address.epoch
         self._shard_index = shard_index
         self._context = zmq.Context()
+        self._ending = threading.Lock()  # a context that two threads terminate at once is freed twice
         self._sockets: list[zmq.Socket[Any]] = []  # open until `close`, whoever else lets go of them
         self._address = address
         self._socket = self._connect(f"{address.epoch}:{shard_index}")
@@ -189,12 +191,19 @@ class ControlClient:
         return is_told
 
     def close(self) -> None:
-        """Drop what is unsent and close."""
-        self._context.destroy(linger=0)
+        """Drop what is unsent and close; lets an `interrupt` return that waits for it."""
+        for socket in self._sockets:
+            socket.close(linger=0)
+        self._terminate()
 
     def interrupt(self) -> None:
         """Let a `receive` in another thread end with zmq.ContextTerminated; returns when that thread has closed."""
-        self._context.term()
+        self._terminate()
+
+    def _terminate(self) -> None:
+        with self._ending:
+            if not self._context.closed:
+                self._context.term()
 
     def _connect(self, identity: str) -> zmq.Socket[Any]:
         socket = self._context.socket(zmq.DEALER)
