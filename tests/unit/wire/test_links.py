@@ -392,3 +392,15 @@ async def test_no_file_left_for_one_more_socket_is_told_once_and_passes(
     assert caplog.text.count("raise `ulimit -n`") == 1
     assert links.send(receiver.address, batch)
     assert await soon(receiver) == batch
+
+
+def test_a_shard_that_is_interrupted_while_it_closes_ends_its_link_once(server: ControlServer) -> None:
+    for _ in range(100):
+        client = ControlClient(server.address, 0)
+        enders = [threading.Thread(target=client.interrupt) for _ in range(2)]
+        for thread in enders:
+            thread.start()
+        client.close()
+        for thread in enders:
+            thread.join(timeout=10)
+            assert not thread.is_alive()
