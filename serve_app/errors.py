@@ -215,3 +215,14 @@ class RequestAbortedError(RayshardError):
 
 class InternalError(RayshardError):
     """A fault of the server."""
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of the frames that an error and its causes have passed through.
+
+    A frame may hold the future that holds the error: what the call took of memory would wait for a garbage collection.
+    """
+    told: BaseException | None = error
+    while told is not None:
+        told.__traceback__ = None
+        told = told.__cause__ or told.__context__

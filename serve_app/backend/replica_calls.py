@@ -248,6 +248,7 @@ class ReplicaCalls:
             replica.num_sequences -= num_sequences
             if reply is None and replica.replica_id in self._replicas:
                 self._cancel(replica, number)
+            del call  # its future holds the error that is raised, and the error this frame
         if isinstance(reply, ErrorMessage):
             told = reply.error
             raise error_of_kind(told.error, told.message, told.field, told.retry_after_s)

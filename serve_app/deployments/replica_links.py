@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from serve_app.errors import InternalError, RayshardError
+from serve_app.errors import InternalError, RayshardError, forget_frames
 from serve_app.freed_memory import IdleMemory
 from serve_app.tracing.tracing import follow
 from serve_app.types.links import ErrorReply, LinkAddress
@@ -152,17 +152,7 @@ class CallServer:
     async def run(self) -> None:
         """Take calls until cancelled."""
         while True:
-            message = await self._receiver.receive()
-            key = (message.reply_to.server_key, message.stream)
-            if isinstance(message, CancelMessage):
-                task = self._tasks.get(key)
-                if task is not None:
-                    task.cancel()
-                continue
-            task = asyncio.create_task(self._run_call(message))
-            self._tasks[key] = task
-            self._idle.clear()
-            task.add_done_callback(partial(self._forget, key))
+            self._take(await self._receiver.receive())
 
     @property
     def is_idle(self) -> bool:
@@ -178,6 +168,18 @@ class CallServer:
         for task in self._tasks.values():
             task.cancel()
 
+    def _take(self, message: Call | CancelMessage) -> None:
+        key = (message.reply_to.server_key, message.stream)
+        if isinstance(message, CancelMessage):
+            task = self._tasks.get(key)
+            if task is not None:
+                task.cancel()
+            return
+        task = asyncio.create_task(self._run_call(message))
+        self._tasks[key] = task
+        self._idle.clear()
+        task.add_done_callback(partial(self._forget, key))
+
     def _forget(self, key: tuple[str, int], _task: "asyncio.Task[None]") -> None:
         self._tasks.pop(key, None)
         if not self._tasks:
@@ -192,9 +194,14 @@ class CallServer:
         except RayshardError as error:
             told = ErrorReply(type(error).__name__, error.message, error.field, error.retry_after_s)
             reply = ErrorMessage(PROTOCOL_VERSION, 0, message.stream, told)
+            forget_frames(error)
+        except asyncio.CancelledError as error:
+            forget_frames(error)
+            raise
         except Exception as error:  # its message may quote the request: the kind alone is logged and told
             logger.error("call failed kind=%s error=%s", type(message).__name__, type(error).__name__)
             told = ErrorReply(InternalError.__name__, f"the request failed: {type(error).__name__}")
             reply = ErrorMessage(PROTOCOL_VERSION, 0, message.stream, told)
+            forget_frames(error)
         if not self._senders.send(message.reply_to, reply):
             logger.error("reply cannot be sent node=%s", message.reply_to.node)

@@ -133,13 +133,7 @@ class StepLoop:
         while True:
             message = await self._control.receive()
             if isinstance(message, OutputMessage | BatchOutputMessage):
-                self._progress_s = time.monotonic()
-                outputs = self.scheduler.update(message.output, self._progress_s)
-                self._times.add(self.scheduler.last_step_s)
-                if self._traces is not None:
-                    self._traces.end(message.output.step_id)
-                self._pump()  # first keep the shards busy, then hand the results on
-                self._on_outputs(outputs)
+                self._take(message)
             elif isinstance(message, HeartbeatMessage):
                 now_s = self._heard_s[message.shard_index] = time.monotonic()
                 self.memory_taken[message.shard_index] = message.memory
@@ -150,6 +144,15 @@ class StepLoop:
                 self._greet(message.shard_index)
             elif self._traces is not None:
                 self._traces.hear(message.shard_index, message.step_id, message.busy_s)
+
+    def _take(self, message: OutputMessage | BatchOutputMessage) -> None:
+        self._progress_s = time.monotonic()
+        outputs = self.scheduler.update(message.output, self._progress_s)
+        self._times.add(self.scheduler.last_step_s)
+        if self._traces is not None:
+            self._traces.end(message.output.step_id)
+        self._pump()  # first keep the shards busy, then hand the results on
+        self._on_outputs(outputs)
 
     def _greet(self, shard_index: int) -> None:
         self._heard_s[shard_index] = time.monotonic()

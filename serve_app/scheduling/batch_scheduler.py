@@ -243,6 +243,7 @@ class BatchScheduler:
             for entry in job.entries:
                 if entry.queue is not None:
                     entry.queue.leave_out(entry)
+            job.entries.clear()  # they know their request: what it has of tensors would wait for a garbage collection
 
 
 def _is_suspect(entries: Sequence[Entry]) -> bool:

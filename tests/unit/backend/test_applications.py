@@ -62,9 +62,9 @@ async def test_the_first_of_two_applications_with_one_model_name_stays(replicas:
         add(control, replicas, "two", "m", created_s=3)
         await looked(backend)
         assert backend.model("m") == replicas["one"].description
-        await until(lambda: not backend.health().is_healthy)
-        health = backend.health()
-        assert "two: its model name m is taken by another application; rename one" in health.detail
+        taken = "two: its model name m is taken by another application; rename one"
+        await until(lambda: taken in backend.health().detail)
+        assert not backend.health().is_healthy
         del control.replicas["one", "Router"]
         await looked(backend)
         assert backend.model("m") == replicas["two"].description

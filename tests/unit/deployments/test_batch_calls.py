@@ -1,7 +1,8 @@
 """A replica of a one-step model without Serve or Ray: what dies with its shards is run again, and nobody notices."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from serve_app.deployments.replica_links import ReplicaIdentity
 from serve_app.errors import ConfigError, QueueFullError, TimeoutExceededError
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.preprocessing.arrays import integer_tensor, to_array
+from serve_app.scheduling.jobs import Job
 from serve_app.tracing.tracing import Tracing
 from serve_app.types.models import ModelDescription
 from serve_app.types.shards import BatchModelReport
-from serve_app.types.tensors import InferRequest, Item, TensorSpec
+from serve_app.types.tensors import InferRequest, InferResult, Item, TensorSpec
 from serve_app.wire.links import LOOPBACK, Senders
+from serve_app.wire.messages import InferMessage
 from tests.fakes_group import EchoGroup
 from tests.fakes_serve import FakeControl, running_backend, states, until
 from tests.spans import SAMPLED, UNSAMPLED, KeptSpans
@@ -173,3 +176,40 @@ async def test_a_model_of_another_application_is_refused(served: tuple[Tickets, 
     tickets, _backend = served
     with pytest.raises(ConfigError, match="is not served by this application"):
         tickets.calls.work.submit(InferRequest("r", "other", [entry(1)]))
+
+
+def num_held() -> int:
+    """Objects that hold tensors of calls."""
+    return sum(type(one) in (InferRequest, InferResult, InferMessage, Job) for one in gc.get_objects())
+
+
+@pytest.fixture
+def without_collections() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collections")
+async def test_calls_are_freed_when_they_end_and_not_by_a_garbage_collection(
+    served: tuple[Tickets, ServeBackend],
+) -> None:
+    tickets, backend = served
+    assert await sizes(backend, 3, 4) == [3, 4]
+    await until(lambda: not num_held())
+
+    tickets.groups[0].may_answer.clear()  # the first runs, the others wait
+    entries = [entry(4), entry(5)]
+    calls = [asyncio.create_task(backend.infer(InferRequest("r", "tickets", entries))) for _ in range(3)]
+    late = InferRequest("r", "tickets", entries, time_left_s=0.05)
+    with pytest.raises(TimeoutExceededError):
+        await backend.infer(late)
+    late = InferRequest("r", "tickets", entries, queue_timeout_s=0.05)
+    with pytest.raises(QueueFullError):
+        await backend.infer(late)
+    calls.pop().cancel()
+    tickets.groups[0].may_answer.set()
+    await asyncio.gather(*calls)
+    del calls, late
+    await until(lambda: not num_held())
