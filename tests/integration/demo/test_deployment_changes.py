@@ -25,6 +25,7 @@ def restored(cluster: ServeCluster) -> Iterator[ServeCluster]:
     yield cluster
     cluster.deploy(before)
     cluster.wait_until(lambda: is_as_before(*cluster.health()), 120, "going back")
+    cluster.wait_until(lambda: len(cluster.pids("ray::ServeReplica:gateway")) == 1, 60, "one Gateway")
 
 
 def is_as_before(status: int, health: dict[str, Any]) -> bool:
