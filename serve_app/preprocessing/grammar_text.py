@@ -14,7 +14,7 @@ from serve_app.errors import RequestError
 from serve_app.preprocessing.grammar_limits import MAX_GRAMMAR_BYTES, MAX_VALUES
 
 JSON_WHITESPACE = r" ?|\r?\n[ \t]{0,64}"  # one space, or a line's end and an indent: no model writes blanks for ever
-_HEAD = '%llguidance {"no_forcing": true}\n'
+HEAD = '%llguidance {"no_forcing": true}\n'
 _OWN_WORDS = re.compile(r"%(llguidance|json|regex|lark)\b")
 
 
@@ -22,11 +22,18 @@ def schema_grammar(
     schema: dict[str, object] | bool, *, has_whitespace: bool = True, whitespace_pattern: str | None = None
 ) -> str:
     """JSON of a schema that check_schema has passed. whitespace_pattern: between its parts; None: JSON_WHITESPACE."""
+    return f"{HEAD}start: {json_rule(schema, has_whitespace=has_whitespace, whitespace_pattern=whitespace_pattern)}"
+
+
+def json_rule(
+    schema: dict[str, object] | bool, *, has_whitespace: bool = True, whitespace_pattern: str | None = None
+) -> str:
+    """The same, as a part of a rule."""
     options: dict[str, object] = {"lenient": False, "whitespace_flexible": has_whitespace}
     if has_whitespace:
         options["whitespace_pattern"] = JSON_WHITESPACE if whitespace_pattern is None else whitespace_pattern
     content = schema if isinstance(schema, dict) else {}
-    return f"{_HEAD}start: %json {json.dumps({'x-guidance': options, **content})}"
+    return f"%json {json.dumps({'x-guidance': options, **content})}"
 
 
 def regex_grammar(pattern: str, field: str) -> str:
@@ -34,7 +41,7 @@ def regex_grammar(pattern: str, field: str) -> str:
     _refuse_large(pattern, field)
     if not pattern:
         raise RequestError(f"{field} is empty; send a regular expression", field=field)
-    return f"{_HEAD}start: /{regex_to_lark(pattern, 'd')}/"
+    return f"{HEAD}start: /{regex_to_lark(pattern, 'd')}/"
 
 
 def choice_grammar(choices: Sequence[str], field: str) -> str:
@@ -45,7 +52,7 @@ def choice_grammar(choices: Sequence[str], field: str) -> str:
         raise RequestError(f"{field} has {len(choices)} texts; send at most {MAX_VALUES}", field=field)
     texts = [json.dumps(one, ensure_ascii=False) for one in dict.fromkeys(choices)]
     _refuse_large("".join(texts), field)
-    return f"{_HEAD}start: {' | '.join(texts)}"
+    return f"{HEAD}start: {' | '.join(texts)}"
 
 
 def check_own_grammar(text: str, field: str) -> str:
@@ -58,7 +65,7 @@ def check_own_grammar(text: str, field: str) -> str:
 
 def own_grammar(text: str) -> str:
     """The same in Lark. Takes any time, and raises whatever the library does: for processes that may be killed."""
-    return _HEAD + any_to_lark(text)
+    return HEAD + any_to_lark(text)
 
 
 def _refuse_large(text: str, field: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.openai import ChatBody, Tool, ToolChoice
 from serve_app.preprocessing.answers.answer_parser import AnswerFormat
+from serve_app.preprocessing.answers.call_grammar import CallGrammar
 from serve_app.preprocessing.answers.call_schema import calls_schema
 from serve_app.preprocessing.answers.calls_sink import OfferedTools
 from serve_app.preprocessing.answers.formats import REASONING_FORMATS, TOOL_FORMATS, ReasoningFormat
@@ -14,6 +15,8 @@ from serve_app.types.models import ModelDescription
 MAX_TOOLS = 1024
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NO_PARAMETERS: dict[str, object] = {"type": "object", "properties": {}}
+_NO_ARGUMENTS: dict[str, object] = {**_NO_PARAMETERS, "additionalProperties": False}
+_ANY_ARGUMENTS: dict[str, object] = {"type": "object"}
 _CHOICES = ("none", "auto", "required")
 
 
@@ -35,7 +38,6 @@ def check_tools(body: ChatBody, model: ModelDescription) -> None:
             'them out, or send tool_choice: "none"',
             field="tools",
         )
-    _refuse_unenforced(body)
 
 
 def has_tools(body: ChatBody) -> bool:
@@ -54,6 +56,25 @@ def forced_calls(body: ChatBody) -> dict[str, Any] | None:
         return None
     only = body.tool_choice.function.name if isinstance(body.tool_choice, ToolChoice) else None
     return calls_schema(_parameters(body), only=only, is_parallel=body.parallel_tool_calls is not False)
+
+
+def strict_calls(body: ChatBody, model: ModelDescription, prompt: str) -> CallGrammar | None:
+    """What calls are held to where the model may choose; None: to nothing. Of a checked body and its whole text."""
+    if not has_tools(body) or body.tool_choice not in (None, "auto"):
+        return None
+    tools = [tool.function for tool in body.tools or []]
+    if not any(tool.strict for tool in tools):
+        return None
+    assert model.tool_parser is not None, "check_tools refuses others"
+    held = {tool.name: (tool.parameters or _NO_ARGUMENTS) if tool.strict else _ANY_ARGUMENTS for tool in tools}
+    reasoning = REASONING_FORMATS[model.reasoning_parser] if model.reasoning_parser else None
+    return CallGrammar(
+        model.tool_parser,
+        model.reasoning_parser,
+        held,
+        is_parallel=body.parallel_tool_calls is not False,
+        starts_in_reasoning=reasoning is not None and _is_begun(reasoning, body, prompt),
+    )
 
 
 def answer_format(body: ChatBody, model: ModelDescription, prompt: str) -> AnswerFormat | None:
@@ -118,20 +139,6 @@ def _check_choice(choice: str | ToolChoice | None, names: set[str]) -> None:
             f"{list(names)[:16]}",
             field=f"{field}.function.name",
         )
-
-
-def _refuse_unenforced(body: ChatBody) -> None:
-    """What nothing holds an answer to that may be a text as well."""
-    if body.tool_choice not in (None, "auto"):
-        return
-    for index, tool in enumerate(body.tools or []):
-        if tool.function.strict:
-            field = f"tools[{index}].function.strict"
-            message = (
-                f"{field}=true is not kept with tool_choice=auto, where arguments are the model's own; leave it out or "
-                'send tool_choice: "required", which holds them to their schema'
-            )
-            raise RequestError(message, field=field)
 
 
 def _shown(tool: Tool) -> dict[str, Any]:

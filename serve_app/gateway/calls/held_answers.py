@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from serve_app.errors import ConfigError, RequestError
 from serve_app.gateway.bodies.json_body import parse_json_value
 from serve_app.gateway.bodies.openai import ChatBody, SamplingBody
 from serve_app.gateway.bodies.structured import StructuredOutputs
-from serve_app.gateway.calls.chat_tools import forced_calls
+from serve_app.gateway.calls.chat_tools import forced_calls, strict_calls
 from serve_app.gateway.calls.models import ServedModel
+from serve_app.preprocessing.answers.call_grammar import CallGrammar
 from serve_app.preprocessing.grammar_checker import GrammarChecker
 from serve_app.preprocessing.grammar_text import check_own_grammar, choice_grammar, regex_grammar, schema_grammar
 from serve_app.preprocessing.schema_check import check_schema
@@ -24,9 +26,9 @@ class HeldAnswers:
         self._pool = pool
         self._checker = GrammarChecker()
 
-    async def grammar_of(self, body: SamplingBody, model: ServedModel) -> str | None:
-        """None where the text is free. Raises RequestError."""
-        asked = _asked(body)
+    async def grammar_of(self, body: SamplingBody, model: ServedModel, chat: str = "") -> str | None:
+        """None where the text is free. chat: a conversation as the model is shown it. Raises RequestError."""
+        asked = _asked(body, model, chat)
         if asked is None:
             return None
         _refuse_beside(body, model, asked.field)
@@ -35,7 +37,9 @@ class HeldAnswers:
         except ConfigError as error:
             raise RequestError(f"{asked.field}: {error.message}", field=asked.field) from error
         grammar = await self._pool.run(asked.grammar)
-        return await self._checker.check(grammar, asked.field, is_own=asked.own is not None)
+        tried = await self._checker.check(grammar, asked.field, is_own=asked.own is not None)
+        special_tokens = {text: token_id for token_id, text in model.tokenizer.table.special_tokens.items()}
+        return tried if asked.calls is None else await self._pool.run(asked.calls.text, special_tokens)
 
     def close(self) -> None:
         """End the process that tries grammars out."""
@@ -49,6 +53,7 @@ class _Asked:
     regex: str | None = None
     choice: list[str] | None = None
     own: str | None = None
+    calls: CallGrammar | None = None
     has_whitespace: bool = True
     whitespace_pattern: str | None = None
 
@@ -60,15 +65,30 @@ class _Asked:
             return choice_grammar(self.choice, self.field)
         if self.own is not None:
             return check_own_grammar(self.own, self.field)
+        if self.calls is not None:
+            return self._calls_grammar(self.calls)
         schema = _parsed(self.schema, self.field) if isinstance(self.schema, str) else self.schema
         check_schema(schema, self.field)
         assert schema is True or isinstance(schema, dict)
         pattern = self.whitespace_pattern
         return schema_grammar(schema, has_whitespace=self.has_whitespace, whitespace_pattern=pattern)
 
+    def _calls_grammar(self, calls: CallGrammar) -> str:
+        """As it can be tried without the model's tokens: all its marks are characters."""
+        check_schema(calls.schema(), self.field)
+        try:
+            return calls.text({})
+        except ConfigError as error:
+            raise RequestError(error.message, field=self.field) from error
 
-def _asked(body: SamplingBody) -> _Asked | None:
-    asked = [*_of_format(body), *_of_structured(body.structured_outputs), *_of_guided(body), *_of_tools(body)]
+
+def _asked(body: SamplingBody, model: ServedModel, chat: str) -> _Asked | None:
+    asked = [
+        *_of_format(body),
+        *_of_structured(body.structured_outputs),
+        *_of_guided(body),
+        *_of_tools(body, model, chat),
+    ]
     if len(asked) > 1:
         message = f"{asked[0].field} and {asked[1].field} both say what the answer is held to; send one of them"
         raise RequestError(message, field=asked[1].field)
@@ -100,12 +120,14 @@ def _of_structured(given: StructuredOutputs | None) -> Iterator[_Asked]:
     is_json = given.json is not None or given.json_object is True
     if not is_json and (given.disable_any_whitespace or given.whitespace_pattern is not None):
         raise RequestError(f"{field}: what is said of whitespace needs json or json_object", field=field)
-    whitespace = (not given.disable_any_whitespace, given.whitespace_pattern)
+    held_json = partial(
+        _Asked, has_whitespace=not given.disable_any_whitespace, whitespace_pattern=given.whitespace_pattern
+    )
     found = []
     if given.json is not None:
-        found.append(_Asked(f"{field}.json", given.json, None, None, None, *whitespace))
+        found.append(held_json(f"{field}.json", given.json))
     if given.json_object is True:
-        found.append(_Asked(f"{field}.json_object", _ANY_OBJECT, None, None, None, *whitespace))
+        found.append(held_json(f"{field}.json_object", _ANY_OBJECT))
     if given.regex is not None:
         found.append(_Asked(f"{field}.regex", regex=given.regex))
     if given.choice is not None:
@@ -131,10 +153,15 @@ def _of_guided(body: SamplingBody) -> Iterator[_Asked]:
         yield _Asked("guided_grammar", own=body.guided_grammar)
 
 
-def _of_tools(body: SamplingBody) -> Iterator[_Asked]:
-    schema = forced_calls(body) if isinstance(body, ChatBody) else None
+def _of_tools(body: SamplingBody, model: ServedModel, chat: str) -> Iterator[_Asked]:
+    if not isinstance(body, ChatBody):
+        return
+    schema = forced_calls(body)
+    calls = strict_calls(body, model.description, chat)
     if schema is not None:
         yield _Asked("tools", schema)
+    if calls is not None:
+        yield _Asked("tools", calls=calls)
 
 
 def _refuse_beside(body: SamplingBody, model: ServedModel, field: str) -> None:

@@ -104,9 +104,9 @@ class RequestReader:
         is_prompt_only = 0 in (body.max_tokens, body.max_completion_tokens)
         num_logprobs = num_of(body.top_logprobs or 0, model) if body.logprobs else None
         options = _output_options(body, model, num_logprobs=num_logprobs, is_prompt_only=is_prompt_only)
-        grammar = await self._held_answers.grammar_of(body, model)
         redactions = await self._steps.change_messages(body.messages, model.description)
         text = await self.chat_text(body, model)
+        grammar = await self._held_answers.grammar_of(body, model, text)
         await self._refuse_long(text, body, model, "messages")
         if has_parts:
             options = replace(options, answer_format=answer_format(body, model.description, text))

@@ -1,4 +1,4 @@
-"""Tools as a constraint: the JSON schema of what a model may write when it has to call one.
+"""Tools as a constraint: JSON schemas of what a model may write to call them.
 
 https://json-schema.org/draft/2020-12/json-schema-core
 """
@@ -22,23 +22,33 @@ def calls_schema(
     schema: dict[str, Any] = {
         "type": "array",
         "minItems": 1,
-        "items": {"anyOf": [_call_schema(name) for name in names]},
-        "$defs": {name: _moved(parameters[name], f"#/$defs/{name}") for name in names},
+        "items": {"anyOf": [_call_schema(name, "parameters") for name in names]},
+        "$defs": _definitions(parameters, names),
     }
     return schema if is_parallel and only is None else {**schema, "maxItems": 1}
 
 
-def _call_schema(name: str) -> dict[str, Any]:
+def call_schema(parameters: Mapping[str, Mapping[str, Any]], arguments_key: str) -> dict[str, Any]:
+    """Of one call, `{"name": ..., arguments_key: {...}}`."""
+    calls = [_call_schema(name, arguments_key) for name in parameters]
+    return {"anyOf": calls, "$defs": _definitions(parameters, list(parameters))}
+
+
+def _definitions(parameters: Mapping[str, Mapping[str, Any]], names: list[str]) -> dict[str, Any]:
+    return {name: moved_schema(parameters[name], f"#/$defs/{name}") for name in names}
+
+
+def _call_schema(name: str, arguments_key: str) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"name": {"const": name}, "parameters": {"$ref": f"#/$defs/{name}"}},
-        "required": ["name", "parameters"],
+        "properties": {"name": {"const": name}, arguments_key: {"$ref": f"#/$defs/{name}"}},
+        "required": ["name", arguments_key],
         "additionalProperties": False,
     }
 
 
-def _moved(schema: Any, place: str) -> Any:
-    """A schema that stood at the root, at another place. Without recursion: its depth is the client's."""
+def moved_schema(schema: Any, place: str) -> Any:
+    """A schema that stood at the root, as it is at another place. Without recursion: its depth is the client's."""
     root: list[Any] = [schema]
     waiting: list[tuple[Any, Any, bool]] = [(root, 0, False)]  # where it stands, and whether its keys are names
     while waiting:

@@ -53,6 +53,6 @@ class CallsSink:
         """A piece of the arguments of the call that has begun."""
         self._add(self.num_calls - 1, text)
 
-    def end(self) -> None:
-        """The call is whole."""
-        self.is_full = not self.tools.is_parallel
+    def end(self, *, is_cut: bool = False) -> None:
+        """Nothing more belongs to the call. is_cut: because the answer ends in it."""
+        self.is_full = not self.tools.is_parallel and not is_cut

@@ -79,9 +79,9 @@ def _read_call(reader: TextReader, sink: CallsSink) -> Reading[bool]:
 def _stream_arguments(reader: TextReader, sink: CallsSink, name: str) -> Reading[bool]:
     reader.take()
     sink.begin(name)
-    yield from reader.skip_value(sink.add)
+    is_whole = yield from reader.skip_value(sink.add)
     sink.add(reader.take())
-    sink.end()
+    sink.end(is_cut=not is_whole and reader.is_ended)
     yield from reader.skip_blanks()
     while (yield from reader.skip(",")):
         yield from reader.skip_blanks()

@@ -26,7 +26,7 @@ def read_mistral_calls(reader: TextReader, sink: CallsSink) -> Reading[None]:
         return None
     reader.take()
     sink.begin(name, call_id[:_MAX_NAME_CHARS])
-    yield from reader.skip_value(sink.add)
+    is_whole = yield from reader.skip_value(sink.add)
     sink.add(reader.take())
-    sink.end()
+    sink.end(is_cut=not is_whole and reader.is_ended)
     return None

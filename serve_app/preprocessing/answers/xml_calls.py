@@ -54,9 +54,10 @@ def _read_call(reader: TextReader, sink: CallsSink) -> Reading[bool]:
             return True  # it breaks off
         yield from reader.skip_blanks()
     sink.add("{}" if before == "{" else "}")
-    if not (yield from reader.skip(_FUNCTION_END)):
+    is_whole = yield from reader.skip(_FUNCTION_END)
+    if not is_whole:
         reader.position = 0
-    sink.end()
+    sink.end(is_cut=not is_whole and reader.is_ended)
     return True
 
 

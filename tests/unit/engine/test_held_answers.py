@@ -11,6 +11,7 @@ import jsonschema
 import openai
 import pytest
 import pytest_asyncio
+import tokenizers
 import torch
 from pydantic import BaseModel, Field
 
@@ -26,6 +27,7 @@ from tests.plain_driver import load_runner, run_in_process
 
 LIMITS = EngineLimits(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=512, block_size=4, num_blocks=512)
 NUM_CALLS = 10
+MARKS = ("<tool_call>", "</tool_call>")
 Word = Annotated[str, Field(max_length=4)]
 
 
@@ -50,6 +52,7 @@ async def client(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[httpx.AsyncClient]:
     core = byte_level_tokenizer() if request.param == "byte level" else byte_fallback_tokenizer()
+    core.add_tokens([tokenizers.AddedToken(mark, special=request.param == "byte level") for mark in MARKS])
     vocab_size, end = core.get_vocab_size(), core.get_vocab()[EOS]
     directory = make_checkpoint(
         "llama", tmp_path_factory.mktemp("model"), vocab_size=vocab_size, max_position_embeddings=512
@@ -167,3 +170,34 @@ async def test_a_model_that_has_to_call_calls_with_arguments_of_their_schema(
             jsonschema.validate(json.loads(call["arguments"]), PARAMETERS[call["name"]])
             called.add(call["name"])
     assert called == ({"move", "wait"} if choice == "required" else {"wait"})
+
+
+async def test_a_model_that_may_call_calls_strict_tools_with_arguments_of_their_schema(
+    client: httpx.AsyncClient,
+) -> None:
+    """What is said of the mark alone makes a random model call: it is drawn wherever the grammar lets it."""
+    http: Any = client
+    asking = openai.AsyncOpenAI(base_url="http://gateway/v1", api_key="none", http_client=http, max_retries=0)
+    mark = (await client.post("/tokenize", json={"prompt": MARKS[0], "add_special_tokens": False})).json()["tokens"]
+    num_calls, texts = 0, set()
+    for seed in range(NUM_CALLS):
+        try:  # a call that `max_tokens` cuts is told as such
+            answer = await asking.chat.completions.parse(
+                model="tiny",
+                messages=[{"role": "user", "content": "an animal"}],
+                tools=[openai.pydantic_function_tool(Animal)],
+                parallel_tool_calls=seed % 3 == 0,
+                logit_bias={str(mark[0]): 100 if seed % 3 else 3},
+                seed=seed,
+                temperature=1.0,
+                max_tokens=300,
+            )
+        except openai.LengthFinishReasonError:
+            continue
+        message = answer.choices[0].message
+        texts.add(message.content)
+        for call in message.tool_calls or []:
+            assert isinstance(call.function.parsed_arguments, Animal)
+            num_calls += 1
+    assert num_calls > NUM_CALLS / 3
+    assert len(texts) > 1  # some say something, too

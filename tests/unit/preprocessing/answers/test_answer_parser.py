@@ -267,6 +267,21 @@ def test_an_answer_that_may_have_one_call_ends_with_it(tool_format: str) -> None
         assert (taken.content, taken.calls) == ("", [ADD])
 
 
+@pytest.mark.parametrize(
+    ("tool_format", "text"),
+    [
+        ("hermes", '<tool_call>{"name": "add", "arguments": {"a": 1'),
+        ("mistral", '[TOOL_CALLS]add[ARGS]{"a": 1'),
+        ("qwen3_coder", "<tool_call><function=add><parameter=a>1</parameter>"),
+    ],
+)
+def test_a_call_that_breaks_off_is_not_all_that_was_wanted(tool_format: str, text: str) -> None:
+    parser = AnswerParser(AnswerFormat(TOOL_FORMATS[tool_format], OfferedTools(PARAMETERS, is_parallel=False)))
+    parser.feed(text)
+    parser.flush()
+    assert (parser.has_calls, parser.is_done) == (True, False)
+
+
 def test_a_call_of_mistrals_may_have_an_id_of_its_own() -> None:
     assert take(['[TOOL_CALLS]add[CALL_ID]abc123DEF[ARGS]{"a": 1}'], "mistral").ids == ["abc123DEF"]
 

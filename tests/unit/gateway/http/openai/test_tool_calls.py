@@ -159,7 +159,11 @@ async def test_an_answer_ends_with_its_only_call(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "finish_reason", "arguments"),
-    [({"max_tokens": 40}, "length", None), ({"stop": "Köln"}, "tool_calls", '{"city": "')],
+    [
+        ({"max_tokens": 40}, "length", None),
+        ({"max_tokens": 40, "parallel_tool_calls": False}, "length", None),
+        ({"stop": "Köln"}, "tool_calls", '{"city": "'),
+    ],
 )
 async def test_an_answer_may_end_in_a_call(
     client: httpx.AsyncClient, keys: dict[str, Any], finish_reason: str, arguments: str | None
@@ -245,7 +249,8 @@ def function(**keys: Any) -> dict[str, Any]:
         ({"tools": [{"type": "custom", "function": {"name": "f"}}]}, "tools[0].type"),
         ({"tools": [function(parameters=[])]}, "tools[0].function.parameters"),
         ({"tools": [function(parameters={"type": "array"})]}, "tools[0].function.parameters"),
-        ({"tools": [function(strict=True)]}, "tools[0].function.strict"),
+        ({"tools": [function(strict=True, parameters={"not": {}})]}, "tools"),
+        ({"tools": [function(strict=True)], "response_format": {"type": "json_object"}}, "tools"),
         ({"tools": [function(name=f"f{number}") for number in range(1025)]}, "tools"),
         ({"tools": [function()], "tool_choice": "required", "response_format": {"type": "json_object"}}, "tools"),
         ({"tools": [function(parameters={"$ref": "http://a/b"})], "tool_choice": "required"}, "tools"),
