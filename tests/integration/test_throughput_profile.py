@@ -1,10 +1,11 @@
-"""Serve's throughput mode with HAProxy in front: what `rayshard serve` runs on loopback."""
+"""Serve's throughput mode with HAProxy in front: what `rayshard serve` runs on loopback. Its processes are traced."""
 
 import re
 import socket
 from collections.abc import Iterator
 
 import grpc
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -18,6 +19,8 @@ from serve_app.protos import rayshard_pb2 as rayshard_pb
 from serve_app.protos import rayshard_pb2_grpc as rayshard_services
 from tests.integration.everything.conftest import LINEAR, SERVICES
 from tests.integration.serve_cluster import GATEWAY, ServeCluster, free_port, model_application
+from tests.otlp_collector import Collector, collecting
+from tests.spans import SAMPLED, SPAN_ID, TRACE_ID
 from tests.unit.models.test_torch_model import save
 from tests.user_modules import Sized
 
@@ -32,14 +35,21 @@ def port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[ServeCluster]:
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, port: int, collector: Collector) -> Iterator[ServeCluster]:
     directory = tmp_path_factory.mktemp("linear")
     torch.manual_seed(0)
     save(Sized(4, 2), directory)
     linear = {**LINEAR, "args": {**LINEAR["args"], "source": str(directory)}}
     gateway = {**GATEWAY, "args": {"queue_timeout_s": 120.0, "max_request_bytes": 64 * 2**20}}
     options = {"port": port, "grpc_servicer_functions": SERVICES}
-    running = ServeCluster([gateway, model_application("demo"), linear], options)
+    tracing = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
+    running = ServeCluster([gateway, model_application("demo"), linear], options, tracing)
     running.wait_until(running.is_healthy, 60, "health")
     yield running
     running.stop()
@@ -100,3 +110,22 @@ def is_open(host: str, port: int) -> bool:
     with socket.socket() as client:
         client.settimeout(5)
         return client.connect_ex((host, port)) == 0
+
+
+def test_a_clients_trace_reaches_from_its_call_to_the_steps_of_the_shards(
+    cluster: ServeCluster, collector: Collector
+) -> None:
+    body = {"model": "demo", "prompt": "date jan 8 2038 =", "temperature": 0, "max_tokens": 32}
+    assert httpx.post(f"{cluster.url}/v1/completions", json=body, timeout=60).status_code == 200  # nobody asks for it
+    assert httpx.post(f"{cluster.url}/v1/completions", json=body, headers=SAMPLED, timeout=60).status_code == 200
+    cluster.wait_until(lambda: any(one.span.name == "step" for one in collector.spans), 30, "the spans")
+    cluster.wait_until(lambda: any(one.span.name.startswith("POST") for one in collector.spans), 30, "the first span")
+    assert {one.span.trace_id.hex() for one in collector.spans} == {TRACE_ID}
+    by_id = {one.span.span_id: one for one in collector.spans}
+    step = next(one for one in collector.spans if one.span.name == "step")
+    above = [step]
+    while above[-1].span.parent_span_id in by_id:
+        above.append(by_id[above[-1].span.parent_span_id])
+    assert above[-1].span.parent_span_id.hex() == SPAN_ID
+    assert [one.span.name for one in above] == ["step", "generate demo", "text_completion demo", "POST /v1/completions"]
+    assert all(one.span.start_time_unix_nano <= step.span.start_time_unix_nano for one in above)
