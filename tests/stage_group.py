@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import torch
 
+from serve_app.engine.batch_engine import report_of
 from serve_app.engine.batch_loader import load_batch_stage
 from serve_app.engine.batch_runner import BatchRunner
 from serve_app.engine.plain_processes import HOST, PlainProcesses
 from serve_app.parallel.communicator import LoneCommunicator
-from serve_app.types.shards import BatchModelSettings, BatchShardSettings, ShardSpec
+from serve_app.types.shards import BatchModelSettings, BatchShardSettings, ShardReport, ShardSpec
 from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.types.tensors import Item
 from serve_app.wire.links import ControlServer
@@ -24,24 +25,30 @@ WHOLE = ShardSpec(0, 1, 0, 1, 0, 4)
 class StageGroup:
     """Runs steps one at a time."""
 
-    def __init__(self, settings: BatchModelSettings, shards: list[ShardSpec], pool: PlainProcesses) -> None:
+    def __init__(self, settings: BatchModelSettings, shards: list[ShardSpec], pool: PlainProcesses | None) -> None:
         self._num_shards = len(shards)
-        self._pool = pool
         self._num_steps = 0
         self._runner: BatchRunner | None = None
         if self._num_shards == 1:
             settings = replace(settings, shard=shards[0])
             lone = LoneCommunicator()
-            self._runner = BatchRunner([load_batch_stage(settings, lone, CPU)], shards[0], lone, CPU)
+            stage = load_batch_stage(settings, lone, CPU)
+            self._runner = BatchRunner([stage], shards[0], lone, CPU)
+            self.reports = [ShardReport(0, 0, 0.0, [report_of(settings.name, stage)])]
             return
+        assert pool is not None
         self.reports = pool.load(BatchShardSettings(shards[0], [settings], "cpu", 1), shards)
+        self._pool = pool
         self._events = asyncio.Runner()
         self._control = self._events.run(self._listen())
         pool.run(self._num_shards, self._control.address)
 
     def run(self, inputs: Item) -> BatchStepOutput:
         """Run one step on all shards."""
-        step = BatchStep(self._num_steps, 0, inputs)
+        return self.run_step(BatchStep(self._num_steps, 0, inputs))
+
+    def run_step(self, step: BatchStep) -> BatchStepOutput:
+        """Run this step on all shards."""
         self._num_steps += 1
         if self._runner is not None:
             output = self._runner.run(step)
@@ -83,6 +90,11 @@ def stage_group(settings: BatchModelSettings, shards: list[ShardSpec], pool: Pla
         yield group
     finally:
         group.close()
+
+
+def lone_group(settings: BatchModelSettings) -> StageGroup:
+    """A model on one shard, which needs no end."""
+    return StageGroup(settings, stages(1), None)
 
 
 def settings_of(source_dir: str, **changes: object) -> BatchModelSettings:

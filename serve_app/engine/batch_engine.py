@@ -27,7 +27,7 @@ class BatchEngine:
         settings = self._settings
         stages = [load_batch_stage(model, communicator, self._device) for model in settings.models]
         self._runner = BatchRunner(stages, settings.shard, communicator, self._device)
-        reports = [_report(model.name, stage) for model, stage in zip(settings.models, stages, strict=True)]
+        reports = [report_of(model.name, stage) for model, stage in zip(settings.models, stages, strict=True)]
         kernels = dict.fromkeys(stage.linear_kernel for stage in stages if stage.linear_kernel)
         num_bytes = sum(stage.parameter_bytes for stage in stages)
         return ShardReport(num_bytes, 0, 0.0, reports, linear_kernel=", ".join(kernels))
@@ -58,7 +58,8 @@ class BatchEngine:
         loop.run(BatchStep, self._runner, self._runner.busy)
 
 
-def _report(name: str, stage: BatchStage) -> BatchModelReport:
+def report_of(name: str, stage: BatchStage) -> BatchModelReport:
+    """What a loaded stage tells of its model."""
     return BatchModelReport(
         name, stage.parameter_bytes, stage.first_part, stage.end_part, dict(stage.inputs), dict(stage.outputs)
     )

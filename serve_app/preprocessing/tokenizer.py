@@ -8,6 +8,7 @@ import tokenizers
 
 from serve_app.errors import ConfigError
 from serve_app.preprocessing.detokenizer import ByteLevelDetokenizer, IncrementalDetokenizer, WindowDetokenizer
+from serve_app.preprocessing.text_spans import PlacedTokens, placed
 from serve_app.preprocessing.token_spellings import check_spellings, token_spellings
 from serve_app.preprocessing.token_table import TokenTable
 from serve_app.preprocessing.tokenizer_class import not_followed, remake, remake_ends
@@ -104,6 +105,22 @@ class Tokenizer:
         if keeps_end:
             num_prompt_tokens = max(0, num_prompt_tokens - num_cut)
         return TextEncoding(encoding.ids, encoding.type_ids, num_prompt_tokens)
+
+    def place_entry(self, text: str, pair: str | None = None, *, prompt: str = "") -> PlacedTokens:
+        """What encode_entry gives for a whole text or pair, and where each token comes from."""
+        parts = [self._core.encode(one, add_special_tokens=False) for one in (prompt + text, pair) if one is not None]
+        encoding = self._core.post_process(parts[0], parts[1] if pair is not None else None, add_special_tokens=True)
+        return placed(encoding, len(prompt), self._prompt_length(prompt) if prompt else 0)
+
+    def place(self, text: str, *, add_special_tokens: bool = True) -> PlacedTokens:
+        """What encode gives, and where each token comes from."""
+        tokens = placed(self._core.encode(text, add_special_tokens=add_special_tokens), 0, 0)
+        is_doubled = self.bos_token_id is not None and tokens.token_ids[:2] == [self.bos_token_id] * 2
+        return tokens.without_first() if add_special_tokens and is_doubled else tokens
+
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token by the name of its role, such as mask_token; None: there is none."""
+        return self._id_of(name)
 
     def shorten(self, text: str, max_tokens: int) -> str:
         """The text up to the end of so many of its tokens."""

@@ -5,12 +5,14 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from serve_app.errors import RequestError
+from serve_app.gateway.bodies.explain import Method, Output, Replacement
 from serve_app.gateway.bodies.inference import EmbedDtype, Endianness
 from serve_app.gateway.bodies.json_body import parse_json_object
 from serve_app.gateway.bodies.known_apis import CohereCut, CohereFormat, CohereInput, PoolingTask, Side
 from serve_app.gateway.bodies.neutral import drop_neutral
 from serve_app.gateway.bodies.openai import EncodingFormat, PartType, Role, TruncationSide
 from serve_app.gateway.bodies.structured import FormatType
+from serve_app.preprocessing.text_spans import Unit
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -28,6 +30,10 @@ _ENUMS = {
     "truncation_direction": get_args(Side),
     "raw_scores": ("false",),
     "task": get_args(PoolingTask),
+    "method": get_args(Method),
+    "unit": get_args(Unit),
+    "replacement": get_args(Replacement),
+    "output": get_args(Output),
 }
 _MISSING = "Object missing required field `"
 

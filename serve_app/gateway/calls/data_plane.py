@@ -6,6 +6,9 @@ from serve_app.backend.protocol import ModelBackend
 from serve_app.backend.text_models import TextModels
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.api_keys import ApiKeys
+from serve_app.gateway.calls.explain import ExplainCalls
+from serve_app.gateway.calls.explain_answers import AnswerExplanations
+from serve_app.gateway.calls.explain_labels import LabelExplanations
 from serve_app.gateway.calls.graph_calls import GraphCalls
 from serve_app.gateway.calls.held_answers import HeldAnswers
 from serve_app.gateway.calls.inference import InferenceService
@@ -55,6 +58,11 @@ class DataPlane:
         self.infer_streams = OpenStreams(max_of_caller=256, max_in_all=2048)
         self.inference_counts = InferenceCounts()
         self.calls = ModelCalls(service, self.models, GraphCalls(backend, config.queue_timeout_s))
+        self.explanations = ExplainCalls(
+            self.models,
+            LabelExplanations(service, self.pool),
+            AnswerExplanations(backend, self.pool, config.queue_timeout_s),
+        )
         self.known_calls = KnownApiCalls(self.calls, self.models)
 
     @property

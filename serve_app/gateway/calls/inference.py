@@ -71,6 +71,19 @@ class InferenceService:
             return outputs[0]
         return (await self._models.answers(call, model, outputs)).json[0]
 
+    async def run_encodings(
+        self, model: ServedModel, encodings: list[TextEncoding], asked_priority: int | None = None
+    ) -> Outputs:
+        """The model's output for each of some checked inputs, in order."""
+        items, num_tokens = await self._run_encodings(self._call(asked_priority), model.description, encodings)
+        return Outputs(output_rows(model.description, items), num_tokens)
+
+    async def preprocessed(self, model: ServedModel, entry: TextEntry, asked_priority: int | None = None) -> TextEntry:
+        """The entry with what the model's steps make of its texts. Raises RequestError."""
+        if not model.description.has_preprocessing:
+            return entry
+        return (await self._preprocess(self._call(asked_priority), model.description, [entry]))[0]
+
     async def shortened(self, model: ServedModel, texts: list[str], max_tokens: int) -> list[str]:
         """The texts, each no longer than so many tokens."""
         return await self._models.shortened(model.tokenizer, texts, max_tokens)
@@ -98,10 +111,15 @@ class InferenceService:
         encodings = await self._models.encode(description, model.tokenizer, entries, max_tokens)
         for entry, encoding in zip(entries, encodings, strict=True):
             _check(entry, encoding, description)
-        items = [text_item(encoding, description) for encoding in encodings]
+        return await self._run_encodings(call, description, encodings)
+
+    async def _run_encodings(
+        self, call: Call, model: ModelDescription, encodings: list[TextEncoding]
+    ) -> tuple[list[Item], int]:
+        items = [text_item(encoding, model) for encoding in encodings]
         num_tokens = sum(len(encoding.token_ids) for encoding in encodings)
         with reserved(num_tokens) as use:
-            outputs = await self._models.run_items(call, description, items)
+            outputs = await self._models.run_items(call, model, items)
             use.num_tokens = num_tokens
         note_run(num_tokens)
         return outputs, num_tokens

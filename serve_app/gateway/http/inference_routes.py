@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.convert import convert_body
+from serve_app.gateway.bodies.explain import ExplainBody
 from serve_app.gateway.bodies.inference import (
     ClassifyBody,
     EmbeddingsBody,
@@ -77,6 +78,7 @@ def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
         "/v1/classify": of_chat(ClassifyBody, calls.classify),
         "/v1/score": of(ScoreBody, calls.score),
         "/v1/rerank": rerank_any,
+        "/v1/explain": of(ExplainBody, plane.explanations.explain),
         "/v1/preprocess": of(PreprocessBody, calls.preprocess),
         "/predict": of(PredictBody, calls.predict),
         "/embed": of(TeiEmbedBody, known.tei_embed),

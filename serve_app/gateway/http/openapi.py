@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from serve_app.gateway.bodies.explain import ExplainBody, ExplanationAnswer
 from serve_app.gateway.bodies.inference import (
     ClassificationList,
     ClassifyBody,
@@ -201,6 +202,8 @@ def _inference_operations() -> list[Operation]:
         Operation("POST", "/v1/rerank", "inference",
                   "Documents by their relevance; in text-embeddings-inference's shape where they are called texts",
                   {_JSON: Ranking}, {_JSON: RerankBody}),
+        Operation("POST", "/v1/explain", "inference", "Which words of a text a model's answer hangs on",
+                  {_JSON: ExplanationAnswer}, {_JSON: ExplainBody}),
         Operation("POST", "/v1/preprocess", "inference", "What a model's steps make of texts",
                   {_JSON: PreprocessedList}, {_JSON: PreprocessBody}),
         Operation("POST", "/predict", "inference",

@@ -1,0 +1,99 @@
+"""Explanations: a model's answer by the words that it hangs on, and another model's beside it."""
+
+from serve_app.errors import RequestError
+from serve_app.gateway.bodies.explain import ExplainBody, ExplanationAnswer, ModelExplanation
+from serve_app.gateway.bodies.inference import TokenUsage
+from serve_app.gateway.calls.compared_scores import compare
+from serve_app.gateway.calls.explain_answers import AnswerExplanations
+from serve_app.gateway.calls.explain_labels import LabelExplanations
+from serve_app.gateway.calls.explained import Explained
+from serve_app.gateway.calls.models import ServedModel, ServedModels
+from serve_app.types.models import ModelDescription
+
+_TASKS = ("generate", "classify", "score")
+_GENERATORS_ONLY = ("max_tokens",)
+_LABELS_ONLY = ("text_pair", "output", "steps")
+
+
+class ExplainCalls:
+    """One method: a checked body in, an answer out. Knows no carrier."""
+
+    def __init__(self, models: ServedModels, labels: LabelExplanations, answers: AnswerExplanations) -> None:
+        self._models = models
+        self._labels = labels
+        self._answers = answers
+
+    async def explain(self, body: ExplainBody) -> ExplanationAnswer:
+        """The explanation, and with `against` that of the other model and where they disagree. Raises RequestError."""
+        description = self._models.for_tasks(body.model, _TASKS)
+        other = None if body.against is None else self._other(body.against, description)
+        _check_fields(body, description)
+        first = await self._explain(body, await self._models.with_tokenizer(description), body.target)
+        if other is None:
+            usage = _usage([first])
+            return ExplanationAnswer(model=description.name, explanation=first.answer, usage=usage)
+        second = await self._explain(body, await self._models.with_tokenizer(other), first.answer.target)
+        _check_texts(first.answer, second.answer)
+        return ExplanationAnswer(
+            model=description.name,
+            explanation=first.answer,
+            against=second.answer,
+            comparison=compare(first.answer, second.answer, body.top_n),
+            usage=_usage([first, second]),
+        )
+
+    async def _explain(self, body: ExplainBody, model: ServedModel, target: str | int | None) -> Explained:
+        _check_method(body, model.description)
+        if model.description.task == "generate":
+            if isinstance(target, int):
+                message = f"target={target} is an index, and model={model.description.name} generates; send a text"
+                raise RequestError(message, field="target")
+            return await self._answers.by_occlusion(body, model, target)
+        return await self._labels.by_occlusion(body, model, target)
+
+    def _other(self, name: str, first: ModelDescription) -> ModelDescription:
+        described = self._models.describe(name)
+        if (described.task == "generate") != (first.task == "generate") or described.task not in _TASKS:
+            raise RequestError(
+                f"against={name[:100]} serves {described.task} and model={first.name} {first.task}; compare models of "
+                "one kind",
+                field="against",
+            )
+        return described
+
+
+def _check_fields(body: ExplainBody, model: ModelDescription) -> None:
+    is_generator = model.task == "generate"
+    for name in _LABELS_ONLY if is_generator else _GENERATORS_ONLY:
+        if getattr(body, name) is not None:
+            kind = "classifiers and cross-encoders" if is_generator else "models that generate"
+            raise RequestError(f"{name} is for {kind}, and model={model.name} serves {model.task}", field=name)
+    if body.top_n is not None and body.against is None:
+        raise RequestError("top_n counts differences to another model; send it with against", field="top_n")
+
+
+def _check_method(body: ExplainBody, model: ModelDescription) -> None:
+    if body.method == "integrated_gradients":
+        raise RequestError(
+            f"method=integrated_gradients: model={model.name} gives no gradients; send auto or occlusion",
+            field="method",
+        )
+    if body.steps is not None:
+        raise RequestError(
+            "steps is for integrated_gradients, and the method is occlusion; leave it out", field="steps"
+        )
+
+
+def _check_texts(first: ModelExplanation, second: ModelExplanation) -> None:
+    if (first.text, first.text_pair) != (second.text, second.text_pair):
+        raise RequestError(
+            f"against={second.model}: its steps make another text of input than those of model={first.model}, so their "
+            "words cannot be compared; explain each by itself",
+            field="against",
+        )
+
+
+def _usage(explained: list[Explained]) -> TokenUsage:
+    read = sum(one.num_prompt_tokens for one in explained)
+    written = sum(one.num_output_tokens for one in explained)
+    return TokenUsage(read, read + written, written)
