@@ -13,6 +13,7 @@ from serve_app.deployments.shard import ShardActor
 from serve_app.deployments.shard_actors import ShardProcess
 from serve_app.deployments.standby_shards import ShardProcesses
 from serve_app.errors import UnavailableError
+from serve_app.planning.reservations import bundle_of
 from serve_app.types.shards import (
     LEAVE_S,
     EngineLimits,
@@ -30,10 +31,10 @@ class RayShardGroups:
     """Makes the groups of one Router, which share its placement group and the processes that wait there."""
 
     def __init__(self, work: CopyWork, own_node: str, shard_actor: Any = ShardActor) -> None:
-        device = work.config.device
+        device, parallel = work.config.device, work.config.parallel
         self._own_node = own_node
         self._processes = ShardProcesses(
-            lambda bundle: ShardProcess(shard_actor, device, bundle, own_node),
+            lambda place: ShardProcess(shard_actor, device, place, bundle_of(place, parallel), own_node),
             work.engine_kind,
             len(work.shards),
             work.config.standby_shards,
@@ -146,7 +147,7 @@ class RayShardGroup:
         members = [self._members[index] for index in range(len(self._shards))]
         nodes = [location.node for location in await _first_failure([member.locate() for member in members])]
         tensor = self._config.parallel.tensor
-        if are_all_new and self._config.parallel.accelerator_types is None:  # else each bundle is its shard's
+        if are_all_new and self._config.parallel.accelerator_types is None:  # else each place is its shard's
             seats = seat_shards(nodes, tensor)
             self._members = {index: members[seat] for index, seat in enumerate(seats)}
             nodes = [nodes[seat] for seat in seats]

@@ -24,10 +24,10 @@ from serve_app.wire.links import ControlAddress
 class ShardProcess:
     """An actor in a bundle of the Router's placement group, made for a shard or waiting for one."""
 
-    def __init__(self, shard_actor: Any, device: DeviceConfig, bundle: int, own_node: str) -> None:
+    def __init__(self, shard_actor: Any, device: DeviceConfig, place: int, bundle: int, own_node: str) -> None:
         group = get_current_placement_group()
         assert group is not None, "a Router replica has a placement group"
-        self.bundle = bundle
+        self.place = place
         self.actor = shard_actor.options(
             num_cpus=device.cpus_per_shard,
             num_gpus=device.gpus_per_shard if device.type == "cuda" else 0,

@@ -15,7 +15,7 @@ _ANSWER_S = 2.0  # one that has imported everything and takes longer is not well
 class Process(Protocol):
     """A process that can hold a shard."""
 
-    bundle: int  # of the placement group
+    place: int  # of the copy's, which a process has alone
 
     async def prepare(self, kind: EngineKind) -> None:
         """Import what a shard of that kind runs."""
@@ -34,13 +34,13 @@ ProcessT = TypeVar("ProcessT", bound=Process)
 
 
 class ShardProcesses(Generic[ProcessT]):
-    """Gives processes to shards: one that waits if there is one, else a new one in a bundle that is free.
+    """Gives processes to shards: one that waits if there is one, else a new one in a place that is free.
 
-    Bundle 0 is the Router's own. One that waits has imported everything and loaded nothing: it can become any shard.
+    Place 0 is the Router's own. One that waits has imported everything and loaded nothing: it can become any shard.
     """
 
     def __init__(self, start: Callable[[int], ProcessT], kind: EngineKind, num_shards: int, num_standby: int) -> None:
-        """start: starts a process in the bundle of that number."""
+        """start: starts a process in the place of that number."""
         self._start_in = start
         self._kind = kind
         self._free = list(range(1, 1 + num_shards + num_standby))
@@ -49,7 +49,7 @@ class ShardProcesses(Generic[ProcessT]):
         self._imports: set[asyncio.Task[None]] = set()  # that have not ended
 
     async def take(self, shard: int) -> ProcessT:
-        """A process for a shard, by its index; a new one is in the shard's own bundle, unless that is in use."""
+        """A process for a shard, by its index; a new one is in the shard's own place, unless that is in use."""
         while self._waiting:
             process, prepared = self._waiting.pop(0)
             if await _is_well(process, prepared):
@@ -61,7 +61,7 @@ class ShardProcesses(Generic[ProcessT]):
     def end(self, process: ProcessT) -> None:
         """End a process that was taken."""
         process.kill()
-        self._free.append(process.bundle)
+        self._free.append(process.place)
 
     def stand_by(self) -> None:
         """Start those that are to wait, in the background."""
@@ -72,13 +72,13 @@ class ShardProcesses(Generic[ProcessT]):
             prepared.add_done_callback(self._note_end)
             self._waiting.append((process, prepared))
 
-    def _start(self, bundle: int) -> ProcessT:
-        self._free.remove(bundle)
-        return self._start_in(bundle)
+    def _start(self, place: int) -> ProcessT:
+        self._free.remove(place)
+        return self._start_in(place)
 
     async def _prepare(self, process: ProcessT) -> None:
         await process.prepare(self._kind)
-        logger.info("standby shard ready bundle=%d engine=%s", process.bundle, self._kind)
+        logger.info("standby shard ready place=%d engine=%s", process.place, self._kind)
 
     def _note_end(self, prepared: asyncio.Task[None]) -> None:
         self._imports.discard(prepared)
@@ -93,6 +93,6 @@ async def _is_well(process: Process, prepared: "asyncio.Task[None]") -> bool:
     done, _late = await asyncio.wait([answer], timeout=_ANSWER_S)
     if done and answer.exception() is None:
         return True
-    logger.warning("standby shard lost bundle=%d reason=%s", process.bundle, answer.exception() if done else "silence")
+    logger.warning("standby shard lost place=%d reason=%s", process.place, answer.exception() if done else "silence")
     answer.cancel()
     return False

@@ -72,7 +72,7 @@ def _cpu_group(demands: list[ModelDemand], replicas: Copies) -> WorkerGroup:
     at_most = sum(one.copies.most * one.num_shards * one.shard_bytes for one in demands)
     shared = OBJECT_STORE_BYTES + _SHARED_BYTES * min(num_cores, most_shards)
     beside = _RAY_BYTES + shared + _REPLICA_BYTES * min(replicas.most, math.floor(_CORES_BESIDE / CPUS_PER_REPLICA))
-    pods = pods_for([Share(one.copies, (float(one.num_threads),) * one.num_shards) for one in demands], cores, least=1)
+    pods = pods_for([Share(one.copies, _stages_in_cores(one)) for one in demands], cores, least=1)
     memory = _rounded(min(_fullest(demands, num_cores), at_most) + beside)
     return WorkerGroup("cpu", num_cores, num_cores, 0, memory, shared, pods.copies, pods.num_answering, None)
 
@@ -126,6 +126,12 @@ def _default_gpus(demands: list[ModelDemand], profile: DeviceProfile) -> int:
         return wanted
     tensor = max(one.config.parallel.tensor for one in demands)
     return max(tensor, profile.devices_per_node // tensor * tensor)
+
+
+def _stages_in_cores(demand: ModelDemand) -> tuple[float, ...]:
+    """Cores of each stage of a copy, whose ranks stay together, and of each process that stands by."""
+    parallel, threads = demand.config.parallel, float(demand.num_threads)
+    return (threads * parallel.tensor,) * parallel.pipeline + (threads,) * demand.config.standby_shards
 
 
 def _tensor_groups(demand: ModelDemand) -> tuple[float, ...]:

@@ -122,15 +122,16 @@ def cluster_problems(cluster: Cluster, plans: Sequence[ModelPlan | BatchPlan]) -
     for plan in sorted(plans, key=lambda one: -one.config.device.gpus_per_shard):
         if plan.config.device.type == "cuda" and plan.bundles:
             parallel = plan.config.parallel
-            stages = [index // parallel.tensor for index in range(parallel.num_shards)]
-            wanted = plan.num_replicas * len(stages)
+            stages = range(parallel.pipeline)
+            wanted = plan.num_replicas * parallel.num_shards
             placed = sum(_place(free, plan, stage) for _ in range(plan.num_replicas) for stage in stages)
-            if placed < wanted:
+            if placed * parallel.tensor < wanted:
                 names = dict.fromkeys(plan.device_of(stage).name for stage in stages)
+                together = f" (the {parallel.tensor} of a stage on one node)" if parallel.tensor > 1 else ""
                 problems.append(
-                    f"{plan.config.name}: {plan.num_replicas} x {len(stages)} shards need {wanted} devices of "
-                    f"{' and '.join(names)}, and the cluster has room for {placed}; lower num_replicas or parallel, or "
-                    "add nodes"
+                    f"{plan.config.name}: {plan.num_replicas} x {parallel.num_shards} shards need {wanted} devices of "
+                    f"{' and '.join(names)}{together}, and the cluster has room for {placed * parallel.tensor}; lower "
+                    "num_replicas or parallel, or add nodes"
                 )
     return problems
 
@@ -143,13 +144,14 @@ class _Free:
 
 
 def _place(free: list[_Free], plan: ModelPlan | BatchPlan, stage: int) -> bool:
-    """Whether a shard of a stage finds room; what it takes is taken."""
-    device = plan.config.device
+    """Whether the shards of a stage find room on one node; what they take is taken."""
+    device, num_ranks = plan.config.device, plan.config.parallel.tensor
+    devices, cpus = num_ranks * device.gpus_per_shard, num_ranks * device.cpus_per_shard
     is_any = device.accelerator_type is None and plan.config.parallel.accelerator_types is None
     for one in free:
         is_right = is_any or one.node.device == plan.device_of(stage).name
-        if is_right and one.devices >= device.gpus_per_shard and one.cpus >= device.cpus_per_shard:
-            one.devices -= device.gpus_per_shard
-            one.cpus -= device.cpus_per_shard
+        if is_right and one.devices >= devices and one.cpus >= cpus:
+            one.devices -= devices
+            one.cpus -= cpus
             return True
     return False

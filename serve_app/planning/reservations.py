@@ -50,18 +50,26 @@ def reserved_cpus(models: Sequence[ModelApplication], graphs: Sequence[GraphAppl
 
 
 def copy_bundles(device: DeviceConfig, parallel: ParallelConfig, num_standby: int = 0) -> list[dict[str, float]]:
-    """What the placement group of one copy reserves: the Router's bundle, one for each shard, those that stand by."""
-    kinds = [device.accelerator_type] * parallel.num_shards
-    if parallel.accelerator_types is not None:
-        kinds = [kind for kind in parallel.accelerator_types for _ in range(parallel.tensor)]
-    shards = [_shard_bundle(device, kind) for kind in kinds]
-    return [{"CPU": CPUS_PER_REPLICA}, *shards, *([_shard_bundle(device, device.accelerator_type)] * num_standby)]
+    """What the placement group of one copy reserves: the Router's bundle, one for each stage, those that stand by.
+
+    A bundle is on one node: the ranks of a stage exchange sums in every layer, stages hidden states once a step.
+    """
+    kinds: Sequence[str | None] = parallel.accelerator_types or [device.accelerator_type] * parallel.pipeline
+    stages = [_shard_bundle(device, kind, parallel.tensor) for kind in kinds]
+    return [{"CPU": CPUS_PER_REPLICA}, *stages, *([_shard_bundle(device, device.accelerator_type)] * num_standby)]
 
 
-def _shard_bundle(device: DeviceConfig, accelerator_type: str | None) -> dict[str, float]:
-    bundle = {"CPU": device.cpus_per_shard}
+def bundle_of(place: int, parallel: ParallelConfig) -> int:
+    """The bundle of a process of a copy: places are the Router's (0), the shards' and those of what stands by."""
+    if place > parallel.num_shards:
+        return place - parallel.num_shards + parallel.pipeline
+    return -(-place // parallel.tensor)
+
+
+def _shard_bundle(device: DeviceConfig, accelerator_type: str | None, num_shards: int = 1) -> dict[str, float]:
+    bundle = {"CPU": round(device.cpus_per_shard, 4) * num_shards}
     if device.type == "cuda":
-        bundle["GPU"] = device.gpus_per_shard
+        bundle["GPU"] = device.gpus_per_shard * num_shards
         if accelerator_type is not None:
             bundle[f"accelerator_type:{accelerator_type}"] = 0.001
     return bundle

@@ -33,9 +33,9 @@ def test_serve_refuses_args_that_our_models_refuse(builder: Any, args: dict[str,
         call_user_app_builder_with_args_if_necessary(builder, args)
 
 
-def test_a_model_reserves_one_bundle_for_each_shard_beside_its_router() -> None:
+def test_a_model_reserves_one_bundle_for_each_stage_beside_its_router() -> None:
     options = deployment_options({**MODEL, "parallel": {"pipeline": 2, "tensor": 2}})
-    assert options["placement_group_bundles"] == [{"CPU": 0.05}, *[{"CPU": 0.1}] * 4]
+    assert options["placement_group_bundles"] == [{"CPU": 0.05}, *[{"CPU": 0.2}] * 2]
     assert sum(bundle["CPU"] for bundle in options["placement_group_bundles"]) < 2
 
 
@@ -47,8 +47,8 @@ def test_a_process_that_stands_by_has_a_bundle_as_a_shard_has() -> None:
 def test_shards_on_gpus_reserve_them() -> None:
     device = {"type": "cuda", "gpus_per_shard": 1.0, "accelerator_type": "H100"}
     options = deployment_options({**MODEL, "device": device, "parallel": {"pipeline": 1, "tensor": 2}})
-    shard = {"CPU": 0.1, "GPU": 1.0, "accelerator_type:H100": 0.001}
-    assert options["placement_group_bundles"] == [{"CPU": 0.05}, shard, shard]
+    stage = {"CPU": 0.2, "GPU": 2.0, "accelerator_type:H100": 0.001}
+    assert options["placement_group_bundles"] == [{"CPU": 0.05}, stage], "its ranks are on one node"
 
 
 def test_a_router_gets_more_calls_than_it_may_run_and_queue_so_that_it_refuses_them_itself() -> None:

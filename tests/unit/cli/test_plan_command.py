@@ -69,7 +69,7 @@ def test_a_model_that_fits_is_shown_shard_by_shard(tmp_path: Path, capsys: pytes
     assert "64 sequences of 8192 tokens at once (max_num_seqs=64)" in lines[6]
     assert lines[7].startswith("predicted at 1024 tokens of context: prefill ")
     assert lines[8] == (
-        "reserved: 1 replica x 5 bundles (1 of 0.05 CPU, 4 of 0.1 CPU + 1 GPU + 0.001 accelerator_type:H100)"
+        "reserved: 1 replica x 3 bundles (1 of 0.05 CPU, 2 of 0.2 CPU + 2 GPU + 0.001 accelerator_type:H100)"
     )
 
 

@@ -42,8 +42,8 @@ class FakeMethod:
 class FakeProcess:
     """A shard's process whose run a test ends as it likes."""
 
-    def __init__(self, bundle: int, node: str) -> None:
-        self.bundle = bundle
+    def __init__(self, place: int, node: str) -> None:
+        self.place = place
         self.node = node
         self.calls: list[str] = []
         self.actor = self
@@ -59,7 +59,7 @@ class FakeProcess:
 
     async def locate(self) -> ShardLocation:
         """Where the test has put it."""
-        return ShardLocation(self.node, self.bundle)
+        return ShardLocation(self.node, self.place)
 
     def run(self, _address: ControlAddress) -> asyncio.Future[None]:
         """Until the test ends it."""
@@ -92,8 +92,8 @@ class Group:
         processes: Any = ShardProcesses(self._start, "generation", len(nodes), 0)
         self.group = RayShardGroup(GenerationWork(plan, lambda _outputs: None), "here", processes)
 
-    def _start(self, bundle: int) -> FakeProcess:
-        self.started.append(FakeProcess(bundle, self._nodes[bundle - 1]))
+    def _start(self, place: int) -> FakeProcess:
+        self.started.append(FakeProcess(place, self._nodes[place - 1]))
         return self.started[-1]
 
 
@@ -119,7 +119,7 @@ async def test_one_that_is_lost_is_replaced_and_the_others_are_not_made_again(ru
     assert [process.is_killed for process in running.started] == [False, True, False]
     await running.group.start()
     replacement = running.started[3]
-    assert replacement.bundle == lost.bundle
+    assert replacement.place == lost.place
     assert replacement.calls == ["create", "load"]
     assert first.calls == ["create", "open_store", "load", "leave", "move", "open_store", "load"]
     assert last.calls == ["create", "load", "leave", "move", "load"]

@@ -12,9 +12,9 @@ from serve_app.types.shards import EngineKind
 
 @dataclass(eq=False)
 class FakeProcess:
-    """A process in a bundle."""
+    """A process in a place."""
 
-    bundle: int
+    place: int
     is_prepared: asyncio.Event = field(default_factory=asyncio.Event)
     failure: Exception | None = None  # of its imports, and later of its answers
     is_stopped: bool = False
@@ -56,15 +56,15 @@ class Machine:
     @property
     def living(self) -> list[int]:
         """Bundles that are taken."""
-        return sorted(process.bundle for process in self.started if not process.is_killed)
+        return sorted(process.place for process in self.started if not process.is_killed)
 
-    def _start(self, bundle: int) -> FakeProcess:
-        assert bundle not in self.living, "a bundle holds one process"
-        self.started.append(FakeProcess(bundle))
+    def _start(self, place: int) -> FakeProcess:
+        assert place not in self.living, "a place holds one process"
+        self.started.append(FakeProcess(place))
         return self.started[-1]
 
 
-async def test_one_that_waits_takes_the_place_of_one_that_is_lost_and_another_waits_in_its_bundle() -> None:
+async def test_one_that_waits_takes_the_place_of_one_that_is_lost_and_another_waits_in_its_place() -> None:
     machine = Machine()
     shards = [await machine.processes.take(index) for index in range(2)]
     assert machine.living == [1, 2], "nothing waits before the copy is ready"
@@ -72,10 +72,10 @@ async def test_one_that_waits_takes_the_place_of_one_that_is_lost_and_another_wa
     await machine.prepare_all()
     machine.processes.end(shards[0])
     taken = await machine.processes.take(0)
-    assert (taken.bundle, len(machine.started)) == (3, 3)
+    assert (taken.place, len(machine.started)) == (3, 3)
     machine.processes.stand_by()
     assert machine.living == [1, 2, 3]
-    assert machine.started[-1].bundle == 1
+    assert machine.started[-1].place == 1
 
 
 async def test_without_one_that_waits_a_new_one_is_started() -> None:
@@ -83,7 +83,7 @@ async def test_without_one_that_waits_a_new_one_is_started() -> None:
     shards = [await machine.processes.take(index) for index in range(2)]
     machine.processes.stand_by()
     machine.processes.end(shards[1])
-    assert (await machine.processes.take(1)).bundle == 2
+    assert (await machine.processes.take(1)).place == 2
     assert len(machine.started) == 3
 
 
@@ -93,7 +93,7 @@ async def test_one_that_imports_still_is_taken_as_it_is() -> None:
     machine.processes.stand_by()
     machine.processes.end(lost)
     taken = await machine.processes.take(0)
-    assert (taken.bundle, len(machine.started)) == (2, 2)
+    assert (taken.place, len(machine.started)) == (2, 2)
     await machine.prepare_all()
 
 
@@ -114,7 +114,7 @@ async def test_one_that_is_not_well_is_ended_and_a_new_one_started(ill: str, mon
     taken = await machine.processes.take(0)
     assert waiting.is_killed
     assert taken is machine.started[-1]
-    assert machine.living == [taken.bundle]
+    assert machine.living == [taken.place]
 
 
 async def test_as_many_wait_as_are_asked_for() -> None:
@@ -127,10 +127,10 @@ async def test_as_many_wait_as_are_asked_for() -> None:
     await machine.prepare_all()
 
 
-async def test_a_shard_comes_back_in_its_own_bundle_which_may_be_on_another_kind_of_gpu() -> None:
+async def test_a_shard_comes_back_in_its_own_place_which_may_be_on_another_kind_of_gpu() -> None:
     machine = Machine(num_shards=3, num_standby=0)
     shards = [await machine.processes.take(index) for index in range(3)]
-    assert [shard.bundle for shard in shards] == [1, 2, 3]
+    assert [shard.place for shard in shards] == [1, 2, 3]
     for index in (2, 0):
         machine.processes.end(shards[index])
-    assert [(await machine.processes.take(index)).bundle for index in (0, 2)] == [1, 3]
+    assert [(await machine.processes.take(index)).place for index in (0, 2)] == [1, 3]

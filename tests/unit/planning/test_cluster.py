@@ -31,8 +31,17 @@ def test_copies_find_room_on_as_many_devices_as_there_are(tmp_path: Path, capsys
     assert "on h100 with 79.2 GiB each" in capsys.readouterr().out
     assert main(write(tmp_path, NODES, args, num_replicas=5)) == 1
     assert capsys.readouterr().err.endswith(
-        "nodes.yaml: chat: 5 x 2 shards need 10 devices of h100, and the cluster has room for 8; lower num_replicas or "
-        "parallel, or add nodes\n"
+        "nodes.yaml: chat: 5 x 2 shards need 10 devices of h100 (the 2 of a stage on one node), and the cluster has "
+        "room for 8; lower num_replicas or parallel, or add nodes\n"
+    )
+
+
+def test_a_stage_does_not_straddle_nodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = "nodes:\n  - {count: 2, device: h100, devices: 3, cpus: 64, memory: 1TB}\n"
+    args = "device: {type: cuda}, parallel: {tensor: 2}"
+    assert main(write(tmp_path, nodes, args, num_replicas=3)) == 1  # six devices, of which two pairs are on one node
+    assert "need 6 devices of h100 (the 2 of a stage on one node), and the cluster has room for 4" in (
+        capsys.readouterr().err
     )
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from serve_app.config.engine import DeviceConfig, ParallelConfig
 from serve_app.config.graph import GraphConfig
 from serve_app.config.model import ModelConfig
 from serve_app.planning.machine import Machine
-from serve_app.planning.reservations import cpu_engines, machine_problems, reserved_cpus
+from serve_app.planning.reservations import bundle_of, copy_bundles, cpu_engines, machine_problems, reserved_cpus
 from serve_app.planning.serve_file import GraphApplication, ModelApplication
 from serve_app.planning.serve_options import DeploymentOptions
 
@@ -37,6 +38,14 @@ def test_reserved_cpus_are_those_of_the_deployments() -> None:
     standing_by = model("n", num_replicas=2, parallel={"pipeline": 2}, standby_shards=1)
     assert reserved_cpus([standing_by], []) == pytest.approx(0.05 + 2 * (0.05 + 3 * 0.1))
     assert reserved_cpus([one], graphs) == pytest.approx(0.05 + 3 * (0.05 + 0.1) + 0.05 + 0.05)
+
+
+def test_the_processes_of_a_copy_have_room_in_their_bundles() -> None:
+    device, parallel = DeviceConfig(cpus_per_shard=0.3), ParallelConfig(pipeline=2, tensor=3)
+    bundles = copy_bundles(device, parallel, num_standby=2)
+    places = [bundle_of(place, parallel) for place in range(1 + parallel.num_shards + 2)]
+    assert places == [0, 1, 1, 1, 2, 2, 2, 3, 4]
+    assert [bundle["CPU"] for bundle in bundles] == pytest.approx([0.05, 0.9, 0.9, 0.3, 0.3])
 
 
 def test_a_model_that_may_sleep_begins_with_one_copy() -> None:
