@@ -40,13 +40,16 @@ class FakeControl:
     listed: dict[str, RunningApplication] = field(default_factory=dict)  # what Serve says, whatever replicas run
     registered: list[tuple[str, str]] = field(default_factory=list)
     held: list[tuple[str, str]] = field(default_factory=list)
+    rooms: dict[str, str] = field(default_factory=dict)  # by application, why a replica is not placed
+    is_repairing: bool = False  # as it was last asked
 
     def add(self, application: str, deployment: str, *services: Service) -> None:
         """Run replicas of a deployment."""
         self.replicas.setdefault((application, deployment), []).extend(services)
 
-    async def applications(self) -> dict[str, RunningApplication]:
+    async def applications(self, *, is_repairing: bool = False) -> dict[str, RunningApplication]:
         """See Control."""
+        self.is_repairing = is_repairing
         found: dict[str, list[str]] = {}
         for application, deployment in self.replicas:
             found.setdefault(application, []).append(deployment)
@@ -56,6 +59,7 @@ class FakeControl:
                 "",
                 tuple(deployments),
                 asleep=("Router",) if name in self.asleep else (),
+                room=self.rooms.get(name, ""),
             )
             for name, deployments in found.items()
         }

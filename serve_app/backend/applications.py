@@ -45,6 +45,7 @@ class Application:
     calls: dict[str, ReplicaCalls] = field(default_factory=dict)  # by deployment
     status: str = ""
     message: str = ""
+    room: str = ""  # why a replica, or a part of one, is not placed; empty: all are
     descriptions: list[ModelDescription] = field(default_factory=list)
     described_s: float = 0.0  # when it had them first
     has_spoken: bool = False  # a copy has told its state
@@ -97,7 +98,9 @@ class Application:
 
     @property
     def reason(self) -> str:
-        """The end of what Serve says of it, where it quotes a traceback the error itself; "" when it says nothing."""
+        """Why it waits for room, else the end of what Serve says, of a traceback the error; "" when that is nothing."""
+        if self.room:
+            return self.room
         return _TRACEBACK_FRAME.split(self.message)[-1].strip()[-_MAX_REASON_CHARS:]
 
     def fresh_copies(self) -> list[CopyState]:
@@ -159,7 +162,11 @@ class Applications:
 
     async def discover(self) -> None:
         """Compare what Serve lists with what is known; register with replicas that are new or due."""
-        listed = {name: app for name, app in (await self._control.applications()).items() if app.status != "DELETING"}
+        is_repairing = any(
+            copy.state == "rebuilding" for one in self._applications.values() for copy in one.fresh_copies()
+        )
+        found = await self._control.applications(is_repairing=is_repairing)
+        listed = {name: app for name, app in found.items() if app.status != "DELETING"}
         for name, known in list(self._applications.items()):
             app = listed.get(name)
             if app is None or (app.deployments and self._main_of(app) != known.main):
@@ -231,6 +238,9 @@ class Applications:
     def _update(self, application: Application, app: RunningApplication) -> None:
         """Take over what Serve lists. Deployments that stay keep their calls; where it lists none, all stay."""
         application.status, application.message = app.status, app.message
+        if app.room != application.room:
+            application.room = app.room
+            logger.warning("application=%s %s", application.name, app.room or "has found room")
         if not app.deployments:
             return
         for name in (ROUTER_NAME, PREPROCESSOR_NAME, GRAPH_NAME):
@@ -310,7 +320,7 @@ def _why_ill(application: Application, fresh: list[CopyState]) -> str | None:
         return None
     details = [f"{state.state} ({state.detail})" for state in fresh]
     if details:
-        return ", ".join(details)
+        return ", ".join([*details, *([application.room] if application.room else [])])
     return f"no copy answers; application is {application.status} {application.reason}".strip()
 
 
@@ -324,7 +334,11 @@ def _note(application: Application) -> str | None:
         return f"{', '.join(application.labels)}: {state}"
     if application.status == "DEPLOY_FAILED" and _has_ready(application.fresh_copies()):
         return f"{application.name}: its last deploy failed, copies that are ready go on ({application.reason})"
-    return None
+    return (
+        f"{application.name}: {application.room}"
+        if application.room and _has_ready(application.fresh_copies())
+        else None
+    )
 
 
 def _has_ready(copies: list[CopyState]) -> bool:
@@ -332,4 +346,6 @@ def _has_ready(copies: list[CopyState]) -> bool:
 
 
 def _newcomer(application: Application) -> Newcomer:
+    if application.room:
+        return Newcomer("waiting", application.room)
     return Newcomer("failed" if application.status == "DEPLOY_FAILED" else "starting", application.reason)

@@ -16,6 +16,7 @@ class RunningApplication:
     deployments: tuple[str, ...]  # none while the first version is built, or when that has failed
     import_path: str = ""  # of its builder; empty where Serve does not say
     asleep: tuple[str, ...] = ()  # deployments of which Serve keeps no replica until somebody asks
+    room: str = ""  # why Ray has not placed a replica, or what one has lost, and the way out; empty: all are placed
 
 
 class Control(Protocol):
@@ -23,8 +24,11 @@ class Control(Protocol):
 
     node: str  # address of this process's node
 
-    async def applications(self) -> dict[str, RunningApplication]:
-        """All applications, by name, in the order in which they were deployed."""
+    async def applications(self, *, is_repairing: bool = False) -> dict[str, RunningApplication]:
+        """All applications, by name, in the order in which they were deployed.
+
+        is_repairing: whether a copy has lost a shard, and may wait for a node.
+        """
         ...
 
     async def num_nodes(self) -> int:

@@ -18,8 +18,8 @@ TakeChunk = Callable[[OutputChunk], bool]  # False: no more is wanted
 class Newcomer:
     """An application that has never run: its first deploy is under way, or has failed."""
 
-    state: Literal["starting", "failed"]
-    detail: str  # what Serve says of it
+    state: Literal["starting", "waiting", "failed"]  # waiting: Ray has no place for it
+    detail: str  # what Serve says of it, or why there is no place and the way out
 
 
 @dataclass(frozen=True, slots=True)

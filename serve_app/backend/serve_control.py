@@ -11,10 +11,12 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
-from ray.serve.schema import ApplicationDetails, ServeInstanceDetails
+from ray.serve.schema import ApplicationDetails
 from ray.util import get_node_ip_address
 
 from serve_app.backend.control import RunningApplication
+from serve_app.backend.placement import WaitingPlaces
+from serve_app.backend.ray_rooms import listed_applications, room_reasons
 from serve_app.checkpoints.sentence_modules import transformer_directory
 from serve_app.checkpoints.source import local_directory
 from serve_app.config.environment import read_environment
@@ -37,10 +39,13 @@ class ServeControl:
 
     def __init__(self) -> None:
         self.node = str(get_node_ip_address())
+        self._waiting = WaitingPlaces()
 
-    async def applications(self) -> dict[str, RunningApplication]:
+    async def applications(self, *, is_repairing: bool = False) -> dict[str, RunningApplication]:
         """See Control."""
-        return await asyncio.to_thread(_running_applications)
+        found, waiting = await asyncio.to_thread(_look, is_repairing=is_repairing)
+        told, self._waiting = self._waiting.take(waiting)
+        return {name: replace(application, room=told.get(name, "")) for name, application in found.items()}
 
     async def http_host(self) -> str | None:
         """The address that Serve's HTTP proxies listen on; None when Serve does not say."""
@@ -105,16 +110,18 @@ def running_application(app: ApplicationDetails, live: Iterable[str]) -> Running
     return RunningApplication(app.status.value, message, deployments, import_path, asleep)
 
 
-def _running_applications() -> dict[str, RunningApplication]:
+def _look(*, is_repairing: bool) -> tuple[dict[str, RunningApplication], dict[str, str]]:
+    """The applications, and of those with a replica that Ray has not placed, why."""
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
-        return {}
-    found = ServeInstanceDetails(**client.get_serve_details()).applications
+        return {}, {}
+    found = listed_applications(client)
     live: dict[str, list[str]] = {}
     if not all(app.deployments for app in found.values()):  # seldom, and Serve's status does not say
         for one in _live_deployments(client):
             live.setdefault(one.app_name, []).append(one.name)
-    return {name: running_application(app, live.get(name, ())) for name, app in found.items()}
+    running = {name: running_application(app, live.get(name, ())) for name, app in found.items()}
+    return running, room_reasons(found, is_repairing=is_repairing)
 
 
 def _live_deployments(client: Any) -> list[Any]:

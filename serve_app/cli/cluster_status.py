@@ -1,7 +1,7 @@
 """What runs on a cluster: Serve's view of the applications, and the Gateway's of their copies and queues."""
 
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,11 +47,16 @@ class ClusterStatus:
     applications: list[ApplicationStatus]
 
 
-def read_status(view: ServeView, dashboard_url: str, read: Callable[[str], bytes]) -> ClusterStatus:
-    """The status of a cluster; `read` gives the body that a URL answers with, and raises OSError when none does."""
+def read_status(
+    view: ServeView, dashboard_url: str, read: Callable[[str], bytes], rooms: Mapping[str, str]
+) -> ClusterStatus:
+    """The status of a cluster; `read` gives the body that a URL answers with, and raises OSError when none does.
+
+    rooms: why copies have no place, by application.
+    """
     gateway = gateway_url(view, dashboard_url)
     health = HealthBody("unknown") if gateway is None else _read_health(gateway, read)
-    applications = [_status_of(one, health) for one in view.applications.values()]
+    applications = [_status_of(one, health, rooms.get(one.name, "")) for one in view.applications.values()]
     return ClusterStatus(dashboard_url, gateway, health.status, health.detail or "", applications)
 
 
@@ -76,14 +81,17 @@ def _read_health(gateway: str, read: Callable[[str], bytes]) -> HealthBody:
         return HealthBody("unknown", f"{gateway}/health does not answer as a Gateway does")
 
 
-def _status_of(application: ApplicationView, health: HealthBody) -> ApplicationStatus:
+def _status_of(application: ApplicationView, health: HealthBody, room: str) -> ApplicationStatus:
     deployments, copies = application.deployments.values(), health.models or {}
     newcomer = (health.newcomers or {}).get(application.name)
     trouble = "" if application.is_running else application.trouble
+    told = "" if newcomer is None else newcomer.detail
+    if newcomer is not None and newcomer.state == "waiting":  # the Gateway knows what is free
+        room = newcomer.detail
     return ApplicationStatus(
         application.name,
         application.status,
-        trouble or (newcomer.detail if newcomer is not None else ""),
+        room or trouble or told,
         sum(one.num_running for one in deployments),
         sum(one.target_num_replicas for one in deployments),
         [ModelStatus(name, copies[name]) for name in _model_names(application) if name in copies],

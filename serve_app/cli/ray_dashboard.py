@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from serve_app.cli.cluster_rooms import GROUPS, NODES, rooms_of
 from serve_app.cli.serve_view import ServeView
 from serve_app.errors import ConfigError, RayshardError
 
@@ -46,8 +47,15 @@ class Dashboard:
         """Have Serve run these applications, and no others. Raises DashboardError."""
         self._ask("PUT", json.dumps(content, default=str).encode())
 
-    def _ask(self, method: str, body: bytes | None) -> bytes:
-        request = urllib.request.Request(self.url.rstrip("/") + _APPLICATIONS, body, method=method)
+    def rooms(self) -> dict[str, str]:
+        """By application, why Ray has no place for a copy of it, and the way out. Raises DashboardError."""
+        try:
+            return rooms_of(self._ask("GET", None, NODES), self._ask("GET", None, GROUPS))
+        except msgspec.DecodeError as error:
+            raise DashboardError(f"{self.url} does not list nodes as Ray's dashboard does") from error
+
+    def _ask(self, method: str, body: bytes | None, path: str = _APPLICATIONS) -> bytes:
+        request = urllib.request.Request(self.url.rstrip("/") + path, body, method=method)
         request.add_header("Content-Type", "application/json")
         if self.token is not None:
             request.add_header("Authorization", f"Bearer {self.token}")

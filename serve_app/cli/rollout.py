@@ -10,6 +10,7 @@ from serve_app.errors import RayshardError
 
 _POLL_S = 0.5
 _REPORT_S = 15.0
+_ROOMS_S = 5.0
 
 
 class Cluster(Protocol):
@@ -17,6 +18,10 @@ class Cluster(Protocol):
 
     def serve_view(self) -> ServeView:
         """Serve and its applications."""
+        ...
+
+    def rooms(self) -> dict[str, str]:
+        """By application, why Ray has no place for a copy of it, and the way out."""
         ...
 
     def put_applications(self, content: Mapping[str, Any]) -> None:
@@ -42,6 +47,8 @@ class Rollout:
         self._clock = clock
         self._deployed_s: dict[str, float] = {}
         self._told: dict[str, str] = {}
+        self._rooms: dict[str, str] = {}  # as they have been told
+        self._asked_rooms_s = clock.now_s()
         self._reported_s = clock.now_s()
         self._lost: DashboardError | None = None
 
@@ -80,11 +87,26 @@ class Rollout:
             if self._told.get(one.name) != one.status:
                 self._told[one.name] = one.status
                 print(f"{one.name} {one.status}", flush=True)
+        self._tell_rooms(found)
         if self._clock.now_s() - self._reported_s >= _REPORT_S:
             self._reported_s = self._clock.now_s()
             waiting = [one for one in found.values() if not one.is_running]
             for one in waiting:
                 print(f"... {one.name} {one.status}{_and_why(one)}", flush=True)
+
+    def _tell_rooms(self, found: Mapping[str, ApplicationView]) -> None:
+        """Tell why Ray waits, which Serve does not know."""
+        if self._clock.now_s() - self._asked_rooms_s < _ROOMS_S or all(one.is_running for one in found.values()):
+            return
+        self._asked_rooms_s = self._clock.now_s()
+        try:
+            rooms = self._cluster.rooms()
+        except DashboardError:  # Serve's part of it answers, and tells the rest
+            return
+        for name, reason in rooms.items():
+            if name in found and self._rooms.get(name) != reason:
+                print(f"{name} {reason}", flush=True)
+        self._rooms = rooms
 
     def _why_late(self, known: Mapping[str, ApplicationView]) -> list[str]:
         if self._lost is not None:
@@ -92,7 +114,11 @@ class Rollout:
         after = f"after {self._timeout_s:g} s"
         gone = [f"{name} is not there {after}" for name in self._names if name not in known]
         late = [one for one in known.values() if not one.is_running]
-        return gone + [f"{one.name} is {one.status} {after}" + _and_why(one) for one in late]
+        return gone + [
+            f"{one.name} is {one.status} {after}"
+            + (f": {self._rooms[one.name]}" if one.name in self._rooms else _and_why(one))
+            for one in late
+        ]
 
 
 def _and_why(application: ApplicationView) -> str:

@@ -251,7 +251,10 @@ class _Run:
                 self._note.dashboard_is_at(event.url)
                 print(ray_text(event.url, self._path), flush=True)
             case ApplicationState():
+                known = self._states.get(event.name)
                 self._states[event.name] = event
+                if event.room != ("" if known is None else known.room):
+                    print(f"{event.name} {event.room or 'has found room'}", flush=True)
             case RayLost():
                 self.why_lost = event.reason
 

@@ -12,9 +12,12 @@ from ray.exceptions import RayError
 from ray.serve._private.api import serve_start
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.config import gRPCOptions
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ServeDeploySchema
 
+from serve_app.backend.placement import WaitingPlaces
+from serve_app.backend.ray_rooms import listed_applications, room_reasons
 from serve_app.cli.clock import Clock
 from serve_app.cli.serve_drain import drain, requests_left
 from serve_app.cli.serve_events import ApplicationState, DashboardUp, Event, Phase
@@ -22,6 +25,7 @@ from serve_app.types.draining import RequestsLeft
 
 _POLL_S = 0.1
 _STATES_POLL_S = 0.5  # a look costs the controller and this process some 20 ms of CPU
+_ROOMS_POLL_S = 2.0
 _SETTLED_POLL_S = 10.0
 _DASHBOARD_S = 15.0  # a start that takes longer can be looked at
 _FINAL = ("RUNNING", "DEPLOY_FAILED")
@@ -41,14 +45,15 @@ def serve_until_interrupted(
     start_dashboard: gives its URL. when_settled: called when no application is being deployed any more.
     """
     config = ServeDeploySchema.model_validate(content)
+    rooms = _Rooms()
     try:
         _deploy(config)
         tell(Phase(f"loading {', '.join(application.name for application in config.applications)}"))
-        _tell_states(tell, until_s=time.monotonic() + _DASHBOARD_S)
+        _tell_states(tell, rooms, until_s=time.monotonic() + _DASHBOARD_S)
         dashboard_url = start_dashboard()
         if dashboard_url is not None:
             tell(DashboardUp(dashboard_url))
-        _tell_states(tell)
+        _tell_states(tell, rooms)
         when_settled()
         while True:
             time.sleep(_SETTLED_POLL_S)
@@ -115,13 +120,30 @@ def _controller(starting: Future[Any]) -> Any:
             time.sleep(_POLL_S)
 
 
-def _tell_states(tell: Callable[[Event], None], until_s: float = math.inf) -> None:
+def _tell_states(tell: Callable[[Event], None], rooms: "_Rooms", until_s: float = math.inf) -> None:
     """Tell each change of an application's status, until there is none to wait for, or that moment."""
     known: dict[str, ApplicationState] = {}
     while time.monotonic() < until_s and (not known or any(one.status not in _FINAL for one in known.values())):
         time.sleep(_STATES_POLL_S)
+        reasons = rooms.look()
         for name, application in serve.status().applications.items():
-            state = ApplicationState(name, application.status.value, application.message)
-            if name not in known or known[name].status != state.status:
+            state = ApplicationState(name, application.status.value, application.message, reasons.get(name, ""))
+            if name not in known or (known[name].status, known[name].room) != (state.status, state.room):
                 known[name] = state
                 tell(state)
+
+
+class _Rooms:
+    """Why replicas wait for a place, looked at seldom: where there is room it takes no time."""
+
+    def __init__(self) -> None:
+        self._waiting = WaitingPlaces()
+        self._told: dict[str, str] = {}
+        self._looked_s = time.monotonic()
+
+    def look(self) -> dict[str, str]:
+        """By application, of those that have waited for a while."""
+        if time.monotonic() - self._looked_s >= _ROOMS_POLL_S:
+            self._looked_s = time.monotonic()
+            self._told, self._waiting = self._waiting.take(room_reasons(listed_applications(_get_global_client())))
+        return self._told

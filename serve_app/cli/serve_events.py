@@ -31,11 +31,12 @@ class DashboardUp(msgspec.Struct, frozen=True, tag="dashboard"):
 
 
 class ApplicationState(msgspec.Struct, frozen=True, tag="application"):
-    """One application, as Serve reports it; told when its status has changed."""
+    """One application, as Serve reports it; told when its status, or what it waits for, has changed."""
 
     name: str
     status: str
     message: str
+    room: str = ""  # why Ray has not placed a replica of it, and the way out
 
 
 class RayLost(msgspec.Struct, frozen=True, tag="ray_lost"):

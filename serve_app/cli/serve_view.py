@@ -80,3 +80,9 @@ class ServeView(msgspec.Struct, frozen=True):
     applications: Mapping[str, ApplicationView]
     http_options: HttpOptions | None = None  # None: Serve does not run
     target_capacity: float | None = None
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether no copy is on its way: each that there is has its place."""
+        deployments = [one for application in self.applications.values() for one in application.deployments.values()]
+        return all(replica.state != "STARTING" for one in deployments for replica in one.replicas)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from serve_app.cli.cluster_status import ApplicationStatus, ClusterStatus, ModelStatus, read_status
-from serve_app.cli.ray_dashboard import Dashboard, read_body
+from serve_app.cli.ray_dashboard import Dashboard, DashboardError, read_body
 from serve_app.types.models import CopyState
 
 _HEAD = ("application", "state", "copies", "model", "is", "running", "waiting", "kv", "bubble")
@@ -20,12 +20,21 @@ _WAITS: dict[str, str] = {  # by CopyState.waits_for
 
 def show_status(cluster: Dashboard, *, as_json: bool) -> int:
     """Print the status of a cluster; gives the exit status. Raises DashboardError when it cannot be asked."""
-    status = read_status(cluster.serve_view(), cluster.url, read_body)
+    view = cluster.serve_view()
+    status = read_status(view, cluster.url, read_body, {} if view.is_placed else _rooms(cluster))
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
     else:
         print(status_text(status))
     return 0
+
+
+def _rooms(cluster: Dashboard) -> dict[str, str]:
+    """Why copies have no place; nothing where the dashboard has Serve's part alone."""
+    try:
+        return cluster.rooms()
+    except DashboardError:
+        return {}
 
 
 def status_text(status: ClusterStatus) -> str:

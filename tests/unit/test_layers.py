@@ -44,6 +44,7 @@ MAX_ROOT_FILES = 7  # of serve_app; what is more than that belongs in a room
 PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may do what the rule forbids
     "ray": (
         "serve_app/app.py",
+        "serve_app/backend/ray_rooms.py",
         "serve_app/backend/serve_control.py",
         "serve_app/cli/serve_child.py",
         "serve_app/cli/serve_deployment.py",

@@ -56,4 +56,4 @@ def _state(report: HealthReport, *, is_draining: bool) -> str:
 
 
 def _num_starting(report: HealthReport) -> int:
-    return sum(newcomer.state == "starting" for newcomer in report.newcomers.values())
+    return sum(newcomer.state != "failed" for newcomer in report.newcomers.values())

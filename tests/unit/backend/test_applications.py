@@ -254,6 +254,34 @@ async def test_a_name_that_another_kind_of_application_takes_is_a_new_one(
         assert [one.main for one in backend._applications.all] == [one for one in deployments if one == GRAPH_NAME]
 
 
+async def test_what_ray_has_no_place_for_is_told_until_it_has(
+    replicas: dict[str, FakeReplica], caplog: pytest.LogCaptureFixture
+) -> None:
+    reason = "waits for room: a stage needs 8 GPUs on one node, and no node has more than 4"
+    control = FakeControl(rooms={"one": reason})
+    control.listed["new"] = RunningApplication("DEPLOYING", "", ("Router",), MODEL_IMPORT_PATH, room=reason)
+    replica = add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        await until(lambda: states(backend) == {"m": ["ready"]})
+        health = backend.health()
+        assert health.is_healthy, "a copy more is wanted, and one answers"
+        assert health.newcomers == {"new": Newcomer("waiting", reason)}
+        assert health.detail == f"one: {reason}; new: waiting ({reason})"
+        assert not control.is_repairing
+        replica.tell(state="rebuilding", detail="shard 1 is gone")
+        await until(lambda: not backend.health().is_healthy)
+        await looked(backend)
+        assert control.is_repairing
+        assert backend.health().detail == f"m: rebuilding (shard 1 is gone), {reason}; new: waiting ({reason})"
+        control.rooms.clear()
+        await looked(backend)
+        assert backend.health().detail == f"m: rebuilding (shard 1 is gone); new: waiting ({reason})"
+    told = [record.getMessage() for record in caplog.records if "room" in record.getMessage()]
+    assert sorted(told) == sorted(
+        [f"application=one {reason}", f"application=new {reason}", "application=one has found room"]
+    )
+
+
 @pytest.mark.parametrize("deployments", [(), ("Router",)])  # while it is built, and then
 async def test_health_tells_a_newcomers_start_apart_from_an_outage(
     replicas: dict[str, FakeReplica], deployments: tuple[str, ...]

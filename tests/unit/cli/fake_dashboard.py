@@ -34,6 +34,8 @@ class FakeServe:
     location: str = ""  # where a redirect among those leads
     submitted: list[dict[str, Any]] = field(default_factory=list)
     on_look: Callable[[], None] = lambda: None
+    nodes: list[dict[str, Any]] = field(default_factory=list)  # as the state API lists them
+    groups: list[dict[str, Any]] = field(default_factory=list)
     _configs: dict[str, Config] = field(default_factory=dict)
     _stages: dict[str, list[Stage]] = field(default_factory=dict)
     _deployed_s: dict[str, float] = field(default_factory=dict)
@@ -81,6 +83,10 @@ def fake_dashboard(serve: FakeServe) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if self.path.startswith("/api/v0/"):
+                rows = serve.nodes if self.path.startswith("/api/v0/nodes") else serve.groups
+                self._send(200, json.dumps({"result": True, "data": {"result": {"total": 1, "result": rows}}}).encode())
+                return
             self._answer(lambda: json.dumps(serve.look()))
 
         def do_PUT(self) -> None:
@@ -93,7 +99,9 @@ def fake_dashboard(serve: FakeServe) -> Iterator[str]:
                 status = serve.answers.pop(0)
             elif serve.token is not None and given != f"Bearer {serve.token}":
                 status = 401 if given is None else 403
-            body = (act() if status == 200 else "Traceback\nit is why").encode()
+            self._send(status, (act() if status == 200 else "Traceback\nit is why").encode())
+
+        def _send(self, status: int, body: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Location", serve.location)

@@ -66,6 +66,20 @@ def applications(content: dict[str, Any]) -> list[Any]:
     return listed
 
 
+def test_what_ray_waits_for_is_told_while_it_does_and_when_it_was_too_long(
+    serve: FakeServe, dashboard: Dashboard, path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve.stages_of = lambda _config: [DEPLOYING]
+    serve.nodes = [{"node_id": "a", "state": "ALIVE", "resources_total": {"CPU": 4.0}}]
+    bundles = [{"unit_resources": {"CPU": 0.05}}, {"unit_resources": {"CPU": 8.0}}]
+    serve.groups = [{"name": "SERVE_REPLICA::one#Router#x", "state": "PENDING", "bundles": bundles}]
+    assert deploy(path, dashboard, 30, FakeTime().clock) == 1
+    reason = "waits for room: a stage, whose ranks share a node, needs 8 CPUs on one node, and no node has more than 4"
+    printed = capsys.readouterr()
+    assert sum(line.startswith(f"one {reason}") for line in printed.out.splitlines()) == 1
+    assert f"one is DEPLOYING after 30 s: {reason}" in printed.err
+
+
 def test_a_file_is_submitted_and_waited_for(
     serve: FakeServe, dashboard: Dashboard, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

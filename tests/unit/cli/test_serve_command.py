@@ -60,6 +60,7 @@ is_lost = status == "LOST" and len(starts.read_text()) == 1
 if status == "LOST" and not is_lost:
     status = "RUNNING"
 is_up = status in ("RUNNING", "BUSY", "LOST")
+tell(type="application", name="demo", status="DEPLOYING", message="", room="waits for room: no node has 8 GPUs")
 tell(type="application", name="demo", status="RUNNING" if is_up or status == "UNMET" else status, message=message)
 print("(controller) ERROR something to show", flush=True)
 if status.startswith("cannot "):
@@ -131,6 +132,7 @@ def test_it_serves_until_told_to_stop_and_leaves_no_process(
     printed = capsys.readouterr()
     assert "the shards" in printed.out
     assert "\nstarting Ray\nloading demo\n" in printed.out
+    assert "\ndemo waits for room: no node has 8 GPUs\ndemo has found room\n" in printed.out
     assert f"Serving at http://127.0.0.1:{port}" in printed.out
     assert printed.err == "(controller) ERROR something to show\n"
     assert "\nDraining: 2 requests run; again to end at once\nStopping; 1 request has not ended" in printed.out

@@ -15,7 +15,7 @@ from serve_app.cli.serve_view import ApplicationView, DeploymentView, HttpOption
 from serve_app.cli.status_command import show_status, status_text
 from serve_app.gateway.bodies.others import HealthBody
 from serve_app.types.models import CopyState, WaitsFor
-from tests.unit.cli.fake_dashboard import FakeServe, fake_dashboard
+from tests.unit.cli.fake_dashboard import DEPLOYING, FakeServe, fake_dashboard
 
 DASHBOARD = "http://127.0.0.1:8265"
 
@@ -70,7 +70,7 @@ def answering(body: HealthBody) -> Callable[[str], bytes]:
 
 
 def test_the_table_tells_states_copies_and_queues() -> None:
-    text = status_text(read_status(VIEW, DASHBOARD, answering(HealthBody("ok", "", COPIES))))
+    text = status_text(read_status(VIEW, DASHBOARD, answering(HealthBody("ok", "", COPIES)), {}))
     assert text.splitlines() == [
         "application  state          copies  model  is                     running  waiting  kv   bubble",
         "demo         RUNNING        1 of 2  chat   2 ready, 1 rebuilding  5        1        88%  15% (15%, 25%)",
@@ -91,21 +91,23 @@ def test_every_reason_that_a_scheduler_gives_is_told_in_words() -> None:
 
 def test_what_a_first_deploy_waits_for_is_told() -> None:
     view = ServeView({"new": application("new", "DEPLOYING", {"name": "new"})}, HttpOptions("0.0.0.0", 8000))
-    body = HealthBody("ok", newcomers={"new": Newcomer("starting", "no node has 4 GPUs")})
-    assert "new: no node has 4 GPUs" in status_text(read_status(view, DASHBOARD, answering(body))).splitlines()
+    body = HealthBody("ok", newcomers={"new": Newcomer("waiting", "1 of 4 GPUs is free")})
+    assert "new: 1 of 4 GPUs is free" in status_text(read_status(view, DASHBOARD, answering(body), {})).splitlines()
+    keyed = status_text(read_status(view, DASHBOARD, answering(HealthBody("ok")), {"new": "no node has 4 GPUs"}))
+    assert "new: no node has 4 GPUs" in keyed.splitlines()
 
 
 def test_a_gateway_that_is_silent_or_wants_a_key_leaves_serves_view() -> None:
     def refuse(_url: str) -> bytes:
         raise ConnectionRefusedError("Connection refused")
 
-    silent = status_text(read_status(VIEW, DASHBOARD, refuse))
+    silent = status_text(read_status(VIEW, DASHBOARD, refuse, {}))
     assert "demo         RUNNING        1 of 2\n" in silent
     assert "Gateway at http://127.0.0.1:8000: unknown: http://127.0.0.1:8000/health does not answer (Conn" in silent
-    closed = read_status(VIEW, DASHBOARD, answering(HealthBody("ok")))
+    closed = read_status(VIEW, DASHBOARD, answering(HealthBody("ok")), {})
     assert [one.models for one in closed.applications] == [[], [], []]
     assert closed.health == "ok"
-    assert read_status(VIEW, DASHBOARD, lambda _url: b"<html>").health == "unknown"
+    assert read_status(VIEW, DASHBOARD, lambda _url: b"<html>", {}).health == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -123,9 +125,22 @@ def test_the_gateway_is_looked_for_where_it_can_be_reached(host: str, dashboard:
 
 
 def test_a_cluster_without_serve_has_no_gateway() -> None:
-    status = read_status(ServeView({}), DASHBOARD, answering(HealthBody("ok")))
+    status = read_status(ServeView({}), DASHBOARD, answering(HealthBody("ok")), {})
     assert status.gateway is None
     assert status_text(status) == "no application is deployed at http://127.0.0.1:8265"
+
+
+def test_a_copy_that_ray_has_no_place_for_is_told_whatever_the_gateway_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    serve = FakeServe(stages_of=lambda _config: [DEPLOYING])
+    serve.nodes = [{"node_id": "a", "state": "ALIVE", "resources_total": {"CPU": 4.0}, "node_ip": "127.0.0.1"}]
+    bundles = [{"unit_resources": {"CPU": 0.05}}, {"unit_resources": {"CPU": 0.1, "GPU": 1.0}, "node_id": ""}]
+    serve.groups = [{"name": "SERVE_REPLICA::demo#Router#x", "state": "PENDING", "bundles": bundles}]
+    with fake_dashboard(serve) as url:
+        Dashboard(url).put_applications({"applications": [{"name": "demo"}]})
+        assert show_status(Dashboard(url), as_json=False) == 0
+    assert "demo: waits for room: a stage, whose ranks share a node, needs 1 GPU, and no" in capsys.readouterr().out
 
 
 def test_json_has_what_the_table_has(capsys: pytest.CaptureFixture[str]) -> None:
