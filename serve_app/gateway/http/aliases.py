@@ -7,6 +7,7 @@ from starlette.routing import Route
 ALIASES = {
     "/completions": "/v1/completions",
     "/chat/completions": "/v1/chat/completions",
+    "/responses": "/v1/responses",
     "/embeddings": "/v1/embeddings",
     "/classify": "/v1/classify",
     "/score": "/v1/score",

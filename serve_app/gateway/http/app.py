@@ -24,6 +24,7 @@ from serve_app.gateway.http.metrics import METRICS_PATH, RequestCounter, counted
 from serve_app.gateway.http.middleware import OPEN_PATHS, HeaderLimitMiddleware, IntakeMiddleware, KeyMiddleware
 from serve_app.gateway.http.open_inference_routes import JSON_LENGTH, open_inference_routes
 from serve_app.gateway.http.openai_routes import OpenAIEndpoints
+from serve_app.gateway.http.responses_routes import responses_routes
 from serve_app.gateway.http.shell import RequestShell
 
 
@@ -48,6 +49,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
         Route("/v1/tokenize", endpoints.tokenize, methods=["POST"]),
         Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),
+        *responses_routes(plane, shell),
         *open_inference_routes(OpenInference(plane), shell),
         *docs_routes(),
     ]

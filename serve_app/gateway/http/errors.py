@@ -55,6 +55,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     message = {404: "no such path; see /v1/models", 405: "this path does not take that method"}.get(
         error.status_code, error.detail
     )
+    if error.status_code == HTTPStatus.NOT_FOUND and request.url.path.startswith(_RESPONSES):
+        message = "responses are not kept here, so none can be looked up, continued, cancelled or deleted by its id"
     if is_protocol_path(request.url.path):
         return _json_response(msgspec.json.encode(ProtocolError(message)), error.status_code, dict(error.headers or {}))
     detail = ErrorDetail(message, "invalid_request_error", None, _CODES_BY_STATUS.get(error.status_code))
@@ -90,6 +92,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+_RESPONSES = ("/v1/responses/", "/responses/")
 _CODES_BY_STATUS = {401: "invalid_api_key", 404: "unknown_path", 405: "method_not_allowed"}
 
 

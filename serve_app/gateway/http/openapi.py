@@ -55,11 +55,13 @@ from serve_app.gateway.bodies.others import (
     TokenizedText,
     Version,
 )
+from serve_app.gateway.bodies.responses import ResponsesBody
 from serve_app.gateway.http.aliases import ALIASES, is_protocol_path
 from serve_app.gateway.http.compatible_routes import ModelNames
 from serve_app.gateway.http.errors import ErrorBody, ProtocolError
 from serve_app.gateway.http.openai_responses import ChatResponse, CompletionResponse, ModelList, ModelState
 from serve_app.gateway.http.openai_stream import ChatChunk
+from serve_app.gateway.http.responses_types import ModelResponse, ResponseEvent
 from serve_app.gateway.time_limits import TIMEOUT_KEY
 
 _JSON, _TEXT, _EVENTS, _BYTES, _HTML = (
@@ -183,6 +185,8 @@ def _generation_operations() -> list[Operation]:
                   {_JSON: CompletionResponse, _EVENTS: CompletionResponse}, {_JSON: CompletionBody}),
         Operation("POST", "/v1/chat/completions", "generation", "Answer a conversation; streamed with stream=true",
                   {_JSON: ChatResponse, _EVENTS: ChatChunk}, {_JSON: ChatBody}),
+        Operation("POST", "/v1/responses", "generation", "Answer as OpenAI's Responses do; streamed with stream=true",
+                  {_JSON: ModelResponse, _EVENTS: ResponseEvent}, {_JSON: ResponsesBody}),
         Operation("POST", "/v1/tokenize", "generation", "Tokens of a text or a conversation",
                   {_JSON: TokenizedText}, {_JSON: TokenizeBody}),
         Operation("POST", "/v1/detokenize", "generation", "The text of tokens",

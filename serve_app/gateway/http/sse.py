@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app.errors import RequestAbortedError
+from serve_app.errors import RayshardError, RequestAbortedError
 from serve_app.gateway.failures import as_rayshard_error
 from serve_app.gateway.http.errors import error_body
 from serve_app.gateway.request_notes import note_error
@@ -62,15 +62,28 @@ class Outbox:
         return b"".join(waiting)
 
 
+def error_event(error: RayshardError) -> bytes:
+    """An error in OpenAI's shape as an event."""
+    return b"data: " + error_body(error) + b"\n\n"
+
+
 class EventStreamResponse(Response):
     """Sends what `produce` puts into its outbox. An error before the first event is a plain HTTP error.
 
     While a stream that has begun pauses, comments keep what lies between here and the client from giving it up.
     """
 
-    def __init__(self, produce: Callable[[Outbox], Awaitable[None]], *, max_waiting_tokens: int) -> None:
+    def __init__(
+        self,
+        produce: Callable[[Outbox], Awaitable[None]],
+        *,
+        max_waiting_tokens: int,
+        show_error: Callable[[RayshardError], bytes] = error_event,
+    ) -> None:
+        """show_error: the last event of a stream that has begun and fails."""
         super().__init__()
         self._produce = produce
+        self._show_error = show_error
         self._outbox = Outbox(max_waiting_tokens)
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +118,7 @@ class EventStreamResponse(Response):
             told = as_rayshard_error(error)
             note_error(told)
             if not outbox.is_overflown:
-                outbox.put(b"data: " + error_body(told) + b"\n\n", 0)
+                outbox.put(self._show_error(told), 0)
         finally:
             outbox.close()
 

@@ -64,6 +64,7 @@ async def refused(client: httpx.AsyncClient, path: str, **body: Any) -> str:
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "a", "max_tokens": 1},
     "/v1/chat/completions": {"messages": MESSAGES, "max_tokens": 1},
+    "/v1/responses": {"input": "a", "max_output_tokens": 1, "seed": 1},
     "/v1/embeddings": {"input": "a"},
     "/v1/classify": {"input": "a"},
     "/v1/score": {"model": "judge", "text_1": "a", "text_2": "b"},
@@ -74,7 +75,12 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 def without_id(answer: Any) -> Any:
-    return {key: value for key, value in answer.items() if key not in ("id", "created")}
+    if isinstance(answer, list):
+        return [without_id(one) for one in answer]
+    if not isinstance(answer, dict):
+        return answer
+    of_one = ("id", "created", "created_at", "completed_at")
+    return {key: without_id(value) for key, value in answer.items() if key not in of_one}
 
 
 @pytest.mark.parametrize("alias", ALIASES)

@@ -1,0 +1,427 @@
+"""OpenAI's Responses API: what its own client gets, whole and streamed."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pydantic
+import pytest
+from openai.types.responses import Response, ResponseStreamEvent
+
+from serve_app.config.gateway import GatewayConfig
+from serve_app.errors import ShardLostError
+from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.http.app import build_http_app
+from tests.fakes import ScriptedBackend, serving
+from tests.fakes_serve import until
+from tests.openai_calls import CHAT, ask, client_of
+from tests.unit.gateway.http.openai.test_tool_calls import ANSWERS, ARGUMENTS, BY_TEMPLATE, CALL, HERMES, backend_of
+
+RESPONSES = "/v1/responses"
+LOGPROBS = "message.output_text.logprobs"
+EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "name": "weather",
+    "description": "the forecast",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"],
+    },
+    "strict": False,
+}
+THOUGHT = f"<think>\nShall I?\n</think>\n\n{ANSWERS['hermes']}"
+
+
+@asynccontextmanager
+async def sdk_of(backend: ScriptedBackend) -> AsyncIterator[openai.AsyncOpenAI]:
+    """OpenAI's client of a Gateway in this process."""
+    async with (
+        serving(build_http_app(DataPlane(backend, GatewayConfig()))) as url,
+        openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as sdk,
+    ):
+        yield sdk
+
+
+def saying(directory: Path, text: str) -> ScriptedBackend:
+    return backend_of(directory, answer=text)
+
+
+async def streamed(backend: ScriptedBackend, **body: Any) -> list[dict[str, Any]]:
+    """The events, each held against OpenAI's own types, numbered and named."""
+    async with client_of(backend) as client:
+        response = await client.post(RESPONSES, json={"model": "tiny", "stream": True, **body})
+    assert response.status_code == 200, response.text
+    events = []
+    for number, block in enumerate(response.text.removesuffix("\n\n").split("\n\n")):
+        name, data = block.split("\n")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        assert event["sequence_number"] == number
+        EVENT.validate_python(event)
+        events.append(event)
+    return events
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    """The events' names, those in a row that are the same once."""
+    names = [event["type"].removeprefix("response.") for event in events]
+    return [name for place, name in enumerate(names) if not place or names[place - 1] != name]
+
+
+async def whole(backend: ScriptedBackend, **body: Any) -> dict[str, Any]:
+    async with client_of(backend) as client:
+        answer = await ask(client, RESPONSES, {"model": "tiny", **body})
+    Response.model_validate(answer)
+    return answer
+
+
+def without_ids(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in item.items() if name not in ("id", "call_id")} for item in items]
+
+
+async def test_a_text_is_answered_by_a_message(tmp_path: Path) -> None:
+    backend = saying(tmp_path, "Well met.")
+    async with sdk_of(backend) as sdk:
+        answer = await sdk.responses.create(model="tiny", input="hi", instructions="Be brief.", max_output_tokens=99)
+    assert (answer.output_text, answer.status, answer.object) == ("Well met.", "completed", "response")
+    assert (answer.id[:5], answer.output[0].type, (answer.output[0].id or "")[:4]) == ("resp_", "message", "msg_")
+    assert answer.usage is not None
+    num_input, num_output = len(backend.requests[0].prompt_token_ids), len(backend.ids("Well met.")) + 1
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (num_input, num_output)
+    assert answer.usage.total_tokens == num_input + num_output
+    assert (answer.instructions, answer.max_output_tokens, answer.truncation) == ("Be brief.", 99, "disabled")
+    assert answer.to_dict()["store"] is False
+    assert backend.text(backend.requests[0].prompt_token_ids) == "<system>Be brief.<user>hi<assistant>"
+
+
+async def test_events_come_in_their_order(tmp_path: Path) -> None:
+    events = await streamed(saying(tmp_path, "Well."), input="hi", metadata={"a": "b"})
+    assert kinds(events) == [
+        "created",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
+    assert "".join(event["delta"] for event in events if event["type"].endswith("text.delta")) == "Well."
+    created, last = events[0]["response"], events[-1]["response"]
+    assert (created["status"], created["output"], created["usage"]) == ("in_progress", [], None)
+    assert (last["status"], last["id"], last["metadata"]) == ("completed", created["id"], {"a": "b"})
+    assert last["output"] == [events[-2]["item"]]
+    assert {event["item_id"] for event in events if "item_id" in event} == {last["output"][0]["id"]}
+
+
+@pytest.mark.parametrize("tool_format", ANSWERS)
+async def test_reasoning_text_and_calls_are_items_of_their_own(tmp_path: Path, tool_format: str) -> None:
+    answer = f"<think>\nShall I?\n</think>\n\n{ANSWERS[tool_format]}"
+    backend = backend_of(tmp_path, BY_TEMPLATE[tool_format], answer)
+    backend.changes["reasoning_parser"] = "think"
+    asked: dict[str, Any] = {"input": "hi", "tools": [WEATHER]}
+    plain = await whole(backend, **asked)
+    events = await streamed(backend, **asked)
+    call = {"type": "function_call", "status": "completed", "name": "weather", "arguments": ARGUMENTS}
+    said = {"type": "output_text", "text": "Well.", "annotations": [], "logprobs": []}
+    message = {"type": "message", "status": "completed", "role": "assistant", "content": [said]}
+    thought = [{"type": "reasoning_text", "text": "Shall I?"}]
+    reasoning = {"type": "reasoning", "status": "completed", "summary": [], "content": thought}
+    expected = [reasoning, *([] if tool_format == "json" else [message]), call, call]
+    assert without_ids(plain["output"]) == expected
+    assert without_ids(events[-1]["response"]["output"]) == expected
+    assert [event["item"] for event in events if event["type"] == "response.output_item.done"] == (
+        events[-1]["response"]["output"]
+    )
+    in_a_call = ["output_item.added", "function_call_arguments.delta", "function_call_arguments.done"]
+    assert kinds(events)[-9:] == [*in_a_call, "output_item.done"] * 2 + ["completed"]
+    assert kinds(events)[2:8] == [
+        "output_item.added",
+        "content_part.added",
+        "reasoning_text.delta",
+        "reasoning_text.done",
+        "content_part.done",
+        "output_item.done",
+    ]
+    num_calls = len({item["call_id"] for item in plain["output"] if item["type"] == "function_call"})
+    assert num_calls == 2
+
+
+async def test_arguments_are_streamed_while_they_are_written(tmp_path: Path) -> None:
+    events = await streamed(saying(tmp_path, f"<tool_call>{CALL}</tool_call>"), input="hi", tools=[WEATHER])
+    pieces = [event["delta"] for event in events if event["type"] == "response.function_call_arguments.delta"]
+    assert "".join(pieces) == ARGUMENTS
+    assert len(pieces) > 8
+
+
+@pytest.mark.parametrize("size", [1, 4, 500])
+async def test_tokens_of_reasoning_are_counted(tmp_path: Path, size: int) -> None:
+    backend = saying(tmp_path, THOUGHT)
+    backend.max_steps_in_chunk, backend.num_cached_tokens = size, 3
+    answer = await whole(backend, input="hi", tools=[WEATHER])
+    details = answer["usage"]["output_tokens_details"]
+    assert details == {"reasoning_tokens": len(backend.ids("<think>\nShall I?\n</think>"))}
+    assert answer["usage"]["input_tokens_details"] == {"cached_tokens": 3, "cache_write_tokens": 0}
+
+
+@pytest.mark.parametrize("size", [1, 4, 500])
+async def test_log_probabilities_are_of_the_texts_tokens_alone(tmp_path: Path, size: int) -> None:
+    backend = saying(tmp_path, THOUGHT.replace("Well.", "Well, grüß Gott."))
+    backend.max_steps_in_chunk, backend.is_merged = size, True
+    asked: dict[str, Any] = {"input": "hi", "tools": [WEATHER], "include": [LOGPROBS], "top_logprobs": 2}
+    plain = await whole(backend, **asked)
+    (message,) = [item for item in plain["output"] if item["type"] == "message"]
+    (part,) = message["content"]
+    written = b"".join(bytes(entry["bytes"]) for entry in part["logprobs"])
+    assert written.decode() == part["text"] == "Well, grüß Gott."
+    assert {len(entry["top_logprobs"]) for entry in part["logprobs"]} == {2}
+    events = await streamed(backend, **asked)
+    deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+    assert [entry for event in deltas for entry in event["logprobs"]] == part["logprobs"]
+
+
+async def test_an_answer_that_is_cut_is_incomplete(tmp_path: Path) -> None:
+    backend = saying(tmp_path, THOUGHT)
+    async with sdk_of(backend) as sdk:
+        answer = await sdk.responses.create(model="tiny", input="hi", max_output_tokens=4)
+    (item,) = answer.output
+    assert item.type == "reasoning"
+    assert (answer.status, item.status, answer.error) == ("incomplete", "incomplete", None)
+    assert answer.incomplete_details is not None
+    assert answer.incomplete_details.reason == "max_output_tokens"
+    assert answer.usage is not None
+    assert answer.usage.output_tokens_details.reasoning_tokens == 4
+    events = await streamed(backend, input="hi", max_output_tokens=4)
+    assert kinds(events)[-4:] == ["reasoning_text.done", "content_part.done", "output_item.done", "incomplete"]
+    assert events[-1]["response"]["status"] == events[-2]["item"]["status"] == "incomplete"
+
+
+async def test_an_answer_that_says_nothing_has_a_message(tmp_path: Path) -> None:
+    backend = saying(tmp_path, "")
+    (message,) = (await whole(backend, input="hi"))["output"]
+    assert message["content"] == [{"type": "output_text", "text": "", "annotations": [], "logprobs": []}]
+    events = await streamed(backend, input="hi")
+    assert kinds(events)[2:5] == ["output_item.added", "content_part.added", "output_text.done"]
+
+
+async def test_a_history_is_shown_as_that_of_a_chat(tmp_path: Path) -> None:
+    backend = saying(tmp_path, THOUGHT)
+    function = {"name": "weather", "arguments": ARGUMENTS}
+    async with client_of(backend) as client, sdk_of(backend) as sdk:
+        first = await sdk.responses.create(model="tiny", input="hi", tools=[WEATHER])  # type: ignore[list-item]
+        calls = [item for item in first.output if item.type == "function_call"]
+        outputs = [{"type": "function_call_output", "call_id": one.call_id, "output": "rain"} for one in calls]
+        history: Any = [
+            {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+            *first.output,
+            *outputs,
+            {"type": "message", "role": "user", "content": "and?"},
+        ]
+        await sdk.responses.create(
+            model="tiny",
+            input=history,
+            instructions="Be brief.",
+            tools=[WEATHER],  # type: ignore[list-item]
+        )
+        tool = {name: value for name, value in WEATHER.items() if name not in ("type", "strict")}
+        asked = {
+            "model": "tiny",
+            "tools": [{"type": "function", "function": tool}],
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "hi"},
+                {
+                    "role": "assistant",
+                    "content": "Well.",
+                    "reasoning_content": "Shall I?",
+                    "tool_calls": [{"id": one.call_id, "type": "function", "function": function} for one in calls],
+                },
+                *({"role": "tool", "tool_call_id": one.call_id, "content": "rain"} for one in calls),
+                {"role": "user", "content": "and?"},
+            ],
+        }
+        await ask(client, CHAT, asked)
+    _, by_responses, by_chat = backend.requests
+    assert by_responses.prompt_token_ids == by_chat.prompt_token_ids
+
+
+async def test_messages_of_the_assistant_stay_apart(tmp_path: Path) -> None:
+    backend = saying(tmp_path, "x")
+    call = {"type": "function_call", "name": "weather", "arguments": ARGUMENTS, "call_id": "c"}
+    history = [
+        {"role": "assistant", "content": "one"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "two"}]},
+        call,
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "three"}]},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "four"}]},
+        {"type": "reasoning", "summary": []},
+        {"role": "developer", "content": "five"},
+        {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "six"}]},
+    ]
+    await whole(backend, input=history, tools=[WEATHER], tool_choice="none")
+    assert backend._tokenizer.decode(backend.requests[0].prompt_token_ids, False) == (
+        "<assistant>one<assistant>two<tool_call>weather,city=Köln,days=2</tool_call><assistant>three"
+        "<assistant><think>four</think><system>five<tool>six<assistant>"
+    )
+
+
+class Forecast(pydantic.BaseModel):
+    city: str
+    days: int
+
+
+async def test_parsed_answers_are_held_to_their_type(tmp_path: Path) -> None:
+    backend = saying(tmp_path, ARGUMENTS)
+    async with sdk_of(backend) as sdk:
+        answer = await sdk.responses.parse(model="tiny", input="hi", text_format=Forecast)
+        async with sdk.responses.stream(model="tiny", input="hi", text_format=Forecast) as stream:
+            snapshots = [event.snapshot async for event in stream if event.type == "response.output_text.delta"]
+            final = await stream.get_final_response()
+        loose = await sdk.responses.create(model="tiny", input="hi", text={"format": {"type": "json_object"}})
+    assert answer.output_parsed == final.output_parsed == Forecast(city="Köln", days=2)
+    assert snapshots[-1] == ARGUMENTS
+    assert answer.text is not None
+    assert answer.text.format is not None
+    assert (answer.text.format.type, loose.output_text) == ("json_schema", ARGUMENTS)
+    first, second, third = (request.params.grammar for request in backend.requests)
+    assert first is not None
+    assert first == second
+    assert third not in (None, first)
+
+
+async def test_the_stream_helper_gathers_calls(tmp_path: Path) -> None:
+    async with sdk_of(saying(tmp_path, THOUGHT)) as sdk:
+        tool = openai.pydantic_function_tool(Forecast, name="weather")["function"]
+        tools: Any = [{**WEATHER, "parameters": tool["parameters"]}]
+        async with sdk.responses.stream(model="tiny", input="hi", tools=tools) as stream:
+            done = [event async for event in stream if event.type == "response.function_call_arguments.done"]
+            final = await stream.get_final_response()
+    assert [event.arguments for event in done] == [ARGUMENTS] * 2
+    assert [item.type for item in final.output] == ["reasoning", "message", "function_call", "function_call"]
+
+
+async def test_a_call_may_be_asked_for(tmp_path: Path) -> None:
+    backend = saying(tmp_path, f"[{CALL}]")
+    now = {"type": "function", "name": "now", "strict": True, "parameters": None}
+    strict = {**WEATHER, "strict": True}
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "weather"}]}
+    for choice in ("required", {"type": "function", "name": "weather"}, allowed):
+        answer = await whole(backend, input="hi", tools=[now, strict], tool_choice=choice)
+        assert answer["tool_choice"] == choice
+        assert [tool["name"] for tool in answer["tools"]] == ["now", "weather"]
+        assert [item["type"] for item in answer["output"]] == ["function_call"]
+    required, one, some = (request.params.grammar or "" for request in backend.requests)
+    assert "now" in required
+    assert "now" not in one
+    assert "now" not in some
+    shown = backend._tokenizer.decode(backend.requests[2].prompt_token_ids, False)
+    assert "weather" in shown
+    assert "now" not in shown
+
+
+async def test_an_answer_ends_with_its_only_call(tmp_path: Path) -> None:
+    backend = saying(tmp_path, ANSWERS["hermes"])
+    answer = await whole(backend, input="hi", tools=[WEATHER], parallel_tool_calls=False)
+    assert [item["type"] for item in answer["output"]] == ["message", "function_call"]
+    assert (answer["status"], answer["parallel_tool_calls"]) == ("completed", False)
+
+
+async def test_sampling_and_names_reach_the_model(tmp_path: Path) -> None:
+    backend = saying(tmp_path, "x")
+    keys: dict[str, Any] = {"temperature": 0.5, "top_p": 0.25, "seed": 7, "top_k": 3, "priority": -2, "min_tokens": 1}
+    shown = {"prompt_cache_key": "k", "user": "u", "safety_identifier": "s", "metadata": {"a": "b"}}
+    answer = await whole(backend, input="hi", max_output_tokens=9, **keys, **shown)
+    await whole(backend, input="hi")
+    first, second = backend.requests
+    params = first.params
+    assert (params.temperature, params.top_p, params.seed, params.top_k) == (0.5, 0.25, 7, 3)
+    assert (params.max_tokens, params.min_tokens, first.priority) == (9, 1, -2)
+    assert first.session
+    assert first.session != second.session
+    assert {name: answer[name] for name in shown} == shown
+    assert (answer["temperature"], answer["top_p"]) == (0.5, 0.25)
+
+
+async def test_effort_reaches_the_template(tmp_path: Path) -> None:
+    backend = backend_of(tmp_path, HERMES + "{{ reasoning_effort }}", "x")
+    answer = await whole(backend, input="hi", reasoning={"effort": "low", "summary": "auto"})
+    assert backend.text(backend.requests[0].prompt_token_ids).endswith("<assistant>low")
+    assert answer["reasoning"] == {"effort": "low", "summary": "auto"}
+
+
+async def test_an_error_in_mid_stream_is_the_last_event(tmp_path: Path) -> None:
+    backend = saying(tmp_path, "Well met, all of you.")
+    backend.error, backend.fail_at_step = ShardLostError("shard 1 is gone"), 6
+    events = await streamed(backend, input="hi")
+    assert kinds(events)[-2:] == ["output_text.delta", "failed"]
+    failed = events[-1]["response"]
+    assert (failed["status"], failed["error"]) == ("failed", {"code": "server_error", "message": "shard 1 is gone"})
+    said = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+    (message,) = failed["output"]
+    assert (message["status"], message["content"][0]["text"]) == ("incomplete", said)
+    async with sdk_of(backend) as sdk:
+        stream = await sdk.responses.create(model="tiny", input="hi", stream=True)
+        assert [event.type async for event in stream][-1] == "response.failed"
+
+
+async def test_an_error_before_the_first_event_is_a_plain_one(tmp_path: Path) -> None:
+    backend = saying(tmp_path, "x")
+    backend.error = ShardLostError("shard 1 is gone")
+    async with sdk_of(backend) as sdk:
+        for is_stream in (False, True):
+            with pytest.raises(openai.InternalServerError) as caught:
+                await sdk.responses.create(model="tiny", input="hi", stream=is_stream)
+            assert caught.value.status_code == 503
+            assert caught.value.response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_a_client_that_leaves_ends_the_generation(tmp_path: Path, is_stream: bool) -> None:
+    backend = saying(tmp_path, "Well met. " * 40)
+    backend.step_s = 0.002
+    async with sdk_of(backend) as sdk:
+        if is_stream:
+            async with sdk.responses.stream(model="tiny", input="hi") as stream:
+                await anext(event async for event in stream if event.type == "response.output_text.delta")
+                assert backend.num_open == 1
+        else:
+            backend.step_s = 5
+            with pytest.raises(openai.APITimeoutError):
+                await sdk.responses.create(model="tiny", input="hi", timeout=0.1)
+        await until(lambda: backend.num_open == 0)
+    assert backend.num_aborted == 1
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_a_deadline_ends_the_generation(tmp_path: Path, is_stream: bool) -> None:
+    backend = saying(tmp_path, "Well met. " * 40)
+    backend.step_s = 0.02
+    body = {"model": "tiny", "input": "hi", "stream": is_stream}
+    async with client_of(backend) as client:
+        response = await client.post(RESPONSES, json=body, headers={"x-request-timeout-ms": "150"})
+    assert backend.num_aborted == 1
+    if not is_stream:
+        assert response.status_code == 504
+        return
+    last = json.loads(response.text.removesuffix("\n\n").split("\n\n")[-1].partition("data: ")[2])
+    assert last["type"] == "response.failed"
+    assert "longer than 0.15 s" in last["response"]["error"]["message"]
+
+
+async def test_requests_are_counted_by_their_route(tmp_path: Path) -> None:
+    backend = saying(tmp_path, "x")
+    async with client_of(backend) as client:
+        await ask(client, RESPONSES, {"model": "tiny", "input": "hi"})
+        backend.error, backend.fail_at_step = ShardLostError("shard 1 is gone"), 1
+        await client.post(RESPONSES, json={"model": "tiny", "input": "hi", "stream": True})
+        lines = (await client.get("/metrics")).text.splitlines()
+    all_counts = [line for line in lines if line.startswith("rayshard_requests_total{") and RESPONSES in line]
+    counts = [line for line in all_counts if line.endswith(" 1.0")]
+    assert sorted(line.split('status="')[1][:3] for line in counts) == ["2xx", "5xx"]
+    assert all('model="tiny"' in line for line in counts)
