@@ -127,7 +127,9 @@ class ApiKeys:
         """The holder of the one key in a request's `authorization` headers. Raises UnauthenticatedError."""
         self._look()
         if len(authorizations) > 1:
-            raise AmbiguousKeyError(f"{len(authorizations)} `authorization` headers were sent; send one")
+            raise AmbiguousKeyError(
+                f"{len(authorizations)} API keys were sent, by `authorization` or `x-api-key`; send one"
+            )
         kind, _, key = next(iter(authorizations), "").strip().partition(" ")
         if kind.lower() != "bearer" or not key.strip():
             raise UnauthenticatedError("no API key; send the header `Authorization: Bearer KEY`")

@@ -5,6 +5,14 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from serve_app.errors import RequestError
+from serve_app.gateway.bodies.anthropic import (
+    Effort,
+    FormatName,
+    ServiceTier,
+    ThinkingDisplay,
+    ThinkingType,
+    ToolChoiceType,
+)
 from serve_app.gateway.bodies.explain import Method, Output, Replacement
 from serve_app.gateway.bodies.inference import EmbedDtype, Endianness
 from serve_app.gateway.bodies.json_body import parse_json_object
@@ -34,6 +42,12 @@ _ENUMS = {
     "unit": get_args(Unit),
     "replacement": get_args(Replacement),
     "output": get_args(Output),
+    "thinking.type": get_args(ThinkingType),
+    "display": get_args(ThinkingDisplay),
+    "tool_choice.type": get_args(ToolChoiceType),
+    "effort": get_args(Effort),
+    "output_config.format.type": get_args(FormatName),
+    "service_tier": get_args(ServiceTier),
 }
 _MISSING = "Object missing required field `"
 

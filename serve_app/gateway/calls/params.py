@@ -18,6 +18,7 @@ class OutputLimit:
     default_tokens: int | None  # None: what is left of the context
     limit_field: str
     prompt_field: str
+    fits_context: bool = False  # what was asked is cut to what is left of the context too
 
 
 def sampling_params(
@@ -80,13 +81,13 @@ def fit_output(num_prompt_tokens: int, model: ServedModel, limit: OutputLimit) -
     asked = limit.asked_tokens
     if asked is None:
         return room if limit.default_tokens is None else min(limit.default_tokens, room)
-    if asked > room:
+    if asked > room and not limit.fits_context:
         raise ContextLengthError(
             f"{limit.limit_field}={asked} and a prompt of {num_prompt_tokens} tokens exceed this model's context of "
             f"{context} tokens; send {limit.limit_field} of at most {room}",
             field=limit.limit_field,
         )
-    return asked
+    return min(asked, room)
 
 
 def check_token_ids(token_ids: list[int], model: ServedModel, field: str) -> None:

@@ -87,10 +87,13 @@ class RequestReader:
         restored = [[restore("".join(text), known)] for text, known in zip(prompt_texts, redactions, strict=False)]
         return GenerationCall(model, requests, restored, options, redactions)
 
-    async def chat(self, body: ChatBody, model: ServedModel, *, has_parts: bool = False) -> GenerationCall:
+    async def chat(
+        self, body: ChatBody, model: ServedModel, *, has_parts: bool = False, fits_context: bool = False
+    ) -> GenerationCall:
         """One GenerateRequest for the whole conversation. Raises RequestError.
 
         has_parts: the answer is taken apart for a caller that can show reasoning and calls beside content.
+        fits_context: of the tokens that are asked for only as many are that the context has room for.
         """
         if body.top_logprobs and not body.logprobs:
             raise RequestError(f"top_logprobs={body.top_logprobs} needs logprobs=true", field="top_logprobs")
@@ -116,7 +119,7 @@ class RequestReader:
         given = (model.description.sampling.max_tokens, output_allowance(len(token_ids), options.num_choices))
         default_tokens = min((number for number in given if number is not None), default=None)
         field = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
-        limit = OutputLimit(getattr(body, field), default_tokens, field, "messages")
+        limit = OutputLimit(getattr(body, field), default_tokens, field, "messages", fits_context)
         request = self._request(body, model, token_ids, options, limit, grammar)
         return GenerationCall(model, [request], [], options, [redactions] if options.restores_redactions else [])
 

@@ -14,6 +14,7 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
 from serve_app.gateway.http.admin import PLAN_PATH, plan_endpoint
 from serve_app.gateway.http.aliases import alias_routes
+from serve_app.gateway.http.anthropic_routes import anthropic_routes
 from serve_app.gateway.http.browser_guard import BrowserGuardMiddleware
 from serve_app.gateway.http.compatible_routes import compatible_routes
 from serve_app.gateway.http.docs_routes import docs_routes
@@ -42,6 +43,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
         Route(METRICS_PATH, metrics_endpoint(plane)),
         Route(PLAN_PATH, plan_endpoint(plane, shell)),
         *compatible_routes(plane, shell),
+        *anthropic_routes(plane, shell),
         Route("/v1/models", endpoints.list_models),
         Route("/v1/models/{name:path}", endpoints.get_model),
         Route("/v1/completions", endpoints.complete, methods=["POST"]),

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from serve_app.errors import ContextLengthError, ModelNotFoundError, RayshardError, UnsupportedEncodingError
 from serve_app.gateway.failures import hidden_error, told_message
 from serve_app.gateway.http.aliases import is_protocol_path
+from serve_app.gateway.http.anthropic_errors import is_messages_path, messages_response
 from serve_app.gateway.http.content_encoding import ENCODINGS
 from serve_app.gateway.request_notes import note_error
 
@@ -20,10 +21,12 @@ def error_body(error: RayshardError) -> bytes:
     return msgspec.json.encode(ErrorBody(ErrorDetail(told_message(error), error.kind, error.field, _code(error))))
 
 
-async def on_rayshard_error(_request: Request, error: Exception) -> Response:
+async def on_rayshard_error(request: Request, error: Exception) -> Response:
     """Starlette's handler for errors of ours."""
     assert isinstance(error, RayshardError)
     note_error(error)
+    if is_messages_path(request.scope["path"]):
+        return messages_response(request.scope, told_message(error), error.http_status, _headers(error))
     return _json_response(error_body(error), error.http_status, _headers(error))
 
 
@@ -59,6 +62,8 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         message = "responses are not kept here, so none can be looked up, continued, cancelled or deleted by its id"
     if is_protocol_path(request.url.path):
         return _json_response(msgspec.json.encode(ProtocolError(message)), error.status_code, dict(error.headers or {}))
+    if is_messages_path(request.scope["path"]):
+        return messages_response(request.scope, message, error.status_code, dict(error.headers or {}))
     detail = ErrorDetail(message, "invalid_request_error", None, _CODES_BY_STATUS.get(error.status_code))
     return _json_response(msgspec.json.encode(ErrorBody(detail)), error.status_code, dict(error.headers or {}))
 
@@ -68,6 +73,8 @@ async def on_unexpected_error(request: Request, error: Exception) -> Response:
     internal = hidden_error(error)
     if is_protocol_path(request.url.path):
         return await on_protocol_error(request, internal)
+    if is_messages_path(request.scope["path"]):
+        return messages_response(request.scope, told_message(internal), internal.http_status, {})
     return _json_response(error_body(internal), internal.http_status, {})
 
 

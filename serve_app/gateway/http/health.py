@@ -10,6 +10,7 @@ from serve_app.backend.protocol import HealthReport
 from serve_app.gateway.bodies.others import HealthBody
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.failures import without_places
+from serve_app.gateway.http.middleware import authorizations_of
 from serve_app.gateway.http.shell import json_answer
 
 
@@ -18,7 +19,7 @@ def health_endpoint(plane: DataPlane) -> Callable[[Request], Awaitable[Response]
 
     async def health(request: Request) -> Response:
         report = plane.backend.health()
-        given = request.headers.getlist("authorization")
+        given = authorizations_of(request.headers)
         state = _state(report, is_draining=plane.intake.is_closed)
         if plane.keys is None:
             body = _body(state, report, lambda _name: True)

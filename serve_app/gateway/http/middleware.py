@@ -28,6 +28,13 @@ def new_id(prefix: str = "") -> str:
     return prefix + secrets.token_hex(16)
 
 
+def authorizations_of(headers: Headers) -> list[str]:
+    """The `authorization` headers of a request, and what its `x-api-key` headers, Anthropic's, say beside them."""
+    given = headers.getlist("authorization")
+    others = [f"Bearer {key}" for key in headers.getlist("x-api-key")]
+    return [*given, *(other for other in others if other not in given)]
+
+
 class HeaderLimitMiddleware:
     """Refuses requests whose headers are too large, which Serve's HTTP proxy lets through; notes whose the rest are."""
 
@@ -84,7 +91,7 @@ class KeyMiddleware:
             return
         use = ExitStack()
         try:
-            use.enter_context(self._keys.used(Headers(scope=scope).getlist("authorization")))
+            use.enter_context(self._keys.used(authorizations_of(Headers(scope=scope))))
         except RayshardError as error:
             await refuse(error, scope, receive, send)
             return

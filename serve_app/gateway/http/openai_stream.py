@@ -215,17 +215,17 @@ def _call_piece(call: CallDelta) -> CallPiece:
 
 def event_of(content: msgspec.Struct) -> bytes:
     """One server-sent event."""
-    return b"data: " + _one_line(msgspec.json.encode(content)) + b"\n\n"
+    return b"data: " + one_line(msgspec.json.encode(content)) + b"\n\n"
 
 
 def json_text(text: str) -> bytes:
     """A JSON string on what every client takes for one line."""
     encoded = _ENCODE(text)
-    return encoded if text.isascii() else _one_line(encoded)
+    return encoded if text.isascii() else one_line(encoded)
 
 
-def _one_line(encoded: bytes) -> bytes:
-    """Some clients break lines at Unicode's separators too."""
+def one_line(encoded: bytes) -> bytes:
+    """JSON on what every client takes for one line: some clients break lines at Unicode's separators too."""
     for separator, escape in _SEPARATORS:
         if separator in encoded:
             encoded = encoded.replace(separator, escape)

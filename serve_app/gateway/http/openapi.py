@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from serve_app.gateway.bodies.anthropic import CountTokensBody, MessagesBody
 from serve_app.gateway.bodies.explain import ExplainBody, ExplanationAnswer
 from serve_app.gateway.bodies.inference import (
     ClassificationList,
@@ -57,6 +58,8 @@ from serve_app.gateway.bodies.others import (
 )
 from serve_app.gateway.bodies.responses import ResponsesBody
 from serve_app.gateway.http.aliases import ALIASES, is_protocol_path
+from serve_app.gateway.http.anthropic_answers import MessagesAnswer, MessagesEvent, TokenCount
+from serve_app.gateway.http.anthropic_errors import MessagesError, is_messages_path
 from serve_app.gateway.http.compatible_routes import ModelNames
 from serve_app.gateway.http.errors import ErrorBody, ProtocolError
 from serve_app.gateway.http.openai_responses import ChatResponse, CompletionResponse, ModelList, ModelState
@@ -73,6 +76,7 @@ _JSON, _TEXT, _EVENTS, _BYTES, _HTML = (
 )
 _ANY_JSON: dict[str, Any] = {}
 _STRING = {"type": "string"}
+_ERROR_TYPES = (ErrorBody, ProtocolError, MessagesError)
 _NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _WORK_ERRORS = {
     400: "The request is wrong; the message names the field.",
@@ -89,6 +93,10 @@ _WORK_ERRORS = {
     504: "It did not end within its time limit.",
 }
 _LOOK_ERRORS = {status: _WORK_ERRORS[status] for status in (403, 404, 429, 431, 500)}
+_KEYS = {
+    "key": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 _NO_KEY = "No API key, or one that is not known (where keys are set)."
 
 
@@ -106,9 +114,11 @@ class Operation:
     is_open: bool = False  # needs no API key
 
     @property
-    def is_protocol(self) -> bool:
-        """Whether errors have the Open Inference Protocol's shape."""
-        return is_protocol_path(self.path)
+    def error_type(self) -> type[msgspec.Struct]:
+        """The shape of errors."""
+        if is_messages_path(self.path):
+            return MessagesError
+        return ProtocolError if is_protocol_path(self.path) else ErrorBody
 
     @property
     def errors(self) -> dict[int, str]:
@@ -138,9 +148,9 @@ def openapi_document() -> bytes:
     found = operations()
     types = [kind for operation in found for kind in _types_of(operation)]
     schemas, components = msgspec.json.schema_components(
-        [*types, ErrorBody, ProtocolError], schema_hook=_schema_of_any, ref_template="#/components/schemas/{name}"
+        [*types, *_ERROR_TYPES], schema_hook=_schema_of_any, ref_template="#/components/schemas/{name}"
     )
-    schema_of = dict(zip([*types, ErrorBody, ProtocolError], schemas, strict=True))
+    schema_of = dict(zip([*types, *_ERROR_TYPES], schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for operation in found:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, schema_of)
@@ -153,7 +163,7 @@ def openapi_document() -> bytes:
             "at the values that ask for nothing, and refused at others.",
         },
         "paths": paths,
-        "components": {"schemas": components, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"schemas": components, "securitySchemes": _KEYS},
     }
     return msgspec.json.encode(document)
 
@@ -187,6 +197,10 @@ def _generation_operations() -> list[Operation]:
                   {_JSON: ChatResponse, _EVENTS: ChatChunk}, {_JSON: ChatBody}),
         Operation("POST", "/v1/responses", "generation", "Answer as OpenAI's Responses do; streamed with stream=true",
                   {_JSON: ModelResponse, _EVENTS: ResponseEvent}, {_JSON: ResponsesBody}),
+        Operation("POST", "/v1/messages", "generation", "Answer a conversation as Anthropic's API does; streamed with "
+                  "stream=true", {_JSON: MessagesAnswer, _EVENTS: MessagesEvent}, {_JSON: MessagesBody}),
+        Operation("POST", "/v1/messages/count_tokens", "generation", "How many tokens such a conversation has",
+                  {_JSON: TokenCount}, {_JSON: CountTokensBody}),
         Operation("POST", "/v1/tokenize", "generation", "Tokens of a text or a conversation",
                   {_JSON: TokenizedText}, {_JSON: TokenizeBody}),
         Operation("POST", "/v1/detokenize", "generation", "The text of tokens",
@@ -275,10 +289,11 @@ def _described(operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, 
     def content(given: Mapping[str, Any]) -> dict[str, Any]:
         schemas = {media: kind if isinstance(kind, dict) else schema_of[kind] for media, kind in given.items()}
         if _EVENTS in schemas:
-            schemas[_EVENTS] = _events_of([schemas[_EVENTS], schema_of[ErrorBody]])
+            pieces = [schemas[_EVENTS], schema_of[operation.error_type]]
+            schemas[_EVENTS] = _events_of(pieces, has_end=not is_messages_path(operation.path))
         return {media: {"schema": schema} for media, schema in schemas.items()}
 
-    error = content({_JSON: ProtocolError if operation.is_protocol else ErrorBody})
+    error = content({_JSON: operation.error_type})
     responses = {str(status): {"description": text, "content": error} for status, text in operation.errors.items()}
     for status, kind in (operation.other_answers or {}).items():
         responses[str(status)] = {"description": "Not now.", "content": content({_JSON: kind})}
@@ -287,7 +302,7 @@ def _described(operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, 
         "tags": [operation.tag],
         "summary": operation.summary,
         "responses": dict(sorted(responses.items())),
-        "security": [] if operation.is_open else [{}, {"key": []}],  # {}: where no keys are set
+        "security": [] if operation.is_open else [{}, *({name: []} for name in _KEYS)],  # {}: where no keys are set
     }
     parameters = _parameters(operation)
     if parameters:
@@ -297,13 +312,13 @@ def _described(operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, 
     return described
 
 
-def _events_of(pieces: list[dict[str, Any]]) -> dict[str, Any]:
-    """The schema of each event of a stream: one of the pieces as JSON, or the end."""
+def _events_of(pieces: list[dict[str, Any]], *, has_end: bool) -> dict[str, Any]:
+    """The schema of each event of a stream: one of the pieces as JSON, or the end where that is an event of its own."""
     piece = {"type": "string", "contentMediaType": _JSON, "contentSchema": {"anyOf": pieces}}
     return {
         "type": "object",
         "description": "Each event.",
-        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, piece]}},
+        "properties": {"data": {"anyOf": [{"const": "[DONE]"}, piece]} if has_end else piece},
         "required": ["data"],
     }
 

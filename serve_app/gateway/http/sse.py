@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +22,22 @@ _HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # proxies must not collect events
 ]
+
+
+def _openai_error(error: RayshardError) -> bytes:
+    return b"data: " + error_body(error) + b"\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStyle:
+    """How a protocol writes what is no part of an answer; by itself OpenAI's."""
+
+    show_error: Callable[[RayshardError], bytes] = _openai_error  # the event of an error after the first event
+    keep_alive: bytes = _KEEP_ALIVE
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+_OPENAI_STYLE = StreamStyle()
 
 
 class Outbox:
@@ -62,11 +79,6 @@ class Outbox:
         return b"".join(waiting)
 
 
-def error_event(error: RayshardError) -> bytes:
-    """An error in OpenAI's shape as an event."""
-    return b"data: " + error_body(error) + b"\n\n"
-
-
 class EventStreamResponse(Response):
     """Sends what `produce` puts into its outbox. An error before the first event is a plain HTTP error.
 
@@ -78,12 +90,11 @@ class EventStreamResponse(Response):
         produce: Callable[[Outbox], Awaitable[None]],
         *,
         max_waiting_tokens: int,
-        show_error: Callable[[RayshardError], bytes] = error_event,
+        style: StreamStyle = _OPENAI_STYLE,
     ) -> None:
-        """show_error: the last event of a stream that has begun and fails."""
         super().__init__()
         self._produce = produce
-        self._show_error = show_error
+        self._style = style
         self._outbox = Outbox(max_waiting_tokens)
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,7 +129,7 @@ class EventStreamResponse(Response):
             told = as_rayshard_error(error)
             note_error(told)
             if not outbox.is_overflown:
-                outbox.put(self._show_error(told), 0)
+                outbox.put(self._style.show_error(told), 0)
         finally:
             outbox.close()
 
@@ -128,7 +139,11 @@ class EventStreamResponse(Response):
             num_sent = outbox.num_sent
             await asyncio.sleep(_KEEP_ALIVE_S)
             if outbox.has_events and not (outbox.is_closed or outbox.is_sending) and outbox.num_sent == num_sent:
-                outbox.put(_KEEP_ALIVE, 0)
+                outbox.put(self._style.keep_alive, 0)
+
+    def _start_headers(self) -> list[tuple[bytes, bytes]]:
+        added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._style.headers.items()]
+        return [*_HEADERS, *added]
 
     async def _write(self, send: Send) -> None:
         outbox = self._outbox
@@ -136,7 +151,7 @@ class EventStreamResponse(Response):
         while content := await outbox.take():
             outbox.is_sending = True
             if not is_started:
-                await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+                await send({"type": "http.response.start", "status": 200, "headers": self._start_headers()})
                 is_started = True
             await send({"type": "http.response.body", "body": content, "more_body": True})
             outbox.is_sending = False
