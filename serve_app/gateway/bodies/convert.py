@@ -13,6 +13,7 @@ from serve_app.gateway.bodies.anthropic import (
     ThinkingType,
     ToolChoiceType,
 )
+from serve_app.gateway.bodies.cohere import CohereCitations, CohereSafety, CohereToolChoice
 from serve_app.gateway.bodies.explain import Method, Output, Replacement
 from serve_app.gateway.bodies.inference import EmbedDtype, Endianness
 from serve_app.gateway.bodies.json_body import parse_json_object
@@ -48,6 +49,9 @@ _ENUMS = {
     "effort": get_args(Effort),
     "output_config.format.type": get_args(FormatName),
     "service_tier": get_args(ServiceTier),
+    "citation_options.mode": get_args(CohereCitations),
+    "safety_mode": get_args(CohereSafety),
+    "tool_choice": get_args(CohereToolChoice),
 }
 _MISSING = "Object missing required field `"
 

@@ -8,16 +8,31 @@ from serve_app.gateway.bodies.inference import AnswerList, EmbeddingsBody, Token
 from serve_app.gateway.bodies.openai import PositiveInt, Priority
 
 CohereInput = Literal["search_document", "search_query", "classification", "clustering"]
-CohereFormat = Literal["float", "base64", "binary", "ubinary"]
+CohereFormat = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 CohereCut = Literal["NONE", "START", "END"]
 Side = Literal["Left", "Right", "left", "right"]
 PoolingTask = Literal["embed", "classify", "score"]
 
 
+class CohereInputPart(msgspec.Struct, kw_only=True):
+    """One part of an input: a text."""
+
+    type: str
+    text: str | None = None
+
+
+class CohereInputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """One of `inputs`: its parts are one text, in lines."""
+
+    content: list[CohereInputPart]
+
+
 class CohereEmbedBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`POST /v2/embed`, of texts."""
 
-    texts: list[str]
+    texts: list[str] | None = None
+    inputs: list[CohereInputs] | None = None  # in place of texts
+    images: list[str] | None = None  # refused
     model: str | None = None
     input_type: CohereInput | None = None  # a query's or a document's prompt; others without effect
     embedding_types: list[CohereFormat] | None = None

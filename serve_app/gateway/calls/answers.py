@@ -42,6 +42,13 @@ def embeddings(vectors: Vectors, body: EmbeddingsBody) -> list[Embedding]:
     return [Embedding(index, row.tolist()) for index, row in enumerate(vectors)]
 
 
+def unit_rows(rows: Vectors) -> Vectors:
+    """Each row of length one, or all zeros. rows [B, D] -> [B, D]."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    scaled: Vectors = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    return scaled
+
+
 def base64_of(row: Vectors, dtype: str = "float32", endianness: str = "little") -> str:
     """A vector's numbers [D] in the bytes of a dtype."""
     if dtype == "bfloat16":

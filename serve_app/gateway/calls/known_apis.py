@@ -13,6 +13,7 @@ from serve_app.gateway.bodies.known_apis import (
     CohereBilled,
     CohereEmbedBody,
     CohereEmbeddings,
+    CohereInputPart,
     CohereMeta,
     CohereTokens,
     Pooled,
@@ -22,7 +23,8 @@ from serve_app.gateway.bodies.known_apis import (
     TeiRank,
     TeiRerankBody,
 )
-from serve_app.gateway.calls.answers import base64_of, embeddings
+from serve_app.gateway.calls.answers import base64_of, embeddings, unit_rows
+from serve_app.gateway.calls.field_names import fields_named
 from serve_app.gateway.calls.model_calls import ModelCalls, as_activated
 from serve_app.gateway.calls.models import ServedModels
 
@@ -40,9 +42,8 @@ class KnownApiCalls:
 
     async def cohere_embed(self, body: CohereEmbedBody) -> CohereEmbeddings:
         """Vectors of texts in each of the formats asked for."""
-        if not body.texts:
-            raise RequestError("texts is empty; send at least one", field="texts")
-        given: dict[str, object] = {"input": body.texts, "model": body.model, "dimensions": body.output_dimension}
+        texts = _cohere_texts(body)
+        given: dict[str, object] = {"input": texts, "model": body.model, "dimensions": body.output_dimension}
         given["priority"] = body.priority
         if body.input_type in _COHERE_INPUTS and self._models.graph(body.model) is None:
             given["input_type"] = _COHERE_INPUTS[body.input_type]
@@ -51,13 +52,15 @@ class KnownApiCalls:
             cut = {"truncate_prompt_tokens": body.max_tokens}
         if body.truncate == "START":
             cut["truncation_side"] = "left"
-        answer = await self._calls.embed(convert_body({**given, **cut}, EmbeddingsBody))
+        fields = {"input": "texts" if body.inputs is None else "inputs", "dimensions": "output_dimension"}
+        with fields_named(fields, {'"truncate": true': '"truncate": "END"'}):
+            answer = await self._calls.embed(convert_body({**given, **cut}, EmbeddingsBody))
         rows = np.array([one.embedding for one in answer.data], dtype=np.float32)
         formats = body.embedding_types or ["float"]
         num_tokens = answer.usage.prompt_tokens
         meta = CohereMeta(CohereBilled(num_tokens), CohereTokens(num_tokens))
         vectors = {str(name): _cohere_rows(rows, name) for name in formats}
-        return CohereEmbeddings(secrets.token_hex(16), vectors, body.texts, meta)
+        return CohereEmbeddings(secrets.token_hex(16), vectors, texts, meta)
 
     async def tei_embed(self, body: TeiEmbedBody) -> list[list[float]]:
         """Vectors of texts, of length one unless they are wanted as the model gives them."""
@@ -68,8 +71,7 @@ class KnownApiCalls:
         answer = await self._calls.embed(convert_body({**given, "input": body.inputs}, EmbeddingsBody))
         rows = np.array([one.embedding for one in answer.data], dtype=np.float32)
         if body.normalize is not False:
-            lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-            rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+            rows = unit_rows(rows)
         vectors: list[list[float]] = rows.tolist()
         return vectors
 
@@ -117,11 +119,43 @@ def _pooled(rows: Sequence[Sequence[float]], body: PoolingBody) -> list[Pooled]:
     return [Pooled(index, one) for index, one in enumerate(shown)]
 
 
+def _cohere_texts(body: CohereEmbedBody) -> list[str]:
+    """Raises RequestError."""
+    if body.images:
+        raise RequestError("images: no model here reads pictures; send texts", field="images")
+    if (body.texts is None) == (body.inputs is None):
+        raise RequestError("texts or inputs is needed, and not both; send one", field="texts")
+    if not (body.texts or body.inputs):
+        field = "inputs" if body.texts is None else "texts"
+        raise RequestError(f"{field} is empty; send at least one", field=field)
+    return body.texts or [
+        "\n".join(_cohere_part(part, f"inputs[{index}].content[{place}]") for place, part in enumerate(one.content))
+        for index, one in enumerate(body.inputs or [])
+    ]
+
+
+def _cohere_part(part: CohereInputPart, where: str) -> str:
+    if part.type != "text":
+        raise RequestError(f"{where}.type={part.type[:32]!r} is not read; send text", field=f"{where}.type")
+    if part.text is None:
+        raise RequestError(f"{where}.text is missing", field=f"{where}.text")
+    return part.text
+
+
 def _cohere_rows(rows: Rows, name: str) -> list[list[int | float] | str]:
-    """rows [B, D] in one of Cohere's formats; the binary ones hold a bit for each number above zero."""
+    """rows [B, D] in one of Cohere's formats.
+
+    Each row's largest number is 127 in int8, which keeps its direction; uint8 is 128 more. The binary ones hold a bit
+    for each number above zero.
+    """
     if name == "base64":
         return [base64_of(row) for row in rows]
     if name == "float":
         return list(rows.tolist())
+    if name in ("int8", "uint8"):
+        largest = np.abs(rows).max(axis=1, keepdims=True)
+        scaled = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
+        levels = np.rint(scaled * 127).astype(np.int16)
+        return list((levels if name == "int8" else levels + 128).tolist())
     packed = np.packbits(rows > 0, axis=1)
     return list(packed.tolist() if name == "ubinary" else (packed.astype(np.int16) - 128).tolist())

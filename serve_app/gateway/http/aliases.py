@@ -18,7 +18,7 @@ ALIASES = {
     "/v1/models/": "/v1/models",
     "/healthz": "/health",
 }
-OTHER_THAN_PROTOCOL = frozenset({"/v2/rerank", "/v2/embed"})  # Cohere's, among those of the Open Inference Protocol
+COHERE_PATHS = frozenset({"/v2/rerank", "/v2/embed", "/v2/chat"})  # among those of the Open Inference Protocol
 
 
 def alias_routes(routes: Iterable[Route]) -> list[Route]:
@@ -29,5 +29,5 @@ def alias_routes(routes: Iterable[Route]) -> list[Route]:
 
 
 def is_protocol_path(path: str) -> bool:
-    """Whether the Open Inference Protocol says what is answered here."""
-    return (path.startswith("/v2/") and path not in OTHER_THAN_PROTOCOL) or path == "/v2"
+    """Whether errors are `{"error": message}` here, as the Open Inference Protocol and Ollama have them."""
+    return (path.startswith(("/v2/", "/api/")) and path not in COHERE_PATHS) or path == "/v2"

@@ -16,6 +16,7 @@ from serve_app.gateway.http.admin import PLAN_PATH, plan_endpoint
 from serve_app.gateway.http.aliases import alias_routes
 from serve_app.gateway.http.anthropic_routes import anthropic_routes
 from serve_app.gateway.http.browser_guard import BrowserGuardMiddleware
+from serve_app.gateway.http.cohere_routes import cohere_routes
 from serve_app.gateway.http.compatible_routes import compatible_routes
 from serve_app.gateway.http.docs_routes import docs_routes
 from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, on_unexpected_error
@@ -52,6 +53,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
         Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),
         *responses_routes(plane, shell),
+        *cohere_routes(plane, shell),
         *open_inference_routes(OpenInference(plane), shell),
         *docs_routes(),
     ]

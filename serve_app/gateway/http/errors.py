@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from serve_app.errors import ContextLengthError, ModelNotFoundError, RayshardError, UnsupportedEncodingError
 from serve_app.gateway.failures import hidden_error, told_message
-from serve_app.gateway.http.aliases import is_protocol_path
+from serve_app.gateway.http.aliases import COHERE_PATHS, is_protocol_path
 from serve_app.gateway.http.anthropic_errors import is_messages_path, messages_response
 from serve_app.gateway.http.content_encoding import ENCODINGS
 from serve_app.gateway.request_notes import note_error
@@ -18,20 +18,26 @@ from serve_app.gateway.request_notes import note_error
 
 def error_body(error: RayshardError) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`."""
-    return msgspec.json.encode(ErrorBody(ErrorDetail(told_message(error), error.kind, error.field, _code(error))))
+    return msgspec.json.encode(ErrorBody(_detail(error)))
 
 
 async def on_rayshard_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler for errors of ours."""
+    """Starlette's handler for errors of ours; Cohere's clients find the message beside OpenAI's shape too."""
     assert isinstance(error, RayshardError)
+    path = request.scope["path"]
+    if is_protocol_path(path):
+        return await on_protocol_error(request, error)
     note_error(error)
-    if is_messages_path(request.scope["path"]):
+    if is_messages_path(path):
         return messages_response(request.scope, told_message(error), error.http_status, _headers(error))
+    if path in COHERE_PATHS:
+        content = msgspec.json.encode(CohereError(_detail(error), told_message(error)))
+        return _json_response(content, error.http_status, _headers(error))
     return _json_response(error_body(error), error.http_status, _headers(error))
 
 
 async def on_protocol_error(_request: Request, error: Exception) -> Response:
-    """An error of ours in the shape of the Open Inference Protocol: `{"error": message}`."""
+    """An error of ours in the shape of the Open Inference Protocol and of Ollama: `{"error": message}`."""
     assert isinstance(error, RayshardError)
     note_error(error)
     return _json_response(msgspec.json.encode(ProtocolError(told_message(error))), error.http_status, _headers(error))
@@ -88,7 +94,7 @@ class ErrorDetail(msgspec.Struct, frozen=True):
 
 
 class ProtocolError(msgspec.Struct, frozen=True):
-    """An error in the shape of the Open Inference Protocol."""
+    """An error in the shape of the Open Inference Protocol and of Ollama."""
 
     error: str
 
@@ -99,8 +105,18 @@ class ErrorBody(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
+class CohereError(ErrorBody, frozen=True):
+    """The same, with what Cohere's clients look for."""
+
+    message: str
+
+
 _RESPONSES = ("/v1/responses/", "/responses/")
 _CODES_BY_STATUS = {401: "invalid_api_key", 404: "unknown_path", 405: "method_not_allowed"}
+
+
+def _detail(error: RayshardError) -> ErrorDetail:
+    return ErrorDetail(told_message(error), error.kind, error.field, _code(error))
 
 
 def _code(error: RayshardError) -> str | None:

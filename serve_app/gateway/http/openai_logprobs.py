@@ -93,7 +93,7 @@ def completion_logprobs(
         shown = [name(one) for one in (*([] if echoed is None else echoed.run.request.prompt_token_ids), *ids)]
     return CompletionLogprobs(
         text_offset=offsets,
-        token_logprobs=[None if row is None else _finite(row.logprob) for row in rows],
+        token_logprobs=[None if row is None else finite(row.logprob) for row in rows],
         tokens=shown,
         top_logprobs=[
             None if row is None else _by_text(row, text, call.options.num_logprobs, name)
@@ -125,10 +125,10 @@ def _chat_entry(entry: TokenLogprobs, num_top: int, table: TokenTable, name: Cal
     top = zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False)
     return ChatTokenLogprob(
         token=name(entry.token_id),
-        logprob=_finite(entry.logprob),
+        logprob=finite(entry.logprob),
         bytes=list(table.bytes_of(entry.token_id)),
         top_logprobs=[
-            TopLogprob(name(token_id), _finite(logprob), list(table.bytes_of(token_id))) for token_id, logprob in top
+            TopLogprob(name(token_id), finite(logprob), list(table.bytes_of(token_id))) for token_id, logprob in top
         ],
     )
 
@@ -137,18 +137,19 @@ def _by_text(entry: TokenLogprobs, text: str, num_top: int, name: Callable[[int]
     """The chosen token always comes first, as `text`; of two that read the same, the likelier counts."""
     shown: dict[str, float] = {}
     for token_id, logprob in zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False):
-        shown.setdefault(text if token_id == entry.token_id else name(token_id), _finite(logprob))
-    shown.setdefault(text, _finite(entry.logprob))
+        shown.setdefault(text if token_id == entry.token_id else name(token_id), finite(logprob))
+    shown.setdefault(text, finite(entry.logprob))
     return {text: shown.pop(text), **shown}
 
 
 def _by_id(entry: TokenLogprobs, num_top: int, table: TokenTable) -> PromptTokenLogprobs:
-    shown = {str(entry.token_id): RankedLogprob(_finite(entry.logprob), entry.rank, table.text_of(entry.token_id))}
+    shown = {str(entry.token_id): RankedLogprob(finite(entry.logprob), entry.rank, table.text_of(entry.token_id))}
     ranked = zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False)
     for rank, (token_id, logprob) in enumerate(ranked, start=1):
-        shown.setdefault(str(token_id), RankedLogprob(_finite(logprob), rank, table.text_of(token_id)))
+        shown.setdefault(str(token_id), RankedLogprob(finite(logprob), rank, table.text_of(token_id)))
     return shown
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """What JSON can say of it."""
     return max(logprob, _LOWEST)

@@ -166,8 +166,8 @@ def count_usage(runs: list[PromptRun], *, num_to_come: int = 0) -> Usage:
 
 
 @dataclass(slots=True)
-class _Answer:
-    """One choice, growing."""
+class GrowingAnswer:
+    """What one choice has come to, piece by piece."""
 
     pieces: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
@@ -218,7 +218,7 @@ class WholeAnswer:
         self._runs = runs
         self._id = response_id
         self._created_s = created_s
-        self._answers = [[_Answer() for _ in range(call.options.num_choices)] for _ in runs]
+        self._answers = [[GrowingAnswer() for _ in range(call.options.num_choices)] for _ in runs]
 
     def add(self, prompt_index: int, delta: ChoiceDelta) -> None:
         """Take one more piece."""
@@ -265,7 +265,7 @@ class WholeAnswer:
             )
         )
 
-    def _completion_choice(self, prompt_index: int, choice: int, answer: _Answer) -> CompletionChoice:
+    def _completion_choice(self, prompt_index: int, choice: int, answer: GrowingAnswer) -> CompletionChoice:
         run, options = self._runs[prompt_index], self._call.options
         echo = self._call.prompt_texts[prompt_index] if options.has_echo else []
         logprobs = completion_logprobs(

@@ -218,6 +218,11 @@ def event_of(content: msgspec.Struct) -> bytes:
     return b"data: " + one_line(msgspec.json.encode(content)) + b"\n\n"
 
 
+def line_of(content: msgspec.Struct) -> bytes:
+    """One line of JSON."""
+    return one_line(msgspec.json.encode(content)) + b"\n"
+
+
 def json_text(text: str) -> bytes:
     """A JSON string on what every client takes for one line."""
     encoded = _ENCODE(text)

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from serve_app.gateway.bodies.anthropic import CountTokensBody, MessagesBody
+from serve_app.gateway.bodies.cohere import CohereChat, CohereChatBody, CohereEvent
 from serve_app.gateway.bodies.explain import ExplainBody, ExplanationAnswer
 from serve_app.gateway.bodies.inference import (
     ClassificationList,
@@ -239,6 +240,8 @@ def _known_operations() -> list[Operation]:
     return [
         Operation("POST", "/embed", tag, "Vectors of texts, as text-embeddings-inference gives them",
                   {_JSON: list[list[float]]}, {_JSON: TeiEmbedBody}),
+        Operation("POST", "/v2/chat", tag, "Answer a conversation, as Cohere does; streamed with stream=true",
+                  {_JSON: CohereChat, _EVENTS: CohereEvent}, {_JSON: CohereChatBody}),
         Operation("POST", "/v2/embed", tag, "Vectors of texts, as Cohere gives them",
                   {_JSON: CohereEmbeddings}, {_JSON: CohereEmbedBody}),
         Operation("POST", "/pooling", tag, "Vectors, probabilities or scores of texts, as vLLM gives them",

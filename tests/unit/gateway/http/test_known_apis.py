@@ -166,11 +166,15 @@ async def test_text_embeddings_inference_gets_its_lists(client: httpx.AsyncClien
 
 
 async def test_cohere_gets_its_formats(client: httpx.AsyncClient) -> None:
-    formats = ["float", "base64", "binary", "ubinary"]
+    formats = ["float", "base64", "binary", "ubinary", "int8", "uint8"]
     body = {"model": "vectors", "texts": ["ab", "c"], "input_type": "search_query", "embedding_types": formats}
     answer = await post(client, "/v2/embed", **body)
     rows = np.array(answer["embeddings"]["float"], np.float32)
     assert np.frombuffer(base64.b64decode(answer["embeddings"]["base64"][1]), "<f4").tolist() == rows[1].tolist()
+    int8 = np.array(answer["embeddings"]["int8"])
+    assert np.abs(int8).max(axis=1).tolist() == [127, 127]
+    assert np.abs(int8 / 127 * np.abs(rows).max(axis=1, keepdims=True) - rows).max() <= np.abs(rows).max() / 254 + 1e-6
+    assert answer["embeddings"]["uint8"] == (int8 + 128).tolist()
     assert answer["embeddings"]["ubinary"] == np.packbits(rows > 0, axis=1).tolist()
     assert answer["embeddings"]["binary"] == [[one - 128 for one in row] for row in answer["embeddings"]["ubinary"]]
     assert (answer["texts"], answer["meta"]["api_version"]["version"]) == (["ab", "c"], "2")
@@ -182,15 +186,30 @@ async def test_cohere_gets_its_formats(client: httpx.AsyncClient) -> None:
     ("keys", "field"),
     [
         ({"texts": []}, "texts"),
-        ({"embedding_types": ["int8"]}, "embedding_types[0]"),
+        ({"embedding_types": ["int4"]}, "embedding_types[0]"),
         ({"truncate": "MIDDLE"}, "truncate"),
         ({"input_type": "nonexistent"}, "input_type"),
         ({"images": ["x"]}, "images"),
-        ({"texts": ["abcdef" * 9], "truncate": "NONE"}, "input[0]"),
+        ({"texts": ["abcdef" * 9], "truncate": "NONE"}, "texts[0]"),
+        ({"output_dimension": 99}, "output_dimension"),
+        ({"inputs": []}, "texts"),
+        ({"texts": None, "inputs": []}, "inputs"),
+        ({"texts": None}, "texts"),
+        ({"texts": None, "inputs": [{"content": [{"type": "image_url"}]}]}, "inputs[0].content[0].type"),
+        ({"texts": None, "inputs": [{"content": [{"type": "text"}]}]}, "inputs[0].content[0].text"),
     ],
 )
 async def test_what_cohere_can_and_we_cannot_is_refused(client: httpx.AsyncClient, keys: Any, field: str) -> None:
     assert await refused(client, "/v2/embed", **{"texts": ["a"], **keys}) == field
+
+
+async def test_coheres_inputs_are_texts_in_parts(client: httpx.AsyncClient) -> None:
+    parts = [{"type": "text", "text": "ab"}, {"type": "text", "text": "c"}]
+    answer = await post(client, "/v2/embed", inputs=[{"content": parts}], images=[], output_dimension=2)
+    assert answer["texts"] == ["ab\nc"]
+    assert answer["embeddings"] == (await post(client, "/v2/embed", texts=["ab\nc"], output_dimension=2))["embeddings"]
+    long = {"texts": ["abcdef" * 9], "truncate": "NONE"}
+    assert 'send "truncate": "END"' in (await client.post("/v2/embed", json=long)).json()["message"]
 
 
 async def test_cohere_cuts_long_texts_unless_told_otherwise(client: httpx.AsyncClient) -> None:

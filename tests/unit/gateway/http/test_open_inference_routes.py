@@ -226,7 +226,8 @@ async def test_every_error_under_v2_is_a_text(url: str, method: str, path: str, 
 
 async def test_coheres_paths_keep_their_own_errors(url: str) -> None:
     async with httpx.AsyncClient(verify=NO_TLS, base_url=url) as client:
-        assert (await client.post("/v2/rerank", json={})).json()["error"]["param"] == "query"
+        error = (await client.post("/v2/rerank", json={})).json()
+        assert (error["error"]["param"], error["message"]) == ("query", error["error"]["message"])
 
 
 async def test_bfloat16_comes_as_bytes(url: str) -> None:

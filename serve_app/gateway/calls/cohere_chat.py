@@ -1,0 +1,171 @@
+"""Cohere's `/v2/chat` by our own chat: its body becomes one of ours, its finish reasons are told of ours."""
+
+import msgspec
+
+from serve_app.errors import RequestError
+from serve_app.gateway.bodies.cohere import CohereChatBody, CohereDocument, CohereFinish, CohereMessage, CoherePart
+from serve_app.gateway.bodies.openai import ChatBody, ChatMessage, FunctionCall, Role, ToolCall
+from serve_app.gateway.bodies.structured import JsonSchemaFormat, ResponseFormat
+from serve_app.gateway.calls.field_names import fields_named
+from serve_app.gateway.calls.generation import GenerationCall
+from serve_app.gateway.calls.models import ServedModel, ServedModels
+from serve_app.gateway.calls.reader import RequestReader
+from serve_app.gateway.calls.thinking import thinking_variables
+from serve_app.types.generation import FinishReason
+
+_ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "tool": "tool"}
+_CHOICES = {"REQUIRED": "required", "NONE": "none"}
+_FIELDS = {
+    "stop": "stop_sequences",
+    "top_p": "p",
+    "top_k": "k",
+    "max_completion_tokens": "max_tokens",
+    "response_format.json_schema.schema": "response_format.json_schema",
+}
+
+
+async def cohere_call(body: CohereChatBody, models: ServedModels, reader: RequestReader) -> GenerationCall:
+    """The request that a body asks for. Raises RequestError in Cohere's words."""
+    _refuse_what_is_not_there(body)
+    model = await models.find(body.model)
+    with fields_named(_FIELDS):
+        return await reader.chat(_chat_body(body, model), model, has_parts=True)
+
+
+def finish_of(reason: FinishReason | None, stop_reason: int | str | None, *, has_calls: bool) -> CohereFinish:
+    """Why an answer ended, in Cohere's words."""
+    if has_calls:
+        return "TOOL_CALL"
+    if reason == "length":
+        return "MAX_TOKENS"
+    if reason == "stop":
+        return "STOP_SEQUENCE" if isinstance(stop_reason, str) else "COMPLETE"
+    return "ERROR"
+
+
+def _refuse_what_is_not_there(body: CohereChatBody) -> None:
+    mode = None if body.citation_options is None else body.citation_options.mode
+    field, message = "", ""
+    if body.documents:
+        field, message = "documents", "no answer is grounded in documents here; put their texts into a message"
+    elif mode not in (None, "OFF", "DISABLED"):
+        field, message = "citation_options.mode", f"{mode}: answers have no citations here; send OFF, or leave it out"
+    elif body.safety_mode not in (None, "OFF"):
+        field, message = (
+            "safety_mode",
+            f"{body.safety_mode}: no safety instruction is written into prompts here; send OFF, or leave it out and "
+            "write one into a message of the role system",
+        )
+    elif body.strict_tools and body.tools and body.tool_choice is None:
+        field, message = (
+            "strict_tools",
+            "true: where the model may choose, nothing holds its calls to their schemas; send tool_choice: "
+            '"REQUIRED", which does, or leave it out',
+        )
+    if field:
+        separator = ": " if field == "documents" else "="
+        raise RequestError(f"{field}{separator}{message}", field=field)
+
+
+def _chat_body(body: CohereChatBody, model: ServedModel) -> ChatBody:
+    has_tools = bool(body.tools) and body.tool_choice != "NONE"
+    variables = thinking_variables(_thinking(body), model, "thinking.type", has_tools=has_tools)
+    return ChatBody(
+        model=body.model,
+        messages=[_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
+        stream=body.stream,
+        tools=body.tools,
+        tool_choice=None if body.tool_choice is None else _CHOICES[body.tool_choice],
+        response_format=_response_format(body),
+        max_tokens=body.max_tokens,
+        stop=body.stop_sequences,
+        temperature=body.temperature,
+        seed=body.seed,
+        frequency_penalty=body.frequency_penalty,
+        presence_penalty=body.presence_penalty,
+        top_k=body.k,
+        top_p=body.p,
+        logprobs=body.logprobs,
+        priority=body.priority,
+        chat_template_kwargs=variables or None,
+    )
+
+
+def _thinking(body: CohereChatBody) -> bool | None:
+    given = body.thinking
+    if given is None:
+        return None
+    if given.type not in ("enabled", "disabled"):
+        message = f"thinking.type={given.type[:32]!r} is not known; send enabled or disabled"
+        raise RequestError(message, field="thinking.type")
+    if given.token_budget is not None:
+        field = "thinking.token_budget"
+        raise RequestError(
+            f"{field}: reasoning has no budget of its own here; bound the answer by max_tokens", field=field
+        )
+    return given.type == "enabled"
+
+
+def _response_format(body: CohereChatBody) -> ResponseFormat | None:
+    given = body.response_format
+    if given is None or (given.type == "text" and given.json_schema is None):
+        return None
+    if given.type != "json_object":
+        field = "response_format.type" if given.type != "text" else "response_format.json_schema"
+        what = f"={given.type[:32]!r} is not known; send text or" if given.type != "text" else " needs type"
+        raise RequestError(f"{field}{what} json_object", field=field)
+    if given.json_schema is None:
+        return ResponseFormat(type="json_object")
+    return ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(schema=given.json_schema))
+
+
+def _message(message: CohereMessage, where: str) -> ChatMessage:
+    role = _ROLES.get(message.role)
+    if role is None:
+        shown = f"{where}.role={message.role[:32]!r} is not known; send one of {', '.join(_ROLES)}"
+        raise RequestError(shown, field=f"{where}.role")
+    if role == "tool" and message.tool_call_id is None:
+        raise RequestError(f"{where}.tool_call_id is missing", field=f"{where}.tool_call_id")
+    parts = message.content if isinstance(message.content, list) else []
+    texts: list[str] = []
+    thoughts = [message.tool_plan] if message.tool_plan else []
+    for index, part in enumerate(parts):
+        text = _part(part, role, f"{where}.content[{index}]")
+        (thoughts if part.type == "thinking" else texts).append(text)
+    content = "\n".join(texts) if isinstance(message.content, list) else message.content
+    calls = [
+        ToolCall(function=FunctionCall(name=call.function.name, arguments=call.function.arguments), id=call.id)
+        for call in message.tool_calls or []
+    ]
+    return ChatMessage(
+        role=role,
+        content=content,
+        tool_call_id=message.tool_call_id,
+        tool_calls=calls or None,
+        reasoning_content="\n".join(thoughts) or None,
+    )
+
+
+def _part(part: CoherePart, role: Role, where: str) -> str:
+    """The text of one part of a message."""
+    allowed = {"assistant": ("text", "thinking"), "tool": ("text", "document")}.get(role, ("text",))
+    if part.type not in allowed:
+        message = (
+            f"{where}.type={part.type[:32]!r} is not read in a message of the role {role}; send {' or '.join(allowed)}"
+        )
+        raise RequestError(message, field=f"{where}.type")
+    if part.type == "document" and part.document is not None:
+        return _document_text(part.document)
+    text = part.thinking if part.type == "thinking" else part.text
+    if text is None or part.type == "document":
+        raise RequestError(f"{where}.{part.type} is missing", field=f"{where}.{part.type}")
+    return text
+
+
+def _document_text(document: CohereDocument | str) -> str:
+    """A tool's document as the model reads it: its data, beside its id where it has one."""
+    if isinstance(document, str):
+        return document
+    if document.id is not None:
+        return msgspec.json.encode({"id": document.id, "data": document.data}).decode()
+    return document.data if isinstance(document.data, str) else msgspec.json.encode(document.data).decode()
