@@ -21,7 +21,7 @@ import torch
 from bench.random_llama import LlamaSize, write_checkpoint
 from bench.results import describe_machine, record
 from bench.serving import BUILD_DIR
-from serve_app.backend.applications import ROUTER_NAME
+from serve_app.backend.application import ROUTER_NAME
 from serve_app.backend.control import RunningApplication
 from serve_app.backend.copy_choice import Choice, Copy, CopyChooser, CopyT
 from serve_app.backend.prompt_marks import RoutedPrompt
@@ -102,7 +102,7 @@ class Copies:
         for replica in self._replicas:
             replica.close_now()
 
-    async def applications(self) -> dict[str, RunningApplication]:
+    async def applications(self, *, is_repairing: bool = False) -> dict[str, RunningApplication]:  # noqa: ARG002
         """See Control."""
         return {NAME: RunningApplication("RUNNING", "", (ROUTER_NAME,))}
 

@@ -12,7 +12,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from serve_app.backend.applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME
+from serve_app.backend.application import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME
 from serve_app.checkpoints.source import is_hub_id, pin_revision
 from serve_app.config.engine import ParallelConfig
 from serve_app.config.environment import read_environment

@@ -1,15 +1,22 @@
-"""The applications that Serve runs, as a backend knows them: which models there are, and how their copies do."""
+"""The applications that Serve runs, as a backend knows them: found again and again, and registered with."""
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
+from serve_app.backend.application import (
+    GRAPH_NAME,
+    PREPROCESSOR_NAME,
+    ROUTER_NAME,
+    Application,
+    newcomer,
+    note,
+    why_ill,
+)
 from serve_app.backend.control import Control, RunningApplication
-from serve_app.backend.protocol import HealthReport, Newcomer
-from serve_app.backend.replica_calls import FRESH_S, ReplicaCalls
+from serve_app.backend.protocol import HealthReport
+from serve_app.backend.replica_calls import ReplicaCalls
 from serve_app.errors import UnavailableError
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState, ModelDescription
@@ -17,9 +24,6 @@ from serve_app.wire.messages import StateMessage
 
 logger = logging.getLogger(__name__)
 
-ROUTER_NAME = "Router"
-PREPROCESSOR_NAME = "Preprocessor"
-GRAPH_NAME = "Graph"
 MAIN_OF_BUILDER = {  # where Serve lists no deployment yet
     "serve_app.app:build_model": ROUTER_NAME,
     "serve_app.app:build_models": ROUTER_NAME,
@@ -29,84 +33,9 @@ MAIN_OF_BUILDER = {  # where Serve lists no deployment yet
 _DISCOVERY_INTERVAL_S = 1.0  # while an application is not settled
 _SETTLED_INTERVAL_S = 3.0  # a look costs Serve's controller and this process some 40 ms of CPU
 _REGISTER_INTERVAL_S = 5.0
+_RENEW_INTERVAL_S = 10.0  # of what replicas know of this process, over the links; they forget it after thirty
 _REGISTER_LIMIT_S = 20.0
-_FIRST_WORD_S = 10.0  # until a copy that has described its model is to have told its state
 _FORGOTTEN_S = 30.0  # a copy that has said nothing for that long is not shown any more
-_MAX_REASON_CHARS = 500  # of what Serve says
-_TRACEBACK_FRAME = re.compile(r'^  File ".*(?:\n[ \t].*)*\n', re.MULTILINE)
-
-
-@dataclass(slots=True)
-class Application:
-    """An application, and what its replicas have told."""
-
-    name: str
-    main: str  # the deployment that describes its models: Router or Graph
-    calls: dict[str, ReplicaCalls] = field(default_factory=dict)  # by deployment
-    status: str = ""
-    message: str = ""
-    room: str = ""  # why a replica, or a part of one, is not placed; empty: all are
-    descriptions: list[ModelDescription] = field(default_factory=list)
-    described_s: float = 0.0  # when it had them first
-    has_spoken: bool = False  # a copy has told its state
-    registered_s: float = 0.0
-    registering: asyncio.Task[None] | None = None
-    copies: dict[str, tuple[float, CopyState]] = field(default_factory=dict)  # of `main`: when it was told
-    has_none: bool = False  # Serve keeps no replica of `main` at the moment
-
-    @property
-    def labels(self) -> list[str]:
-        """What health calls it: its models, or itself while it has not told them; a newcomer has none yet."""
-        if self.is_newcomer:
-            return []
-        return [description.name for description in self.descriptions] or [self.name]
-
-    @property
-    def is_newcomer(self) -> bool:
-        """Whether no copy has ever run, and that is not an outage: Serve is still at it, or has given up."""
-        if self.descriptions:  # they come with an answer, the first state by a link that is being connected
-            return not self.has_spoken and time.monotonic() - self.described_s < _FIRST_WORD_S
-        return self.status in ("DEPLOYING", "DEPLOY_FAILED")
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether no copy is looked for: none is being deployed, and no call waits for one."""
-        if self.status == "DEPLOYING" or (not self.descriptions and self.status != "DEPLOY_FAILED"):
-            return False
-        return not self.has_calls or all(calls.num_ready for calls in self.calls.values())
-
-    @property
-    def is_asleep(self) -> bool:
-        """Whether it has no copy because nobody has asked, or the one that somebody waits for is starting."""
-        return self.main in self.calls and self.calls[self.main].is_asleep
-
-    @property
-    def wants_copy(self) -> bool:
-        """Whether a copy is to start without a request: one that sleeps is not known here yet."""
-        return self.has_none and not self.descriptions
-
-    @property
-    def has_calls(self) -> bool:
-        """Whether calls are under way."""
-        return any(calls.num_calls for calls in self.calls.values())
-
-    @property
-    def is_routed(self) -> bool:
-        """Whether copies of its model are chosen by what they hold."""
-        is_wanted = any(description.routed_block_size is not None for description in self.descriptions)
-        return is_wanted and ROUTER_NAME in self.calls
-
-    @property
-    def reason(self) -> str:
-        """Why it waits for room, else the end of what Serve says, of a traceback the error; "" when that is nothing."""
-        if self.room:
-            return self.room
-        return _TRACEBACK_FRAME.split(self.message)[-1].strip()[-_MAX_REASON_CHARS:]
-
-    def fresh_copies(self) -> list[CopyState]:
-        """Copies that have told their state just now."""
-        now_s = time.monotonic()
-        return [state for told_s, state in self.copies.values() if now_s - told_s < FRESH_S]
 
 
 class Applications:
@@ -132,6 +61,7 @@ class Applications:
         self._applications: dict[str, Application] = {}
         self._leaving: list[Application] = []  # with what is left of deployments that are gone, while calls are open
         self._is_discovered = False
+        self._renewed_s = time.monotonic()
         self.by_model: dict[str, Application] = {}
         self.descriptions: dict[str, ModelDescription] = {}  # by model
 
@@ -183,6 +113,14 @@ class Applications:
             self._register_if_due(application)
         self._index()
 
+    def renew(self) -> None:
+        """Tell all replicas that are heard of, now and then, that they are. Nothing of Serve, which may be away."""
+        if time.monotonic() - self._renewed_s >= _RENEW_INTERVAL_S:
+            self._renewed_s = time.monotonic()
+            for application in self.all:
+                for calls in application.calls.values():
+                    calls.renew()
+
     def take_state(self, message: StateMessage) -> None:
         """A replica has told how it is."""
         state = message.state
@@ -220,12 +158,12 @@ class Applications:
                 num_resumes[label] = sum(calls.num_resumes for calls in application.calls.values())
                 if application.is_routed:
                     num_choices[label] = application.calls[ROUTER_NAME].chooser.counts()
-                reason = _why_ill(application, models[label])
+                reason = why_ill(application, models[label])
                 if reason is not None:
                     ill.append(f"{label}: {reason}")
         asleep = [label for one in known if one.is_asleep for label in one.labels]
-        newcomers = {one.name: _newcomer(one) for one in known if one.is_newcomer}
-        detail = "; ".join([*ill, *(note for one in known if (note := _note(one)) is not None)])
+        newcomers = {one.name: newcomer(one) for one in known if one.is_newcomer}
+        detail = "; ".join([*ill, *(told for one in known if (told := note(one)) is not None)])
         is_discovering = any(not one.descriptions and one.status != "DEPLOY_FAILED" for one in known)
         is_healthy = bool(models) and not ill
         return HealthReport(is_healthy, models, detail, is_discovering, newcomers, asleep, num_resumes, num_choices)
@@ -237,7 +175,7 @@ class Applications:
 
     def _update(self, application: Application, app: RunningApplication) -> None:
         """Take over what Serve lists. Deployments that stay keep their calls; where it lists none, all stay."""
-        application.status, application.message = app.status, app.message
+        application.status, application.message, application.listed = app.status, app.message, app.replicas
         if app.room != application.room:
             application.room = app.room
             logger.warning("application=%s %s", application.name, app.room or "has found room")
@@ -274,18 +212,22 @@ class Applications:
             not application.calls
             or application.has_none
             or is_under_way
+            or not application.has_strangers
             or time.monotonic() - application.registered_s < interval_s
         ):
             return
         application.registering = asyncio.create_task(self._register(application))
 
     async def _register(self, application: Application) -> None:
+        listed = application.listed
         try:
             async with asyncio.timeout(_REGISTER_LIMIT_S):
                 told: list[list[ModelDescription]] = []
                 for deployment in list(application.calls):
                     answers = await self._control.register(application.name, deployment, self._own_address())
                     told += [answer for answer in answers if answer]
+            is_same = listed == application.registered
+            application.registered, application.num_registered = listed, 1 + is_same * application.num_registered
             if told:
                 oldest = min(told, key=lambda models: models[0].created_s)
                 if [one.created_s for one in oldest] != [one.created_s for one in application.descriptions]:
@@ -312,40 +254,3 @@ class Applications:
                 if by_model.setdefault(description.name, application) is application:
                     descriptions[description.name] = description
         self.by_model, self.descriptions = by_model, descriptions
-
-
-def _why_ill(application: Application, fresh: list[CopyState]) -> str | None:
-    """Why an application cannot answer; None: it can."""
-    if _has_ready(fresh) or application.is_asleep:
-        return None
-    details = [f"{state.state} ({state.detail})" for state in fresh]
-    if details:
-        return ", ".join([*details, *([application.room] if application.room else [])])
-    return f"no copy answers; application is {application.status} {application.reason}".strip()
-
-
-def _note(application: Application) -> str | None:
-    """What is to be told of an application without its being ill; None: nothing."""
-    if application.is_newcomer:
-        newcomer = _newcomer(application)
-        return f"{application.name}: {newcomer.state}" + (f" ({newcomer.detail})" if newcomer.detail else "")
-    if application.is_asleep:
-        state = "asleep" if application.has_none else "waking"
-        return f"{', '.join(application.labels)}: {state}"
-    if application.status == "DEPLOY_FAILED" and _has_ready(application.fresh_copies()):
-        return f"{application.name}: its last deploy failed, copies that are ready go on ({application.reason})"
-    return (
-        f"{application.name}: {application.room}"
-        if application.room and _has_ready(application.fresh_copies())
-        else None
-    )
-
-
-def _has_ready(copies: list[CopyState]) -> bool:
-    return any(copy.state == "ready" for copy in copies)
-
-
-def _newcomer(application: Application) -> Newcomer:
-    if application.room:
-        return Newcomer("waiting", application.room)
-    return Newcomer("failed" if application.status == "DEPLOY_FAILED" else "starting", application.reason)

@@ -18,7 +18,16 @@ from serve_app.errors import QueueFullError, RayshardError, UnavailableError, er
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState, ModelVersion
 from serve_app.wire.links import Senders
-from serve_app.wire.messages import PROTOCOL_VERSION, Call, CancelMessage, ErrorMessage, Reply, TokenBatch, unpack_batch
+from serve_app.wire.messages import (
+    PROTOCOL_VERSION,
+    Call,
+    CancelMessage,
+    ErrorMessage,
+    RegisterMessage,
+    Reply,
+    TokenBatch,
+    unpack_batch,
+)
 
 FRESH_S = 3.0  # a replica that has said nothing for that long is not given new calls
 LOST_S = 5.0  # and after that long its calls are taken from it
@@ -166,6 +175,17 @@ class ReplicaCalls:
                 for number in self._open.of(replica):  # it may only stand still, and would go on with them for nobody
                     self._cancel(replica, number)
                 self._drop(replica.replica_id, linger_ms=_LAST_WORDS_MS)
+
+    @property
+    def heard(self) -> frozenset[str]:
+        """Replicas that tell their state."""
+        return frozenset(self._replicas)
+
+    def renew(self) -> None:
+        """Tell the replicas that this process is still there; they forget who says nothing."""
+        message = RegisterMessage(PROTOCOL_VERSION, 0, self._own_address())
+        for replica in self._replicas.values():
+            self._senders.send(replica.address, message)
 
     def take_peak(self) -> int:
         """The most calls that were under way at once since the last time."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from serve_app.backend.applications import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME, Application, Applications
+from serve_app.backend.application import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME, Application
+from serve_app.backend.applications import Applications
 from serve_app.backend.call_spans import generating, part_of
 from serve_app.backend.control import Control
 from serve_app.backend.failover import generate_on
@@ -214,6 +215,7 @@ class ServeBackend:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
             late_s = time.monotonic() - began_s - _SWEEP_INTERVAL_S
             late_s = late_s if late_s > _SWEEP_INTERVAL_S else 0.0  # this process itself stood still
+            self._applications.renew()
             for application in self._applications.all:
                 for deployment, calls in application.calls.items():
                     calls.sweep(late_s)

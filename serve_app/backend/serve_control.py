@@ -107,7 +107,14 @@ def running_application(app: ApplicationDetails, live: Iterable[str]) -> Running
     config = app.deployed_app_config
     asleep = tuple(name for name, one in app.deployments.items() if one.target_num_replicas == 0)
     import_path = config.import_path if config is not None else ""
-    return RunningApplication(app.status.value, message, deployments, import_path, asleep)
+    replicas = frozenset(
+        one.replica_id
+        for deployment in app.deployments.values()
+        for one in deployment.replicas
+        if one.state.value == "RUNNING"
+    )
+    listed = replicas if app.deployments else None
+    return RunningApplication(app.status.value, message, deployments, import_path, asleep, listed)
 
 
 def _look(*, is_repairing: bool) -> tuple[dict[str, RunningApplication], dict[str, str]]:

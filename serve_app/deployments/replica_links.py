@@ -22,8 +22,10 @@ from serve_app.wire.messages import (
     Call,
     CancelMessage,
     ErrorMessage,
+    RegisterMessage,
     Reply,
     StateMessage,
+    ToReplica,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class ReplicaLinks:
         self._identity = identity
         self._state = state
         self._receiver = CallReceiver(identity.node)
-        self._calls = CallServer(self._receiver, senders, answer)
+        self._calls = CallServer(self._receiver, senders, answer, self.register)
         self._gateways: dict[str, tuple[float, LinkAddress]] = {}  # by server key: when registered
         self._tasks: list[asyncio.Task[None]] = []
         self._is_draining = False
@@ -136,7 +138,11 @@ class ReplicaLinks:
 class CallServer:
     """Runs each call as a task of its own; a cancelled call's task is cancelled."""
 
-    def __init__(self, receiver: CallReceiver, senders: Senders, answer: Answer) -> None:
+    def __init__(
+        self, receiver: CallReceiver, senders: Senders, answer: Answer, register: Callable[[LinkAddress], None]
+    ) -> None:
+        """register: told who is still there."""
+        self._register = register
         self._receiver = receiver
         self._senders = senders
         self._answer = answer
@@ -168,7 +174,10 @@ class CallServer:
         for task in self._tasks.values():
             task.cancel()
 
-    def _take(self, message: Call | CancelMessage) -> None:
+    def _take(self, message: ToReplica) -> None:
+        if isinstance(message, RegisterMessage):
+            self._register(message.reply_to)
+            return
         key = (message.reply_to.server_key, message.stream)
         if isinstance(message, CancelMessage):
             task = self._tasks.get(key)

@@ -13,7 +13,7 @@ from serve_app.types.plans import CopyAccount, MemoryTaken
 from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
 from serve_app.types.tensors import InferRequest, InferResult
 
-PROTOCOL_VERSION: Final = 8
+PROTOCOL_VERSION: Final = 9
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -165,6 +165,12 @@ class CancelMessage(CallMessage, frozen=True, array_like=True, tag="cancel"):
     """Gateway to a replica: the answer to this number is wanted no more."""
 
 
+class RegisterMessage(Message, frozen=True, array_like=True, tag="register"):
+    """Gateway to a replica whose state it hears: it is to go on telling it."""
+
+    reply_to: LinkAddress
+
+
 class InferReply(Message, frozen=True, array_like=True, tag="inferred"):
     """Router to Gateway."""
 
@@ -209,7 +215,7 @@ class ErrorMessage(Message, frozen=True, array_like=True, tag="error"):
 
 Call = InferMessage | ChainMessage | GenerateMessage | GraphMessage | AccountMessage
 Reply = InferReply | ChainReply | GenerateReply | GraphReply | AccountReply | ErrorMessage
-ToReplica = Call | CancelMessage
+ToReplica = Call | CancelMessage | RegisterMessage
 ToGateway = TokenBatch | StateMessage | Reply
 ToShard = StepMessage | BatchStepMessage | StopMessage
 ToRouter = HelloMessage | OutputMessage | BatchOutputMessage | HeartbeatMessage | StageTimeMessage

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serve_app.backend.applications import GRAPH_NAME, MAIN_OF_BUILDER, ROUTER_NAME, Application
+from serve_app.backend.application import GRAPH_NAME, ROUTER_NAME, Application
+from serve_app.backend.applications import MAIN_OF_BUILDER
 from serve_app.backend.control import RunningApplication
 from serve_app.backend.protocol import Newcomer
 from serve_app.backend.serve_backend import ServeBackend
@@ -53,6 +54,68 @@ async def test_models_are_known_when_the_backend_has_started(replicas: dict[str,
         assert backend.model("n") == replicas["two"].description
         assert backend.model("o") is None
         await until(lambda: backend.health().is_healthy)
+
+
+async def test_replicas_that_are_heard_are_registered_with_over_the_links_and_not_through_serve(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    first = add(control, replicas, "one", "m")
+    control.listed["one"] = RunningApplication("RUNNING", "", ("Router",), replicas=frozenset({"one"}))
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+        for _ in range(4):
+            await looked(backend, since_registered_s=9.0)
+        assert control.registered == [("one", "Router")] * 2, "once more for what was leaving, and then never"
+        ((registered_s, _address),) = first.links._gateways.values()
+        backend._applications._renewed_s -= 10.0
+        backend._applications.renew()
+        await until(lambda: next(iter(first.links._gateways.values()))[0] > registered_s)
+        assert control.registered == [("one", "Router")] * 2
+
+        second = replicas["second"] = FakeReplica("second", "one", "m")
+        control.add("one", "Router", second)
+        control.listed["one"] = RunningApplication("RUNNING", "", ("Router",), replicas=frozenset({"one", "second"}))
+        await looked(backend, since_registered_s=9.0)
+        await until(lambda: states(backend) == {"m": ["ready", "ready"]})
+        for _ in range(3):
+            await looked(backend, since_registered_s=9.0)
+        assert control.registered == [("one", "Router")] * 4
+
+
+async def test_a_replica_that_serve_lists_and_that_is_not_heard_is_looked_for_again_and_again(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    control.listed["one"] = RunningApplication("RUNNING", "", ("Router",), replicas=frozenset({"one", "silent"}))
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+        for _ in range(4):
+            await looked(backend, since_registered_s=9.0)
+        assert control.registered == [("one", "Router")] * 5
+
+
+async def test_replicas_go_on_telling_their_state_while_serve_does_not_answer(
+    replicas: dict[str, FakeReplica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in (("applications", "_RENEW_INTERVAL_S"), ("serve_backend", "_SWEEP_INTERVAL_S")):
+        monkeypatch.setattr(f"serve_app.backend.{module}.{name}", 0.02)
+    control = FakeControl()
+    replica = add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+
+        async def hang(**_asked: bool) -> dict[str, RunningApplication]:
+            await asyncio.Event().wait()
+            return {}
+
+        control.applications = hang  # type: ignore[method-assign]
+        backend.start()
+        (registered_s, _address) = next(iter(replica.links._gateways.values()))
+        await until(lambda: next(iter(replica.links._gateways.values()))[0] > registered_s + 0.05)
+        replica.tell(state="ready")
+        assert backend.health().is_healthy
 
 
 async def test_the_first_of_two_applications_with_one_model_name_stays(replicas: dict[str, FakeReplica]) -> None:

@@ -47,8 +47,19 @@ def test_where_serve_lists_no_deployment_those_count_that_have_not_ended() -> No
 def test_what_serve_lists_is_what_runs_and_each_deployment_says_what_is_wrong_with_it() -> None:
     deployments = {"Router": deployment("Router", "ConfigError: no\n"), "Preprocessor": deployment("Preprocessor")}
     app = application("DEPLOY_FAILED", "Failed to update.", deployments=deployments, deployed_app_config=None)
-    told = RunningApplication("DEPLOY_FAILED", "Failed to update.\nConfigError: no", ("Router", "Preprocessor"), "")
+    told = RunningApplication("DEPLOY_FAILED", "Failed to update.\nConfigError: no", ("Router", "Preprocessor"), "", replicas=frozenset())
     assert running_application(app, ["Old"]) == told
+
+
+def test_replicas_that_run_are_listed() -> None:
+    def replica(replica_id: str, state: str) -> dict[str, Any]:
+        return {"replica_id": replica_id, "state": state, "start_time_s": 0.0}
+
+    router = deployment("Router") | {"replicas": [replica("a", "RUNNING"), replica("b", "STARTING")]}
+    steps = deployment("Preprocessor") | {"replicas": [replica("c", "RUNNING"), replica("d", "STOPPING")]}
+    app = application("RUNNING", deployments={"Router": router, "Preprocessor": steps})
+    assert running_application(app, ()).replicas == frozenset({"a", "c"})
+    assert running_application(application("DEPLOYING"), ["Router"]).replicas is None
 
 
 def test_a_deployment_of_which_serve_wants_no_replica_is_asleep() -> None:

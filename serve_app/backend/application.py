@@ -1,0 +1,141 @@
+"""One application that Serve runs: what its replicas have told, and how it is."""
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass, field
+
+from serve_app.backend.protocol import Newcomer
+from serve_app.backend.replica_calls import FRESH_S, ReplicaCalls
+from serve_app.types.models import CopyState, ModelDescription
+
+ROUTER_NAME = "Router"
+PREPROCESSOR_NAME = "Preprocessor"
+GRAPH_NAME = "Graph"
+
+_FIRST_WORD_S = 10.0  # until a copy that has described its model is to have told its state
+_NUM_REGISTERED = 2  # through Serve for each change of its list: what leaves may answer the first time
+_MAX_REASON_CHARS = 500  # of what Serve says
+_TRACEBACK_FRAME = re.compile(r'^  File ".*(?:\n[ \t].*)*\n', re.MULTILINE)
+
+
+@dataclass(slots=True)
+class Application:
+    """An application, and what its replicas have told."""
+
+    name: str
+    main: str  # the deployment that describes its models: Router or Graph
+    calls: dict[str, ReplicaCalls] = field(default_factory=dict)  # by deployment
+    status: str = ""
+    message: str = ""
+    room: str = ""  # why a replica, or a part of one, is not placed; empty: all are
+    descriptions: list[ModelDescription] = field(default_factory=list)
+    described_s: float = 0.0  # when it had them first
+    has_spoken: bool = False  # a copy has told its state
+    registered_s: float = 0.0
+    listed: frozenset[str] | None = None  # replicas that run, as Serve says; None: it does not
+    registered: frozenset[str] | None = None  # what was listed when all were registered with last
+    num_registered: int = 0  # how often, while that was listed
+    registering: asyncio.Task[None] | None = None
+    copies: dict[str, tuple[float, CopyState]] = field(default_factory=dict)  # of `main`: when it was told
+    has_none: bool = False  # Serve keeps no replica of `main` at the moment
+
+    @property
+    def labels(self) -> list[str]:
+        """What health calls it: its models, or itself while it has not told them; a newcomer has none yet."""
+        if self.is_newcomer:
+            return []
+        return [description.name for description in self.descriptions] or [self.name]
+
+    @property
+    def is_newcomer(self) -> bool:
+        """Whether no copy has ever run, and that is not an outage: Serve is still at it, or has given up."""
+        if self.descriptions:  # they come with an answer, the first state by a link that is being connected
+            return not self.has_spoken and time.monotonic() - self.described_s < _FIRST_WORD_S
+        return self.status in ("DEPLOYING", "DEPLOY_FAILED")
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no copy is looked for: none is being deployed, and no call waits for one."""
+        if self.status == "DEPLOYING" or (not self.descriptions and self.status != "DEPLOY_FAILED"):
+            return False
+        return not self.has_calls or all(calls.num_ready for calls in self.calls.values())
+
+    @property
+    def has_strangers(self) -> bool:
+        """Whether a replica may run that does not tell its state here, or describes other models than are known."""
+        if self.listed is None or not self.descriptions or self.listed != self.registered:
+            return True
+        heard = frozenset[str]().union(*(calls.heard for calls in self.calls.values()))
+        return self.num_registered < _NUM_REGISTERED or bool(self.listed - heard)
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it has no copy because nobody has asked, or the one that somebody waits for is starting."""
+        return self.main in self.calls and self.calls[self.main].is_asleep
+
+    @property
+    def wants_copy(self) -> bool:
+        """Whether a copy is to start without a request: one that sleeps is not known here yet."""
+        return self.has_none and not self.descriptions
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether calls are under way."""
+        return any(calls.num_calls for calls in self.calls.values())
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether copies of its model are chosen by what they hold."""
+        is_wanted = any(description.routed_block_size is not None for description in self.descriptions)
+        return is_wanted and ROUTER_NAME in self.calls
+
+    @property
+    def reason(self) -> str:
+        """Why it waits for room, else the end of what Serve says, of a traceback the error; "" when that is nothing."""
+        if self.room:
+            return self.room
+        return _TRACEBACK_FRAME.split(self.message)[-1].strip()[-_MAX_REASON_CHARS:]
+
+    def fresh_copies(self) -> list[CopyState]:
+        """Copies that have told their state just now."""
+        now_s = time.monotonic()
+        return [state for told_s, state in self.copies.values() if now_s - told_s < FRESH_S]
+
+
+def why_ill(application: Application, fresh: list[CopyState]) -> str | None:
+    """Why an application cannot answer; None: it can."""
+    if _has_ready(fresh) or application.is_asleep:
+        return None
+    details = [f"{state.state} ({state.detail})" for state in fresh]
+    if details:
+        return ", ".join([*details, *([application.room] if application.room else [])])
+    return f"no copy answers; application is {application.status} {application.reason}".strip()
+
+
+def note(application: Application) -> str | None:
+    """What is to be told of an application without its being ill; None: nothing."""
+    if application.is_newcomer:
+        told = newcomer(application)
+        return f"{application.name}: {told.state}" + (f" ({told.detail})" if told.detail else "")
+    if application.is_asleep:
+        state = "asleep" if application.has_none else "waking"
+        return f"{', '.join(application.labels)}: {state}"
+    if application.status == "DEPLOY_FAILED" and _has_ready(application.fresh_copies()):
+        return f"{application.name}: its last deploy failed, copies that are ready go on ({application.reason})"
+    return (
+        f"{application.name}: {application.room}"
+        if application.room and _has_ready(application.fresh_copies())
+        else None
+    )
+
+
+def _has_ready(copies: list[CopyState]) -> bool:
+    return any(copy.state == "ready" for copy in copies)
+
+
+def newcomer(application: Application) -> Newcomer:
+    """How it is told of before it has run."""
+    if application.room:
+        return Newcomer("waiting", application.room)
+    return Newcomer("failed" if application.status == "DEPLOY_FAILED" else "starting", application.reason)
