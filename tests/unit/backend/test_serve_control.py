@@ -47,7 +47,8 @@ def test_where_serve_lists_no_deployment_those_count_that_have_not_ended() -> No
 def test_what_serve_lists_is_what_runs_and_each_deployment_says_what_is_wrong_with_it() -> None:
     deployments = {"Router": deployment("Router", "ConfigError: no\n"), "Preprocessor": deployment("Preprocessor")}
     app = application("DEPLOY_FAILED", "Failed to update.", deployments=deployments, deployed_app_config=None)
-    told = RunningApplication("DEPLOY_FAILED", "Failed to update.\nConfigError: no", ("Router", "Preprocessor"), "", replicas=frozenset())
+    message = "Failed to update.\nConfigError: no"
+    told = RunningApplication("DEPLOY_FAILED", message, ("Router", "Preprocessor"), "", replicas=frozenset())
     assert running_application(app, ["Old"]) == told
 
 
