@@ -14,7 +14,7 @@ from tests.fakes import (
     ScriptedBackend,
 )
 
-COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+COMPLETIONS, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 
 
 @asynccontextmanager

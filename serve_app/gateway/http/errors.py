@@ -65,7 +65,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         error.status_code, error.detail
     )
     if error.status_code == HTTPStatus.NOT_FOUND and request.url.path.startswith(_RESPONSES):
-        message = "responses are not kept here, so none can be looked up, continued, cancelled or deleted by its id"
+        message = "no such path; responses are not kept here, so that none can be looked up, cancelled or deleted"
     if is_protocol_path(request.url.path):
         return _json_response(msgspec.json.encode(ProtocolError(message)), error.status_code, dict(error.headers or {}))
     if is_messages_path(request.scope["path"]):

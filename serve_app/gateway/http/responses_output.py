@@ -34,9 +34,13 @@ class GrowingOutput:
         self._reasoning.feed(delta)
         if delta.parts is not None and delta.parts.reasoning:
             events += self._add_reasoning(delta.parts.reasoning)
+        calls = [] if delta.parts is None else delta.parts.calls
+        num_continued = next((place for place, piece in enumerate(calls) if piece.id is not None), len(calls))
+        for piece in calls[:num_continued]:  # of the call that grows: they were written before any text
+            events += self._add_call(piece)
         if delta.text:
             events += self._add_text(delta)
-        for piece in [] if delta.parts is None else delta.parts.calls:
+        for piece in calls[num_continued:]:
             events += self._add_call(piece)
         if delta.finish_reason is not None:
             self.is_cut = delta.finish_reason == "length"

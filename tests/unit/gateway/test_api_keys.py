@@ -417,6 +417,12 @@ async def test_an_answer_of_no_stated_length_is_as_long_as_the_key_allows(guarde
     assert answer.json()["choices"][0]["finish_reason"] == "length"
 
 
+async def test_a_response_of_no_stated_length_is_as_long_as_the_key_allows(guarded: Guarded) -> None:
+    answer = await guarded.client.post("/v1/responses", json={"input": "hi"}, headers=bearer(guarded.keys[5]))
+    assert answer.json()["usage"]["total_tokens"] == 60
+    assert answer.json()["status"] == "incomplete"
+
+
 # Health
 
 

@@ -68,6 +68,18 @@ async def test_a_request_is_named_by_its_route_and_tells_its_end(client: httpx.A
     }
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_a_response_is_traced_as_a_chat(client: httpx.AsyncClient, spans: KeptSpans, is_stream: bool) -> None:
+    body = {"model": "tiny", "input": SECRET, "max_output_tokens": 3, "stream": is_stream}
+    answer = await client.post("/v1/responses", json=body, headers=SAMPLED)
+    assert answer.status_code == 200
+    await until(lambda: "POST /v1/responses" in spans.names)
+    span = spans.named("POST /v1/responses")
+    assert span.attributes is not None
+    assert (span.attributes["gen_ai.operation.name"], span.attributes["http.route"]) == ("chat", "/v1/responses")
+    assert [spans.parent_of(name) for name in ("chat_template", "tokenize")] == [span.name] * 2
+
+
 async def test_a_stream_lasts_to_its_last_event(
     client: httpx.AsyncClient, spans: KeptSpans, backend: ScriptedBackend
 ) -> None:

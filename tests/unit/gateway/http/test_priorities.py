@@ -17,7 +17,7 @@ from serve_app.types.graphs import GraphRequest, GraphResult, GraphRun, GraphVal
 from serve_app.types.models import ModelDescription
 from tests.fakes import ScriptedBackend, save_model_dir
 from tests.fakes_graph import described
-from tests.openai_calls import CHAT, COMPLETIONS, chat_body, prompt_body
+from tests.openai_calls import CHAT, COMPLETIONS, RESPONSES, chat_body, prompt_body
 
 EMBED = "/v1/embeddings"
 MAX_PRIORITY = 1000
@@ -47,7 +47,9 @@ async def clients(backend: ScriptedBackend, config: GatewayConfig) -> AsyncItera
             yield client
 
 
-@pytest.mark.parametrize(("path", "body"), [(COMPLETIONS, prompt_body()), (CHAT, chat_body())])
+@pytest.mark.parametrize(
+    ("path", "body"), [(COMPLETIONS, prompt_body()), (CHAT, chat_body()), (RESPONSES, {"input": "hello"})]
+)
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_the_requests_priority_reaches_the_model(
     client: httpx.AsyncClient, backend: ScriptedBackend, path: str, body: dict[str, Any], is_stream: bool

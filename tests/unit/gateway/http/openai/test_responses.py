@@ -15,12 +15,12 @@ from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import ShardLostError
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
-from tests.fakes import ScriptedBackend, serving
+from tests.fakes import ScriptedBackend, save_model_dir, serving
 from tests.fakes_serve import until
-from tests.openai_calls import CHAT, ask, client_of
+from tests.openai_calls import CHAT, RESPONSES, ask, chat_body, client_of
 from tests.unit.gateway.http.openai.test_tool_calls import ANSWERS, ARGUMENTS, BY_TEMPLATE, CALL, HERMES, backend_of
+from tests.unit.gateway.http.test_chain_routes import MAIL, put_before
 
-RESPONSES = "/v1/responses"
 LOGPROBS = "message.output_text.logprobs"
 EVENT: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(ResponseStreamEvent)
 WEATHER: dict[str, Any] = {
@@ -151,6 +151,20 @@ async def test_reasoning_text_and_calls_are_items_of_their_own(tmp_path: Path, t
     ]
     num_calls = len({item["call_id"] for item in plain["output"] if item["type"] == "function_call"})
     assert num_calls == 2
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 500])
+async def test_text_may_stand_between_calls(tmp_path: Path, size: int) -> None:
+    call = f"<tool_call>{CALL}</tool_call>"
+    backend = saying(tmp_path, f"One. {call} Two. {call} Three.")
+    backend.max_steps_in_chunk, backend.is_merged = size, True
+    events = await streamed(backend, input="hi", tools=[WEATHER])
+    output = events[-1]["response"]["output"]
+    assert output == [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert [item["arguments"] for item in output if item["type"] == "function_call"] == [ARGUMENTS] * 2
+    said = [item["content"][0]["text"] for item in output if item["type"] == "message"]
+    assert "".join("".join(said).split()) == "One.Two.Three."
+    assert size > 1 or [item["type"] for item in output] == ["message", "function_call"] * 2 + ["message"]
 
 
 async def test_arguments_are_streamed_while_they_are_written(tmp_path: Path) -> None:
@@ -346,6 +360,18 @@ async def test_sampling_and_names_reach_the_model(tmp_path: Path) -> None:
     assert first.session != second.session
     assert {name: answer[name] for name in shown} == shown
     assert (answer["temperature"], answer["top_p"]) == (0.5, 0.25)
+
+
+async def test_what_was_taken_out_of_an_input_may_be_put_back(tmp_path: Path) -> None:
+    backend = ScriptedBackend(save_model_dir(tmp_path))
+    put_before(backend, "redact_pii")
+    async with client_of(backend) as client:
+        chat = await ask(client, CHAT, chat_body(messages=[{"role": "user", "content": MAIL}], restore_redactions=True))
+    hidden = await whole(backend, input=MAIL)
+    shown = await whole(backend, input=MAIL, restore_redactions=True)
+    assert "a@b.de" not in hidden["output"][0]["content"][0]["text"]
+    assert shown["output"][0]["content"][0]["text"] == chat["choices"][0]["message"]["content"]
+    assert "a@b.de" in shown["output"][0]["content"][0]["text"]
 
 
 async def test_effort_reaches_the_template(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from tests.fakes import ScriptedBackend
-from tests.openai_calls import CHAT, ask, chat_body, client_of
-from tests.unit.gateway.http.openai.test_responses import RESPONSES, sdk_of
+from tests.openai_calls import CHAT, RESPONSES, ask, chat_body, client_of
+from tests.unit.gateway.http.openai.test_responses import sdk_of
 from tests.unit.gateway.http.openai.test_tool_calls import backend_of
 
 F: dict[str, Any] = {"type": "function", "name": "f"}
