@@ -304,6 +304,7 @@ def _merged(chunks: list[OutputChunk]) -> list[OutputChunk]:
                 chunk,
                 first_index=before.first_index,
                 token_ids=before.token_ids + chunk.token_ids,
+                num_cached_tokens=before.num_cached_tokens,
                 logprobs=None if chunk.logprobs is None else (before.logprobs or []) + chunk.logprobs,
             )
         by_choice[chunk.choice] = chunk

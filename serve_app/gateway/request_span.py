@@ -15,6 +15,7 @@ _FAULTS = 500  # statuses from here on are errors of the server's, and of its sp
 _OPERATIONS = {  # by route, or gRPC method
     "/v1/chat/completions": "chat",
     "/v1/responses": "chat",
+    "/v1/messages": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
     "rayshard.v1.Rayshard/Chat": "chat",

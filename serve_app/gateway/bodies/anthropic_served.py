@@ -14,9 +14,10 @@ _BLOCK_TYPES = {
     "system": ("text",),
     "result": ("text",),
 }
+_KEEP_ALL = {"type": "clear_thinking_20251015", "keep": "all"}  # which clears nothing
 _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
     "container": (None,),
-    "context_management": (None, {}, {"edits": []}),
+    "context_management": (None, {}, {"edits": []}, {"edits": [_KEEP_ALL]}),
     "diagnostics": (None, {}, {"previous_message_id": None}),
     "inference_geo": (None,),
     "mcp_servers": (None, []),

@@ -1,10 +1,10 @@
 """Calls of Anthropic's Messages API by those of chat completions: the same prompts, limits and answers."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.backend.protocol import ModelBackend
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.anthropic import CountTokensBody, MessagesBody, MessagesTool, MessagesToolChoice, Thinking
 from serve_app.gateway.bodies.openai import ChatBody, ChosenFunction, FunctionDefinition, Tool, ToolChoice
@@ -12,9 +12,10 @@ from serve_app.gateway.bodies.structured import JsonSchemaFormat, ResponseFormat
 from serve_app.gateway.calls.anthropic_turns import chat_messages
 from serve_app.gateway.calls.chat_tools import check_tools
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import GenerationCall
+from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, Generator, PromptRun, run_call
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.calls.prompt_steps import PromptSteps
+from serve_app.gateway.calls.thinking_budget import BudgetedGenerator, ThinkingBudget
 from serve_app.types.models import ModelDescription
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -40,6 +41,7 @@ class MessagesCall:
     generation: GenerationCall
     max_tokens: int  # that were asked for; the context may have had less room
     has_thinking_text: bool  # whether reasoning is shown, or only that there was some
+    budget_tokens: int | None  # of reasoning; None: as much as it takes
 
 
 class MessagesCalls:
@@ -48,11 +50,6 @@ class MessagesCalls:
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
         self._steps = PromptSteps(plane.backend)
-
-    @property
-    def backend(self) -> ModelBackend:
-        """What runs the calls."""
-        return self._plane.backend
 
     async def generation(self, body: MessagesBody) -> MessagesCall:
         """The call that answers a conversation. Raises RequestError."""
@@ -64,8 +61,18 @@ class MessagesCalls:
             call = await self._plane.reader.chat(chat, model, has_parts=True, fits_context=True)
         except RequestError as error:
             raise _reworded(error) from error
-        has_text = body.thinking is None or body.thinking.display != "omitted"
-        return MessagesCall(call, body.max_tokens, has_text)
+        thinking = body.thinking or Thinking(type="adaptive")
+        return MessagesCall(call, body.max_tokens, thinking.display != "omitted", thinking.budget_tokens)
+
+    async def run(self, call: MessagesCall, run: PromptRun, emit: Callable[[int, ChoiceDelta], None]) -> None:
+        """Run the call's one prompt; see run_call."""
+        generator: Generator = self._plane.backend
+        options, tokenizer = call.generation.options, call.generation.model.tokenizer
+        if call.budget_tokens is not None and options.answer_format is not None:
+            generator = BudgetedGenerator(
+                generator, ThinkingBudget(call.budget_tokens, options.answer_format, tokenizer)
+            )
+        await run_call(call.generation, [run], generator, emit)
 
     async def count_tokens(self, body: CountTokensBody) -> int:
         """How many tokens the prompt of such a conversation has. Raises RequestError."""
@@ -168,7 +175,14 @@ def _check_thinking(thinking: Thinking, body: MessagesBody, model: ModelDescript
             "alone; send auto, or leave thinking out"
         )
         raise RequestError(message, field="thinking.type")
-    raise RequestError(f'{field} is not kept here; send thinking: {{"type": "adaptive"}}', field=field)
+    if body.output_config is not None and body.output_config.format is not None:
+        message = "thinking.type=enabled does not go with output_config.format, which holds the whole answer; send one"
+        raise RequestError(message, field="thinking.type")
+    if thinking.budget_tokens is None:
+        raise RequestError(f"{field} is missing; send it, or type=adaptive", field=field)
+    if thinking.budget_tokens >= body.max_tokens:
+        message = f"{field}={thinking.budget_tokens} leaves nothing of max_tokens={body.max_tokens}; send less"
+        raise RequestError(message, field=field)
 
 
 def _reworded(error: RequestError) -> RequestError:

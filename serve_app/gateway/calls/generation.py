@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import msgspec
 
-from serve_app.backend.protocol import ModelBackend
+from serve_app.backend.protocol import TakeChunk
 from serve_app.errors import InternalError
 from serve_app.gateway.caller import reserved
 from serve_app.gateway.calls.models import ServedModel
@@ -23,6 +24,14 @@ from serve_app.types.chains import Redaction
 from serve_app.types.generation import FinishReason, GenerateRequest, OutputChunk, TokenLogprobs
 
 MAX_CONCURRENT_PROMPTS = 64  # of one request: a long list must not fill the Router's queue by itself
+
+
+class Generator(Protocol):
+    """What generates: the part of a ModelBackend that a generation needs."""
+
+    async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
+        """See ModelBackend.generate."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +119,7 @@ class PromptRun:
         """Generated so far, over all choices."""
         return sum(choice.num_tokens for choice in self._choices)
 
-    async def run(self, backend: ModelBackend, model: str, emit: Callable[[ChoiceDelta], None]) -> None:
+    async def run(self, backend: Generator, model: str, emit: Callable[[ChoiceDelta], None]) -> None:
         """Generate to the end of all choices; `emit` gets what can be shown. Raises a RayshardError."""
 
         if not self._is_hidden:
@@ -153,7 +162,7 @@ class PromptRun:
 
 
 async def run_call(
-    call: GenerationCall, runs: Sequence[PromptRun], backend: ModelBackend, emit: Callable[[int, ChoiceDelta], None]
+    call: GenerationCall, runs: Sequence[PromptRun], backend: Generator, emit: Callable[[int, ChoiceDelta], None]
 ) -> None:
     """Run all prompts of a request; `emit` gets the prompt's index. The first failure ends them all.
 
@@ -180,7 +189,7 @@ async def run_call(
 
 
 async def stream_call(
-    call: GenerationCall, runs: Sequence[PromptRun], backend: ModelBackend, limit_s: float | None
+    call: GenerationCall, runs: Sequence[PromptRun], backend: Generator, limit_s: float | None
 ) -> AsyncIterator[list[tuple[int, ChoiceDelta]]]:
     """The answers of a request in pieces, each with its prompt's index; what waits comes together.
 

@@ -8,7 +8,7 @@ from serve_app.errors import RayshardError
 from serve_app.gateway.bodies.anthropic_served import count_tokens_body, messages_body
 from serve_app.gateway.calls.anthropic import MessagesCall, MessagesCalls
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import ChoiceDelta, PromptRun, run_call
+from serve_app.gateway.calls.generation import ChoiceDelta, PromptRun
 from serve_app.gateway.failures import told_message
 from serve_app.gateway.http.anthropic_answers import PING, MessageEvents, TokenCount, WholeMessage, named_event
 from serve_app.gateway.http.anthropic_errors import (
@@ -47,7 +47,7 @@ class _MessagesEndpoints:
         if call.generation.options.is_stream:
             return self._stream(request, call, run, MessageEvents(call, run, message_id))
         answer = WholeMessage(call, run, message_id)
-        await self._shell.run(request, run_call(call.generation, [run], self._calls.backend, answer.add))
+        await self._shell.run(request, self._calls.run(call, run, answer.add))
         return _named(json_answer(answer.answer()), request)
 
     async def count_tokens(self, request: Request) -> Response:
@@ -65,7 +65,7 @@ class _MessagesEndpoints:
                 if content:  # reasoning that is not shown gives none
                     outbox.put(content, len(delta.token_ids))
 
-            await within(limit_s, run_call(call.generation, [run], self._calls.backend, emit))
+            await within(limit_s, self._calls.run(call, run, emit))
 
         def show_error(error: RayshardError) -> bytes:
             content = messages_error(told_message(error), error.http_status, request_id_of(request.scope))

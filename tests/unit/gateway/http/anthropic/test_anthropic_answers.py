@@ -27,7 +27,7 @@ async def streamed(sdk: anthropic.AsyncAnthropic, asked: dict[str, Any]) -> anth
 
 async def both(sdk: anthropic.AsyncAnthropic, asked: dict[str, Any]) -> anthropic.types.Message:
     """The answer, which is the same whole and streamed but for ids."""
-    whole = await sdk.messages.create(**asked)
+    whole: anthropic.types.Message = await sdk.messages.create(**asked)
     again = await streamed(sdk, asked)
     ids = {"id"}
     assert [block.model_dump(exclude=ids) for block in again.content] == [
