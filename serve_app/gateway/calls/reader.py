@@ -55,8 +55,13 @@ class RequestReader:
         self._queue_timeout_s = queue_timeout_s
         self._tracing = tracing
 
-    async def completion(self, body: CompletionBody, model: ServedModel) -> GenerationCall:
-        """One GenerateRequest for each prompt. Raises RequestError."""
+    async def completion(
+        self, body: CompletionBody, model: ServedModel, *, is_open_ended: bool = False
+    ) -> GenerationCall:
+        """One GenerateRequest for each prompt. Raises RequestError.
+
+        is_open_ended: an answer whose length is not asked for ends as a conversation's does, not after a few tokens.
+        """
         options = _output_options(
             body,
             model,
@@ -73,8 +78,13 @@ class RequestReader:
         grammar = await self._held_answers.grammar_of(body, model)
         redactions = await self._steps.change_prompts(prompts, model.description)
         token_lists = [await self._prompt_tokens(prompt, body, model) for prompt in prompts]
-        limit = OutputLimit(body.max_tokens, DEFAULT_COMPLETION_TOKENS, "max_tokens", "prompt")
-        requests = [self._request(body, model, token_ids, options, limit, grammar) for token_ids in token_lists]
+        requests = []
+        for token_ids in token_lists:
+            default_tokens: int | None = DEFAULT_COMPLETION_TOKENS
+            if is_open_ended:
+                default_tokens = _default_tokens(model, token_ids, options)
+            limit = OutputLimit(body.max_tokens, default_tokens, "max_tokens", "prompt")
+            requests.append(self._request(body, model, token_ids, options, limit, grammar))
         prompt_texts: list[list[str]] = []
         if options.has_echo:
             is_given = body.truncate_prompt_tokens is None and options.num_logprobs is None
@@ -116,8 +126,7 @@ class RequestReader:
         token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
         check_token_ids(token_ids, model, "messages")
         token_ids = _cut(token_ids, body)
-        given = (model.description.sampling.max_tokens, output_allowance(len(token_ids), options.num_choices))
-        default_tokens = min((number for number in given if number is not None), default=None)
+        default_tokens = _default_tokens(model, token_ids, options)
         field = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
         limit = OutputLimit(getattr(body, field), default_tokens, field, "messages", fits_context)
         request = self._request(body, model, token_ids, options, limit, grammar)
@@ -221,6 +230,12 @@ class RequestReader:
             priority=priority(body.priority),
             session=session(body.prompt_cache_key),
         )
+
+
+def _default_tokens(model: ServedModel, token_ids: list[int], options: OutputOptions) -> int | None:
+    """How long an answer is that may end by itself; None: what is left of the context."""
+    given = (model.description.sampling.max_tokens, output_allowance(len(token_ids), options.num_choices))
+    return min((number for number in given if number is not None), default=None)
 
 
 def _output_options(

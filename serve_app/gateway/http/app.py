@@ -24,8 +24,10 @@ from serve_app.gateway.http.health import health_endpoint
 from serve_app.gateway.http.inference_routes import inference_endpoints
 from serve_app.gateway.http.metrics import METRICS_PATH, RequestCounter, counted_routes, metrics_endpoint
 from serve_app.gateway.http.middleware import OPEN_PATHS, HeaderLimitMiddleware, IntakeMiddleware, KeyMiddleware
+from serve_app.gateway.http.ollama_routes import ollama_routes
 from serve_app.gateway.http.open_inference_routes import JSON_LENGTH, open_inference_routes
 from serve_app.gateway.http.openai_routes import OpenAIEndpoints
+from serve_app.gateway.http.refused_routes import refused_routes
 from serve_app.gateway.http.responses_routes import responses_routes
 from serve_app.gateway.http.shell import RequestShell
 
@@ -54,6 +56,8 @@ def build_http_app(plane: DataPlane) -> Starlette:
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),
         *responses_routes(plane, shell),
         *cohere_routes(plane, shell),
+        *ollama_routes(plane, shell),
+        *refused_routes(),
         *open_inference_routes(OpenInference(plane), shell),
         *docs_routes(),
     ]

@@ -74,7 +74,7 @@ def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[
             for media, content in response["content"].items()
         )
         parts.append(f"<p><b>{status}</b> {escape(response['description'])}{shown}</p>")
-    answer = operation["responses"]["200"]["content"].get("application/json", {}).get("schema", {})
+    answer = operation["responses"].get("200", {"content": {}})["content"].get("application/json", {}).get("schema", {})
     if "$ref" in answer:
         parts.append(f"<h4>Answer</h4>{_fields(answer, schemas)}")
     return (

@@ -1,4 +1,4 @@
-"""What routes of other chat APIs share: run a request and collect its answer, or stream it in their form."""
+"""What routes of other chat APIs share: they run a request and collect its answer, or stream it in their form."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -55,7 +55,9 @@ class AnswerRunner:
 
         async def produce(outbox: Outbox) -> None:
             def emit(_prompt_index: int, delta: ChoiceDelta) -> None:
-                outbox.put(events.encode(delta), len(delta.token_ids))
+                piece = events.encode(delta)
+                if piece:  # there may be nothing to show of it yet
+                    outbox.put(piece, len(delta.token_ids))
 
             await within(limit_s, run_call(call, [run], self._backend, emit))
             outbox.put(events.end(), 0)

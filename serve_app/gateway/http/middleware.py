@@ -19,7 +19,17 @@ from serve_app.gateway.intake import Intake
 
 MAX_HEADER_BYTES = 65_536  # as many as common proxies take, or more
 OPEN_PATHS = frozenset(
-    {"/health", "/healthz", "/ping", "/version", "/v2/health/live", "/v2/health/ready", "/openapi.json", "/docs"}
+    {
+        "/health",
+        "/healthz",
+        "/ping",
+        "/version",
+        "/api/version",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/openapi.json",
+        "/docs",
+    }
 )  # for probes, and what names no model
 
 

@@ -33,6 +33,17 @@ from serve_app.gateway.bodies.known_apis import (
     PoolingBody,
     TeiEmbedBody,
 )
+from serve_app.gateway.bodies.ollama import (
+    OllamaChatBody,
+    OllamaEmbedBody,
+    OllamaEmbeddings,
+    OllamaGenerateBody,
+    OllamaModels,
+    OllamaPiece,
+    OllamaProcesses,
+    OllamaShowBody,
+    OllamaShown,
+)
 from serve_app.gateway.bodies.open_inference import (
     IndexBody,
     IndexEntry,
@@ -65,13 +76,15 @@ from serve_app.gateway.http.compatible_routes import ModelNames
 from serve_app.gateway.http.errors import ErrorBody, ProtocolError
 from serve_app.gateway.http.openai_responses import ChatResponse, CompletionResponse, ModelList, ModelState
 from serve_app.gateway.http.openai_stream import ChatChunk
+from serve_app.gateway.http.refused_routes import REFUSED
 from serve_app.gateway.http.responses_types import ModelResponse, ResponseEvent
 from serve_app.gateway.time_limits import TIMEOUT_KEY
 
-_JSON, _TEXT, _EVENTS, _BYTES, _HTML = (
+_JSON, _TEXT, _EVENTS, _LINES, _BYTES, _HTML = (
     "application/json",
     "text/plain",
     "text/event-stream",
+    "application/x-ndjson",
     "application/octet-stream",
     "text/html",
 )
@@ -135,6 +148,7 @@ class Operation:
 def operations() -> list[Operation]:
     """Every method of every path."""
     found = [*_health_operations(), *_generation_operations(), *_inference_operations(), *_known_operations()]
+    found += [*_ollama_operations(), *_refused_operations()]
     aliases = [
         replace(operation, path=alias, summary=f"{operation.summary}: as {operation.path}")
         for alias, path in ALIASES.items()
@@ -251,6 +265,30 @@ def _known_operations() -> list[Operation]:
     ]  # fmt: skip
 
 
+def _ollama_operations() -> list[Operation]:
+    tag, lines = "Ollama", {_JSON: OllamaPiece, _LINES: _STRING}
+    return [
+        Operation("POST", "/api/chat", tag, "Answer a conversation; streamed unless stream=false", lines,
+                  {_JSON: OllamaChatBody}),
+        Operation("POST", "/api/generate", tag, "Answer a prompt; streamed unless stream=false", lines,
+                  {_JSON: OllamaGenerateBody}),
+        Operation("POST", "/api/embed", tag, "Vectors of texts, of length one",
+                  {_JSON: OllamaEmbeddings}, {_JSON: OllamaEmbedBody}),
+        Operation("GET", "/api/tags", tag, "Models", {_JSON: OllamaModels}),
+        Operation("GET", "/api/ps", tag, "Models of which a copy is ready", {_JSON: OllamaProcesses}),
+        Operation("POST", "/api/show", tag, "One model", {_JSON: OllamaShown}, {_JSON: OllamaShowBody}),
+        Operation("GET", "/api/version", tag, "The version of this software", {_JSON: Version}, is_open=True),
+    ]  # fmt: skip
+
+
+def _refused_operations() -> list[Operation]:
+    """They have no answer."""
+    return [
+        Operation(method, path.replace(":path", ""), "refused", f"Not served: {reason}", {}, {_JSON: _ANY_JSON})
+        for (method, path), reason in REFUSED.items()
+    ]
+
+
 def _protocol_operations() -> list[Operation]:
     tag, model = "Open Inference Protocol v2", "/v2/models/{name}"
     found = [
@@ -300,7 +338,8 @@ def _described(operation: Operation, schema_of: Mapping[Any, Any]) -> dict[str, 
     responses = {str(status): {"description": text, "content": error} for status, text in operation.errors.items()}
     for status, kind in (operation.other_answers or {}).items():
         responses[str(status)] = {"description": "Not now.", "content": content({_JSON: kind})}
-    responses["200"] = {"description": "The answer.", "content": content(operation.answer)}
+    if operation.answer:
+        responses["200"] = {"description": "The answer.", "content": content(operation.answer)}
     described: dict[str, Any] = {
         "tags": [operation.tag],
         "summary": operation.summary,

@@ -43,6 +43,7 @@ MODELS = {
     "/predict": "colours",
     "/embed": "vectors",
     "/v2/embed": "vectors",
+    "/api/embed": "vectors",
     "/pooling": "vectors",
 }
 NAMES = ("tiny", "vectors", "colours", "module")
