@@ -10,12 +10,15 @@ STAMP = .venv/.installed
 PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 PYTEST = .venv/bin/python -m pytest -n $(JOBS) --dist loadscope
 JOBS ?= 2
+AXE = .browser/node_modules/axe-core/axe.min.js
+AXE_VERSION = 4.14.1
+AS_ROOT = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # Where it is set, each of some thirty processes of a cluster would compile the project anew, and pytest every test.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve check test test-full chaos soak pressure lint types format lock cluster protos settings bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
+.PHONY: help install serve check test test-full browser chaos soak pressure lint types format lock cluster protos settings bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +42,10 @@ test-full: $(STAMP)  ## run the slow tests too, in the same run: each cluster st
 
 chaos: $(STAMP)  ## what faults do to the clients of a real cluster, half an hour (ARGS="--rows NAME,... --full --json FILE")
 	.venv/bin/python -m tests.chaos.fault_table $(ARGS)
+
+browser: $(STAMP) $(AXE)  ## the console in headless Chromium, installed with apt-get where it is missing; pictures in .browser/pictures
+	@command -v chromedriver >/dev/null || $(AS_ROOT) apt-get install -y --no-install-recommends chromium chromium-driver
+	.venv/bin/python -m pytest -n 0 tests/browser $(ARGS)
 
 soak: $(STAMP)  ## twenty minutes of streams while a random process dies each half minute (ARGS="--minutes N")
 	.venv/bin/python -m tests.chaos.soak $(ARGS)
@@ -94,11 +101,15 @@ demo-compress: $(STAMP)  ## quantize, prune and distill the demo model, and meas
 	.venv/bin/python -m examples.compress_demo.run
 
 clean:  ## remove .venv, caches and logs
-	rm -rf .venv .venv-lock .rayshard .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-lock .rayshard .browser .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 REQUIRE_PYTHON = [ -n "$(PYTHON)" ] || { echo "rayshard needs python3.11, 3.12 or 3.13 with its venv module on the PATH;" \
 	"or name one: make install PYTHON=/path/to/python3" >&2; exit 1; }
+
+$(AXE):  # looks for what keeps people from using a page; the tests skip it where there is no npm
+	@command -v npm >/dev/null || { echo "there is no npm, so axe-core is left out"; exit 0; }; \
+	npm install --prefix .browser --no-save --ignore-scripts --no-audit --no-fund axe-core@$(AXE_VERSION)
 
 $(STAMP): constraints.txt pyproject.toml
 	@$(REQUIRE_PYTHON)

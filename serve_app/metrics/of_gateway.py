@@ -1,6 +1,7 @@
 """What one Gateway replica counts: requests by their ends, tokens as they come."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 from serve_app.metrics import families
 from serve_app.metrics.readings import Reading
@@ -9,6 +10,16 @@ from serve_app.metrics.times import Times
 from serve_app.metrics.tokens import TokenMeters
 
 _STATUSES = ("2xx", "4xx", "5xx")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """What has gone into a model and come out of it."""
+
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_first_tokens: int = 0  # prompts that have had one
+    first_token_sum_s: float = 0.0  # how long they waited for it
 
 
 class GatewayMetrics:
@@ -47,6 +58,14 @@ class GatewayMetrics:
     def add_prompt_tokens(self, model: str, num_tokens: int) -> None:
         """Tokens have gone into a model."""
         self._prompt_tokens[model] += num_tokens
+
+    def token_counts(self, model: str) -> TokenCounts:
+        """Of one model; zeros where nobody has called it."""
+        meters, num_prompt_tokens = self._tokens.get(model), self._prompt_tokens.get(model, 0)
+        if meters is None:
+            return TokenCounts(num_prompt_tokens)
+        first = meters.first_token
+        return TokenCounts(num_prompt_tokens, meters.num_tokens, first.count, first.sum_s)
 
     def readings(self) -> list[Reading]:
         """What it has counted."""

@@ -18,6 +18,8 @@ from serve_app.gateway.http.anthropic_routes import anthropic_routes
 from serve_app.gateway.http.browser_guard import BrowserGuardMiddleware
 from serve_app.gateway.http.cohere_routes import cohere_routes
 from serve_app.gateway.http.compatible_routes import compatible_routes
+from serve_app.gateway.http.console_routes import console_routes
+from serve_app.gateway.http.console_state import STATE_PATH, console_state_endpoint
 from serve_app.gateway.http.docs_routes import docs_routes
 from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.http.health import health_endpoint
@@ -37,8 +39,11 @@ def build_http_app(plane: DataPlane) -> Starlette:
     endpoints = OpenAIEndpoints(plane)
     shell = RequestShell(plane.config)
     config = plane.config
-    open_paths = OPEN_PATHS | {METRICS_PATH} if config.open_metrics else OPEN_PATHS
-    keys = [] if plane.keys is None else [Middleware(KeyMiddleware, plane.keys, open_paths)]
+    console = [Route(STATE_PATH, console_state_endpoint(plane)), *console_routes()]
+    open_paths = OPEN_PATHS | {route.path for route in console}  # the console's state asks for a key itself
+    free_paths = open_paths | {METRICS_PATH}
+    keyless_paths = free_paths if config.open_metrics else open_paths
+    keys = [] if plane.keys is None else [Middleware(KeyMiddleware, plane.keys, keyless_paths)]
     guard = Middleware(BrowserGuardMiddleware, config.allowed_hosts, config.cors_allowed_origins)
     inference = inference_endpoints(plane, shell, endpoints)
     routes = [
@@ -60,6 +65,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
         *refused_routes(),
         *open_inference_routes(OpenInference(plane), shell),
         *docs_routes(),
+        *console,
     ]
 
     @asynccontextmanager
@@ -77,11 +83,11 @@ def build_http_app(plane: DataPlane) -> Starlette:
             Exception: on_unexpected_error,
         },
         middleware=[
-            Middleware(RequestCounter, plane.metrics, plane.tracing, OPEN_PATHS | {METRICS_PATH}),
+            Middleware(RequestCounter, plane.metrics, plane.tracing, free_paths),
             *_cors(plane.config.cors_allowed_origins),
             Middleware(HeaderLimitMiddleware),
             guard,
-            Middleware(IntakeMiddleware, plane.intake, OPEN_PATHS | {METRICS_PATH}),
+            Middleware(IntakeMiddleware, plane.intake, free_paths),
             *keys,
         ],
         lifespan=lifespan,

@@ -18,22 +18,22 @@ def health_endpoint(plane: DataPlane) -> Callable[[Request], Awaitable[Response]
     """200 only when requests are taken and every model that has run can answer."""
 
     async def health(request: Request) -> Response:
-        report = plane.backend.health()
         given = authorizations_of(request.headers)
-        state = _state(report, is_draining=plane.intake.is_closed)
         if plane.keys is None:
-            body = _body(state, report, lambda _name: True)
+            body = health_body(plane, lambda _name: True)
         elif given:
-            body = _body(state, report, plane.keys.holder(given).may_use)
+            body = health_body(plane, plane.keys.holder(given).may_use)
         else:
-            body = HealthBody(state, num_starting=_num_starting(report))
-        return json_answer(body, status=200 if state == "ok" else 503)
+            report = plane.backend.health()
+            body = HealthBody(_state(plane, report), num_starting=_num_starting(report))
+        return json_answer(body, status=200 if body.status == "ok" else 503)
 
     return health
 
 
-def _body(state: str, report: HealthReport, may_see: Callable[[str], bool]) -> HealthBody:
+def health_body(plane: DataPlane, may_see: Callable[[str], bool]) -> HealthBody:
     """The report on what the caller may see. Its detail names models, so that only who may see all gets it."""
+    report = plane.backend.health()
     models = {
         name: [replace(copy, detail=without_places(copy.detail)) for copy in copies]
         for name, copies in report.models.items()
@@ -47,11 +47,11 @@ def _body(state: str, report: HealthReport, may_see: Callable[[str], bool]) -> H
     is_whole = len(models) + len(newcomers) == len(report.models) + len(report.newcomers)
     detail = without_places(report.detail) if is_whole else ""
     asleep = [name for name in report.asleep if may_see(name)]
-    return HealthBody(state, detail, models, newcomers or None, asleep or None, _num_starting(report))
+    return HealthBody(_state(plane, report), detail, models, newcomers or None, asleep or None, _num_starting(report))
 
 
-def _state(report: HealthReport, *, is_draining: bool) -> str:
-    if is_draining:
+def _state(plane: DataPlane, report: HealthReport) -> str:
+    if plane.intake.is_closed:
         return "draining"
     return "ok" if report.is_healthy else "unavailable"
 

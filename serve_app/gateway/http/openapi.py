@@ -12,6 +12,7 @@ import msgspec
 
 from serve_app.gateway.bodies.anthropic import CountTokensBody, MessagesBody
 from serve_app.gateway.bodies.cohere import CohereChat, CohereChatBody, CohereEvent
+from serve_app.gateway.bodies.console import ConsoleState
 from serve_app.gateway.bodies.explain import ExplainBody, ExplanationAnswer
 from serve_app.gateway.bodies.inference import (
     ClassificationList,
@@ -196,6 +197,8 @@ def _health_operations() -> list[Operation]:
                   {_TEXT: _STRING}),
         Operation("GET", "/v1/admin/plan", "health", "Memory and rates of each copy, predicted and measured; for admin "
                   "keys", {_JSON: PlanBody}),
+        Operation("GET", "/console/state", "health", "What the console shows: models, their copies, tokens so far",
+                  {_JSON: ConsoleState}),
         Operation("GET", "/load", "health", "How many requests run or wait", {_JSON: Load}),
         Operation("GET", "/models", "models", "Models in TorchServe's words and OpenAI's", {_JSON: ModelNames}),
         Operation("GET", "/v1/models", "models", "Models in OpenAI's words", {_JSON: ModelList}),

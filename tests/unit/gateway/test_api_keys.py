@@ -280,7 +280,7 @@ NO_KEYS = [
 
 
 async def test_nothing_but_probes_is_open(guarded: Guarded) -> None:
-    for path in ("/v1/models", "/v2", "/health/", "//health", "/health/../v1/models", "/models"):
+    for path in ("/v1/models", "/v2", "/health/", "//v1/models", "/console/", "/health/../v1/models", "/models"):
         for headers in NO_KEYS:
             response = await guarded.client.get(path, headers=headers)
             assert response.status_code == 401, (path, headers, response.text)

@@ -18,6 +18,7 @@ from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.aliases import ALIASES
 from serve_app.gateway.http.app import build_http_app
+from serve_app.gateway.http.console_routes import console_routes
 from serve_app.gateway.http.openapi import openapi_document, operations
 from serve_app.gateway.time_limits import TIMEOUT_KEY
 from serve_app.types.tensors import TensorSpec
@@ -95,7 +96,9 @@ def test_every_route_is_described_and_nothing_else(app: Starlette) -> None:
         assert isinstance(route, Route)
         path = re.sub(r"{(\w+):path}", r"{\1}", route.path)
         routes |= {(method, path) for method in route.methods or () if method != "HEAD"}
-    assert {(operation.method, operation.path) for operation in operations()} == routes
+    pages = {("GET", route.path) for route in console_routes()}
+    assert {(operation.method, operation.path) for operation in operations()} == routes - pages
+    assert pages < routes
 
 
 def test_no_key_is_asked_for_where_the_document_says_so() -> None:

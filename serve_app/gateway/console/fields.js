@@ -1,0 +1,65 @@
+// Inputs made from what a task names; what was typed stays when the task changes.
+
+import { el } from "./dom.js";
+
+export class Fields {
+  #parent;
+  #inputs = new Map(); // by name, of those shown
+  #kept = new Map(); // by name: what was typed
+
+  constructor(parent) {
+    this.#parent = parent;
+  }
+
+  /** Show these and no others. */
+  show(specs) {
+    this.#keep();
+    this.#inputs.clear();
+    this.#parent.replaceChildren(...specs.map((spec) => this.#made(spec)));
+  }
+
+  /** What is typed, by name. */
+  values() {
+    this.#keep();
+    return Object.fromEntries([...this.#inputs].map(([name, input]) => [name, input.value]));
+  }
+
+  /** Empty one, as after a message was sent. */
+  clear(name) {
+    this.#inputs.get(name).value = "";
+  }
+
+  /** Put the cursor in one. */
+  focus(name) {
+    this.#inputs.get(name)?.focus();
+  }
+
+  #keep() {
+    for (const [name, input] of this.#inputs) this.#kept.set(name, input.value);
+  }
+
+  #made(spec) {
+    const id = `field-${spec.name}`;
+    const input = inputOf(spec, { id, name: spec.name, required: spec.isNeeded });
+    input.value = this.#kept.get(spec.name) ?? "";
+    this.#inputs.set(spec.name, input);
+    const label = el("label", { for: id, text: spec.label });
+    return el("div", { class: spec.kind === "area" ? "field wide" : "field" }, label, input);
+  }
+}
+
+function inputOf(spec, attributes) {
+  if (spec.kind === "area") {
+    return el("textarea", { ...attributes, rows: 3, placeholder: spec.placeholder });
+  }
+  if (spec.kind === "choice") {
+    const first = el("option", { value: "", text: spec.hint });
+    return el("select", attributes, first, ...spec.choices.map((one) => el("option", { value: one, text: one })));
+  }
+  if (spec.kind === "number") {
+    const { min, max, step } = spec;
+    const limits = { min, max, step: step === 1 ? 1 : "any" };
+    return el("input", { ...attributes, type: "number", inputmode: "decimal", placeholder: spec.hint, ...limits });
+  }
+  return el("input", { ...attributes, type: "text", autocomplete: "off", placeholder: spec.hint });
+}

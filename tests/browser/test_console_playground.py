@@ -1,0 +1,212 @@
+"""The playground in a real browser: answers as they come, side by side, stopped, refused, hostile."""
+
+import httpx
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from serve_app.errors import ShardLostError
+from tests.browser.chromium import Page
+from tests.browser.console_backend import ConsoleBackend
+from tests.fakes import NO_TLS
+
+HOSTILE = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>&lt;b&gt;"
+
+
+INLINE = "const one = document.createElement('script'); one.textContent = 'window.taken = 1'; document.body.append(one)"
+HANDLER = "document.body.setAttribute('onclick', 'window.taken = 1'); document.body.click()"
+
+
+def speeds(page: Page) -> list[str]:
+    return [one.text for one in page.all(".speed")]
+
+
+def until_answered(page: Page, num_panes: int = 1) -> None:
+    page.until(lambda: sum("tokens/s" in one and "about" not in one for one in speeds(page)) == num_panes)
+
+
+def test_an_answer_stays_text_whatever_stands_in_it(page: Page, backend: ConsoleBackend) -> None:
+    backend.answer = HOSTILE
+    page.ask(HOSTILE)
+    until_answered(page)
+    assert (page.text(".answer .text"), page.text(".question")) == (HOSTILE, HOSTILE)
+    assert page.all("main img, main script, main b") == []
+    assert page.driver.title == "rayshard console"
+
+
+def test_an_answer_shows_as_it_comes_and_stops_when_told(page: Page, backend: ConsoleBackend) -> None:
+    backend.step_s = 0.1
+    page.ask("Where is my parcel?")
+    page.until(lambda: 5 < len(page.text(".answer .text")) < 30)
+    assert page.find(".log").get_attribute("aria-busy") == "true"
+    page.find("#stop").click()
+    page.until(lambda: "stopped" in speeds(page)[0])
+    page.until(lambda: backend.num_open == 0)
+    assert backend.num_aborted == 1
+    assert len(page.text(".answer .text")) < len(backend.answer)
+    assert page.find("#send").is_enabled()
+    assert page.text("#announcer") == "demo was stopped"
+
+
+def test_a_conversation_goes_on_and_a_cleared_one_does_not(page: Page, backend: ConsoleBackend) -> None:
+    def last_prompt() -> str:
+        return backend.text(backend.requests[-1].prompt_token_ids)
+
+    page.ask("first question")
+    until_answered(page)
+    page.ask("second question")
+    page.until(lambda: len(backend.requests) == 2)
+    until_answered(page)
+    for part in ("first question", backend.answer, "second question"):
+        assert part in last_prompt()
+    page.find("#clear").click()
+    page.ask("third question")
+    page.until(lambda: len(backend.requests) == 3)
+    assert "first question" not in last_prompt()
+
+
+def test_two_models_answer_side_by_side(page: Page, backend: ConsoleBackend) -> None:
+    backend.step_s = 0.01
+    page.find("#compare").click()
+    assert [one.text for one in page.all(".pane-model")] == ["demo", "demo-int8"]
+    page.ask("Where is my parcel?")
+    until_answered(page, 2)
+    assert [one.text for one in page.all(".answer .text")] == [backend.answer] * 2
+    for told in speeds(page):
+        assert told.startswith("first token ")
+        assert "44 tokens" in told
+    assert page.text("#announcer") == "demo has answered. demo-int8 has answered"
+
+
+def test_settings_go_with_the_request(page: Page, backend: ConsoleBackend) -> None:
+    page.find("#settings summary").click()
+    for name, value in (("max_tokens", "7"), ("temperature", "0.25"), ("seed", "11"), ("system", "Be brief.")):
+        page.find(f"#field-{name}").send_keys(value)
+    page.ask("hello")
+    until_answered(page)
+    params = backend.requests[-1].params
+    assert (params.max_tokens, params.temperature, params.seed) == (7, 0.25, 11)
+    assert "[system]Be brief." in backend.text(backend.requests[-1].prompt_token_ids)
+    page.task("completion")
+    page.ask("once upon")
+    page.until(lambda: backend.text(backend.requests[-1].prompt_token_ids).endswith("once upon"))
+    assert backend.requests[-1].params.max_tokens == 7
+
+
+def test_errors_stand_as_the_server_words_them(page: Page) -> None:
+    page.ignored.append("400 (Bad Request)")
+    page.find("#settings summary").click()
+    page.find("#field-max_tokens").send_keys("100000")
+    page.ask("hello")
+    shown = page.until_text(".error", "max_tokens=100000")
+    with httpx.Client(verify=NO_TLS, base_url=page.url) as client:
+        body = {"model": "demo", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100_000}
+        error = client.post("/v1/chat/completions", json=body).json()["error"]
+    assert shown == f"400 {error['type']}, {error['param']}\n{error['message']}"
+
+
+def test_what_came_before_an_error_stays(page: Page, backend: ConsoleBackend) -> None:
+    backend.error, backend.fail_at_step = ShardLostError("shard 1 is gone; ask again"), 5
+    page.ask("hello")
+    assert "shard 1 is gone; ask again" in page.until_text(".error", "shard 1")
+    assert backend.answer.startswith(page.text(".answer .text"))
+    assert page.text(".answer .text") != ""
+    backend.error = None
+    page.ask("again")
+    until_answered(page)
+    assert "hello" not in backend.text(backend.requests[-1].prompt_token_ids)  # nothing was answered to it
+
+
+def test_each_task_offers_the_models_that_do_it(page: Page) -> None:
+    offered = {
+        "chat": ["demo", "demo-int8"],
+        "classify": ["tickets"],
+        "embeddings": ["vectors"],
+        "rerank": ["vectors", "judge"],
+    }
+    for task, names in offered.items():
+        page.task(task)
+        assert [one.text for one in page.all("#model-0 option")] == names
+        assert page.find("#compare").is_displayed() == (len(names) > 1)
+    assert page.all("#task-predict") == []
+
+
+def test_classes_vectors_and_ranks_are_shown(page: Page) -> None:
+    page.task("classify")
+    page.ask("Where is my parcel?")
+    verdict = page.until(lambda: page.text(".verdict"))
+    assert page.all(".measured .what")[0].text == verdict
+    assert len(page.all(".measured li")) == 4
+    page.task("embeddings")
+    page.ask("one text\nanother text")
+    assert "8 numbers" in page.until_text(".vectors", "Text 2")
+    assert page.text("table tr:nth-child(2) td") == "1.00"
+    page.task("rerank")
+    page.choose("#model-0", "judge")
+    page.find("#field-query").send_keys("parcel")
+    page.ask("a long document about parcels\nshort")
+    page.until(lambda: len(page.all(".measured li")) == 2)
+    figures = [float(one.text) for one in page.all(".measured .figure")]
+    assert figures == sorted(figures, reverse=True)
+
+
+def test_explanations_are_offered_where_the_server_describes_them(page: Page) -> None:
+    with httpx.Client(verify=NO_TLS, base_url=page.url) as client:
+        is_described = "/v1/explain" in client.get("/openapi.json").json()["paths"]
+    page.until_text("#overall", "All models answer")
+    assert bool(page.all("#task-explain")) == is_described
+    text = {"type": "string"}
+    fields = {"model": text, "input": text, "method": {"enum": ["gradient", "occlusion"]}, "target": text}
+    route = {"post": {"requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/B"}}}}}}
+    document = {"paths": {"/v1/explain": route}, "components": {"schemas": {"B": {"properties": fields}}}}
+    made = page.driver.execute_async_script(
+        """const [document, done] = arguments;
+        import("/console/tasks.js").then(({ explainTask }) => {
+          const task = explainTask(document);
+          const body = task.body({ text: "a b", method: "occlusion", target: "" });
+          done([task.fields.map((one) => one.name), task.fields[1].choices, body, explainTask({ paths: {} })]);
+        });""",
+        document,
+    )
+    assert made == [
+        ["text", "method", "target"],
+        ["gradient", "occlusion"],
+        {"input": "a b", "method": "occlusion"},
+        None,
+    ]
+
+
+def test_the_keyboard_is_enough(page: Page, backend: ConsoleBackend) -> None:
+    backend.step_s = 0.1
+
+    def press(*keys: str) -> None:
+        page.driver.switch_to.active_element.send_keys(*keys)
+
+    def focused() -> str:
+        found = page.driver.switch_to.active_element
+        return found.get_attribute("id") or found.get_attribute("class") or found.text
+
+    press(Keys.TAB)
+    assert focused() == "skip"
+    press(Keys.ENTER)
+    assert focused() == "playground"
+    seen = []
+    for _ in range(8):
+        press(Keys.TAB)
+        seen.append(focused())
+    assert seen == ["task-chat", "model-0", "compare", "log", "field-text", "Settings", "send", "clear"]
+    for _ in range(3):
+        press(Keys.SHIFT, Keys.TAB)
+    assert focused() == "field-text"
+    press("hello")
+    press(Keys.CONTROL, Keys.ENTER)
+    page.until(lambda: len(page.text(".answer .text")) > 3)
+    press(Keys.ESCAPE)
+    page.until(lambda: "stopped" in speeds(page)[0])
+    assert focused() == "field-text"
+
+
+@pytest.mark.parametrize("script", [INLINE, HANDLER])
+def test_the_policy_stops_scripts_that_stand_in_the_page(page: Page, script: str) -> None:
+    page.run(script)
+    assert page.run("return window.taken ?? null") is None
+    assert any("Content Security Policy" in one for one in page.complaints())
