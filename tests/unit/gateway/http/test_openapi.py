@@ -19,7 +19,8 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.aliases import ALIASES
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.http.console_routes import console_routes
-from serve_app.gateway.http.openapi import openapi_document, operations
+from serve_app.gateway.http.openapi import openapi_document
+from serve_app.gateway.http.operations import operations
 from serve_app.gateway.time_limits import TIMEOUT_KEY
 from serve_app.types.tensors import TensorSpec
 from tests.fakes import ScriptedBackend, save_model_dir, serving
