@@ -19,7 +19,6 @@ from serve_app.gateway.http.responses_types import (
     ResponseUsage,
     ShownFunction,
     ShownReasoning,
-    StreamEvent,
 )
 
 _TOO_MANY_REQUESTS = 429
@@ -30,30 +29,22 @@ class GrowingResponse:
 
     def __init__(self, body: ResponsesBody, call: GenerationCall, run: PromptRun) -> None:
         self._run = run
-        self._output = GrowingOutput(call)
+        self.output = GrowingOutput(call)  # what is fed with the answer
         self.begun = _begun(body, call)  # before its items
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether it ended because it may have no more tokens."""
-        return self._output.is_cut
-
-    def feed(self, delta: ChoiceDelta) -> list[StreamEvent]:
-        """What one more piece of the answer brings about."""
-        return self._output.feed(delta)
 
     def add(self, _prompt_index: int, delta: ChoiceDelta) -> None:
         """Take one more piece of the one answer that there is."""
-        self._output.feed(delta)
+        self.output.feed(delta)
 
     def ended(self) -> ModelResponse:
         """With all its items."""
+        is_cut = self.output.is_cut
         return msgspec.structs.replace(
             self.begun,
-            status="incomplete" if self.is_cut else "completed",
-            incomplete_details=IncompleteDetails() if self.is_cut else None,
-            completed_at=None if self.is_cut else int(time.time()),
-            output=self._output.items,
+            status="incomplete" if is_cut else "completed",
+            incomplete_details=IncompleteDetails() if is_cut else None,
+            completed_at=None if is_cut else int(time.time()),
+            output=self.output.items,
             usage=self._usage(),
         )
 
@@ -65,7 +56,7 @@ class GrowingResponse:
         elif isinstance(error, RequestError):
             told = ResponseError("invalid_prompt", told.message)
         return msgspec.structs.replace(
-            self.begun, status="failed", error=told, output=self._output.items, usage=self._usage()
+            self.begun, status="failed", error=told, output=self.output.items, usage=self._usage()
         )
 
     def _usage(self) -> ResponseUsage:
@@ -74,7 +65,7 @@ class GrowingResponse:
             input_tokens=num_input,
             input_tokens_details=InputTokensDetails(self._run.num_cached_tokens),
             output_tokens=num_output,
-            output_tokens_details=OutputTokensDetails(self._output.num_reasoning_tokens),
+            output_tokens_details=OutputTokensDetails(self.output.num_reasoning_tokens),
             total_tokens=num_input + num_output,
         )
 

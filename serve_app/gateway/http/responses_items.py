@@ -62,8 +62,16 @@ class GrowingMessage:
 
     def add(self, text: str, logprobs: Sequence[ChatTokenLogprob]) -> StreamEvent:
         """One more piece."""
-        self._pieces.append(text)
         self._logprobs += logprobs
+        self.add_plain(text)
+        return self.piece(text, logprobs)
+
+    def add_plain(self, text: str) -> None:
+        """One more piece, whose event is encoded already."""
+        self._pieces.append(text)
+
+    def piece(self, text: str, logprobs: Sequence[ChatTokenLogprob] = ()) -> StreamEvent:
+        """The event of a piece."""
         return TextDelta(item_id=self._id, output_index=self._index, delta=text, logprobs=list(logprobs))
 
     def end(self, status: ItemStatus) -> list[StreamEvent]:

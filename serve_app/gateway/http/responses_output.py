@@ -49,6 +49,16 @@ class GrowingOutput:
             events += self._end("incomplete" if self.is_cut else "completed")
         return events
 
+    def feed_plain(self, delta: ChoiceDelta) -> GrowingMessage | None:
+        """Takes a piece that is text alone, where a message grows already: most are. None: it is for `feed`."""
+        message = self._growing
+        is_plain = delta.parts is None and delta.logprobs is None and delta.finish_reason is None
+        if not (is_plain and isinstance(message, GrowingMessage)):
+            return None
+        self._reasoning.feed(delta)
+        message.add_plain(delta.text)
+        return message
+
     def _add_reasoning(self, text: str) -> list[StreamEvent]:
         item, events = self._growing, list[StreamEvent]()
         if not isinstance(item, GrowingReasoning):

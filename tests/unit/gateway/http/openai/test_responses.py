@@ -120,6 +120,17 @@ async def test_events_come_in_their_order(tmp_path: Path) -> None:
     assert {event["item_id"] for event in events if "item_id" in event} == {last["output"][0]["id"]}
 
 
+@pytest.mark.parametrize(
+    "text", ["@text@ twice: @text@", 'a "quote" \\ and \t', "lines\u2028and\u2029parts\x85", "grüß 你好 🦆"]
+)
+async def test_pieces_add_up_to_the_text(tmp_path: Path, text: str) -> None:
+    backend = saying(tmp_path, text)
+    events = await streamed(backend, input="hi")
+    pieces = [event["delta"] for event in events if event["type"] == "response.output_text.delta"]
+    assert "".join(pieces) == events[-1]["response"]["output"][0]["content"][0]["text"] == text
+    assert len(pieces) > 4
+
+
 @pytest.mark.parametrize("tool_format", ANSWERS)
 async def test_reasoning_text_and_calls_are_items_of_their_own(tmp_path: Path, tool_format: str) -> None:
     answer = f"<think>\nShall I?\n</think>\n\n{ANSWERS[tool_format]}"
