@@ -1,10 +1,11 @@
 """Cohere's `/v2/chat` by our own chat: its body becomes one of ours, its finish reasons are told of ours."""
 
 import msgspec
+from msgspec.structs import replace
 
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.cohere import CohereChatBody, CohereDocument, CohereFinish, CohereMessage, CoherePart
-from serve_app.gateway.bodies.openai import ChatBody, ChatMessage, FunctionCall, Role, ToolCall
+from serve_app.gateway.bodies.openai import ChatBody, ChatMessage, FunctionCall, Role, Tool, ToolCall
 from serve_app.gateway.bodies.structured import JsonSchemaFormat, ResponseFormat
 from serve_app.gateway.calls.field_names import fields_named
 from serve_app.gateway.calls.generation import GenerationCall
@@ -44,27 +45,19 @@ def finish_of(reason: FinishReason | None, stop_reason: int | str | None, *, has
 
 
 def _refuse_what_is_not_there(body: CohereChatBody) -> None:
-    mode = None if body.citation_options is None else body.citation_options.mode
-    field, message = "", ""
     if body.documents:
-        field, message = "documents", "no answer is grounded in documents here; put their texts into a message"
-    elif mode not in (None, "OFF", "DISABLED"):
-        field, message = "citation_options.mode", f"{mode}: answers have no citations here; send OFF, or leave it out"
-    elif body.safety_mode not in (None, "OFF"):
-        field, message = (
-            "safety_mode",
-            f"{body.safety_mode}: no safety instruction is written into prompts here; send OFF, or leave it out and "
-            "write one into a message of the role system",
+        message = "documents: no answer is grounded in documents here; put their texts into a message"
+        raise RequestError(message, field="documents")
+    mode = None if body.citation_options is None else body.citation_options.mode
+    if mode not in (None, "OFF", "DISABLED"):
+        field = "citation_options.mode"
+        raise RequestError(f"{field}={mode}: answers have no citations here; send OFF, or leave it out", field=field)
+    if body.safety_mode not in (None, "OFF"):
+        raise RequestError(
+            f"safety_mode={body.safety_mode}: no safety instruction is written into prompts here; write one into a "
+            "message of the role system, and send OFF or leave it out",
+            field="safety_mode",
         )
-    elif body.strict_tools and body.tools and body.tool_choice is None:
-        field, message = (
-            "strict_tools",
-            "true: where the model may choose, nothing holds its calls to their schemas; send tool_choice: "
-            '"REQUIRED", which does, or leave it out',
-        )
-    if field:
-        separator = ": " if field == "documents" else "="
-        raise RequestError(f"{field}{separator}{message}", field=field)
 
 
 def _chat_body(body: CohereChatBody, model: ServedModel) -> ChatBody:
@@ -74,7 +67,7 @@ def _chat_body(body: CohereChatBody, model: ServedModel) -> ChatBody:
         model=body.model,
         messages=[_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
         stream=body.stream,
-        tools=body.tools,
+        tools=_tools(body),
         tool_choice=None if body.tool_choice is None else _CHOICES[body.tool_choice],
         response_format=_response_format(body),
         max_tokens=body.max_tokens,
@@ -89,6 +82,13 @@ def _chat_body(body: CohereChatBody, model: ServedModel) -> ChatBody:
         priority=body.priority,
         chat_template_kwargs=variables or None,
     )
+
+
+def _tools(body: CohereChatBody) -> list[Tool] | None:
+    """The tools, each strict where all are to be."""
+    if body.tools is None or not body.strict_tools:
+        return body.tools
+    return [replace(tool, function=replace(tool.function, strict=True)) for tool in body.tools]
 
 
 def _thinking(body: CohereChatBody) -> bool | None:

@@ -16,6 +16,7 @@ REFUSED = {  # method and path: why
     ("POST", "/api/create"): _IN_FILES,
     ("POST", "/api/copy"): _IN_FILES,
     ("POST", "/api/blobs/{name:path}"): _IN_FILES,
+    ("POST", "/api/embeddings"): "it is the old form of /api/embed; send the text to that, as input",
     ("DELETE", "/api/delete"): "models come from serve files here, not through the API; take it out of its file and "
     "run rayshard deploy",
 }

@@ -395,9 +395,11 @@ async def test_a_stream_that_pauses_is_kept_alive(backend: ScriptedBackend, monk
         (lambda client: client.create("tiny", from_="other"), "/api/create is not served"),
         (lambda client: client.copy("tiny", "other"), "/api/copy is not served"),
         (lambda client: client.delete("tiny"), "/api/delete is not served"),
+        (lambda client: client.embeddings("tiny", "a"), "/api/embeddings is not served"),
+        (lambda client: client.create_blob(__file__), "/api/blobs is not served"),
     ],
 )
-async def test_models_are_not_changed(
+async def test_what_is_not_served_says_why(
     backend: ScriptedBackend, call: Callable[[ollama.Client], Any], named: str
 ) -> None:
     with pytest.raises(ollama.ResponseError, match=named) as caught:
