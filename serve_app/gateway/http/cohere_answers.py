@@ -73,11 +73,11 @@ class CohereEvents:
         """The events of one piece."""
         events = [] if self._is_begun else [self._start()]
         reasoning, calls = ("", []) if delta.parts is None else (delta.parts.reasoning, delta.parts.calls)
+        logprobs = None if delta.logprobs is None else _joined(delta.text or reasoning, delta.logprobs)
         if reasoning and self._is_planned:
             events.append(_event("tool-plan-delta", CohereDeltaMessage(tool_plan=reasoning)))
         elif reasoning:
-            events += self._grow("thinking", CohereText(thinking=reasoning), None)
-        logprobs = None if delta.logprobs is None else _joined(delta.text, delta.logprobs)
+            events += self._grow("thinking", CohereText(thinking=reasoning), None if delta.text else logprobs)
         if delta.text:
             events += self._grow("text", CohereText(text=delta.text), logprobs)
         for call in calls:

@@ -15,9 +15,11 @@ from serve_app.config.gateway import GatewayConfig
 from serve_app.errors import UnavailableError
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
-from tests.fakes import NO_TLS, ScriptedBackend, serving
+from serve_app.types.tensors import TensorSpec
+from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 from tests.openai_calls import chat_body, client_of
 from tests.unit.gateway.http.openai.test_tool_calls import ARGUMENTS, CALL, HERMES, WEATHER, backend_of
+from tests.unit.gateway.http.test_inference_routes import answer, description
 
 PATH = "/v2/chat"
 THINKING = f"<think>hm</think>Well.<tool_call>{CALL}</tool_call>"
@@ -151,6 +153,32 @@ async def test_calls_have_a_plan_and_answers_thoughts(tmp_path: Path, tools: Any
     grown = [one.delta.message.tool_calls.function.arguments for one in events if one.type == "tool-call-delta"]
     assert "".join(grown) == ARGUMENTS
     assert events[-1].delta.finish_reason == "TOOL_CALL"
+
+
+async def test_log_probabilities_of_thoughts_come_with_them(tmp_path: Path) -> None:
+    backend = backend_of(tmp_path, answer="<think>hm, so</think>Well.")
+    messages: Any = [{"role": "user", "content": "hello"}]
+    events = await ask(backend, lambda client: list(client.chat_stream(model="tiny", messages=messages, logprobs=True)))
+    shown = [one.logprobs for one in events if one.type == "content-delta"]
+    token_ids = [token_id for one in shown for token_id in one.token_ids]
+    assert token_ids == backend.script(backend.requests[0], 0)
+    assert "".join(one.text for one in shown) == "hm, soWell."
+
+
+async def test_the_client_gets_vectors(tmp_path: Path) -> None:
+    directory = save_model_dir(tmp_path)
+    backend = ScriptedBackend(directory, infer_script=answer)
+    vector = {"embedding": TensorSpec("float32", ("batch", 3))}
+    backend.extra_models = [description(directory, "vectors", "embed", vector, embedding_size=3)]
+    formats = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
+    keys: Any = {"model": "vectors", "input_type": "search_document", "embedding_types": formats}
+    inputs: Any = [{"content": [{"type": "text", "text": "ab"}]}, {"content": [{"type": "text", "text": "c"}]}]
+    of_texts = await ask(backend, lambda client: client.embed(texts=["ab", "c"], truncate="NONE", **keys))
+    of_inputs = await ask(backend, lambda client: client.embed(inputs=inputs, **keys))
+    assert of_texts.embeddings == of_inputs.embeddings
+    assert all(len(getattr(of_texts.embeddings, name)) == 2 for name in ("float_", *formats[1:]))
+    assert (of_texts.texts, of_inputs.texts) == (["ab", "c"], ["ab", "c"])
+    assert of_texts.meta.tokens.input_tokens == of_texts.meta.billed_units.input_tokens == 5
 
 
 async def test_what_a_client_got_and_found_is_shown_to_the_template(tmp_path: Path) -> None:
