@@ -23,6 +23,7 @@ class StageBackend(ScriptedBackend):
         """Add a model."""
         config = json.loads((directory / "config.json").read_text())
         report = group.reports[0].models[0]
+        problems = [one.models[0].gradient_problem for one in group.reports]
         self.groups[name] = group
         model = BatchModel(name, report.inputs, report.outputs, 0)
         self.schedulers[name] = BatchScheduler([model], num_stages=1, max_rows=64, max_tokens=2048, max_queued=8)
@@ -41,6 +42,7 @@ class StageBackend(ScriptedBackend):
                 labels=labels,
                 inputs=report.inputs,
                 outputs=report.outputs,
+                gradient_problem=next((one for one in problems if one), ""),
             )
         )
 

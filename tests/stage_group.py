@@ -34,7 +34,7 @@ class StageGroup:
             lone = LoneCommunicator()
             stage = load_batch_stage(settings, lone, CPU)
             self._runner = BatchRunner([stage], shards[0], lone, CPU)
-            self.reports = [ShardReport(0, 0, 0.0, [report_of(settings.name, stage)])]
+            self.reports = [ShardReport(0, 0, 0.0, [report_of(settings.name, stage, shards[0])])]
             return
         assert pool is not None
         self.reports = pool.load(BatchShardSettings(shards[0], [settings], "cpu", 1), shards)

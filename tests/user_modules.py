@@ -145,3 +145,64 @@ class Sized(nn.Sequential):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(nn.Linear(in_features, out_features))
+
+
+class BagOfWords(nn.Module):
+    """A linear model of texts: the sum of each text's token vectors, times a matrix. Two parts."""
+
+    inputs = {  # noqa: RUF012
+        "input_ids": TensorSpec("int64", ("tokens",)),
+        "lengths": TensorSpec("int64", ("batch",)),
+    }
+    outputs = {"logits": TensorSpec("float32", ("batch", 3))}  # noqa: RUF012
+
+    def __init__(self, fails_at: str = "") -> None:
+        """fails_at: forward or backward of the part that looks up or sums, as in `sum forward`; "": nowhere."""
+        super().__init__()
+        part, _, direction = fails_at.partition(" ")
+        self.look_up = LookUpPart(direction if part == "look_up" else "")
+        self.sum_up = SumPart(direction if part == "sum" else "")
+
+    def parts(self) -> list[nn.Module]:
+        return [self.look_up, self.sum_up]
+
+
+class LookUpPart(nn.Module):
+    """Token vectors."""
+
+    def __init__(self, fails_in: str) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 4)
+        self._fails_in = fails_in
+
+    def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """input_ids [T] -> vectors [T, 4]."""
+        return {"vectors": break_if(self._fails_in, state["input_ids"], self.embedding(state["input_ids"]))}
+
+
+class SumPart(nn.Module):
+    """Vectors to logits."""
+
+    def __init__(self, fails_in: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self._fails_in = fails_in
+
+    def forward(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """vectors [T, 4], lengths [B] -> logits [B, 3]."""
+        texts = torch.split(break_if(self._fails_in, state["input_ids"], state["vectors"]), state["lengths"].tolist())
+        return {"logits": self.linear(torch.stack([text.sum(dim=0) for text in texts]))}
+
+
+def break_if(direction: str, token_ids: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor; a text that begins with token 13 breaks there, forward or backward."""
+
+    def raise_secret(_gradient: Tensor) -> None:
+        raise ValueError("a secret")
+
+    if token_ids[0] == 13 and direction == "forward":
+        raise ValueError("a secret")
+    if token_ids[0] == 13 and direction == "backward" and tensor.requires_grad:
+        tensor = tensor * 1
+        tensor.register_hook(raise_secret)  # type: ignore[no-untyped-call]
+    return tensor

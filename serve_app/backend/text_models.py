@@ -118,10 +118,18 @@ class TextModels:
                     return entry
         return None
 
-    async def run_items(self, call: Call, model: ModelDescription, items: list[Item]) -> list[Item]:
-        """The model's outputs for each entry, in order. Raises a RayshardError."""
+    async def run_items(
+        self, call: Call, model: ModelDescription, items: list[Item], *, has_gradients: bool = False
+    ) -> list[Item]:
+        """The model's outputs for each entry, in order; see InferRequest. Raises a RayshardError."""
         request = InferRequest(
-            call.request_id, model.name, items, call.queue_timeout_s, call.priority, call.time_left.seconds
+            call.request_id,
+            model.name,
+            items,
+            call.queue_timeout_s,
+            call.priority,
+            call.time_left.seconds,
+            has_gradients=has_gradients,
         )
         return (await self.backend.infer(request)).outputs
 

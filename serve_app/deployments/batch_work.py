@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from serve_app.deployments.copy_work import Load, QueueTimes, Signals
 from serve_app.deployments.step_loop import StepLoop, StepScheduler
@@ -58,7 +59,10 @@ class BatchWork:
 
     def scheduler(self, reports: Sequence[ShardReport], _limits: EngineLimits | None) -> StepScheduler:
         """One for all epochs: what waits goes on when the shards are there again."""
-        self.reports = {model.name: model for model in reports[0].models}
+        self.reports = {}
+        for told in zip(*(report.models for report in reports), strict=True):  # of one model by all shards
+            problem = next((one.gradient_problem for one in told if one.gradient_problem), "")
+            self.reports[told[0].name] = replace(told[0], gradient_problem=problem)
         if self._scheduler is None:
             engine = self.config.engine
             models = [

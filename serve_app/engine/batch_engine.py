@@ -5,12 +5,13 @@ import torch
 from serve_app.engine.batch_loader import load_batch_stage
 from serve_app.engine.batch_runner import BatchRunner
 from serve_app.engine.device_memory import CudaMemory
+from serve_app.engine.gradient_step import gradient_problem
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.freed_memory import resident_bytes
 from serve_app.models.batch_stage import BatchStage
 from serve_app.parallel.communicator import Communicator
 from serve_app.types.plans import MemoryTaken
-from serve_app.types.shards import BatchModelReport, BatchShardSettings, EngineLimits, ShardReport
+from serve_app.types.shards import BatchModelReport, BatchShardSettings, EngineLimits, ShardReport, ShardSpec
 from serve_app.types.steps import BatchStep
 
 
@@ -27,7 +28,9 @@ class BatchEngine:
         settings = self._settings
         stages = [load_batch_stage(model, communicator, self._device) for model in settings.models]
         self._runner = BatchRunner(stages, settings.shard, communicator, self._device)
-        reports = [report_of(model.name, stage) for model, stage in zip(settings.models, stages, strict=True)]
+        reports = [
+            report_of(model.name, stage, settings.shard) for model, stage in zip(settings.models, stages, strict=True)
+        ]
         kernels = dict.fromkeys(stage.linear_kernel for stage in stages if stage.linear_kernel)
         num_bytes = sum(stage.parameter_bytes for stage in stages)
         return ShardReport(num_bytes, 0, 0.0, reports, linear_kernel=", ".join(kernels))
@@ -58,8 +61,14 @@ class BatchEngine:
         loop.run(BatchStep, self._runner, self._runner.busy)
 
 
-def report_of(name: str, stage: BatchStage) -> BatchModelReport:
+def report_of(name: str, stage: BatchStage, shard: ShardSpec) -> BatchModelReport:
     """What a loaded stage tells of its model."""
     return BatchModelReport(
-        name, stage.parameter_bytes, stage.first_part, stage.end_part, dict(stage.inputs), dict(stage.outputs)
+        name,
+        stage.parameter_bytes,
+        stage.first_part,
+        stage.end_part,
+        dict(stage.inputs),
+        dict(stage.outputs),
+        gradient_problem(stage, shard),
     )

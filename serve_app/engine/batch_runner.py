@@ -7,6 +7,8 @@ from torch import Tensor
 
 from serve_app.engine.busy_time import HostBusyTime
 from serve_app.engine.device_memory import CudaMemory, DeviceMemory
+from serve_app.engine.gradient_step import GradientSteps
+from serve_app.engine.step_failures import OutputError, told
 from serve_app.engine.tensors import to_data, to_tensor
 from serve_app.errors import PeerLostError
 from serve_app.models.batch_stage import BatchStage
@@ -14,6 +16,7 @@ from serve_app.models.torch_dtypes import DTYPE_NAMES
 from serve_app.parallel.communicator import Communicator, StepFailedError
 from serve_app.types.shards import ShardSpec
 from serve_app.types.steps import BatchStep, BatchStepOutput
+from serve_app.types.tensors import GRADIENT_OUTPUTS
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class BatchRunner:
         self._communicator = communicator
         self._device = device
         self.busy = HostBusyTime()  # each step is waited for, on a GPU too
+        self._gradients = GradientSteps(shard, communicator, self.busy)
         self._memory = CudaMemory(device) if memory is None and device.type == "cuda" else memory
 
     @torch.inference_mode()
@@ -53,10 +57,7 @@ class BatchRunner:
     def _run(self, step: BatchStep) -> BatchStepOutput | None:
         stage = self._stages[step.model]
         try:
-            hidden = None if self._shard.is_first else self._communicator.receive_named()
-            self.busy.begin()
-            outputs = stage.forward(self._inputs(step), hidden)
-            _check(stage, outputs, is_last=self._shard.is_last)
+            outputs = self._gradients_of(step, stage) if step.has_gradients else self._forward(step, stage)
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)  # so that what a kernel finds wrong is this step's
         except StepFailedError as failure:
@@ -69,20 +70,34 @@ class BatchRunner:
             if self._shard.num_ranks > 1:
                 raise RuntimeError(f"a step failed on one of several ranks: {type(error).__name__}") from None
             logger.error("step failed model=%d error=%s", step.model, type(error).__name__)
-            failure_kind = _told(error)
+            failure_kind = told(error)
         else:
             return self._hand_on(step, stage, outputs)
         if self._memory is not None:  # the traceback is gone, and the step's tensors with it
             self._memory.release()
         return self._fail(step, failure_kind)
 
+    def _forward(self, step: BatchStep, stage: BatchStage) -> dict[str, Tensor]:
+        hidden = None if self._shard.is_first else self._communicator.receive_named()
+        self.busy.begin()
+        outputs = stage.forward(self._inputs(step), hidden)
+        _check(stage, outputs, is_last=self._shard.is_last)
+        return outputs
+
+    def _gradients_of(self, step: BatchStep, stage: BatchStage) -> dict[str, Tensor]:
+        # Autograd takes no tensor made in inference mode, and cuDNN has no backward of LSTMs outside training.
+        with torch.inference_mode(False), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+            return self._gradients.run(stage, self._inputs(step))
+
     def _hand_on(self, step: BatchStep, stage: BatchStage, outputs: dict[str, Tensor]) -> BatchStepOutput | None:
         if not self._shard.is_last:
-            self._communicator.send_named(outputs)
+            if not step.has_gradients:  # whose stages have told one another all
+                self._communicator.send_named(outputs)
             return None
         if self._shard.rank != 0:
             return None
-        return BatchStepOutput(step.step_id, {name: to_data(outputs[name]) for name in stage.outputs})
+        names = GRADIENT_OUTPUTS if step.has_gradients else stage.outputs
+        return BatchStepOutput(step.step_id, {name: to_data(outputs[name]) for name in names})
 
     def _inputs(self, step: BatchStep) -> dict[str, Tensor]:
         return {name: to_tensor(data, self._device) for name, data in step.inputs.items()}
@@ -91,25 +106,9 @@ class BatchRunner:
         """Let the next stage, or the Router, know that there is no output."""
         if self._shard.is_last:
             return BatchStepOutput(step.step_id, {}, kind)
-        self._communicator.send_failure(kind)
+        if not step.has_gradients:
+            self._communicator.send_failure(kind)
         return None
-
-
-class OutputError(ValueError):
-    """A module's output is not what it declares. Its message quotes names, shapes and dtypes only."""
-
-
-def _told(error: Exception) -> str:
-    """The kind of an error, with what may be said of it."""
-    kind = type(error).__name__
-    if isinstance(error, OutputError):
-        return f"{kind}: {error}"
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            f"{kind}: the GPU had no memory for the step; send shorter inputs, or lower engine.max_num_batched_tokens "
-            "or engine.max_num_seqs"
-        )
-    return kind
 
 
 def _check(stage: BatchStage, outputs: dict[str, Tensor], *, is_last: bool) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from serve_app.types.tensors import TensorSpec
 
@@ -19,6 +19,16 @@ class BatchStage(Protocol):
     end_part: int
     parameter_bytes: int
     linear_kernel: str  # see ShardReport
+
+    @property
+    def root(self) -> nn.Module:
+        """What holds all modules that this stage runs."""
+        ...
+
+    @property
+    def token_embedding(self) -> nn.Module | None:
+        """What looks the vectors of input_ids up, on the first stage; None: there is no one module that does."""
+        ...
 
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Run this stage.

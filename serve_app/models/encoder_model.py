@@ -82,6 +82,20 @@ class EncoderStage:
         """The layers of this stage."""
         return list(self.layers[self.shard.first_layer : self.shard.end_layer])
 
+    @property
+    def root(self) -> nn.Module:
+        """See BatchStage."""
+        model: nn.Module = self.model
+        return model
+
+    @property
+    def token_embedding(self) -> nn.Module | None:
+        """See BatchStage."""
+        if not self.shard.is_first:
+            return None
+        embedding: nn.Module = self.base.get_submodule(self.architecture.parts.embedding)
+        return embedding
+
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Run this stage over packed texts; see BatchStage. Hidden states are [T, D]."""
         has_farther_window = self._facts.is_causal and getattr(self.config, "is_causal", True) is False

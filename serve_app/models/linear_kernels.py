@@ -6,7 +6,7 @@ torch takes for it may be ten times slower than another, by the CPU's instructio
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -48,6 +48,22 @@ class GemvProduct:
         return outputs.view(*inputs.shape[:-1], -1)
 
 
+class _FrozenProduct(torch.autograd.Function):
+    """A product by a kernel that autograd does not know, whose weight gets no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, bias: Tensor | None, product: "OnednnProduct | FbgemmHalfProduct") -> Tensor:
+        """inputs [..., K] -> [..., N]."""
+        ctx.product = product
+        return product.multiply(inputs.detach(), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """gradients [..., N] of the outputs -> [..., K] of the inputs."""
+        (gradient,) = gradients
+        return gradient @ ctx.product.weight().to(gradient.dtype), None, None
+
+
 class OnednnProduct:
     """oneDNN, its weight laid out in the blocks that its kernels read."""
 
@@ -59,8 +75,15 @@ class OnednnProduct:
 
     def multiply(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """See Product."""
+        if inputs.requires_grad:
+            return cast(Tensor, _FrozenProduct.apply(inputs, bias, self))  # type: ignore[no-untyped-call]
         outputs: Tensor = self._multiply(inputs, self._packed, bias, "none", [], "")
         return outputs
+
+    def weight(self) -> Tensor:
+        """[N, K], unpacked anew."""
+        unpacked: Tensor = self._packed.to_dense()
+        return unpacked
 
 
 class FbgemmHalfProduct:
@@ -80,10 +103,17 @@ class FbgemmHalfProduct:
 
     def multiply(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """See Product."""
+        if inputs.requires_grad:
+            return cast(Tensor, _FrozenProduct.apply(inputs, bias, self))  # type: ignore[no-untyped-call]
         outputs: Tensor = self._multiply(inputs.to(torch.float32), self._packed)
         if bias is not None:
             outputs += bias
         return outputs.to(inputs.dtype)
+
+    def weight(self) -> Tensor:
+        """[N, K] float32, unpacked anew."""
+        unpacked: Tensor = torch.ops.quantized.linear_unpack_fp16(self._packed)[0]
+        return unpacked
 
 
 KERNELS: Mapping[str, Callable[[Tensor], Product]] = {

@@ -65,6 +65,17 @@ class ModuleStage:
         parent, _, leaf = name.rpartition(".")
         setattr(self.module.get_submodule(parent), leaf, new)
 
+    @property
+    def root(self) -> nn.Module:
+        """See BatchStage."""
+        return self.module
+
+    @property
+    def token_embedding(self) -> nn.Module | None:
+        """See BatchStage: of a module the only nn.Embedding that it has."""
+        found = [module for module in self.module.modules() if isinstance(module, nn.Embedding)]
+        return found[0] if len(found) == 1 and self._shard.is_first else None
+
     def drop_others(self) -> None:
         """Drop everything that this stage does not run."""
         if self._kind in ("declared", "sequential"):

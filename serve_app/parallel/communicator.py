@@ -22,7 +22,7 @@ Store = c10d.Store
 
 
 class StepFailedError(Exception):
-    """The previous stage has failed; `kind` says how."""
+    """A neighbouring stage has failed; `kind` says how."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -59,6 +59,15 @@ class Communicator(Protocol):
     def receive_named(self) -> dict[str, Tensor]:
         """What the previous stage has handed over; raises StepFailedError for a failure."""
 
+    def send_named_back(self, tensors: dict[str, Tensor]) -> None:
+        """Hand named tensors to the same rank of the previous stage, as send_next does."""
+
+    def send_failure_back(self, kind: str) -> None:
+        """Hand the reason why there are none to the previous stage."""
+
+    def receive_named_back(self) -> dict[str, Tensor]:
+        """What the next stage has handed back; raises StepFailedError for a failure."""
+
 
 class LoneCommunicator:
     """The communicator of a model on one shard."""
@@ -93,6 +102,18 @@ class LoneCommunicator:
     def receive_named(self) -> dict[str, Tensor]:
         """There is no previous stage."""
         raise AssertionError("one stage has no previous")
+
+    def send_named_back(self, _tensors: dict[str, Tensor]) -> None:
+        """There is no previous stage."""
+        raise AssertionError("one stage has no previous")
+
+    def send_failure_back(self, _kind: str) -> None:
+        """There is no previous stage."""
+        raise AssertionError("one stage has no previous")
+
+    def receive_named_back(self) -> dict[str, Tensor]:
+        """There is no next stage."""
+        raise AssertionError("one stage has no next")
 
 
 def open_store(host: str, rendezvous_s: float) -> c10d.TCPStore:
@@ -182,33 +203,51 @@ class GroupCommunicator:
     def send_next(self, tensor: Tensor) -> None:
         """Start the hop; the one before must have arrived, so at most one tensor is kept alive."""
         self._wait_for_arrival()
-        self._send(tensor.contiguous())
+        self._send(tensor.contiguous(), self._next)
 
     def receive_previous(self, tensor: Tensor) -> Tensor:
         """Wait for the previous stage's hidden states."""
-        assert self._pipeline_group is not None
-        with _losses_told():
-            self._pipeline_group.recv([tensor], self._previous, 0).wait()
-        return tensor
+        return self._receive(tensor, self._previous)
 
     def send_named(self, tensors: dict[str, Tensor]) -> None:
         """Start the hop: a header's length, the header, then each tensor's bytes."""
-        header = [[name, DTYPE_NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in tensors.items()]
-        self._wait_for_arrival()
-        self._send_header({"tensors": header})
-        for tensor in tensors.values():
-            if tensor.numel():
-                self._send(_as_bytes(tensor.contiguous()))
+        self._send_named(tensors, self._next)
 
     def send_failure(self, kind: str) -> None:
         """Start the hop of a failure."""
-        self._wait_for_arrival()
-        self._send_header({"failure": kind})
+        self._send_failure(kind, self._next)
 
     def receive_named(self) -> dict[str, Tensor]:
         """Wait for the previous stage's tensors, or its failure."""
-        length = self.receive_previous(torch.empty(1, dtype=torch.int64, device=self._device))
-        header = self.receive_previous(torch.empty(int(length), dtype=torch.uint8, device=self._device))
+        return self._receive_named(self._previous)
+
+    def send_named_back(self, tensors: dict[str, Tensor]) -> None:
+        """Start the hop, as send_named does."""
+        self._send_named(tensors, self._previous)
+
+    def send_failure_back(self, kind: str) -> None:
+        """Start the hop of a failure."""
+        self._send_failure(kind, self._previous)
+
+    def receive_named_back(self) -> dict[str, Tensor]:
+        """Wait for the next stage's tensors, or its failure."""
+        return self._receive_named(self._next)
+
+    def _send_named(self, tensors: dict[str, Tensor], stage: int) -> None:
+        header = [[name, DTYPE_NAMES[tensor.dtype], list(tensor.shape)] for name, tensor in tensors.items()]
+        self._wait_for_arrival()
+        self._send_header({"tensors": header}, stage)
+        for tensor in tensors.values():
+            if tensor.numel():
+                self._send(_as_bytes(tensor.contiguous()), stage)
+
+    def _send_failure(self, kind: str, stage: int) -> None:
+        self._wait_for_arrival()
+        self._send_header({"failure": kind}, stage)
+
+    def _receive_named(self, stage: int) -> dict[str, Tensor]:
+        length = self._receive(torch.empty(1, dtype=torch.int64, device=self._device), stage)
+        header = self._receive(torch.empty(int(length), dtype=torch.uint8, device=self._device), stage)
         told = json.loads(header.cpu().numpy().tobytes())
         if "failure" in told:
             raise StepFailedError(told["failure"])
@@ -216,19 +255,25 @@ class GroupCommunicator:
         for name, dtype, shape in told["tensors"]:
             tensor = torch.empty(shape, dtype=TORCH_DTYPES[dtype], device=self._device)
             if tensor.numel():
-                self.receive_previous(_as_bytes(tensor))
+                self._receive(_as_bytes(tensor), stage)
             tensors[name] = tensor
         return tensors
 
-    def _send_header(self, header: dict[str, Any]) -> None:
+    def _send_header(self, header: dict[str, Any], stage: int) -> None:
         encoded = bytearray(json.dumps(header).encode())
-        self._send(torch.tensor([len(encoded)], dtype=torch.int64).to(self._device))
-        self._send(torch.frombuffer(encoded, dtype=torch.uint8).to(self._device))
+        self._send(torch.tensor([len(encoded)], dtype=torch.int64).to(self._device), stage)
+        self._send(torch.frombuffer(encoded, dtype=torch.uint8).to(self._device), stage)
 
-    def _send(self, tensor: Tensor) -> None:
+    def _send(self, tensor: Tensor, stage: int) -> None:
         assert self._pipeline_group is not None
         with _losses_told():
-            self._pending.append((self._pipeline_group.send([tensor], self._next, 0), tensor))
+            self._pending.append((self._pipeline_group.send([tensor], stage, 0), tensor))
+
+    def _receive(self, tensor: Tensor, stage: int) -> Tensor:
+        assert self._pipeline_group is not None
+        with _losses_told():
+            self._pipeline_group.recv([tensor], stage, 0).wait()
+        return tensor
 
     def _wait_for_arrival(self) -> None:
         with _losses_told():

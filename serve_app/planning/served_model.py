@@ -123,6 +123,7 @@ class BatchModelPlan:
             embedding_size=size if isinstance(size, int) else None,
             inputs=report.inputs,
             outputs=report.outputs,
+            gradient_problem=report.gradient_problem,
         )
 
 

@@ -17,7 +17,7 @@ from serve_app.scheduling.queue_estimate import refuse_late
 from serve_app.scheduling.step_times import BatchTimes
 from serve_app.types.plans import SeenRates
 from serve_app.types.steps import BatchStep, BatchStepOutput
-from serve_app.types.tensors import InferRequest, InferResult, Item, TensorSpec
+from serve_app.types.tensors import GRADIENT_OUTPUTS, InferRequest, InferResult, Item, TensorSpec
 
 _MAX_LOSSES = 2  # an entry that was in flight when the shards died that often is not tried again
 
@@ -152,7 +152,9 @@ class BatchScheduler:
             if not entry.job.is_begun:
                 entry.job.is_begun = True
                 self._on_start(entry.job)
-        return BatchStep(step_id, entries[0].model, join_items([entry.item for entry in entries], model.batch_dim or 0))
+        joined = join_items([entry.item for entry in entries], model.batch_dim or 0)
+        has_gradients = entries[0].job.request.has_gradients
+        return BatchStep(step_id, entries[0].model, joined, has_gradients=has_gradients)
 
     def update(self, output: BatchStepOutput, now_s: float = 0.0) -> list[JobResult]:
         """Take in a step's outputs; gives the requests that have ended with it."""
@@ -165,7 +167,8 @@ class BatchScheduler:
         if output.error is not None:
             return self._fail_or_separate(entries, f"model={model.name} failed: {output.error}")
         try:
-            parts = cut_outputs(output.outputs, model.outputs, [entry.sizes for entry in entries], model.batch_dim or 0)
+            specs = GRADIENT_OUTPUTS if entries[0].job.request.has_gradients else model.outputs
+            parts = cut_outputs(output.outputs, specs, [entry.sizes for entry in entries], model.batch_dim or 0)
         except InternalError as error:
             return self._fail_or_separate(entries, f"model={model.name}: {error.message}")
         results = []
@@ -209,17 +212,18 @@ class BatchScheduler:
         step_s = self._times.full_step_s
         if step_s is None:
             return 0.0
-        return self._queues.num_steps_ahead(request.priority, self._key(model, request.items[0])) * step_s
+        key = self._key(model, request.items[0], request.has_gradients)
+        return self._queues.num_steps_ahead(request.priority, key) * step_s
 
     def _queue(self, entry: Entry, *, is_first: bool = False) -> None:
-        key = None if entry.is_alone else self._key(entry.model, entry.item)
+        key = None if entry.is_alone else self._key(entry.model, entry.item, entry.job.request.has_gradients)
         self._queues.add(entry, entry if key is None else key, is_first=is_first)
 
-    def _key(self, model: int, item: Item) -> object | None:
+    def _key(self, model: int, item: Item, has_gradients: bool) -> object | None:
         """What is equal for entries that can be joined; None: this one cannot."""
         dim = self.models[model].batch_dim
         joinable = None if dim is None else join_key(item, dim)
-        return None if joinable is None else (model, joinable)
+        return None if joinable is None else (model, has_gradients, joinable)
 
     def _fail_or_separate(self, entries: list[Entry], message: str) -> list[JobResult]:
         """A failed step of several entries is run again one by one, so that only the culprit fails."""

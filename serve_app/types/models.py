@@ -57,6 +57,7 @@ class ModelDescription:
     inputs: dict[str, TensorSpec] = field(default_factory=dict)
     outputs: dict[str, TensorSpec] = field(default_factory=dict)
     routed_block_size: int | None = None  # tokens; a copy is chosen by blocks that it holds; None: the least busy one
+    gradient_problem: str = "it has no step that gives them"  # why there are no gradients; "": there are
     graph_gives: str | None = None  # of a graph: kind of its one result for a text, or "results"; None: a model
 
 

@@ -132,6 +132,7 @@ class BatchModelReport:
     end_part: int
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+    gradient_problem: str = ""  # why there are no gradients of its inputs' embeddings; "": there are
 
 
 @dataclass(frozen=True, slots=True)

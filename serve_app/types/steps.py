@@ -70,6 +70,7 @@ class BatchStep:
     model: int  # index in BatchShardSettings.models
     inputs: Item
     is_timed: bool = False  # each shard is to tell how long it has computed
+    has_gradients: bool = False  # see InferRequest
 
 
 @dataclass(frozen=True, slots=True)

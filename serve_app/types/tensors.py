@@ -23,6 +23,15 @@ class TensorData:
 Item = dict[str, TensorData]  # the named inputs, or outputs, of one entry of a request
 
 
+PATH_BASELINE = "path_baseline"  # [T] int64: token ids where a path begins; -1: an embedding of zeros
+PATH_POSITION = "path_position"  # [B] float32: where on the path from the baseline (0) to the input (1)
+PATH_TARGET = "path_target"  # [B] int64: which of the outputs
+GRADIENT_OUTPUTS = {
+    "attributions": TensorSpec("float32", ("tokens",)),  # the output's slope along the path, of each token
+    "value": TensorSpec("float32", ("batch",)),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class InferRequest:
     """Entries for a model that is done with each after one step."""
@@ -34,6 +43,7 @@ class InferRequest:
     priority: int = 0  # the lowest comes first
     time_left_s: float | None = None  # from when it was sent; None: any
     trace: dict[str, str] = field(default_factory=dict)  # its W3C trace context; empty: it is not traced
+    has_gradients: bool = False  # items have PATH_* beside what the model takes; GRADIENT_OUTPUTS are given
 
 
 @dataclass(frozen=True, slots=True)

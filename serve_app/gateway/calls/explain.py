@@ -1,5 +1,7 @@
 """Explanations: a model's answer by the words that it hangs on, and another model's beside it."""
 
+from collections.abc import Sequence
+
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.explain import ExplainBody, ExplanationAnswer, ModelExplanation
 from serve_app.gateway.bodies.inference import TokenUsage
@@ -28,11 +30,16 @@ class ExplainCalls:
         description = self._models.for_tasks(body.model, _TASKS)
         other = None if body.against is None else self._other(body.against, description)
         _check_fields(body, description)
-        first = await self._explain(body, await self._models.with_tokenizer(description), body.target)
+        has_gradients = _has_gradients(body, [description] if other is None else [description, other])
+        if body.steps is not None and not has_gradients:
+            message = "steps is for integrated_gradients, and the method is occlusion; leave it out"
+            raise RequestError(message, field="steps")
+        served = await self._models.with_tokenizer(description)
+        first = await self._explain(body, served, body.target, has_gradients)
         if other is None:
             usage = _usage([first])
             return ExplanationAnswer(model=description.name, explanation=first.answer, usage=usage)
-        second = await self._explain(body, await self._models.with_tokenizer(other), first.answer.target)
+        second = await self._explain(body, await self._models.with_tokenizer(other), first.answer.target, has_gradients)
         _check_texts(first.answer, second.answer)
         return ExplanationAnswer(
             model=description.name,
@@ -42,13 +49,16 @@ class ExplainCalls:
             usage=_usage([first, second]),
         )
 
-    async def _explain(self, body: ExplainBody, model: ServedModel, target: str | int | None) -> Explained:
-        _check_method(body, model.description)
+    async def _explain(
+        self, body: ExplainBody, model: ServedModel, target: str | int | None, has_gradients: bool
+    ) -> Explained:
         if model.description.task == "generate":
             if isinstance(target, int):
                 message = f"target={target} is an index, and model={model.description.name} generates; send a text"
                 raise RequestError(message, field="target")
             return await self._answers.by_occlusion(body, model, target)
+        if has_gradients:
+            return await self._labels.by_gradients(body, model, target)
         return await self._labels.by_occlusion(body, model, target)
 
     def _other(self, name: str, first: ModelDescription) -> ModelDescription:
@@ -72,16 +82,16 @@ def _check_fields(body: ExplainBody, model: ModelDescription) -> None:
         raise RequestError("top_n counts differences to another model; send it with against", field="top_n")
 
 
-def _check_method(body: ExplainBody, model: ModelDescription) -> None:
-    if body.method == "integrated_gradients":
-        raise RequestError(
-            f"method=integrated_gradients: model={model.name} gives no gradients; send auto or occlusion",
-            field="method",
-        )
-    if body.steps is not None:
-        raise RequestError(
-            "steps is for integrated_gradients, and the method is occlusion; leave it out", field="steps"
-        )
+def _has_gradients(body: ExplainBody, models: Sequence[ModelDescription]) -> bool:
+    """Whether the models are explained by integrated gradients. Raises RequestError where they cannot be, and shall."""
+    if body.method == "occlusion":
+        return False
+    problem = next((f"model={one.name}: {one.gradient_problem}" for one in models if one.gradient_problem), None)
+    if problem is None and body.output == "probability":
+        problem = "output=probability: only logits are explained so"
+    if body.method == "integrated_gradients" and problem is not None:
+        raise RequestError(f"method=integrated_gradients: {problem}; send auto or occlusion", field="method")
+    return problem is None and (body.method == "integrated_gradients" or body.replacement != "remove")
 
 
 def _check_texts(first: ModelExplanation, second: ModelExplanation) -> None:

@@ -11,6 +11,7 @@ from serve_app.backend.text_models import TextEntry, Vectors
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.explain import ExplainBody, ModelExplanation
 from serve_app.gateway.calls.explained import Explained, output_of, span_scores, unit_of
+from serve_app.gateway.calls.gradient_paths import DEFAULT_STEPS, GRADIENT_STANDS, as_encoding, path_items
 from serve_app.gateway.calls.hidden_words import OCCLUSION_STANDS, check_copies, choose_stand, hidden_copies, words_of
 from serve_app.gateway.calls.inference import InferenceService
 from serve_app.gateway.calls.models import ServedModel
@@ -63,10 +64,37 @@ class LabelExplanations:
         )
         return Explained(answer, num_tokens)
 
+    async def by_gradients(self, body: ExplainBody, model: ServedModel, label: str | int | None) -> Explained:
+        """The number of a label, spread over the words by integrated gradients. Raises RequestError."""
+        given = await self._read(body, model)
+        stand = choose_stand(model, body.replacement or "auto", GRADIENT_STANDS)
+        logits, num_read = await self._logits(body, model, [as_encoding(given.tokens)])
+        target = target_of(model.description, logits[0], label)
+        path = path_items(model.description, given.tokens, given.spans, stand, target, body.steps or DEFAULT_STEPS)
+        check_copies(len(path.items) * len(given.tokens.token_ids), "send a shorter one, or fewer steps")
+        outputs, num_path_tokens = await self._service.run_gradients(model, path.items, body.priority)
+        integral = path.integrate(outputs)
+        scores = [float(integral.attributions[list(span.tokens)].sum()) for span in given.spans]
+        answer = ModelExplanation(
+            model=model.description.name,
+            method="integrated_gradients",
+            replacement=stand.name,
+            target=label_name(model.description, target),
+            target_index=target,
+            output="logit",
+            value=integral.value,
+            baseline_value=integral.baseline_value,
+            convergence_delta=sum(scores) - (integral.value - integral.baseline_value),
+            text=given.texts[0],
+            text_pair=given.texts[1] if len(given.texts) > 1 else None,
+            tokens=span_scores(given.texts, given.spans, scores),
+        )
+        return Explained(answer, num_read + num_path_tokens)
+
     async def _logits(self, body: ExplainBody, model: ServedModel, copies: list[TextEncoding]) -> tuple[Vectors, int]:
         """[N, C] of all copies but an empty last one, and how many tokens went in. Raises RequestError."""
         filled = [copy for copy in copies if copy.token_ids]
-        if len(filled) < len(copies) - 1 or not copies[0].token_ids:
+        if len(filled) < max(1, len(copies) - 1) or not copies[0].token_ids:
             raise RequestError(
                 "input is one word, and nothing of it is left without that; send more, or another replacement than "
                 "remove",

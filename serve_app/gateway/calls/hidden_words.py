@@ -68,12 +68,10 @@ def hidden_copies(tokens: PlacedTokens, spans: Sequence[TextSpan], stand: Stand)
     return [_hide(tokens, set(one), stand) for one in hidden]
 
 
-def check_copies(num_tokens: int) -> None:
+def check_copies(num_tokens: int, way_out: str = "send a shorter one") -> None:
     """Raises RequestError when all texts that a model is to read have too many tokens."""
     if num_tokens > MAX_TOKENS:
-        message = (
-            f"explaining input takes {num_tokens} tokens over all its copies, at most {MAX_TOKENS}; send a shorter one"
-        )
+        message = f"explaining input takes {num_tokens} tokens over all its copies, at most {MAX_TOKENS}; {way_out}"
         raise RequestError(message, field="input")
 
 

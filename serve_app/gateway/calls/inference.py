@@ -113,16 +113,29 @@ class InferenceService:
             _check(entry, encoding, description)
         return await self._run_encodings(call, description, encodings)
 
+    async def run_gradients(
+        self, model: ServedModel, items: list[Item], asked_priority: int | None = None
+    ) -> tuple[list[Item], int]:
+        """GRADIENT_OUTPUTS of each item, in order, and how many tokens went in."""
+        num_tokens = sum(item["input_ids"].shape[0] for item in items)
+        call = self._call(asked_priority)
+        return await self._run_items(call, model.description, items, num_tokens, has_gradients=True), num_tokens
+
     async def _run_encodings(
         self, call: Call, model: ModelDescription, encodings: list[TextEncoding]
     ) -> tuple[list[Item], int]:
         items = [text_item(encoding, model) for encoding in encodings]
         num_tokens = sum(len(encoding.token_ids) for encoding in encodings)
+        return await self._run_items(call, model, items, num_tokens), num_tokens
+
+    async def _run_items(
+        self, call: Call, model: ModelDescription, items: list[Item], num_tokens: int, *, has_gradients: bool = False
+    ) -> list[Item]:
         with reserved(num_tokens) as use:
-            outputs = await self._models.run_items(call, model, items)
+            outputs = await self._models.run_items(call, model, items, has_gradients=has_gradients)
             use.num_tokens = num_tokens
         note_run(num_tokens)
-        return outputs, num_tokens
+        return outputs
 
     async def _refuse_long(self, model: ServedModel, entries: list[TextEntry]) -> None:
         limit = model.description.max_model_len

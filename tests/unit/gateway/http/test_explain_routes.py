@@ -216,7 +216,7 @@ async def test_copies_have_the_callers_priority(served: Served) -> None:
         ({"model": "mood", "input": "refund", "output": "score"}, "output", "expected one of logit, probability"),
         ({"model": "mood", "input": "refund", "replacement": "zero"}, "replacement", "does not go with this method"),
         ({"model": "mood", "input": "refund", "method": "occlusion", "steps": 3}, "steps", "the method is occlusion"),
-        ({"model": "mood", "input": "refund", "method": "integrated_gradients"}, "method", "gives no gradients"),
+        ({"model": "mood", "input": "refund", "method": "integrated_gradients"}, "method", "send auto or occlusion"),
         ({"model": "mood", "input": "refund", "max_tokens": 3}, "max_tokens", "is for models that generate"),
         ({"model": "mood", "input": "refund", "top_n": 3}, "top_n", "send it with against"),
         ({"model": "mood", "input": "refund", "against": "writer"}, "against", "compare models of one kind"),
