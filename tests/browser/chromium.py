@@ -81,7 +81,9 @@ class Page:
 
     def task(self, name: str) -> None:
         """Take a task of the playground."""
-        self.until(lambda: self.find(f"#task-{name}")).click()
+        found = self.until(lambda: self.find(f"#task-{name}"))
+        self.run("arguments[0].scrollIntoView({ block: 'center' })", found)  # from under the bar
+        found.click()
 
     def ask(self, text: str) -> None:
         """Type a text and send it."""

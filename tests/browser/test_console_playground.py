@@ -152,10 +152,16 @@ def test_classes_vectors_and_ranks_are_shown(page: Page) -> None:
 def test_explanations_are_offered_where_the_server_describes_them(page: Page) -> None:
     with httpx.Client(verify=NO_TLS, base_url=page.url) as client:
         is_described = "/v1/explain" in client.get("/openapi.json").json()["paths"]
-    page.until_text("#overall", "All models answer")
-    assert bool(page.all("#task-explain")) == is_described
+    page.until(lambda: page.run("return performance.getEntriesByName(arguments[0]).length", f"{page.url}/openapi.json"))
+    if is_described:
+        page.task("explain")
+        page.choose("#model-0", "tickets")
+        page.ask("Where is my parcel?")
+        page.until(lambda: len(page.all(".explanations .measured li")) == 4)
+        assert page.text(".explanations .text") == "Where is my parcel?"
     text = {"type": "string"}
-    fields = {"model": text, "input": text, "method": {"enum": ["gradient", "occlusion"]}, "target": text}
+    method = {"enum": ["occlusion", "gradient", None]}
+    fields = {"model": text, "input": text, "method": method, "target": text, "against": text}
     route = {"post": {"requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/B"}}}}}}
     document = {"paths": {"/v1/explain": route}, "components": {"schemas": {"B": {"properties": fields}}}}
     made = page.driver.execute_async_script(
@@ -163,16 +169,39 @@ def test_explanations_are_offered_where_the_server_describes_them(page: Page) ->
         import("/console/tasks.js").then(({ explainTask }) => {
           const task = explainTask(document);
           const body = task.body({ text: "a b", method: "occlusion", target: "" });
-          done([task.fields.map((one) => one.name), task.fields[1].choices, body, explainTask({ paths: {} })]);
+          const choices = task.fields.map((one) => one.choices?.(["demo"]) ?? null);
+          done([task.fields.map((one) => one.name), choices, body, explainTask({ paths: {} })]);
         });""",
         document,
     )
-    assert made == [
-        ["text", "method", "target"],
-        ["gradient", "occlusion"],
-        {"input": "a b", "method": "occlusion"},
-        None,
+    names = ["text", "method", "target", "against"]
+    choices = [None, ["occlusion", "gradient"], None, ["demo"]]
+    assert made == [names, choices, {"input": "a b", "method": "occlusion"}, None]
+
+
+def test_an_explanation_marks_the_words_of_the_text_and_nothing_else(page: Page) -> None:
+    text = "\U0001f4e6 late <b>parcel</b>"  # of characters that are two units of UTF-16
+    words = [("late", 2, 6, 1.0), ("<b>parcel</b>", 7, 20, -0.3)]
+    tokens = [dict(zip(("text", "start", "end", "score"), word, strict=True), part="input") for word in words]
+    one = {"model": "m", "method": "occlusion", "target": "<i>delivery</i>", "output": "logit", "value": 2.5}
+    explanation = {**one, "text": text, "text_pair": None, "tokens": tokens}
+    difference = {"text": "late", "score": 1.0, "against_score": -0.5, "difference": -1.5}
+    comparison = {"rank_correlation": None, "differences": [difference]}
+    page.driver.execute_async_script(
+        """const [body, done] = arguments;
+        import("/console/explanations.js").then(({ explained }) => {
+          document.querySelector(".log").replaceChildren(explained(body));
+          done();
+        });""",
+        {"explanation": explanation, "comparison": comparison},
+    )
+    assert (page.text(".explanations .text"), page.text(".explanations .verdict")) == (text, "<i>delivery</i>")
+    assert [(mark.text, mark.get_attribute("class")) for mark in page.all("mark")] == [
+        ("late", "plus of-4"),
+        ("<b>parcel</b>", "minus of-2"),
     ]
+    assert [one.text for one in page.all(".measured .figure")] == ["+1.000", "-0.300", "+1.000 to -0.500"]
+    assert page.all(".log b, .log i") == []
 
 
 def test_the_keyboard_is_enough(page: Page, backend: ConsoleBackend) -> None:

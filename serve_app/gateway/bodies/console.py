@@ -24,6 +24,7 @@ class ConsoleState(msgspec.Struct, frozen=True):
     """`GET /console/state`."""
 
     version: str
+    told_s: float  # Unix time, for rates: what has passed since the state before
     gateway: str  # the replica that answers: counters are its own
     has_keys: bool  # whether calls need one
     is_admin: bool  # whether the caller may see /v1/admin/plan

@@ -1,14 +1,15 @@
 // What answers of models that are done after one step look like.
 
-import { bars, meter, share } from "./drawing.js";
+import { bars, measured, share } from "./drawing.js";
 import { el } from "./dom.js";
+import { explained } from "./explanations.js";
 
 const MAX_SHOWN = 20; // of labels, values of a vector, texts that are compared
 const MAX_JSON_CHARS = 20_000;
 
-/** An element for an answer's body. shows: labels, vectors, ranks or json. */
+/** An element for an answer's body. shows: labels, vectors, ranks, explanation or json. */
 export function answerOf(shows, body) {
-  return { labels, vectors, ranks, json }[shows](body);
+  return { labels, vectors, ranks, explanation: explained, json }[shows](body);
 }
 
 function labels(body) {
@@ -75,11 +76,6 @@ function json(body) {
     el("pre", { text: cut ? text.slice(0, MAX_JSON_CHARS) : text }),
     cut ? el("p", { class: "note", text: `The first ${MAX_JSON_CHARS} of ${text.length} characters` }) : null,
   );
-}
-
-/** A row with a bar behind it. part: of the bar, 0 to 1. */
-function measured(text, part, figure) {
-  return el("li", {}, el("span", { class: "what", text }), el("span", { class: "figure", text: figure }), meter(part));
 }
 
 const dot = (one, other) => one.reduce((sum, value, index) => sum + value * other[index], 0);

@@ -43,7 +43,7 @@ function show(state) {
   byId("live-problem").hidden = true;
   setText(byId("live-age"), "");
   byId("live").classList.remove("stale");
-  live.show(figures.take(state, answered_ms / 1000), state.health.newcomers);
+  live.show(figures.take(state, state.told_s), state.health.newcomers);
   playground.update(state.models);
 }
 

@@ -24,16 +24,21 @@ export function bytes(value) {
 /** A rate with as many digits as tell something. */
 export const rate = (value) => (value > 0 && value < 10 ? value.toFixed(1) : Math.round(value).toLocaleString("en"));
 
-/** A bar of which so much is used, 0 to 1. No label: what it shows stands beside it as text. */
-export function meter(part, label = "") {
+/** A bar of which so much is used, 0 to 1. No label: what it shows stands beside it as text. hasEnd: a full one is bad. */
+export function meter(part, { label = "", hasEnd = false } = {}) {
   const width = Math.min(1, Math.max(0, part)) * 100;
   const name = label ? { role: "img", "aria-label": label } : { "aria-hidden": "true" };
   return svg(
     "svg",
     { class: "meter", viewBox: "0 0 100 6", preserveAspectRatio: "none", ...name },
     svg("rect", { class: "track", width: 100, height: 6 }),
-    svg("rect", { class: part > 0.9 ? "used full" : "used", width, height: 6 }),
+    svg("rect", { class: hasEnd && part > 0.9 ? "used full" : "used", width, height: 6 }),
   );
+}
+
+/** A row of a list of numbers: what it is, the number, and a bar. */
+export function measured(text, part, figure) {
+  return el("li", {}, el("span", { class: "what", text }), el("span", { class: "figure", text: figure }), meter(part));
 }
 
 /** The last minute of a rate, the newest at the right. */

@@ -11,11 +11,11 @@ export class Fields {
     this.#parent = parent;
   }
 
-  /** Show these and no others. */
-  show(specs) {
+  /** Show these and no others. names: the models that the task can be asked of. */
+  show(specs, names) {
     this.#keep();
     this.#inputs.clear();
-    this.#parent.replaceChildren(...specs.map((spec) => this.#made(spec)));
+    this.#parent.replaceChildren(...specs.map((spec) => this.#made(spec, names)));
   }
 
   /** What is typed, by name. */
@@ -38,9 +38,9 @@ export class Fields {
     for (const [name, input] of this.#inputs) this.#kept.set(name, input.value);
   }
 
-  #made(spec) {
+  #made(spec, names) {
     const id = `field-${spec.name}`;
-    const input = inputOf(spec, { id, name: spec.name, required: spec.isNeeded });
+    const input = inputOf(spec, names, { id, name: spec.name, required: spec.isNeeded });
     input.value = this.#kept.get(spec.name) ?? "";
     this.#inputs.set(spec.name, input);
     const label = el("label", { for: id, text: spec.label });
@@ -48,13 +48,14 @@ export class Fields {
   }
 }
 
-function inputOf(spec, attributes) {
+function inputOf(spec, names, attributes) {
   if (spec.kind === "area") {
     return el("textarea", { ...attributes, rows: 3, placeholder: spec.placeholder });
   }
   if (spec.kind === "choice") {
     const first = el("option", { value: "", text: spec.hint });
-    return el("select", attributes, first, ...spec.choices.map((one) => el("option", { value: one, text: one })));
+    const others = spec.choices(names).map((one) => el("option", { value: one, text: one }));
+    return el("select", attributes, first, ...others);
   }
   if (spec.kind === "number") {
     const { min, max, step } = spec;

@@ -22,7 +22,7 @@ export class Figures {
     }
   }
 
-  /** Take a state in; gives each model's figures. */
+  /** Take a state in; gives each model's figures. now_s: by the server's clock, as ours would count its delay too. */
   take(state, now_s) {
     this.#gateways.set(state.gateway, now_s);
     for (const model of state.models) {

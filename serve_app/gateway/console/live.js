@@ -16,7 +16,7 @@ export class Live {
     for (const model of models) this.#cards.get(model.name).show(model);
     byId("live-legend").hidden = !models.some((model) => model.copies.some((copy) => copy.stages.length));
     const rows = Object.entries(newcomers ?? {}).map(([name, one]) =>
-      el("p", { class: "newcomer" }, stateChip(one.state), el("span", { text: ` ${name} ${one.detail}` })),
+      el("p", { class: "newcomer" }, stateChip(one.state), el("strong", { text: ` ${name} ` }), one.detail),
     );
     byId("newcomers").replaceChildren(...rows);
   }
@@ -102,7 +102,7 @@ class CopyRow {
 
 function cacheOf({ numHeldBlocks, numBlocks }) {
   const text = `KV cache ${share(numHeldBlocks / numBlocks)}, ${numHeldBlocks} of ${numBlocks} blocks`;
-  return [el("p", { text }), meter(numHeldBlocks / numBlocks, text)];
+  return [el("p", { text }), meter(numHeldBlocks / numBlocks, { label: text, hasEnd: true })];
 }
 
 function loadOf(copy) {

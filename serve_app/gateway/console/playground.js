@@ -70,8 +70,8 @@ export class Playground {
     });
     byId("compare-label").hidden = names.length < 2;
     if (names.length < 2) byId("compare").checked = false;
-    this.#fields.show(task.fields);
-    this.#settings.show(task.settings ?? []);
+    this.#fields.show(task.fields, names);
+    this.#settings.show(task.settings ?? [], names);
     byId("settings").hidden = !task.settings;
     this.#lay();
   }

@@ -17,8 +17,8 @@ export class Rates {
   /** What the counter rose by in the last seconds, and over how long; null: nobody has told it lately. */
   rise(counter, now_s, window_s) {
     const samples = (this.#samples.get(counter) ?? []).filter(([at_s]) => at_s >= now_s - window_s);
-    if (samples.length < 2) return null;
     const [first, last] = [samples[0], samples.at(-1)];
+    if (samples.length < 2 || last[0] <= first[0]) return null;
     return { by: last[1] - first[1], over_s: last[0] - first[0] };
   }
 

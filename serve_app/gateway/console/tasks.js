@@ -2,7 +2,7 @@
 
 const text = (label, more = {}) => ({ name: "text", label, kind: "area", isNeeded: true, ...more });
 const SAMPLING = [
-  { name: "max_tokens", label: "Most tokens", kind: "number", min: 1, step: 1, hint: "as many as fit" },
+  { name: "max_tokens", label: "Max tokens", kind: "number", min: 1, step: 1, hint: "as many as fit" },
   { name: "temperature", label: "Temperature", kind: "number", min: 0, max: 2, step: 0.1, hint: "the model's" },
   { name: "top_p", label: "Top p", kind: "number", min: 0, max: 1, step: 0.05, hint: "the model's" },
   { name: "seed", label: "Seed", kind: "number", step: 1, hint: "random" },
@@ -84,23 +84,24 @@ export function explainTask(document) {
   const route = document.paths?.["/v1/explain"]?.post;
   if (!route) return null;
   const body = resolved(document, route.requestBody?.content?.["application/json"]?.schema);
-  const field = (name) => resolved(document, body?.properties?.[name]);
+  const methods = choicesOf(resolved(document, body?.properties?.method));
+  const fields = [
+    { name: "text_pair", label: "Second text, for a model of pairs", kind: "area" },
+    { name: "method", label: "Method", kind: "choice", choices: () => methods, hint: "the server's choice" },
+    { name: "target", label: "Label, or the answer, to explain", kind: "line", hint: "the model's own" },
+    { name: "against", label: "Compared with", kind: "choice", choices: (names) => names, hint: "no other model" },
+  ];
   return {
     id: "explain",
     label: "Explain",
     path: "v1/explain",
-    fits: (model) => model.takes_text && ["generate", "classify", "score", "embed"].includes(model.task),
-    fields: [
-      text("Text"),
-      { name: "method", label: "Method", kind: "choice", choices: choicesOf(field("method")), hint: "the server's" },
-      { name: "target", label: "Target", kind: "line", hint: "the likeliest" },
-      { name: "against", label: "Against", kind: "line", hint: "nothing" },
-    ].filter((one) => one.name === "text" || field(one.name)),
-    body: (values) => {
-      const { text: input, ...others } = values;
-      return { input, ...Object.fromEntries(Object.entries(others).filter(([, value]) => value !== "")) };
+    fits: (model) => model.takes_text && ["generate", "classify", "score"].includes(model.task),
+    fields: [text("Text"), ...fields.filter((one) => body?.properties?.[one.name])],
+    body: ({ text: input, ...others }) => {
+      const given = Object.entries(others).filter(([, value]) => value !== "");
+      return { input, ...Object.fromEntries(given) };
     },
-    shows: "json",
+    shows: "explanation",
   };
 }
 
@@ -127,4 +128,4 @@ function resolved(document, schema) {
   return inner ? resolved(document, inner) : schema;
 }
 
-const choicesOf = (schema) => (schema?.enum ?? []).map(String);
+const choicesOf = (schema) => (schema?.enum ?? []).filter((one) => one !== null);

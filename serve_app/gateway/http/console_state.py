@@ -1,5 +1,6 @@
 """`GET /console/state`: the models that the caller may use, with what their copies do now."""
 
+import time
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import Request
@@ -25,6 +26,7 @@ def console_state_endpoint(plane: DataPlane) -> Callable[[Request], Awaitable[Re
         models = [_model(model, plane.metrics) for model in plane.backend.models() if may_see(model.name)]
         body = ConsoleState(
             version=server_version(),
+            told_s=time.time(),
             gateway=plane.metrics.gateway,
             has_keys=holder is not None,
             is_admin=holder is None or holder.is_admin,
