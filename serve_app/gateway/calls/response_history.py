@@ -20,7 +20,10 @@ _TYPES = ("message", "function_call", "function_call_output", "reasoning")
 
 
 def messages_of(given: str | list[InputItem], instructions: str | None) -> list[ChatMessage]:
-    """The conversation: instructions come first. Raises RequestError that names the item."""
+    """The conversation: instructions come first. Raises RequestError that names the item.
+
+    given: what refuse_other_items has let pass.
+    """
     messages = [] if instructions is None else [ChatMessage(role="system", content=instructions)]
     if isinstance(given, str):
         return [*messages, ChatMessage(role="user", content=given)]
@@ -30,6 +33,22 @@ def messages_of(given: str | list[InputItem], instructions: str | None) -> list[
     for index, item in enumerate(given):
         history.add(f"input[{index}]", item)
     return messages
+
+
+def refuse_other_items(given: object) -> None:
+    """Raises RequestError for the first item of an unread body that is of a kind that is not served."""
+    for index, item in enumerate(given if isinstance(given, list) else []):
+        kind = item.get("type") if isinstance(item, dict) else None
+        field = f"input[{index}].type"
+        if kind == "item_reference":
+            message = f"{field}={kind}: nothing is kept here between requests; send the item itself"
+            raise RequestError(message, field=field)
+        if isinstance(kind, str) and kind not in _TYPES:
+            raise RequestError(
+                f"{field}={kind[:64]!r} is not taken: there are no built-in tools here; send items of type "
+                f"{', '.join(_TYPES)}",
+                field=field,
+            )
 
 
 class _History:
@@ -42,23 +61,14 @@ class _History:
 
     def add(self, where: str, item: InputItem) -> None:
         """One more item."""
-        kind = item.type or "message"
-        if kind == "message":
-            self._add_message(where, item)
-        elif kind == "reasoning":
+        if item.type == "reasoning":
             self._add_reasoning(where, item)
-        elif kind == "function_call":
+        elif item.type == "function_call":
             self._add_call(where, item)
-        elif kind == "function_call_output":
+        elif item.type == "function_call_output":
             self._add_output(where, item)
-        elif kind == "item_reference":
-            raise _kept_nowhere(f"{where}.type")
         else:
-            raise RequestError(
-                f"{where}.type={kind[:64]!r} is not taken: there are no built-in tools here; send items of type "
-                f"{', '.join(_TYPES)}",
-                field=f"{where}.type",
-            )
+            self._add_message(where, item)
 
     def _add_message(self, where: str, item: InputItem) -> None:
         if item.role is None and item.type is None:
@@ -140,8 +150,3 @@ def _needed(where: str, name: str, value: str | None) -> str:
     if value is None:
         raise RequestError(f"{where}.{name} is missing", field=f"{where}.{name}")
     return value
-
-
-def _kept_nowhere(field: str) -> RequestError:
-    message = f"{field}=item_reference: nothing is kept here between requests; send the item itself"
-    return RequestError(message, field=field)

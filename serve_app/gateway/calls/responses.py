@@ -14,7 +14,7 @@ from serve_app.gateway.bodies.convert import convert_body
 from serve_app.gateway.bodies.openai import ChatBody, StreamOptions
 from serve_app.gateway.bodies.responses import ReasoningOptions, ResponsesBody, TextOptions
 from serve_app.gateway.bodies.structured import JsonSchemaFormat, ResponseFormat
-from serve_app.gateway.calls.response_history import messages_of
+from serve_app.gateway.calls.response_history import messages_of, refuse_other_items
 from serve_app.gateway.calls.response_tools import chat_choice, chat_tools, offered_tools
 
 LOGPROBS = "message.output_text.logprobs"
@@ -74,6 +74,7 @@ def read_responses_body(given: dict[str, Any]) -> ResponsesBody:
         if not any(type(value) is type(one) and value == one for one in neutral):
             allowed = " or ".join(["leave it out", *(f"send {json.dumps(one)}" for one in neutral if one is not None)])
             raise RequestError(f"{name} is not supported: {reason}; {allowed}", field=name)
+    refuse_other_items(kept.get("input"))  # their other keys may be of any kind
     return convert_body(kept, ResponsesBody)
 
 

@@ -99,3 +99,19 @@ def test_errors_are_the_clients_own(client: openai.OpenAI) -> None:
         client.completions.create(model="demo", prompt="x " * 2000)
     answer = client.completions.create(model="demo", prompt=DATE, temperature=0, max_tokens=32)
     assert answer.choices[0].text.strip() == ANSWER
+
+
+def test_a_response_answers_and_streams_the_same(client: openai.OpenAI) -> None:
+    asked = "date jan 8 2038"
+    whole = client.responses.create(model="demo", input=asked, temperature=0, max_output_tokens=32)
+    assert (whole.output_text.strip(), whole.status) == (ANSWER, "completed")
+    with client.responses.stream(model="demo", input=asked, temperature=0, max_output_tokens=32) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert text == final.output_text == whole.output_text
+    assert whole.usage is not None
+    assert final.usage is not None
+    assert final.usage.output_tokens == whole.usage.output_tokens
+    assert final.usage.input_tokens_details.cached_tokens >= 16
+    with pytest.raises(openai.NotFoundError, match="responses are not kept here"):
+        client.responses.retrieve(whole.id)

@@ -201,3 +201,27 @@ async def test_a_model_that_may_call_calls_strict_tools_with_arguments_of_their_
             num_calls += 1
     assert num_calls > NUM_CALLS / 3
     assert len(texts) > 1  # some say something, too
+
+
+async def test_responses_are_held_as_chats_are(client: httpx.AsyncClient) -> None:
+    schema = {"type": "array", "items": {"enum": ["a\u00e9", 1, None]}, "minItems": 2, "maxItems": 4}
+    held = {"format": {"type": "json_schema", "name": "list", "schema": schema, "strict": True}}
+    body = {"model": "tiny", "input": "a list", "text": held, "seed": 1, "max_output_tokens": 60}
+    whole = (await client.post("/v1/responses", json=body)).json()
+    (part,) = whole["output"][0]["content"]
+    assert whole["status"] == "completed"
+    jsonschema.validate(json.loads(part["text"]), schema)
+    last = (await client.post("/v1/responses", json={**body, "stream": True})).text.split("\n\n")[-2]
+    streamed = json.loads(last.partition("data: ")[2])["response"]
+    assert streamed["output"][0]["content"] == [part]
+    tools = [{"type": "function", "name": name, "parameters": one, "strict": True} for name, one in PARAMETERS.items()]
+    num_called = 0
+    for seed in range(NUM_CALLS):
+        asked = {"input": "go", "tools": tools, "tool_choice": "required", "seed": seed, "max_output_tokens": 300}
+        answer = (await client.post("/v1/responses", json=asked)).json()
+        if answer["status"] == "completed":
+            assert {item["type"] for item in answer["output"]} == {"function_call"}
+            for call in answer["output"]:
+                jsonschema.validate(json.loads(call["arguments"]), PARAMETERS[call["name"]])
+            num_called += 1
+    assert num_called > NUM_CALLS / 2
