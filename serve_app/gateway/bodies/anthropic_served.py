@@ -22,6 +22,7 @@ _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
     "inference_geo": (None,),
     "mcp_servers": (None, []),
     "speed": (None, "standard"),
+    "thread": (None,),
 }
 
 
@@ -40,7 +41,8 @@ def _served(given: dict[str, Any]) -> dict[str, Any]:
     kept = dict(given)
     for key, allowed in _NEUTRAL_VALUES.items():
         if key in kept and kept.pop(key) not in allowed:
-            raise RequestError(f"{key} is not supported; leave it out", field=key)
+            advice = "send the whole conversation without it" if key == "thread" else "leave it out"
+            raise RequestError(f"{key} is not supported; {advice}", field=key)
     for index, message in enumerate(_dicts(given.get("messages"))):
         _check_role(message.get("role"), f"messages[{index}].role")
         _check_blocks(message.get("content"), f"messages[{index}].content", "messages")

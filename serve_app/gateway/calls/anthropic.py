@@ -30,6 +30,8 @@ _CHATS_WORDS = (  # of its refusals, and how this API says the same
     (re.compile(r'tool_choice: "required"'), 'tool_choice: {"type": "any"}'),
     (re.compile(r'tool_choice: "none"'), 'tool_choice: {"type": "none"}'),
     (re.compile(r"\bresponse_format\.json_schema\.schema\b"), "output_config.format.schema"),
+    (re.compile(r"^continue_final_message=true: (.*); send false$"), r"messages: \1; end with one of the user's"),
+    (re.compile(r"^continue_final_message$"), "messages"),
     (re.compile(r"^stop(?=\[| has )"), "stop_sequences"),
 )
 

@@ -59,7 +59,7 @@ class MessageStart(msgspec.Struct, frozen=True, tag_field="type", tag="message_s
     message: MessagesAnswer
 
 
-class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
+class PingEvent(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
     """Says that the stream is alive."""
 
 
@@ -128,7 +128,7 @@ class MessageStop(msgspec.Struct, frozen=True, tag_field="type", tag="message_st
     """The last event."""
 
 
-MessagesEvent = MessageStart | Ping | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
+MessagesEvent = MessageStart | PingEvent | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop
 
 
 class WholeMessage:
@@ -242,6 +242,6 @@ def named_event(name: str, content: bytes) -> bytes:
     return b"".join((b"event: ", name.encode(), b"\ndata: ", one_line(content), b"\n\n"))
 
 
-PING = event_of(Ping())
+PING = event_of(PingEvent())
 _MARK = "@text@"
 _TEXT_SUFFIX = b"}}\n\n"

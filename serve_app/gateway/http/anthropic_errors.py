@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
@@ -22,11 +23,18 @@ _TYPES: dict[int, str] = {
 }
 
 
+class MessagesErrorCode(msgspec.Struct, frozen=True):
+    """What clients act upon by themselves."""
+
+    error_code: str
+
+
 class MessagesErrorDetail(msgspec.Struct, frozen=True):
     """Of which kind it is, and what was wrong."""
 
     type: str
     message: str
+    details: MessagesErrorCode | UnsetType = UNSET
 
 
 class MessagesError(msgspec.Struct, frozen=True):
@@ -42,15 +50,18 @@ def is_messages_path(path: str) -> bool:
     return path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/")
 
 
-def messages_error(message: str, status: int, request_id: str | None) -> bytes:
+def messages_error(message: str, status: int, request_id: str | None, field: str | None = None) -> bytes:
     """The error as JSON, its type by the HTTP status."""
     by_range = "api_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-    return msgspec.json.encode(MessagesError(MessagesErrorDetail(_TYPES.get(status, by_range), message), request_id))
+    detail = MessagesErrorDetail(_TYPES.get(status, by_range), message, _CODES.get(field or "", UNSET))
+    return msgspec.json.encode(MessagesError(detail, request_id))
 
 
-def messages_response(scope: Scope, message: str, status: int, headers: Mapping[str, str]) -> Response:
-    """The HTTP answer of an error."""
-    content = messages_error(message, status, request_id_of(scope))
+def messages_response(
+    scope: Scope, message: str, status: int, headers: Mapping[str, str], field: str | None = None
+) -> Response:
+    """The HTTP answer of an error. field: of the body, that is at fault."""
+    content = messages_error(message, status, request_id_of(scope), field)
     all_headers = {**headers, **request_id_headers(scope)}
     return Response(content, status_code=status, headers=all_headers, media_type="application/json")
 
@@ -64,3 +75,6 @@ def request_id_headers(scope: Scope) -> dict[str, str]:
     """The header that names the request to Anthropic's clients."""
     request_id = request_id_of(scope)
     return {} if request_id is None else {REQUEST_ID: request_id}
+
+
+_CODES = {"thread": MessagesErrorCode("thread_unsupported_request")}  # then tool runners send conversations whole

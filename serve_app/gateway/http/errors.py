@@ -29,7 +29,7 @@ async def on_rayshard_error(request: Request, error: Exception) -> Response:
         return await on_protocol_error(request, error)
     note_error(error)
     if is_messages_path(path):
-        return messages_response(request.scope, told_message(error), error.http_status, _headers(error))
+        return messages_response(request.scope, told_message(error), error.http_status, _headers(error), error.field)
     if path in COHERE_PATHS:
         content = msgspec.json.encode(CohereError(_detail(error), told_message(error)))
         return _json_response(content, error.http_status, _headers(error))

@@ -254,6 +254,14 @@ async def test_what_cannot_be_done_is_refused_in_the_words_of_this_api(
     assert told.value.type == "invalid_request_error"
 
 
+async def test_a_template_that_does_not_show_the_last_message_lets_no_answer_go_on_behind_it(tmp_path: Path) -> None:
+    async with sdk_of(backend_of(tmp_path, "{{ messages[0].content }}")) as sdk:
+        with pytest.raises(anthropic.BadRequestError) as told:
+            await sdk.messages.create(**{**ASKED, "messages": [HI, {"role": "assistant", "content": "so"}]})
+    words = "messages: the chat template does not show the last message; end with one of the user's"
+    assert told.value.api_message == words
+
+
 async def test_a_prompt_of_any_length_is_counted(sdk: anthropic.AsyncAnthropic, backend: ScriptedBackend) -> None:
     long: Any = [{"role": "user", "content": "hello " * 1000}]
     counted = await sdk.messages.count_tokens(model="tiny", messages=long)
