@@ -58,12 +58,15 @@ def forced_calls(body: ChatBody) -> dict[str, Any] | None:
     return calls_schema(_parameters(body), only=only, is_parallel=body.parallel_tool_calls is not False)
 
 
-def strict_calls(body: ChatBody, model: ModelDescription, prompt: str) -> CallGrammar | None:
-    """What calls are held to where the model may choose; None: to nothing. Of a checked body and its whole text."""
+def held_calls(body: ChatBody, model: ModelDescription, prompt: str, *, is_content_held: bool) -> CallGrammar | None:
+    """What calls are held to where the model may choose; None: to nothing. Of a checked body and its whole text.
+
+    is_content_held: an answer without calls is held to something, so that calls have to be told from it.
+    """
     if not has_tools(body) or body.tool_choice not in (None, "auto"):
         return None
     tools = [tool.function for tool in body.tools or []]
-    if not any(tool.strict for tool in tools):
+    if not is_content_held and not any(tool.strict for tool in tools):
         return None
     assert model.tool_parser is not None, "check_tools refuses others"
     held = {tool.name: (tool.parameters or _NO_ARGUMENTS) if tool.strict else _ANY_ARGUMENTS for tool in tools}

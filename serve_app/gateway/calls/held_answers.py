@@ -1,18 +1,18 @@
 """What a request's answer is held to: one grammar, whichever of the keys asks for it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 from serve_app.errors import ConfigError, RequestError
 from serve_app.gateway.bodies.json_body import parse_json_value
 from serve_app.gateway.bodies.openai import ChatBody, SamplingBody
 from serve_app.gateway.bodies.structured import StructuredOutputs
-from serve_app.gateway.calls.chat_tools import forced_calls, strict_calls
+from serve_app.gateway.calls.chat_tools import forced_calls, held_calls
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.preprocessing.answers.call_grammar import CallGrammar
 from serve_app.preprocessing.grammar_checker import GrammarChecker
-from serve_app.preprocessing.grammar_text import check_own_grammar, choice_grammar, regex_grammar, schema_grammar
+from serve_app.preprocessing.grammar_text import HEAD, check_own_grammar, choice_grammar, json_rule, regex_grammar
 from serve_app.preprocessing.schema_check import check_schema
 from serve_app.preprocessing.text_pool import TextPool
 
@@ -39,7 +39,7 @@ class HeldAnswers:
         grammar = await self._pool.run(asked.grammar)
         tried = await self._checker.check(grammar, asked.field, is_own=asked.own is not None)
         special_tokens = {text: token_id for token_id, text in model.tokenizer.table.special_tokens.items()}
-        return tried if asked.calls is None else await self._pool.run(asked.calls.text, special_tokens)
+        return tried if asked.calls is None else await self._pool.run(asked.calls_grammar, special_tokens)
 
     def close(self) -> None:
         """End the process that tries grammars out."""
@@ -54,6 +54,7 @@ class _Asked:
     choice: list[str] | None = None
     own: str | None = None
     calls: CallGrammar | None = None
+    content: "_Asked | None" = None  # beside calls: what an answer without them is held to
     has_whitespace: bool = True
     whitespace_pattern: str | None = None
 
@@ -66,33 +67,50 @@ class _Asked:
         if self.own is not None:
             return check_own_grammar(self.own, self.field)
         if self.calls is not None:
-            return self._calls_grammar(self.calls)
+            check_schema(self.calls.schema(), self.field)
+            return self.calls_grammar({})  # tried without the model's tokens: all its marks are characters
+        return f"{HEAD}start: {self.rule()}"
+
+    def rule(self) -> str:
+        """Of JSON, as a part of a grammar. Raises RequestError."""
         schema = _parsed(self.schema, self.field) if isinstance(self.schema, str) else self.schema
         check_schema(schema, self.field)
         assert schema is True or isinstance(schema, dict)
-        pattern = self.whitespace_pattern
-        return schema_grammar(schema, has_whitespace=self.has_whitespace, whitespace_pattern=pattern)
+        return json_rule(schema, has_whitespace=self.has_whitespace, whitespace_pattern=self.whitespace_pattern)
 
-    def _calls_grammar(self, calls: CallGrammar) -> str:
-        """As it can be tried without the model's tokens: all its marks are characters."""
-        check_schema(calls.schema(), self.field)
+    def calls_grammar(self, special_tokens: Mapping[str, int]) -> str:
+        """For a vocabulary with such tokens, ids by text. Raises RequestError."""
+        assert self.calls is not None
+        calls = self.calls if self.content is None else replace(self.calls, content=self.content.rule())
         try:
-            return calls.text({})
+            return calls.text(special_tokens)
         except ConfigError as error:
             raise RequestError(error.message, field=self.field) from error
 
 
 def _asked(body: SamplingBody, model: ServedModel, chat: str) -> _Asked | None:
-    asked = [
-        *_of_format(body),
-        *_of_structured(body.structured_outputs),
-        *_of_guided(body),
-        *_of_tools(body, model, chat),
-    ]
+    """Of an answer that has to call, content is none; one that may call is held to either."""
+    asked = [*_of_format(body), *_of_structured(body.structured_outputs), *_of_guided(body)]
     if len(asked) > 1:
-        message = f"{asked[0].field} and {asked[1].field} both say what the answer is held to; send one of them"
-        raise RequestError(message, field=asked[1].field)
-    return asked[0] if asked else None
+        raise _too_many(asked[0], asked[1])
+    content = asked[0] if asked else None
+    if not isinstance(body, ChatBody):
+        return content
+    schema = forced_calls(body)
+    if schema is not None:
+        return _Asked("tools", schema)
+    calls = held_calls(body, model.description, chat, is_content_held=content is not None)
+    if calls is None:
+        return content
+    of_tools = _Asked("tools", calls=calls, content=content)
+    if content is not None and content.schema is None:
+        raise _too_many(content, of_tools)
+    return of_tools
+
+
+def _too_many(one: _Asked, other: _Asked) -> RequestError:
+    message = f"{one.field} and {other.field} both say what the answer is held to; send one of them"
+    return RequestError(message, field=other.field)
 
 
 def _of_format(body: SamplingBody) -> Iterator[_Asked]:
@@ -151,17 +169,6 @@ def _of_guided(body: SamplingBody) -> Iterator[_Asked]:
         yield _Asked("guided_choice", choice=body.guided_choice)
     if body.guided_grammar is not None:
         yield _Asked("guided_grammar", own=body.guided_grammar)
-
-
-def _of_tools(body: SamplingBody, model: ServedModel, chat: str) -> Iterator[_Asked]:
-    if not isinstance(body, ChatBody):
-        return
-    schema = forced_calls(body)
-    calls = strict_calls(body, model.description, chat)
-    if schema is not None:
-        yield _Asked("tools", schema)
-    if calls is not None:
-        yield _Asked("tools", calls=calls)
 
 
 def _refuse_beside(body: SamplingBody, model: ServedModel, field: str) -> None:

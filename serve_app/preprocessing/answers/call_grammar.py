@@ -32,6 +32,7 @@ class CallGrammar:
     parameters: Mapping[str, dict[str, Any]]  # by name: schemas that arguments are held to
     is_parallel: bool = True  # an answer may have several calls
     starts_in_reasoning: bool = False  # the prompt has begun it
+    content: str | None = None  # a rule that an answer without calls is held to; None: its text is free
 
     def schema(self) -> dict[str, Any]:
         """All that arguments are held to."""
@@ -45,7 +46,8 @@ class CallGrammar:
         marks = _Marks(special_tokens)
         bodies = self._bare(marks) if TOOL_FORMATS[self.tool_format].is_bare else self._marked(marks)
         starts = " | ".join(self._reasoned(bodies, marks))
-        return f"{HEAD}start: {starts}{_RULES}{marks.rules}{self._calls(marks)}"
+        content = "" if self.content is None else f"content: {self.content}\n"
+        return f"{HEAD}start: {starts}{_RULES}{marks.rules}{content}{self._calls(marks)}"
 
     def _reasoned(self, bodies: list[str], marks: "_Marks") -> list[str]:
         """The same behind reasoning, which may be missing, or not come to its end."""
@@ -68,19 +70,28 @@ class CallGrammar:
         given = TOOL_FORMATS[self.tool_format]
         (begin,) = given.begins
         end = "" if given.end is None else f" BLANKS {marks.mark(given.end)}"
+        if self.content is not None:
+            call = f"{marks.mark(begin)} BLANKS call{end} BLANKS"
+            return [f"BLANKS ({call})+" if self.is_parallel else f"BLANKS {call}", "content"]
         call = f"{marks.behind_text(begin)} BLANKS call{end}"
         return [f"({call})* TEXT"] if self.is_parallel else [f"{call} BLANKS", "TEXT"]
 
     def _bare(self, marks: "_Marks") -> list[str]:
         given = TOOL_FORMATS[self.tool_format]
         calls = "call (BLANKS /[,;]/? BLANKS call)*" if self.is_parallel else "call"
-        bodies = [f"BLANKS {calls} BLANKS", "OTHER"]
+        bodies = [f"BLANKS {calls} BLANKS"]
         beginnings = [r"[{\[]"]
         if given.fence is not None:
             opening, closing = map(json.dumps, given.fence)
             bodies.append(f"BLANKS {opening} BLANKS {calls} BLANKS {closing} BLANKS")
             beginnings.append(given.fence[0])
-        bodies += [f"{marks.behind_text(begin, 'OTHER')} BLANKS {calls} BLANKS" for begin in given.begins]
+        if self.content is not None:
+            return [
+                *bodies,
+                *(f"BLANKS {marks.mark(begin)} BLANKS {calls} BLANKS" for begin in given.begins),
+                "content",
+            ]
+        bodies += ["OTHER", *(f"{marks.behind_text(begin, 'OTHER')} BLANKS {calls} BLANKS" for begin in given.begins)]
         marks.rules += rf"OTHER: /(?s:.*)/ & ~/[ \t\r\n]*({'|'.join(beginnings)})(?s:.*)/" + "\n"
         return bodies
 

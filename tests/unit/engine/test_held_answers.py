@@ -154,6 +154,7 @@ async def test_a_model_that_has_to_call_calls_with_arguments_of_their_schema(
             "tools": [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS],  # type: ignore[dict-item]
             "tool_choice": choice,
             "parallel_tool_calls": seed % 2 == 0,
+            "response_format": {"type": "json_object" if seed % 3 else "text"},  # of a content that there is none of
             "seed": seed,
             "max_tokens": 300,
         }
@@ -179,15 +180,16 @@ async def test_a_model_that_may_call_calls_strict_tools_with_arguments_of_their_
     http: Any = client
     asking = openai.AsyncOpenAI(base_url="http://gateway/v1", api_key="none", http_client=http, max_retries=0)
     mark = (await client.post("/tokenize", json={"prompt": MARKS[0], "add_special_tokens": False})).json()["tokens"]
-    num_calls, texts = 0, set()
+    num_calls, num_parsed, texts = 0, 0, set()
     for seed in range(NUM_CALLS):
         try:  # a call that `max_tokens` cuts is told as such
             answer = await asking.chat.completions.parse(
                 model="tiny",
                 messages=[{"role": "user", "content": "an animal"}],
                 tools=[openai.pydantic_function_tool(Animal)],
+                response_format=openai.omit if seed % 2 else Owner,
                 parallel_tool_calls=seed % 3 == 0,
-                logit_bias={str(mark[0]): 100 if seed % 3 else 3},
+                logit_bias={str(mark[0]): (3, 100, -100)[seed % 3]},
                 seed=seed,
                 temperature=1.0,
                 max_tokens=300,
@@ -196,10 +198,14 @@ async def test_a_model_that_may_call_calls_strict_tools_with_arguments_of_their_
             continue
         message = answer.choices[0].message
         texts.add(message.content)
+        if message.content and seed % 2 == 0:
+            assert isinstance(message.parsed, Owner)
+            num_parsed += 1
         for call in message.tool_calls or []:
             assert isinstance(call.function.parsed_arguments, Animal)
             num_calls += 1
-    assert num_calls > NUM_CALLS / 3
+    assert num_calls >= NUM_CALLS / 5
+    assert num_parsed
     assert len(texts) > 1  # some say something, too
 
 

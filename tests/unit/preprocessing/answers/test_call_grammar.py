@@ -14,6 +14,7 @@ from serve_app.preprocessing.answers.call_grammar import CallGrammar
 from serve_app.preprocessing.answers.calls_sink import OfferedTools
 from serve_app.preprocessing.answers.formats import REASONING_FORMATS, TOOL_FORMATS
 from serve_app.preprocessing.grammar_limits import parser_limits
+from serve_app.preprocessing.grammar_text import json_rule
 
 SPECIAL = (
     "<tool_call>",
@@ -149,6 +150,32 @@ def test_calls_are_as_their_schemas_say_and_texts_are_free(
         assert (found.strip(), len(calls)) == (content, num_calls)
         for name, arguments in calls:
             jsonschema.validate(arguments, PARAMETERS[name])
+
+
+@pytest.mark.parametrize("special", [{}, SPECIAL_TOKENS], ids=["characters", "special tokens"])
+@pytest.mark.parametrize("is_parallel", [True, False])
+@pytest.mark.parametrize("tool_format", ["hermes", "qwen3_coder", "llama3_json", "mistral", "json"])
+def test_content_may_be_held_too(tool_format: str, is_parallel: bool, special: Mapping[str, int]) -> None:
+    written = {
+        "hermes": hermes(as_json(GOOD)),
+        "qwen3_coder": hermes(as_xml(GOOD)),
+        "llama3_json": LLAMA_GOOD,
+        "mistral": f"[TOOL_CALLS][{as_json(GOOD)}]",
+        "json": as_json(GOOD),
+    }[tool_format]
+    content = json_rule({"type": "object", "properties": {"x": {"type": "integer"}}, "additionalProperties": False})
+    grammar = CallGrammar(tool_format, None, PARAMETERS, is_parallel=is_parallel, content=content)
+    for answer, is_right in (
+        (written, True),
+        ('{"x": 3}', True),
+        ("{}", True),
+        ('{"x": "3"}', False),
+        ("a text", False),
+        (f"a text {written}", False),
+        (f'{written}{{"x": 3}}', False),
+        (written.replace("Köln", "Bonn"), False),
+    ):
+        assert is_held(grammar, answer, special) is is_right, answer
 
 
 @pytest.mark.parametrize(
