@@ -14,6 +14,7 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.open_inference import OpenInference
 from serve_app.gateway.http.admin import PLAN_PATH, plan_endpoint
 from serve_app.gateway.http.aliases import alias_routes
+from serve_app.gateway.http.anthropic_errors import REQUEST_ID
 from serve_app.gateway.http.anthropic_routes import anthropic_routes
 from serve_app.gateway.http.browser_guard import BrowserGuardMiddleware
 from serve_app.gateway.http.cohere_routes import cohere_routes
@@ -106,6 +107,6 @@ def _cors(origins: list[str]) -> list[Middleware]:
             allow_origins=origins,
             allow_methods=["GET", "POST", "PUT"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", JSON_LENGTH],
+            expose_headers=["x-request-id", REQUEST_ID, "retry-after", JSON_LENGTH],
         )
     ]
