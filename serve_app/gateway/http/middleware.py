@@ -41,7 +41,7 @@ def new_id(prefix: str = "") -> str:
 def authorizations_of(headers: Headers) -> list[str]:
     """The `authorization` headers of a request, and what its `x-api-key` headers, Anthropic's, say beside them."""
     given = headers.getlist("authorization")
-    others = [f"Bearer {key}" for key in headers.getlist("x-api-key")]
+    others = [f"Bearer {key}" for key in headers.getlist("x-api-key") if key]
     return [*given, *(other for other in others if other not in given)]
 
 

@@ -130,7 +130,9 @@ async def test_keys_come_by_either_header(tmp_path: Path, backend: ScriptedBacke
         assert (await sdk.with_options(auth_token=key).messages.create(**ASKED)).type == "message"
         both = {"authorization": f"Bearer {key}", "x-api-key": key}
         assert (await sdk.messages.create(**ASKED, extra_headers=both)).type == "message"
+        assert (await sdk.messages.create(**ASKED, extra_headers={**both, "x-api-key": ""})).type == "message"
         assert {request.owner for request in backend.requests} == {"key me"}
+        assert [model.id async for model in sdk.models.list()] == ["tiny"]
         with pytest.raises(anthropic.AuthenticationError) as unknown:
             await sdk.with_options(api_key="other").messages.create(**ASKED)
         with pytest.raises(anthropic.BadRequestError, match="2 API keys were sent"):
