@@ -1,5 +1,7 @@
 """The `anthropic` client, unmodified, against the running cluster."""
 
+from collections.abc import Iterator
+
 import anthropic
 import pytest
 from anthropic.types import MessageParam, TextBlock
@@ -11,8 +13,9 @@ MESSAGES: list[MessageParam] = [{"role": "user", "content": "date jan 8 2038"}]
 
 
 @pytest.fixture(scope="module")
-def client(cluster: ServeCluster) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=cluster.url, api_key="none", timeout=60, max_retries=0)
+def client(cluster: ServeCluster) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=cluster.url, api_key="none", timeout=60, max_retries=0) as client:
+        yield client
 
 
 def text_of(answer: anthropic.types.Message) -> str:
