@@ -8,6 +8,7 @@ import os
 import cohere
 import litellm
 import numpy as np
+import ollama
 import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import SecretStr
@@ -76,3 +77,31 @@ def test_cohere(reference: SentenceTransformer) -> None:
     made = new.embed(model="minilm", texts=TEXTS, input_type="search_document", embedding_types=["float"])
     assert made.embeddings.float_ is not None
     assert np.abs(np.array(made.embeddings.float_) - reference.encode(TEXTS)).max() < 1e-5
+
+
+def test_coheres_chat() -> None:
+    client = cohere.ClientV2(api_key="none", base_url=URL)
+    messages: list[cohere.ChatMessageV2] = [cohere.UserChatMessageV2(content="sort: c a b")]
+    whole = client.chat(model="demo", messages=messages, temperature=0)
+    assert whole.message.content is not None
+    (part,) = whole.message.content
+    assert isinstance(part, cohere.TextAssistantMessageResponseContentItem)
+    assert (whole.finish_reason, bool(part.text)) == ("COMPLETE", True)
+    events = list(client.chat_stream(model="demo", messages=messages, temperature=0))
+    pieces = [event.delta for event in events if event.type == "content-delta"]
+    texts = [one.message.content.text for one in pieces if one and one.message and one.message.content]
+    assert "".join(text or "" for text in texts) == part.text
+
+
+def test_ollama(reference: SentenceTransformer) -> None:
+    client = ollama.Client(host=URL)
+    assert {"demo", "minilm"} <= {one.model for one in client.list().models}
+    options = {"temperature": 0}
+    whole = client.chat("demo:latest", MESSAGES, options=options)
+    assert whole.message.content
+    assert whole.done_reason == "stop"
+    pieces = client.chat("demo", MESSAGES, stream=True, options=options)
+    assert "".join(piece.message.content or "" for piece in pieces) == whole.message.content
+    assert client.generate("demo", MESSAGES[0]["content"], options=options).response == whole.message.content
+    vectors = reference.encode(TEXTS, normalize_embeddings=True)
+    assert np.abs(np.array(client.embed("minilm", TEXTS).embeddings) - vectors).max() < 1e-5

@@ -53,10 +53,10 @@ def test_tritonclient_over_grpc(cluster: ServeCluster, port: int) -> None:
     assert "8 passed" in output
 
 
-def test_langchain_litellm_and_cohere(cluster: ServeCluster) -> None:
+def test_langchain_litellm_cohere_and_ollama(cluster: ServeCluster) -> None:
     source = next(one["args"]["source"] for one in cluster.applications if one["name"] == "minilm")
     output = run_calls(OTHER_CALLS, "-W", "ignore", TEST_HTTP_URL=cluster.url, TEST_EMBEDDER_SOURCE=source)
-    assert "6 passed" in output
+    assert "8 passed" in output
 
 
 def test_tritonclient_over_http(cluster: ServeCluster) -> None:
