@@ -19,7 +19,7 @@ from serve_app.gateway.http.anthropic_errors import (
 )
 from serve_app.gateway.http.middleware import new_id
 from serve_app.gateway.http.shell import RequestShell, json_answer
-from serve_app.gateway.http.sse import EventStreamResponse, Outbox, StreamForm
+from serve_app.gateway.http.sse import EventStreamResponse, Outbox, StreamStyle
 from serve_app.gateway.time_limits import within
 
 
@@ -71,8 +71,8 @@ class _MessagesEndpoints:
             content = messages_error(told_message(error), error.http_status, request_id_of(request.scope))
             return named_event("error", content)
 
-        form = StreamForm(pause=PING, error=show_error, headers=request_id_headers(request.scope))
-        return EventStreamResponse(produce, max_waiting_tokens=self._max_waiting_tokens, form=form)
+        style = StreamStyle(show_error, PING, headers=request_id_headers(request.scope))
+        return EventStreamResponse(produce, max_waiting_tokens=self._max_waiting_tokens, style=style)
 
 
 def _named(response: Response, request: Request) -> Response:

@@ -12,7 +12,7 @@ from serve_app.gateway.http.cohere_answers import CohereEvents, cohere_answer
 from serve_app.gateway.http.generated import AnswerRunner
 from serve_app.gateway.http.middleware import new_id
 from serve_app.gateway.http.shell import RequestShell, json_bytes
-from serve_app.gateway.http.sse import StreamForm
+from serve_app.gateway.http.sse import StreamStyle
 
 
 def cohere_routes(plane: DataPlane, shell: RequestShell) -> list[Route]:
@@ -26,7 +26,7 @@ def cohere_routes(plane: DataPlane, shell: RequestShell) -> list[Route]:
         response_id = new_id()
         if call.options.is_stream:
             events = CohereEvents(call, run, response_id)
-            return runner.stream(request, call, run, events, StreamForm(error=events.error))
+            return runner.stream(request, call, run, events, StreamStyle(events.error))
         answer = await runner.whole(request, call, run)
         return json_bytes(cohere_answer(answer, call, run, response_id))
 

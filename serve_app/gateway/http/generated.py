@@ -10,7 +10,7 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.http.openai_responses import GrowingAnswer
 from serve_app.gateway.http.shell import RequestShell
-from serve_app.gateway.http.sse import EventStreamResponse, Outbox, StreamForm
+from serve_app.gateway.http.sse import EventStreamResponse, Outbox, StreamStyle
 from serve_app.gateway.time_limits import within
 
 
@@ -48,7 +48,7 @@ class AnswerRunner:
         return answer
 
     def stream(
-        self, request: Request, call: GenerationCall, run: PromptRun, events: AnswerEvents, form: StreamForm
+        self, request: Request, call: GenerationCall, run: PromptRun, events: AnswerEvents, style: StreamStyle
     ) -> Response:
         """The answer as its events come."""
         limit_s = self._shell.time_limit(request)  # refused before anything is sent
@@ -62,4 +62,4 @@ class AnswerRunner:
             await within(limit_s, run_call(call, [run], self._backend, emit))
             outbox.put(events.end(), 0)
 
-        return EventStreamResponse(produce, max_waiting_tokens=self._max_waiting_tokens, form=form)
+        return EventStreamResponse(produce, max_waiting_tokens=self._max_waiting_tokens, style=style)

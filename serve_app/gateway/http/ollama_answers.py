@@ -23,7 +23,7 @@ from serve_app.gateway.http.errors import ProtocolError
 from serve_app.gateway.http.openai_logprobs import chat_logprobs
 from serve_app.gateway.http.openai_responses import GrowingAnswer
 from serve_app.gateway.http.openai_stream import line_of
-from serve_app.gateway.http.sse import StreamForm
+from serve_app.gateway.http.sse import StreamStyle
 from serve_app.gateway.request_notes import arrival_s
 from serve_app.preprocessing.answers.parts import CallDelta
 from serve_app.types.generation import FinishReason, TokenLogprobs
@@ -33,7 +33,9 @@ def _error_line(error: RayshardError) -> bytes:
     return line_of(ProtocolError(told_message(error)))
 
 
-LINES = StreamForm(b"application/x-ndjson", b" ", _error_line)  # before a line a space changes nothing
+LINES = StreamStyle(
+    _error_line, keep_alive=b" ", media_type="application/x-ndjson"
+)  # before a line a space changes nothing
 
 
 class OllamaTimes:

@@ -91,4 +91,4 @@ class _OllamaEndpoints:
     def _loaded(self, body: OllamaTextBody, *, is_chat: bool) -> Response:
         content = loaded_answer(self._calls.loaded(body), is_chat=is_chat)
         is_streamed = body.stream is not False
-        return Response(content, media_type=LINES.media_type.decode() if is_streamed else "application/json")
+        return Response(content, media_type=LINES.media_type if is_streamed else "application/json")

@@ -10,7 +10,7 @@ from serve_app.gateway.calls.responses import as_chat, in_own_words, read_respon
 from serve_app.gateway.http.responses_answer import GrowingResponse
 from serve_app.gateway.http.responses_stream import ResponseEvents
 from serve_app.gateway.http.shell import RequestShell, json_answer
-from serve_app.gateway.http.sse import EventStreamResponse, Outbox, StreamForm
+from serve_app.gateway.http.sse import EventStreamResponse, Outbox, StreamStyle
 from serve_app.gateway.time_limits import within
 
 
@@ -39,6 +39,6 @@ def responses_routes(plane: DataPlane, shell: RequestShell) -> list[Route]:
             outbox.put(events.end(), 0)
 
         max_waiting = plane.config.client_buffer_tokens
-        return EventStreamResponse(produce, max_waiting_tokens=max_waiting, form=StreamForm(error=events.failure))
+        return EventStreamResponse(produce, max_waiting_tokens=max_waiting, style=StreamStyle(events.failure))
 
     return [Route("/v1/responses", create, methods=["POST"])]

@@ -16,27 +16,28 @@ from serve_app.gateway.request_notes import note_error
 logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_S = 10.0
+_KEEP_ALIVE = b": the answer goes on\n\n"  # a comment: readers of events pass over it
 _HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # proxies must not collect events
 ]
 
 
-def _error_event(error: RayshardError) -> bytes:
+def _openai_error(error: RayshardError) -> bytes:
     return b"data: " + error_body(error) + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
-class StreamForm:
-    """How a stream is written, beside what is put into its outbox. As it stands: OpenAI's."""
+class StreamStyle:
+    """How a protocol writes what is no part of an answer; by itself OpenAI's."""
 
-    media_type: bytes = b"text/event-stream; charset=utf-8"
-    pause: bytes = b": the answer goes on\n\n"  # a comment: readers of events pass over it
-    error: Callable[[RayshardError], bytes] = _error_event  # what tells of an error after the first event
-    headers: Mapping[str, str] = field(default_factory=dict)  # beside those that every stream has
+    show_error: Callable[[RayshardError], bytes] = _openai_error  # the event of an error after the first event
+    keep_alive: bytes = _KEEP_ALIVE
+    media_type: str = "text/event-stream; charset=utf-8"
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
-OPENAI = StreamForm()
+_OPENAI_STYLE = StreamStyle()
 
 
 class Outbox:
@@ -81,7 +82,7 @@ class Outbox:
 class EventStreamResponse(Response):
     """Sends what `produce` puts into its outbox. An error before the first event is a plain HTTP error.
 
-    While a stream that has begun pauses, its form's `pause` keeps what lies between here and the client from giving up.
+    While a stream that has begun pauses, comments keep what lies between here and the client from giving it up.
     """
 
     def __init__(
@@ -89,11 +90,11 @@ class EventStreamResponse(Response):
         produce: Callable[[Outbox], Awaitable[None]],
         *,
         max_waiting_tokens: int,
-        form: StreamForm = OPENAI,
+        style: StreamStyle = _OPENAI_STYLE,
     ) -> None:
         super().__init__()
         self._produce = produce
-        self._form = form
+        self._style = style
         self._outbox = Outbox(max_waiting_tokens)
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,7 +129,7 @@ class EventStreamResponse(Response):
             told = as_rayshard_error(error)
             note_error(told)
             if not outbox.is_overflown:
-                outbox.put(self._form.error(told), 0)
+                outbox.put(self._style.show_error(told), 0)
         finally:
             outbox.close()
 
@@ -138,17 +139,19 @@ class EventStreamResponse(Response):
             num_sent = outbox.num_sent
             await asyncio.sleep(_KEEP_ALIVE_S)
             if outbox.has_events and not (outbox.is_closed or outbox.is_sending) and outbox.num_sent == num_sent:
-                outbox.put(self._form.pause, 0)
+                outbox.put(self._style.keep_alive, 0)
+
+    def _start_headers(self) -> list[tuple[bytes, bytes]]:
+        added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._style.headers.items()]
+        return [(b"content-type", self._style.media_type.encode("latin-1")), *_HEADERS, *added]
 
     async def _write(self, send: Send) -> None:
         outbox = self._outbox
-        added = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._form.headers.items()]
-        headers = [(b"content-type", self._form.media_type), *_HEADERS, *added]
         is_started = False
         while content := await outbox.take():
             outbox.is_sending = True
             if not is_started:
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.start", "status": 200, "headers": self._start_headers()})
                 is_started = True
             await send({"type": "http.response.body", "body": content, "more_body": True})
             outbox.is_sending = False
