@@ -4,6 +4,7 @@ RayshardError
 ├── ConfigError            a setting that cannot work (raised before anything is started)
 ├── RequestError           400  the request itself is wrong; names the field
 │   ├── ModelNotFoundError 404
+│   ├── NotFoundError      404  no such file or batch for this key
 │   ├── SlowRequestError   408
 │   ├── RequestTooLargeError 413
 │   ├── UnsupportedMediaTypeError 415
@@ -87,6 +88,14 @@ class ContextLengthError(RequestError):
 
 class ModelNotFoundError(RequestError):
     """No model of that name is served."""
+
+    http_status = 404
+    grpc_code = "NOT_FOUND"
+    kind = "not_found_error"
+
+
+class NotFoundError(RequestError):
+    """What a path names is not there, or not there for this key."""
 
     http_status = 404
     grpc_code = "NOT_FOUND"

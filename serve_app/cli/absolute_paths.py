@@ -26,13 +26,16 @@ def with_http_host(path: Path, host: str) -> dict[str, Any]:
     return content | {"http_options": {**content.get("http_options", {}), "host": host}}
 
 
-def _absolute(arguments: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def _absolute(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Those of the settings that name something in the folder; a hub id, or what is elsewhere, stays as it is."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for name in ("source", "api_keys_file"):
         value = arguments.get(name)
         if isinstance(value, str):
             place = folder / Path(value).expanduser()
             if place.exists():
                 found[name] = os.path.abspath(place)
+    batches = arguments.get("batches")
+    if isinstance(batches, dict) and isinstance(batches.get("directory"), str):  # which may still have to be made
+        found["batches"] = {**batches, "directory": os.path.abspath(folder / Path(batches["directory"]).expanduser())}
     return found

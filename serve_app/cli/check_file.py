@@ -9,6 +9,7 @@ from serve_app.checkpoints.quantized_modules import CheckpointQuantization
 from serve_app.checkpoints.source import find_snapshot, is_hub_id
 from serve_app.checkpoints.weights_download import find_weights
 from serve_app.cli.module_check_process import find_module_problems
+from serve_app.config.batches import check_batches_directory
 from serve_app.config.environment import Environment, read_environment
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.model import ModelConfig
@@ -72,7 +73,7 @@ def check_file(path: Path, *, can_download: bool, machine: Machine | None = None
     environment = read_environment()
     check_exporter(environment.tracing)
     report = _with_splits(inspect_serve_file(path), path, environment, can_download=can_download)
-    keys = _check_keys(report.gateway, path)
+    named = [*_check_keys(report.gateway, path), *_check_batches(report.gateway, path)]
     models = [_check_model(model, path, environment, machine, can_download=can_download) for model in report.models]
     modules = _check_modules(report.models, models)
     lacks = [] if machine is None else machine_problems(report.models, report.graphs, machine)
@@ -82,7 +83,7 @@ def check_file(path: Path, *, can_download: bool, machine: Machine | None = None
     if not report.has_unread_models:  # else it is not known which models there are
         models += [_check_graph(graph, ports) for graph in report.graphs]
     found = [problem for model in models for problem in model.problems]
-    problems = [*report.problems, *keys, *lacks, *found, *modules]
+    problems = [*report.problems, *named, *lacks, *found, *modules]
     plan_text = "\n\n".join(model.text for model in models)
     pairs = zip(report.models, models, strict=False)  # graphs come after the models
     dtypes = [(model.config, one.dtype) for model, one in pairs if one.dtype is not None]
@@ -117,6 +118,16 @@ def _check_keys(gateway: GatewayConfig | None, path: Path) -> list[Problem]:
         read_key_file(path.resolve().parent / Path(gateway.api_keys_file).expanduser())
     except ConfigError as error:
         return [Problem("api_keys_file", error.message)]
+    return []
+
+
+def _check_batches(gateway: GatewayConfig | None, path: Path) -> list[Problem]:
+    if gateway is None or gateway.batches is None:
+        return []
+    try:
+        check_batches_directory(gateway.batches, path.resolve().parent)
+    except ConfigError as error:
+        return [Problem("batches.directory", error.message)]
     return []
 
 

@@ -11,6 +11,7 @@ from pydantic import (
 )
 
 from serve_app.config.base import ByteSize, ConfigModel
+from serve_app.config.batches import BatchesConfig
 from serve_app.config.failover import FailoverConfig
 
 _HOST = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
@@ -58,3 +59,5 @@ class GatewayConfig(ConfigModel):
     """File of API keys, which every node with a Gateway has; null: everybody may do everything."""
     open_metrics: bool = False
     """GET /metrics needs no key, where keys are used."""
+    batches: BatchesConfig | None = None
+    """Files of requests that are worked off in the background (/v1/files, /v1/batches); null: those are off."""

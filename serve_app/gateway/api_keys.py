@@ -92,6 +92,18 @@ class KeyHolder:
         self._requests.take(1)
         self.num_running += 1
 
+    def enter_in_background(self) -> None:
+        """Count a request that nobody waits for: it begins while half of the minute is left to those that begin now.
+
+        Raises RateLimitedError.
+        """
+        for what, allowance, num_taken in (("tokens", self._tokens, 0), ("requests", self._requests, 1)):
+            wait_s = allowance.seconds_until_half(num_taken)
+            if wait_s > 0:
+                message = f"key {self.name} has used half of its {what} of this minute; the rest is for other requests"
+                raise RateLimitedError(message, retry_after_s=wait_s)
+        self._requests.take(1)
+
     def change(self, entry: KeyEntry) -> None:
         """The key has a new line; what it has used stays used."""
         self.entry, self.name = entry, entry.name
@@ -139,6 +151,11 @@ class ApiKeys:
         if not hmac.compare_digest(digest_of(known.salt, key), known.digest) or holder is None:
             raise UnauthenticatedError("the API key is not known here; check it, or ask for a new one")
         return holder
+
+    def holder_named(self, name: str) -> KeyHolder | None:
+        """The holder of the key of this name; None: there is none."""
+        self._look()
+        return next((holder for holder in self._holders.values() if holder.name == name), None)
 
     def _look(self) -> None:
         now = self._clock()
@@ -190,6 +207,14 @@ class _Allowance:
         if self._per_minute is None or self._left >= amount:
             return 0.0
         return (amount - self._left) * _MINUTE_S / self._per_minute
+
+    def seconds_until_half(self, amount: int) -> float:
+        """How long until half would be left after so much was taken; a limit of 1 is used whole."""
+        return (
+            0.0
+            if self._per_minute is None
+            else self.seconds_until(min(self._per_minute, self._per_minute // 2 + amount))
+        )
 
     def _refill(self) -> None:
         now = self._clock()

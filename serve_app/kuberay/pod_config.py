@@ -111,6 +111,12 @@ def _server_problems(content: Content, serve_file: ServeFile, options: KubeRayOp
             f"--from-file=keys.txt={file}) and give --keys-secret rayshard-keys"
         )
         yield Problem(f"{args}.api_keys_file", message)
+    if serve_file.gateway.batches is not None:
+        message = (
+            "a pod's disk is its own and ends with it; remove batches here, and add it with a ReadWriteMany volume "
+            "that is mounted into every pod with a Gateway"
+        )
+        yield Problem(f"{args}.batches", message)
     allowed = serve_file.gateway.allowed_hosts
     if (
         options.entry is not None

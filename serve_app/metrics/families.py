@@ -77,6 +77,12 @@ MODEL_READY = Family(
     "1 while a copy of the model can answer or it sleeps (the next request starts one), 0 while none can.",
     ("gateway", "model"),
 )
+BATCH_REQUESTS_LEFT = Family(
+    "rayshard_batch_requests_left",
+    "gauge",
+    "Requests that have not ended of the batches that this Gateway works.",
+    ("gateway",),
+)
 RUNNING = Family(
     "rayshard_num_requests_running", "gauge", "Sequences, or entries of batches, in the model.", ("model", "copy")
 )
@@ -165,6 +171,7 @@ OF_GATEWAYS = (
     RESUMES,
     COPY_CHOICES,
     MODEL_READY,
+    BATCH_REQUESTS_LEFT,
 )
 OF_COPIES = (
     REPLICAS,

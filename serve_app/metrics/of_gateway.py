@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from collections.abc import Callable
 
 from serve_app.metrics import families
 from serve_app.metrics.readings import Reading
@@ -32,6 +33,7 @@ class GatewayMetrics:
         self._latencies: dict[tuple[str, str], Times] = {}  # route, model
         self._prompt_tokens: Counter[str] = Counter()  # by model
         self._tokens: dict[str, TokenMeters] = {}  # by model
+        self._batch_requests_left: Callable[[], int] = lambda: 0
 
     def tokens_of(self, model: str) -> TokenMeters:
         """The meters of a model that is served."""
@@ -67,10 +69,15 @@ class GatewayMetrics:
         first = meters.first_token
         return TokenCounts(num_prompt_tokens, meters.num_tokens, first.count, first.sum_s)
 
+    def count_batch_requests_left(self, num_left: Callable[[], int]) -> None:
+        """Batches are worked here; num_left: how many of their requests have not ended."""
+        self._batch_requests_left = num_left
+
     def readings(self) -> list[Reading]:
         """What it has counted."""
         at = self.gateway
-        found = [Reading(families.REQUESTS, (at, *labels), count) for labels, count in self._requests.items()]
+        found = [Reading(families.BATCH_REQUESTS_LEFT, (at,), self._batch_requests_left())]
+        found += [Reading(families.REQUESTS, (at, *labels), count) for labels, count in self._requests.items()]
         found += [Reading(families.REFUSED, (at, *labels), count) for labels, count in self._refused.items()]
         found += [Reading(families.LATENCY, (at, *labels), one.counts()) for labels, one in self._latencies.items()]
         found += [Reading(families.PROMPT_TOKENS, (at, model), count) for model, count in self._prompt_tokens.items()]

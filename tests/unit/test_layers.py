@@ -30,6 +30,7 @@ GATEWAY_LAYERS = (  # a carrier turns bytes into a checked body, calls turn it i
     {"bodies", "caller", "failures", "intake", "key_file", "open_streams", "request_notes"},
     {"api_keys", "time_limits"},
     {"calls"},
+    {"batches"},
     {"http", "grpc"},
     {"deployment"},
 )
@@ -83,8 +84,10 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/engine/module_check.py",
         "serve_app/engine/output_reader.py",
         "serve_app/engine/plain_processes.py",
+        "serve_app/gateway/batches/worker.py",
         "serve_app/gateway/grpc/methods.py",
         "serve_app/gateway/grpc/open_inference.py",
+        "serve_app/gateway/http/inner_call.py",
         "serve_app/gateway/http/sse.py",
         "serve_app/preprocessing/grammar_worker.py",
         "serve_app/preprocessing/template_worker.py",

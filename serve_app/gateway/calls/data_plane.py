@@ -4,6 +4,7 @@ from pathlib import Path
 
 from serve_app.backend.protocol import ModelBackend
 from serve_app.backend.text_models import TextModels
+from serve_app.config.batches import open_batches_directory
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.calls.explain import ExplainCalls
@@ -42,6 +43,7 @@ class DataPlane:
         self.metrics = GatewayMetrics(replica_id)
         self.config = config
         self.keys = None if config.api_keys_file is None else ApiKeys(Path(config.api_keys_file))  # it may refuse
+        self.batches_directory = None if config.batches is None else open_batches_directory(config.batches)  # so may it
         self.intake = Intake()
         self.pool = TextPool(config.tokenizer_threads)
         self._renderer = ChatTemplateRenderer(

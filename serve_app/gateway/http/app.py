@@ -16,6 +16,7 @@ from serve_app.gateway.http.admin import PLAN_PATH, plan_endpoint
 from serve_app.gateway.http.aliases import alias_routes
 from serve_app.gateway.http.anthropic_errors import REQUEST_ID
 from serve_app.gateway.http.anthropic_routes import anthropic_routes
+from serve_app.gateway.http.batch_routes import batch_routes, batch_service
 from serve_app.gateway.http.browser_guard import BrowserGuardMiddleware
 from serve_app.gateway.http.cohere_routes import cohere_routes
 from serve_app.gateway.http.compatible_routes import compatible_routes
@@ -69,11 +70,18 @@ def build_http_app(plane: DataPlane) -> Starlette:
         *console,
     ]
 
+    batches = batch_service(plane, routes)
+    routes += batch_routes(batches, shell)
+
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        if batches is not None:
+            batches.start()
         try:
             yield
         finally:
+            if batches is not None:
+                await batches.close()
             plane.close()
 
     app = Starlette(
@@ -105,7 +113,7 @@ def _cors(origins: list[str]) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=origins,
-            allow_methods=["GET", "POST", "PUT"],
+            allow_methods=["GET", "POST", "PUT", "DELETE"],
             allow_headers=["*"],
             expose_headers=["x-request-id", REQUEST_ID, "retry-after", JSON_LENGTH],
         )

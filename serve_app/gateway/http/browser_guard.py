@@ -21,6 +21,9 @@ _PORTS = {"http": 80, "https": 443}
 _FORM_TYPES = {"text/plain", "multipart/form-data"}  # of what a form can send
 _CURLS_TYPE = "application/x-www-form-urlencoded"  # a form's too, and what `curl -d` says of JSON
 _TEXT_PATHS = "/predictions/"  # TorchServe's, which takes texts
+_FORM_PATHS = frozenset(
+    {"/v1/files"}
+)  # OpenAI's, which takes a form with a file: pages are judged by their origin there
 
 
 def hosts_when_bound_to(http_host: str | None) -> list[str] | None:
@@ -64,7 +67,8 @@ class BrowserGuardMiddleware:
                     f"pages of {origin[:100]!r} may not call this server; "
                     "if they should, add that to cors_allowed_origins of the Gateway"
                 )
-        if scope["method"] in ("POST", "PUT") and not scope["path"].startswith(_TEXT_PATHS):
+        is_json = not scope["path"].startswith(_TEXT_PATHS) and scope["path"] not in _FORM_PATHS
+        if scope["method"] in ("POST", "PUT") and is_json:
             _check_content_type(headers.get("content-type", ""), is_page=bool(origins))
 
     def _is_allowed_host(self, given: str) -> bool:

@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 
 from serve_app.gateway.http.anthropic_errors import MessagesError, is_messages_path
+from serve_app.gateway.http.batch_operations import ID_PATTERNS
 from serve_app.gateway.http.errors import ErrorBody, ProtocolError
-from serve_app.gateway.http.operations import EVENTS, JSON, Operation, operations
+from serve_app.gateway.http.operation import EVENTS, JSON, Operation
+from serve_app.gateway.http.operations import operations
 from serve_app.gateway.time_limits import TIMEOUT_KEY
 
 _ERROR_TYPES = (ErrorBody, ProtocolError, MessagesError)
@@ -100,8 +102,12 @@ def _events_of(pieces: list[dict[str, Any]], *, has_end: bool) -> dict[str, Any]
 def _parameters(operation: Operation) -> list[dict[str, Any]]:
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": pattern}}
-        for name, pattern in (("name", _NAME_PATTERN), ("version", "^1$"))
+        for name, pattern in (("name", _NAME_PATTERN), ("version", "^1$"), *ID_PATTERNS)
         if f"{{{name}}}" in operation.path
+    ]
+    parameters += [
+        {"name": name, "in": "query", "required": False, "schema": schema}
+        for name, schema in (operation.query or {}).items()
     ]
     if operation.body is not None:
         parameters.append(

@@ -1,10 +1,7 @@
 """Every method of every path, with the types of its body and its answer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-import msgspec
 
 from serve_app.gateway.bodies.anthropic import CountTokensBody, MessagesBody
 from serve_app.gateway.bodies.cohere import CohereChat, CohereChatBody, CohereEvent
@@ -66,79 +63,25 @@ from serve_app.gateway.bodies.others import (
     Version,
 )
 from serve_app.gateway.bodies.responses import ResponsesBody
-from serve_app.gateway.http.aliases import ALIASES, is_protocol_path
+from serve_app.gateway.http.aliases import ALIASES
 from serve_app.gateway.http.anthropic_answers import MessagesAnswer, MessagesEvent, TokenCount
-from serve_app.gateway.http.anthropic_errors import MessagesError, is_messages_path
+from serve_app.gateway.http.batch_operations import batch_operations
 from serve_app.gateway.http.compatible_routes import ModelNames
-from serve_app.gateway.http.errors import ErrorBody, ProtocolError
 from serve_app.gateway.http.openai_responses import ChatResponse, CompletionResponse, ModelList, ModelState
 from serve_app.gateway.http.openai_stream import ChatChunk
+from serve_app.gateway.http.operation import BYTES, EVENTS, HTML, JSON, LINES, TEXT, Operation
 from serve_app.gateway.http.refused_routes import REFUSED
 from serve_app.gateway.http.responses_types import ModelResponse, ResponseEvent
 
-JSON, _TEXT, EVENTS, _LINES, _BYTES, _HTML = (
-    "application/json",
-    "text/plain",
-    "text/event-stream",
-    "application/x-ndjson",
-    "application/octet-stream",
-    "text/html",
-)
 _ANY_JSON: dict[str, Any] = {}
 _STRING = {"type": "string"}
-_WORK_ERRORS = {
-    400: "The request is wrong; the message names the field.",
-    403: "The host, or the page that sends it, is not allowed.",
-    404: "No such model, for this key.",
-    408: "The body did not arrive within body_timeout_s.",
-    413: "The body is larger than max_request_bytes.",
-    415: "Content of a form where JSON is read, or compressed otherwise than by gzip or deflate.",
-    422: "Well-formed, but its values cannot be served.",
-    431: "The headers are larger than 64 KiB.",
-    429: "Too much is waiting, or the key has used what it may; see Retry-After.",
-    500: "A fault of the server.",
-    503: "No copy of the model can take it now; see Retry-After.",
-    504: "It did not end within its time limit.",
-}
-_LOOK_ERRORS = {status: _WORK_ERRORS[status] for status in (403, 404, 429, 431, 500)}
-_NO_KEY = "No API key, or one that is not known (where keys are set)."
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One method of one path. Contents are by media type: a type of ours, or a JSON schema."""
-
-    method: str
-    path: str
-    tag: str
-    summary: str
-    answer: Mapping[str, Any]
-    body: Mapping[str, Any] | None = None
-    other_answers: Mapping[int, Any] | None = None  # by status: JSON that is no error of ours
-    is_open: bool = False  # needs no API key
-
-    @property
-    def error_type(self) -> type[msgspec.Struct]:
-        """The shape of errors."""
-        if is_messages_path(self.path):
-            return MessagesError
-        return ProtocolError if is_protocol_path(self.path) else ErrorBody
-
-    @property
-    def errors(self) -> dict[int, str]:
-        """What can go wrong, by status."""
-        if self.is_open:
-            return {status: _WORK_ERRORS[status] for status in (403, 431, 500)}
-        errors = dict(_WORK_ERRORS if self.body is not None else _LOOK_ERRORS)
-        if self.body is None and "{name}" not in self.path:
-            errors.pop(404)
-        return {**errors, 401: _NO_KEY}
 
 
 def operations() -> list[Operation]:
     """Every method of every path."""
     found = [*_health_operations(), *_generation_operations(), *_inference_operations(), *_known_operations()]
     found += [*_ollama_operations(), *_refused_operations()]
+    found += batch_operations()
     aliases = [
         replace(operation, path=alias, summary=f"{operation.summary}: as {operation.path}")
         for alias, path in ALIASES.items()
@@ -155,10 +98,10 @@ def _health_operations() -> list[Operation]:
         Operation("GET", "/ping", "health", "Health in TorchServe's words",
                   {JSON: Ping}, other_answers={503: Ping}, is_open=True),
         Operation("GET", "/openapi.json", "health", "This document", {JSON: _ANY_JSON}, is_open=True),
-        Operation("GET", "/docs", "health", "This document, to be read", {_HTML: _STRING}, is_open=True),
+        Operation("GET", "/docs", "health", "This document, to be read", {HTML: _STRING}, is_open=True),
         Operation("GET", "/version", "health", "The version of this software", {JSON: Version}, is_open=True),
         Operation("GET", "/metrics", "health", "Metrics, as Prometheus scrapes them; for admin keys",
-                  {_TEXT: _STRING}),
+                  {TEXT: _STRING}),
         Operation("GET", "/v1/admin/plan", "health", "Memory and rates of each copy, predicted and measured; for admin "
                   "keys", {JSON: PlanBody}),
         Operation("GET", "/console/state", "health", "What the console shows: models, their copies, tokens so far",
@@ -191,7 +134,7 @@ def _generation_operations() -> list[Operation]:
 
 
 def _inference_operations() -> list[Operation]:
-    given_text = {_TEXT: _STRING, JSON: _ANY_JSON}
+    given_text = {TEXT: _STRING, JSON: _ANY_JSON}
     return [
         Operation("POST", "/v1/embeddings", "inference", "Vectors of texts",
                   {JSON: EmbeddingList}, {JSON: EmbeddingsBody}),
@@ -233,7 +176,7 @@ def _known_operations() -> list[Operation]:
 
 
 def _ollama_operations() -> list[Operation]:
-    tag, lines = "Ollama", {JSON: OllamaPiece, _LINES: _STRING}
+    tag, lines = "Ollama", {JSON: OllamaPiece, LINES: _STRING}
     return [
         Operation("POST", "/api/chat", tag, "Answer a conversation; streamed unless stream=false", lines,
                   {JSON: OllamaChatBody}),
@@ -277,6 +220,6 @@ def _protocol_operations() -> list[Operation]:
             Operation("GET", f"{path}/ready", tag, "Whether a copy of a model can answer",
                       {JSON: ServerReady}, other_answers={503: ServerReady}),
             Operation("POST", f"{path}/infer", tag, "Run a model on named tensors, as JSON or with bytes after it",
-                      {JSON: ShownAnswer, _BYTES: _STRING}, {JSON: InferBody, _BYTES: _STRING}),
+                      {JSON: ShownAnswer, BYTES: _STRING}, {JSON: InferBody, BYTES: _STRING}),
         ]  # fmt: skip
     return found

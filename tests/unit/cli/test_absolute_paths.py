@@ -11,7 +11,7 @@ applications:
 - name: gateway
   route_prefix: /
   import_path: serve_app.app:build_gateway
-  args: {api_keys_file: keys.yaml}
+  args: {api_keys_file: keys.yaml, batches: {directory: batches, keep_days: 2}}
 - name: one
   route_prefix: null
   import_path: serve_app.app:build_model
@@ -31,6 +31,7 @@ def test_paths_become_absolute_and_hub_ids_stay(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir("/")
     gateway, one, several, bare = with_absolute_paths(tmp_path / "serve.yaml")["applications"]
     assert gateway["args"]["api_keys_file"] == str(tmp_path / "keys.yaml")
+    assert gateway["args"]["batches"] == {"directory": str(tmp_path / "batches"), "keep_days": 2}
     assert one["args"] == {"name": "one", "source": str(tmp_path / "models" / "one"), "task": "embed"}
     assert [model["source"] for model in several["args"]["models"]] == [str(tmp_path / "models" / "one"), "org/name"]
     assert "args" not in bare

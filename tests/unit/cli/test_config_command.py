@@ -23,6 +23,9 @@ ROOT = Path(__file__).parents[3]
 SETTING = re.compile(r"( *)#(- )?(\w+):")
 
 
+NEEDED = (("#quantization:", "#scheme:"), ("#autoscaling:", "#max_replicas:"), ("#batches:", "#directory:"))
+
+
 def problems_of(path: Path, text: str) -> list[str]:
     path.write_text(text)
     return [str(one) for one in check_serve_file(path)]
@@ -38,7 +41,7 @@ def without_mark(lines: list[str], index: int) -> str:
     for above in range(index - 1, -1, -1):
         if SETTING.match(lines[above]) and indent_of(lines[above]) < indent_of(lines[shown[-1]]):
             shown.append(above)
-    for group, needed in (("#quantization:", "#scheme:"), ("#autoscaling:", "#max_replicas:")):
+    for group, needed in NEEDED:
         if any(lines[one].lstrip().startswith(group) for one in shown):
             shown.append(next(at for at, line in enumerate(lines) if line.lstrip().startswith(needed)))
     return "\n".join(line.replace("#", "", 1) if at in shown else line for at, line in enumerate(lines))

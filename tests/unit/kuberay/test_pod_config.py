@@ -97,6 +97,12 @@ def test_keys_come_from_a_secret(folder: Path) -> None:
         assert keyed == {"api_keys_file": "/etc/rayshard/keys/keys.txt"}
 
 
+def test_batches_are_not_kept_on_a_pods_own_disk(folder: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        served(write(folder, gateway="{batches: {directory: batches}}"))
+    assert str(refused.value).startswith("applications[gateway].args.batches: a pod's disk is its own")
+
+
 @pytest.mark.parametrize(
     ("top", "where", "told"),
     [

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from serve_app.config.batches import BatchesConfig
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.aliases import ALIASES
@@ -66,7 +67,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starlette]:
         description(directory, "colours", "classify", logits, labels=LABELS),
         description(directory, "module", "predict", outputs, inputs=tensors, has_tokenizer=False),
     ]
-    plane = DataPlane(backend, GatewayConfig())
+    batches = BatchesConfig(directory=str(tmp_path_factory.mktemp("batches")))
+    plane = DataPlane(backend, GatewayConfig(batches=batches))
     yield build_http_app(plane)
     plane.close()  # a process may run none of the tests that serve it
 
