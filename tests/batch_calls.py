@@ -15,8 +15,8 @@ from openai.types import Batch
 
 from serve_app.config.batches import BatchesConfig
 from serve_app.config.gateway import GatewayConfig
-from serve_app.gateway.batches.batch_run import BatchTools
 from serve_app.gateway.batches.batch_store import BatchStore
+from serve_app.gateway.batches.batch_tools import BatchTools
 from serve_app.gateway.batches.callers import BatchCaller
 from serve_app.gateway.batches.file_store import FileStore
 from serve_app.gateway.batches.line_calls import LineAnswer

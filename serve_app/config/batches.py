@@ -35,11 +35,11 @@ def check_batches_directory(config: BatchesConfig, base_dir: Path) -> Path:
     directory = base_dir / Path(config.directory).expanduser()
     field = "batches.directory"
     if directory.exists() and not directory.is_dir():
-        raise ConfigError(
-            f"{field}: {directory} is not a directory; name one that the Gateway can write to", field=field
-        )
+        raise ConfigError(f"{directory} is not a directory; name one that the Gateway can write to", field=field)
     if not directory.exists() and not directory.parent.is_dir():
-        raise ConfigError(f"{field}: {directory.parent} is not there; make it, or name another directory", field=field)
+        raise ConfigError(
+            f"{directory.parent} is not there; make it, or name another directory for batches", field=field
+        )
     return directory
 
 
@@ -49,9 +49,7 @@ def open_batches_directory(config: BatchesConfig) -> Path:
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{field}: {directory} cannot be made ({error.strerror})", field=field) from error
+        raise ConfigError(f"{directory} cannot be made ({error.strerror})", field=field) from error
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"{field}: {directory} cannot be written to by this process; change its owner or mode", field=field
-        )
+        raise ConfigError(f"{directory} cannot be written to by this process; change its owner or mode", field=field)
     return directory

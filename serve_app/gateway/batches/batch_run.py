@@ -4,22 +4,21 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from itertools import count
 from pathlib import Path
 
 from msgspec.structs import replace
 
-from serve_app.config.batches import BatchesConfig
 from serve_app.errors import NotFoundError, RequestError, UnavailableError
 from serve_app.gateway.batches.batch_store import BatchState, Claim
+from serve_app.gateway.batches.batch_tools import BatchTools
 from serve_app.gateway.batches.callers import BatchCaller, OwnerGoneError
-from serve_app.gateway.batches.file_store import FileStore
 from serve_app.gateway.batches.input_lines import InputLines
 from serve_app.gateway.batches.line_calls import (
-    CallLine,
+    LineAnswer,
     LineRequest,
     answered,
     refused,
@@ -28,34 +27,15 @@ from serve_app.gateway.batches.line_calls import (
 )
 from serve_app.gateway.batches.result_writer import ResultWriter
 from serve_app.gateway.batches.results import Progress, ResultFiles
-from serve_app.gateway.batches.running_lines import RunningLines
 from serve_app.gateway.batches.validation import FileCheck
 from serve_app.gateway.bodies.batches import BatchErrors, BatchLineError, BatchStatus
-from serve_app.preprocessing.text_pool import TextPool
 
 logger = logging.getLogger(__name__)
 
 _EXPIRED = "this request could not be run before the batch's completion window ended"
+_GONE_S = 600.0  # a model that was there when the file was checked may be on its way back, as after a restart
+_GONE_WAIT_S = 5.0
 _YIELD_S = 0.5  # between looks whether requests that somebody waits for still wait
-
-
-@dataclass(frozen=True, slots=True)
-class BatchTools:
-    """What the batches of one Gateway replica share."""
-
-    config: BatchesConfig
-    files: FileStore
-    threads: TextPool  # of one thread: what it does to a batch's files happens in the order it was asked for
-    call: CallLine
-    caller_of: Callable[[str], BatchCaller | None]  # by owner
-    check_model: Callable[[str, BatchCaller], None]  # raises ModelNotFoundError, UnavailableError while not known yet
-    num_waiting: Callable[[str], int]  # requests before a new one, at the copy of a model that has the fewest
-    running: RunningLines
-    max_line_bytes: int
-    watch_s: float = 1.0  # between looks whether a batch is to end, and notes of its progress
-    monotonic: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    clock: Callable[[], float] = time.time
 
 
 @dataclass(slots=True)
@@ -63,6 +43,7 @@ class _Lines:
     """The requests of a batch while they are run."""
 
     progress: Progress = field(default_factory=Progress)
+    gone_since_s: float | None = None  # the model was not there at the last attempt, for the first time then
     resume_s: float = 0.0  # none begins before, for one was told to wait
 
 
@@ -152,10 +133,9 @@ class BatchRun:
         config, batch = self._tools.config, self._claim.state.batch
         max_line_bytes = self._tools.max_line_bytes
         check = FileCheck(batch.endpoint, max_requests=config.max_requests, max_line_bytes=max_line_bytes)
-        lines = await self._run(InputLines, path, max_line_bytes)
-        with contextlib.closing(lines):
-            while not check.is_over and (chunk := await self._run(lines.take)) is not None:
-                await self._run(check.feed, chunk)
+        lines = InputLines(path, max_line_bytes)
+        while not check.is_over and (chunk := await self._run(lines.take)) is not None:
+            await self._run(check.feed, chunk)
         check.finish()
         if not check.errors and check.model is not None:
             check.errors += await self._model_errors(check.model)
@@ -190,10 +170,9 @@ class BatchRun:
 
     async def _requests_left(self, path: Path) -> AsyncIterator[list[LineRequest]]:
         done = frozenset(self._lines.progress.done)
-        lines = await self._run(InputLines, path, self._tools.max_line_bytes)
-        with contextlib.closing(lines):
-            while (chunk := await self._run(lines.take)) is not None:
-                yield await self._run(requests_left, chunk, done)
+        lines = InputLines(path, self._tools.max_line_bytes)
+        while (chunk := await self._run(lines.take)) is not None:
+            yield await self._run(requests_left, chunk, done)
 
     async def _wait_for_room(self) -> None:
         """Until the next request may begin: none waits that somebody waits for, and its key has enough left."""
@@ -222,14 +201,25 @@ class BatchRun:
                 async with tools.running.one_of(batch.model or ""):
                     limit_s = tools.config.request_timeout_s
                     answer = await tools.call(batch.endpoint, request.body, caller, limit_s)
-                if answer.retry_after_s is None:
+                retry_after_s = self._retry_after(answer)
+                if retry_after_s is None:
                     break
-                wait_s = wait_before(attempt, answer.retry_after_s)
+                wait_s = wait_before(attempt, retry_after_s)
                 lines.resume_s = max(lines.resume_s, tools.monotonic() + wait_s)
                 await tools.sleep(wait_s)
             await writer.add(answered(request, answer))
         finally:
             self._places.release()
+
+    def _retry_after(self, answer: LineAnswer) -> float | None:
+        """Seconds until a request is to be tried again; None: it has its answer."""
+        lines, now_s = self._lines, self._tools.monotonic()
+        if answer.status != HTTPStatus.NOT_FOUND:
+            lines.gone_since_s = None
+            return answer.retry_after_s
+        if lines.gone_since_s is None:
+            lines.gone_since_s = now_s
+        return _GONE_WAIT_S if now_s - lines.gone_since_s < _GONE_S else None
 
     async def _expire_rest(self, ends_as: BatchStatus) -> None:
         """An entry for each request that the window has ended before."""

@@ -26,6 +26,7 @@ from serve_app.gateway.batches.places import (
     names_in,
     new_id,
     no_such,
+    read_object,
     remove_folder,
     write_atomically,
 )
@@ -142,24 +143,28 @@ class BatchStore:
         ]
 
     def claim(self, queued: QueuedBatch) -> "Claim | None":
-        """The right to work a batch, of this process alone; None: another has it, or it has ended."""
+        """The right to work a batch, of this process alone; None: another has it, or it has ended.
+
+        Raises OSError when the filesystem has no locks, or the batch cannot be read.
+        """
         folder = self.places.batch(queued.owner, queued.batch_id)
         try:
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         except FileNotFoundError:
             self._forget(queued, None)
             return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(descriptor)
-            return None
-        state = self._found(queued.owner, queued.batch_id)
-        if state is None or state.batch.status in ENDED:  # read under the lock: it may just have ended
-            self._forget(queued, state)
-            os.close(descriptor)
-            return None
-        return Claim(self, queued, state, descriptor)
+        with contextlib.ExitStack() as unless_claimed:
+            unless_claimed.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            state = self._found(queued.owner, queued.batch_id)
+            if state is None or state.batch.status in ENDED:  # read under the lock: it may just have ended
+                self._forget(queued, state)
+                return None
+            unless_claimed.pop_all()
+            return Claim(self, queued, state, descriptor)
 
     def remove(self, owner: str, batch_id: str) -> None:
         """Delete whatever there is of a batch."""
@@ -173,11 +178,7 @@ class BatchStore:
                 entry.unlink()
 
     def _found(self, owner: str, batch_id: str) -> BatchState | None:
-        try:
-            content = (self.places.batch(owner, batch_id) / STATE).read_bytes()
-        except FileNotFoundError:
-            return None
-        return msgspec.json.decode(content, type=BatchState)
+        return read_object(self.places.batch(owner, batch_id) / STATE, BatchState)
 
     def _shown(self, owner: str, batch: Batch) -> Batch:
         """With what has been asked for and is not done yet."""

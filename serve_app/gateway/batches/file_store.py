@@ -20,6 +20,7 @@ from serve_app.gateway.batches.places import (
     names_in,
     new_id,
     no_such,
+    read_object,
     remove_folder,
     sync_folder,
     write_atomically,
@@ -122,12 +123,8 @@ class FileStore:
         return total
 
     def _found(self, owner: str, file_id: str) -> FileObject | None:
-        try:
-            content = (self.places.file(owner, file_id) / META).read_bytes()
-        except FileNotFoundError:
-            return None
-        found = msgspec.json.decode(content, type=FileObject)
-        return found if found.expires_at > self._clock() else None
+        found = read_object(self.places.file(owner, file_id) / META, FileObject)
+        return found if found is not None and found.expires_at > self._clock() else None
 
 
 class Upload:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO
 
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.batches import BatchLine
@@ -24,40 +25,45 @@ class InputLine:
 
 
 class InputLines:
-    """The lines of a file, in order. max_line_bytes: of what is not too long."""
+    """The lines of a file, in order; it is open only while some are taken. max_line_bytes: of what is not too long."""
 
     def __init__(self, path: Path, max_line_bytes: int) -> None:
-        self._file = path.open("rb")
+        self._path = path
         self._max_bytes = max_line_bytes
+        self._position = 0
         self._number = 0
 
-    def close(self) -> None:
-        """Read no more."""
-        self._file.close()
-
     def take(self) -> list[InputLine] | None:
-        """The next lines, some hundred KiB of them or a thousand; None at the end of the file."""
+        """The next lines, some hundred KiB of them or a thousand; None at the end of the file. Blocks."""
         found: list[InputLine] = []
-        num_bytes = 0
-        while num_bytes < _CHUNK_BYTES and len(found) < _CHUNK_LINES:
-            content = self._file.readline(self._max_bytes + len(_LONGEST_END))
-            if not content:
-                break
-            self._number += 1
-            num_bytes += len(content)
-            line = content.rstrip(_LONGEST_END)
-            is_whole = content.endswith(b"\n")
-            if len(line) > self._max_bytes or (not is_whole and len(content) > self._max_bytes):
-                if not is_whole:
-                    self._skip_line()
-                found.append(InputLine(self._number, None))
-            elif line.strip():
-                found.append(InputLine(self._number, line))
-        return found if num_bytes else None
+        with self._path.open("rb") as file:
+            start = file.seek(self._position)
+            while file.tell() - start < _CHUNK_BYTES and len(found) < _CHUNK_LINES:
+                if not self._take_one(file, found):
+                    break
+            self._position = file.tell()
+        return found if self._position > start else None
 
-    def _skip_line(self) -> None:
-        while (piece := self._file.readline(_SKIP_BYTES)) and not piece.endswith(b"\n"):
-            pass
+    def _take_one(self, file: BinaryIO, found: list[InputLine]) -> bool:
+        """Adds the next line if it is not blank; False at the end."""
+        content = file.readline(self._max_bytes + len(_LONGEST_END))
+        if not content:
+            return False
+        self._number += 1
+        line = content.rstrip(_LONGEST_END)
+        is_whole = content.endswith(b"\n")
+        if len(line) > self._max_bytes or (not is_whole and len(content) > self._max_bytes):
+            if not is_whole:
+                _skip_line(file)
+            found.append(InputLine(self._number, None))
+        elif line.strip():
+            found.append(InputLine(self._number, line))
+        return True
+
+
+def _skip_line(file: BinaryIO) -> None:
+    while (piece := file.readline(_SKIP_BYTES)) and not piece.endswith(b"\n"):
+        pass
 
 
 def parse_line(content: bytes) -> BatchLine:

@@ -8,14 +8,20 @@ An id begins with the time, so that names sort by age.
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from serve_app.errors import NotFoundError
+
+ObjectT = TypeVar("ObjectT")
 
 OPEN_OWNER = "open"  # where no keys are used
 _KEY_OWNER = "key-"  # before a key's name
@@ -99,6 +105,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         draft.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def read_object(path: Path, kind: type[ObjectT]) -> ObjectT | None:
+    """What write_atomically has written of a kind; None: it is not there. Raises OSError when it is something else."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        raise OSError(errno.EIO, "not what this server writes", str(path)) from error
 
 
 def sync_folder(path: Path) -> None:

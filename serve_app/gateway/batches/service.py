@@ -7,8 +7,8 @@ from pathlib import Path
 
 from serve_app.config.batches import BatchesConfig
 from serve_app.errors import QueueFullError, RequestError, UnavailableError
-from serve_app.gateway.batches.batch_run import BatchTools
 from serve_app.gateway.batches.batch_store import BatchStore
+from serve_app.gateway.batches.batch_tools import BatchTools
 from serve_app.gateway.batches.callers import owner
 from serve_app.gateway.batches.file_store import FileStore, Upload
 from serve_app.gateway.batches.paging import Page, Paging

@@ -23,7 +23,7 @@ def sweep(files: FileStore, batches: BatchStore, config: BatchesConfig) -> None:
     for one in queued:
         try:
             state = batches.load(one.owner, one.batch_id)
-        except NotFoundError:
+        except (NotFoundError, OSError):  # it is only just being made, or somebody has broken it
             continue
         needed |= {state.batch.input_file_id, state.output_id, state.error_id}
     num_deleted = 0

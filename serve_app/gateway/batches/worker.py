@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serve_app.gateway.batches.batch_run import BatchRun, BatchTools
+from serve_app.gateway.batches.batch_run import BatchRun
 from serve_app.gateway.batches.batch_store import BatchStore, Claim, QueuedBatch
+from serve_app.gateway.batches.batch_tools import BatchTools
 from serve_app.gateway.batches.callers import OwnerGoneError
 from serve_app.gateway.batches.file_store import DAY_S
 from serve_app.gateway.batches.places import made_s
@@ -80,8 +81,8 @@ class BatchWorker:
                 else:
                     await self._claim_some()
                     await self._sweep()
-            except OSError as error:
-                logger.error("the directory of batches cannot be read reason=%s", error.strerror)
+            except Exception as error:  # such as a directory that is away for a while
+                logger.error("batches cannot be looked for", exc_info=error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await self._news.wait()
@@ -96,9 +97,17 @@ class BatchWorker:
             waiting.remove(first)
             if self._tools.caller_of(first.owner) is None and not self._is_late(first):
                 continue  # its key is gone, and may come back
-            claim = await run(self._store.claim, first)
+            try:
+                claim = await run(self._store.claim, first)
+            except OSError as error:
+                self._lay_down(first.batch_id, error)
+                continue
             if claim is not None:
                 self._begin(claim)
+
+    def _lay_down(self, batch_id: str, error: BaseException) -> None:
+        logger.error("batch laid down id=%s again_s=%.0f", batch_id, _AGAIN_S, exc_info=error)
+        self._not_before_s[batch_id] = time.monotonic() + _AGAIN_S
 
     def _is_free(self, queued: QueuedBatch, now_s: float) -> bool:
         return queued.batch_id not in self._runs and self._not_before_s.get(queued.batch_id, 0.0) <= now_s
@@ -118,8 +127,7 @@ class BatchWorker:
         except* OwnerGoneError:
             logger.info("batch laid down until its key is there again id=%s", claim.batch_id)
         except* Exception as error:  # of one batch: a full disk, a file that somebody has broken
-            logger.error("batch laid down id=%s again_s=%.0f", claim.batch_id, _AGAIN_S, exc_info=error)
-            self._not_before_s[claim.batch_id] = time.monotonic() + _AGAIN_S
+            self._lay_down(claim.batch_id, error)
         finally:
             try:
                 await asyncio.shield(self._tools.threads.run(claim.release))  # after whatever it still writes

@@ -8,7 +8,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from serve_app.errors import NotFoundError, RequestError
-from serve_app.gateway.batches.batch_run import BatchTools
+from serve_app.gateway.batches.batch_tools import BatchTools
 from serve_app.gateway.batches.callers import BatchCaller, caller_of
 from serve_app.gateway.batches.file_store import FileStore
 from serve_app.gateway.batches.paging import paging_of

@@ -115,6 +115,22 @@ def test_servers_and_their_functions_are_checked(tmp_path: Path, head: str, told
     assert message.startswith(told)
 
 
+def test_a_directory_of_batches_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, "", "task: classify, pooling: mean")
+    for directory, told in (("batches", 0), ("no/batches", 1)):
+        gateway = GATEWAY.replace("'}", f"', args: {{batches: {{directory: {directory}}}}}}}")
+        found = messages(with_gateway(path, gateway))
+        assert [one for one in found if one.startswith("batches.directory: ")] == [
+            f"batches.directory: {tmp_path}/no is not there; make it, or name another directory for batches"
+        ] * told
+
+
+def with_gateway(path: Path, gateway: str) -> Path:
+    changed = path.with_name("changed.yaml")
+    changed.write_text(path.read_text().replace(GATEWAY, gateway))
+    return changed
+
+
 def test_one_port_is_enough_where_nothing_listens_for_grpc(tmp_path: Path) -> None:
     told = messages(write(tmp_path, "http_options: {port: 9000}", "task: classify, pooling: mean"))
     assert not any("port" in message for message in told)

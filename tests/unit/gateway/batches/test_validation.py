@@ -18,7 +18,6 @@ def checked(path: Path, content: bytes, *, max_requests: int = 100, max_line_byt
     while not check.is_over and (chunk := lines.take()) is not None:
         check.feed(chunk)
     check.finish()
-    lines.close()
     return check
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.gateway.batches.batch_store import CANCEL, LOCK
+from serve_app.gateway.batches.batch_store import CANCEL, LOCK, STATE
 from serve_app.gateway.batches.callers import BatchCaller
 from serve_app.gateway.batches.file_store import DAY_S, META
 from serve_app.gateway.batches.line_calls import LineAnswer
@@ -108,6 +108,30 @@ async def test_what_can_be_tried_again_is(tmp_path: Path) -> None:
     assert asked == Counter({"p0": 1, "p1": 4, "p2": 1})
     assert len(replica.waits_s) == 3
     assert all(7.0 <= wait_s <= 7.0 * 1.25 for wait_s in replica.waits_s)
+
+
+@pytest.mark.parametrize(("num_gone", "status"), [(3, 200), (1000, 404)])
+async def test_a_model_that_was_there_is_waited_for_ten_minutes(tmp_path: Path, num_gone: int, status: int) -> None:
+    replica = Replica(tmp_path, settings={"concurrency": 1})
+    replica.call.answer = lambda prompt: said(prompt, 404 if len(replica.call.prompts) <= num_gone else 200)
+    batch = replica.add(lines_of(4))
+    async with replica.working():
+        batch = await replica.until(batch.id)
+    found = replica.results(batch.output_file_id if status == 200 else batch.error_file_id)
+    assert [line["response"]["status_code"] for line in found.values()] == [status] * 4
+    assert len(replica.waits_s) >= num_gone if status == 200 else sum(replica.waits_s) == pytest.approx(640, abs=50)
+
+
+async def test_a_batch_that_somebody_has_broken_stops_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    replica = Replica(tmp_path)
+    broken, good = replica.add(lines_of(2)), replica.add(lines_of(2))
+    (replica.files.places.batch(OPEN_OWNER, broken.id) / STATE).write_text("{")
+    async with replica.working():
+        assert (await replica.until(good.id)).status == "completed"
+    assert f"batch laid down id={broken.id}" in caplog.text
+    assert "not what this server writes" in caplog.text
 
 
 async def test_what_fails_for_good_is_in_the_error_file(tmp_path: Path) -> None:
