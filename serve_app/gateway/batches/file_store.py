@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,7 +129,7 @@ class FileStore:
 
 
 class Upload:
-    """A file while it arrives: finished or dropped in the end."""
+    """A file while it arrives: finished or dropped in the end. Its threads take turns."""
 
     def __init__(self, store: FileStore, owner: str, file_id: str, max_bytes: int) -> None:
         self.num_bytes = 0
@@ -137,11 +138,36 @@ class Upload:
         self._owner = owner
         self._file_id = file_id
         self._file: BinaryIO | None = None
+        self._turn = threading.Lock()  # a request that is cancelled leaves its thread at work
+        self._is_over = False
 
     def write(self, content: bytes) -> None:
         """Raises RequestTooLargeError before there is more than may be."""
         if self.num_bytes + len(content) > self.max_bytes:
             raise too_large(self.max_bytes)
+        with self._turn:
+            if not self._is_over:
+                self._write(content)
+
+    def finish(self, filename: str, purpose: str, keep_s: int | None) -> FileObject:
+        """The file is whole."""
+        with self._turn:
+            assert self._file is not None
+            os.fsync(self._file.fileno())
+            self._file.close()
+            shown = self._store.show(self._owner, self._file_id, filename, purpose, keep_s)
+            self._is_over = True
+            return shown
+
+    def drop(self) -> None:
+        """The file will not come to its end, unless it has."""
+        with self._turn:
+            if self._file is not None and not self._is_over:
+                self._file.close()
+                self._store.remove(self._owner, self._file_id)
+            self._is_over = True
+
+    def _write(self, content: bytes) -> None:
         if self._file is None:
             path = self._store.make_room(self._owner, self._file_id)
             self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
@@ -149,20 +175,6 @@ class Upload:
         while view:
             view = view[self._file.write(view) :]
         self.num_bytes += len(content)
-
-    def finish(self, filename: str, purpose: str, keep_s: int | None) -> FileObject:
-        """The file is whole."""
-        assert self._file is not None
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        return self._store.show(self._owner, self._file_id, filename, purpose, keep_s)
-
-    def drop(self) -> None:
-        """The file will not come to its end."""
-        if self._file is not None:
-            self._file.close()
-            self._store.remove(self._owner, self._file_id)
 
 
 def too_large(max_bytes: int) -> RequestTooLargeError:
