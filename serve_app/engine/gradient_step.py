@@ -17,6 +17,7 @@ from serve_app.models.packed_linear import PackedLinear
 from serve_app.models.quantization import QuantizedEmbedding
 from serve_app.models.token_path import TokenPath
 from serve_app.parallel.communicator import Communicator, StepFailedError
+from serve_app.parallel.summed_gradients import summed_gradients
 from serve_app.types.shards import ShardSpec
 from serve_app.types.tensors import PATH_BASELINE, PATH_POSITION, PATH_TARGET
 
@@ -30,8 +31,8 @@ def gradient_problem(stage: BatchStage, shard: ShardSpec) -> str:
         is_quantized = isinstance(module, PackedLinear) and not isinstance(module, FloatLinear)
         if is_quantized or isinstance(module, QuantizedEmbedding):
             return "its weights are quantized, and their kernels have no gradients"
-    if shard.num_ranks > 1:
-        return "its layers are split over tensor ranks (parallel.tensor)"
+    if shard.num_ranks > 1 and stage.column_layers is None:
+        return "its tensor ranks (parallel.tensor) share more than the columns and rows of its layers"
     if "input_ids" not in stage.inputs:
         return "it takes no tokens"
     if shard.is_first and stage.token_embedding is None:
@@ -54,11 +55,12 @@ class GradientSteps:
         stage has failed: the others know then.
         """
         slopes, values = [], []
-        for batch in _batches(stage, inputs):
-            one = self._run_batch(stage, batch)
-            if self._shard.is_last:
-                slopes.append(one["attributions"])
-                values.append(one["value"])
+        with summed_gradients(stage.column_layers or [], self._communicator):
+            for batch in _batches(stage, inputs):
+                one = self._run_batch(stage, batch)
+                if self._shard.is_last:
+                    slopes.append(one["attributions"])
+                    values.append(one["value"])
         return {"attributions": torch.cat(slopes), "value": torch.cat(values)} if self._shard.is_last else {}
 
     def _run_batch(self, stage: BatchStage, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

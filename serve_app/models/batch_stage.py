@@ -30,6 +30,14 @@ class BatchStage(Protocol):
         """What looks the vectors of input_ids up, on the first stage; None: there is no one module that does."""
         ...
 
+    @property
+    def column_layers(self) -> list[nn.Module] | None:
+        """Layers of which each tensor rank has columns of its own, so that their inputs' gradients are sums over ranks.
+
+        Empty on one rank; None: ranks share more than such layers and those that add up.
+        """
+        ...
+
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Run this stage.
 

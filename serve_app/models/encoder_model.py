@@ -22,6 +22,12 @@ from serve_app.types.shards import ShardSpec
 from serve_app.types.tensors import TensorSpec
 
 _HIDDEN = "hidden_states"
+_COLUMN_STYLES = {"colwise", "packed_colwise"}
+_KNOWN_STYLES = {
+    *_COLUMN_STYLES,
+    "rowwise",
+    "replicated_with_grad_allreduce",
+}  # the last are norms of a rank's own heads
 _PROMPT_LENGTHS = "prompt_lengths"  # tokens of the prompt that each text begins with
 
 
@@ -95,6 +101,19 @@ class EncoderStage:
             return None
         embedding: nn.Module = self.base.get_submodule(self.architecture.parts.embedding)
         return embedding
+
+    @property
+    def column_layers(self) -> list[nn.Module] | None:
+        """See BatchStage."""
+        cut = self.architecture.tensor_cut
+        if self.shard.num_ranks == 1 or cut is None:
+            return []
+        plan = cut.plan if cut.plan is not None else self.config.base_model_tp_plan
+        if not _KNOWN_STYLES.issuperset(plan.values()):
+            return None
+        columns = [pattern.partition(".*.")[2] for pattern, style in plan.items() if style in _COLUMN_STYLES]
+        named = [dict(layer.named_modules()) for layer in self.own_layers]
+        return [modules[name] for modules in named for name in columns if name in modules]
 
     def forward(self, inputs: dict[str, Tensor], hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Run this stage over packed texts; see BatchStage. Hidden states are [T, D]."""

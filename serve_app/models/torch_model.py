@@ -76,6 +76,11 @@ class ModuleStage:
         found = [module for module in self.module.modules() if isinstance(module, nn.Embedding)]
         return found[0] if len(found) == 1 and self._shard.is_first else None
 
+    @property
+    def column_layers(self) -> list[nn.Module] | None:
+        """See BatchStage: a module has one rank."""
+        return []
+
     def drop_others(self) -> None:
         """Drop everything that this stage does not run."""
         if self._kind in ("declared", "sequential"):

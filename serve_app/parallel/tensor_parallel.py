@@ -18,6 +18,7 @@ from serve_app.models.cut_stage import CutStage
 from serve_app.models.transformers_model import replace_module
 from serve_app.parallel.communicator import Communicator
 from serve_app.parallel.shared_norm import SharedRMSNorm
+from serve_app.parallel.summed_gradients import summed_output
 
 Range = tuple[int, int]
 OutputHook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
@@ -176,6 +177,8 @@ def _cut_embedding(embedding: nn.Module, own: Range, communicator: Communicator)
 
 def _sum_output(communicator: Communicator) -> OutputHook:
     def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if output.requires_grad:
+            return summed_output(output, communicator)
         return communicator.all_reduce(output.contiguous())
 
     return hook

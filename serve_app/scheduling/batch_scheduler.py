@@ -160,14 +160,16 @@ class BatchScheduler:
         """Take in a step's outputs; gives the requests that have ended with it."""
         assert output.step_id == min(self._in_flight), "steps come back in their order"
         entries = self._in_flight.pop(output.step_id)
-        sent_s, is_half_full = self._sent_s.pop(output.step_id), self._size.is_half_full(entries)
+        has_gradients = entries[0].job.request.has_gradients
+        sent_s = self._sent_s.pop(output.step_id)
+        is_half_full = self._size.is_half_full(entries) and not has_gradients  # which tell nothing of others' steps
         self.last_step_s = now_s - sent_s
         self._times.take(sent_s, now_s, is_half_full=is_half_full, num_entries=len(entries))
         model = self.models[entries[0].model]
         if output.error is not None:
             return self._fail_or_separate(entries, f"model={model.name} failed: {output.error}")
         try:
-            specs = GRADIENT_OUTPUTS if entries[0].job.request.has_gradients else model.outputs
+            specs = GRADIENT_OUTPUTS if has_gradients else model.outputs
             parts = cut_outputs(output.outputs, specs, [entry.sizes for entry in entries], model.batch_dim or 0)
         except InternalError as error:
             return self._fail_or_separate(entries, f"model={model.name}: {error.message}")
