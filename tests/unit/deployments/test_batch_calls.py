@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from serve_app.preprocessing.arrays import integer_tensor, to_array
 from serve_app.scheduling.jobs import Job
 from serve_app.tracing.tracing import Tracing
 from serve_app.types.models import ModelDescription
-from serve_app.types.shards import BatchModelReport
+from serve_app.types.shards import BatchModelReport, ShardReport
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorSpec
 from serve_app.wire.links import LOOPBACK, Senders
 from serve_app.wire.messages import InferMessage
@@ -41,21 +42,25 @@ REPORT = BatchModelReport(
 )
 
 
+def make_calls(tracing: Tracing | None = None) -> BatchCalls:
+    config = ModelConfig.model_validate(
+        {
+            "name": "tickets",
+            "source": str(TICKETS),
+            "task": "classify",
+            "architecture": "serve_app.models.text_classifier:TextClassifier",
+            "engine": {"max_queued": 4, "max_num_seqs": 2},
+        }
+    )
+    return BatchCalls([plan_batch_model(config, ROOT, read_environment({}))], "a", tracing)
+
+
 class Tickets:
     """One replica of the shipped classifier, on shards that only count tokens."""
 
     def __init__(self, tracing: Tracing | None = None) -> None:
-        config = ModelConfig.model_validate(
-            {
-                "name": "tickets",
-                "source": str(TICKETS),
-                "task": "classify",
-                "architecture": "serve_app.models.text_classifier:TextClassifier",
-                "engine": {"max_queued": 4, "max_num_seqs": 2},
-            }
-        )
         self.groups: list[EchoGroup] = []
-        self.calls = BatchCalls([plan_batch_model(config, ROOT, read_environment({}))], "a", tracing)
+        self.calls = make_calls(tracing)
         identity = ReplicaIdentity("a", "tickets", "Router", LOOPBACK)
         self.replica = ModelReplica(
             identity, self.calls.work, self.calls, self.make_group, Senders(LOOPBACK), retry_s=0.001
@@ -213,3 +218,12 @@ async def test_calls_are_freed_when_they_end_and_not_by_a_garbage_collection(
     await asyncio.gather(*calls)
     del calls, late
     await until(lambda: not num_held())
+
+
+def test_a_model_gives_no_gradients_when_one_of_its_shards_does_not() -> None:
+    calls = make_calls()
+    mute = replace(REPORT, gradient_problem="its kernel has none")
+    for models, problem in (([REPORT, mute], "its kernel has none"), ([REPORT, REPORT], "")):
+        calls.work.scheduler([ShardReport(0, 0, 0.0, [model]) for model in models], None)
+        (description,) = calls.describe(1)
+        assert description.gradient_problem == problem

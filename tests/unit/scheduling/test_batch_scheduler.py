@@ -1,6 +1,7 @@
 """Dynamic batching: which entries share a step, in which order, and what becomes of them."""
 
 import struct
+from dataclasses import replace
 
 import pytest
 
@@ -138,6 +139,25 @@ def test_entries_of_other_shapes_or_of_a_model_without_batching_are_alone() -> N
         shapes.append(step.inputs["x"].shape)
         scheduler.update(run(step))
     assert sorted(shapes) == [(2,), (2,), (2, 1), (3, 1)]
+
+
+def test_steps_with_gradients_are_their_own_and_cut_by_their_own_outputs() -> None:
+    scheduler = scheduler_of()
+    plain = scheduler.add(request(text(1, 2)))
+    paths = scheduler.add(replace(request(text(3), text(4, 5)), has_gradients=True))
+    first = step_of(scheduler)
+    assert not first.has_gradients
+    assert values_of(first.inputs["input_ids"]) == [1, 2]
+    assert [one.job for one in scheduler.update(run(first))] == [plain]
+    second = step_of(scheduler)
+    assert second.has_gradients
+    assert values_of(second.inputs["input_ids"]) == [3, 4, 5]
+    outputs = {"attributions": integers([30, 40, 50]), "value": integers([7, 8])}
+    (ended,) = scheduler.update(BatchStepOutput(second.step_id, outputs))
+    assert ended.job is paths
+    assert ended.result is not None
+    assert [values_of(one["attributions"]) for one in ended.result.outputs] == [[30], [40, 50]]
+    assert [values_of(one["value"]) for one in ended.result.outputs] == [[7], [8]]
 
 
 def test_only_the_culprit_of_a_failed_step_fails() -> None:
