@@ -157,10 +157,10 @@ def test_explanations_are_offered_where_the_server_describes_them(page: Page) ->
         page.task("explain")
         page.choose("#model-0", "tickets")
         page.ask("Where is my parcel?")
-        page.until(lambda: len(page.all(".explanations .measured li")) == 4)
+        page.until(lambda: len(page.all(".explanations .measured li")) == 5)
         assert page.text(".explanations .text") == "Where is my parcel?"
     text = {"type": "string"}
-    method = {"enum": ["occlusion", "gradient", None]}
+    method = {"enum": ["auto", "occlusion", "gradient", None]}
     fields = {"model": text, "input": text, "method": method, "target": text, "against": text}
     route = {"post": {"requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/B"}}}}}}
     document = {"paths": {"/v1/explain": route}, "components": {"schemas": {"B": {"properties": fields}}}}

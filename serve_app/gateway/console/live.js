@@ -48,6 +48,7 @@ class Card {
     this.#figures.get("first").root.hidden = !model.isGenerator;
     const most = rate(Math.max(...model.history));
     this.#trend.replaceChildren(sparkline(model.history, NUM_PLACES, `Tokens a second over the last minute, at most ${most}`));
+    this.#trend.hidden = model.history.every((value) => value === 0);
     const ids = model.copies.map((copy) => copy.id);
     keepParts(this.#list, this.#copies, ids, () => new CopyRow());
     for (const copy of model.copies) this.#copies.get(copy.id).show(copy);

@@ -84,7 +84,7 @@ export function explainTask(document) {
   const route = document.paths?.["/v1/explain"]?.post;
   if (!route) return null;
   const body = resolved(document, route.requestBody?.content?.["application/json"]?.schema);
-  const methods = choicesOf(resolved(document, body?.properties?.method));
+  const methods = choicesOf(resolved(document, body?.properties?.method)).filter((one) => one !== "auto");
   const fields = [
     { name: "text_pair", label: "Second text, for a model of pairs", kind: "area" },
     { name: "method", label: "Method", kind: "choice", choices: () => methods, hint: "the server's choice" },
