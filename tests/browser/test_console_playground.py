@@ -47,6 +47,20 @@ def test_an_answer_shows_as_it_comes_and_stops_when_told(page: Page, backend: Co
     assert page.text("#announcer") == "demo was stopped"
 
 
+def test_focus_goes_back_to_the_text_but_from_nowhere_that_was_chosen_meanwhile(
+    page: Page, backend: ConsoleBackend
+) -> None:
+    focused = "return document.activeElement.id"
+    page.ask("hello")
+    until_answered(page)
+    page.until(lambda: page.run(focused) == "field-text")
+    backend.step_s = 0.03
+    page.ask("again")
+    page.run("document.getElementById('model-0').focus()")
+    page.until(lambda: page.text("#announcer") == "demo has answered")
+    assert page.run(focused) == "model-0"
+
+
 def test_a_conversation_goes_on_and_a_cleared_one_does_not(page: Page, backend: ConsoleBackend) -> None:
     def last_prompt() -> str:
         return backend.text(backend.requests[-1].prompt_token_ids)

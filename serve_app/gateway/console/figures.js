@@ -5,6 +5,7 @@ import { Rates } from "./rates.js";
 
 const RATE_S = 4; // copies tell their state twice a second, so a shorter window would tremble
 const FIRST_TOKEN_S = 60;
+const GAP_S = 5;
 const GATEWAY_S = 15; // several replicas answer in turn
 export const NUM_PLACES = 60; // of the sparkline
 
@@ -12,6 +13,7 @@ export class Figures {
   #rates = new Rates();
   #gateways = new Map(); // by name: when it answered last
   #history = new Map(); // by model: tokens a second, once a poll
+  #taken_s = 0; // when the state before was told
   #shards = new Map(); // by model and copy: as /v1/admin/plan tells them
 
   /** What /v1/admin/plan told; null: nothing. */
@@ -24,6 +26,8 @@ export class Figures {
 
   /** Take a state in; gives each model's figures. now_s: by the server's clock, as ours would count its delay too. */
   take(state, now_s) {
+    if (now_s - this.#taken_s > GAP_S) this.#history.clear(); // the page was hidden: there is no line to go on
+    this.#taken_s = now_s;
     this.#gateways.set(state.gateway, now_s);
     for (const model of state.models) {
       for (const counter of ["num_prompt_tokens", "num_output_tokens", "num_first_tokens", "first_token_sum_s"]) {

@@ -113,7 +113,14 @@ export class Playground {
     this.#setRunning(null);
     setText(byId("announcer"), ended.map((one) => one.told).join(". "));
     if (ended.some((one) => one.status === 401)) this.#onRefused();
-    else this.#fields.focus("text");
+    else this.#returnFocus();
+  }
+
+  /** To the text, for the next one; not from where somebody has gone meanwhile, nor to open a phone's keyboard. */
+  #returnFocus() {
+    const isLeft = [document.body, byId("send")].includes(document.activeElement);
+    if (isLeft && !matchMedia("(pointer: coarse)").matches) this.#fields.focus("text");
+    else if (isLeft) byId("send").focus();
   }
 
   #setRunning(controller) {
