@@ -25,6 +25,11 @@ from serve_app.planning.setting_problems import Problem, problems_of, shown
 from serve_app.planning.yaml_document import read_document
 
 _DASHBOARD_PORT = 8265
+_REMOVE = "where it is placed follows from args.parallel and args.device; remove it"
+_INSTEAD = {  # of ray_actor_options of a Router
+    **dict.fromkeys(("num_cpus", "num_gpus", "accelerator_type"), "use args.device for its shards"),
+    "runtime_env": "write it beside `args`, for the whole application",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +278,8 @@ class _Inspection:
             message = f"{value} cannot be set: placement follows from args.parallel and args.device; remove it"
             self._add(f"{where}.{setting}", message)
         actor = router.ray_actor_options
-        for setting in sorted(actor.model_fields_set & {"num_cpus", "num_gpus", "accelerator_type"}):
-            message = f"{shown(getattr(actor, setting))} cannot be set for the Router; use args.device for its shards"
+        for setting in sorted(actor.model_fields_set):  # Serve would hold them against the Router's bundle, or wait
+            message = f"{shown(getattr(actor, setting))} cannot be set for the Router; {_INSTEAD.get(setting, _REMOVE)}"
             self._add(f"{where}.ray_actor_options.{setting}", message)
         if router.max_ongoing_requests is not None and router.max_ongoing_requests < needed:
             message = (

@@ -64,21 +64,22 @@ class ActorOptions(ConfigModel):
     """Serve's `ray_actor_options` of a deployment."""
 
     runtime_env: object = None
-    """Environment of the replica's process."""
+    """Environment of the replica's process. Refused for a Router, which takes its application's."""
     num_cpus: float | None = Field(default=None, ge=0)
-    """CPUs that Ray reserves for a replica; null: 0.05. Refused for a Router, see device.cpus_per_shard. [CPUs]"""
+    """CPUs that Ray reserves for a replica; null: Serve's 1, and 0.05 where no option is set. Refused for a Router, see
+    device.cpus_per_shard. [CPUs]"""
     num_gpus: float | None = Field(default=None, ge=0)
     """GPUs that Ray reserves for a replica. Refused for a Router, see device. [GPUs]"""
     memory: float | None = Field(default=None, ge=0)
-    """Memory that Ray reserves for a replica. [bytes]"""
+    """Memory that Ray reserves for a replica. Refused for a Router. [bytes]"""
     resources: object = None
-    """Resources of your own that Ray reserves for a replica."""
+    """Resources of your own that Ray reserves for a replica. Refused for a Router."""
     accelerator_type: str | None = None
     """Kind of GPU. Refused for a Router, see device."""
     label_selector: object = None
-    """Labels of the nodes that it may run on."""
+    """Labels of the nodes that it may run on. Refused for a Router."""
     fallback_strategy: object = None
-    """Labels to try where none of those has room."""
+    """Labels to try where none of those has room. Refused for a Router."""
 
 
 class AutoscalingOptions(ConfigModel):

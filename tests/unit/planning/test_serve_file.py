@@ -241,6 +241,18 @@ def test_settings_of_the_kv_cache_are_refused_for_several_models_too(tmp_path: P
             with_router("ray_actor_options: {num_gpus: 1}"),
             "ray_actor_options.num_gpus: 1.0 cannot be set for the Router",
         ),
+        (
+            with_router("ray_actor_options: {resources: {disk: 1}}"),
+            "ray_actor_options.resources: {'disk': 1} cannot be set for the Router; where it is placed follows from",
+        ),
+        (
+            with_router("ray_actor_options: {memory: 1.0}"),
+            "ray_actor_options.memory: 1.0 cannot be set for the Router; where",
+        ),
+        (
+            with_router("ray_actor_options: {runtime_env: {}}"),
+            "ray_actor_options.runtime_env: {} cannot be set for the Router; write it beside `args`, for the whole",
+        ),
         (with_router("ray_actor_options: {num_gpu: 1}"), "num_gpu: unknown setting; did you mean num_gpus?"),
         (
             with_router("max_ongoing_requests: 5"),
