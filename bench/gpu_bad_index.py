@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from serve_app.engine.batch_runner import BatchRunner
 from serve_app.engine.tensors import to_data
@@ -35,6 +35,7 @@ class Lookup:
     inputs = {"index": TensorSpec("int64", ("batch",))}  # noqa: RUF012
     outputs = {"value": TensorSpec("float32", ("batch",))}  # noqa: RUF012
     first_part, end_part, parameter_bytes, linear_kernel = 0, 1, 0, ""
+    root, token_embedding = nn.Module(), None
 
     def __init__(self, device: torch.device) -> None:
         self._table = torch.arange(_NUM_ENTRIES, dtype=torch.float32, device=device)

@@ -1,8 +1,8 @@
 """What one Gateway replica counts: requests by their ends, tokens as they come."""
 
 from collections import Counter
-from dataclasses import dataclass
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from serve_app.metrics import families
 from serve_app.metrics.readings import Reading
