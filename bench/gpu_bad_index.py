@@ -35,7 +35,8 @@ class Lookup:
     inputs = {"index": TensorSpec("int64", ("batch",))}  # noqa: RUF012
     outputs = {"value": TensorSpec("float32", ("batch",))}  # noqa: RUF012
     first_part, end_part, parameter_bytes, linear_kernel = 0, 1, 0, ""
-    root, token_embedding, column_layers = nn.Module(), None, ()
+    root, token_embedding = nn.Module(), None
+    column_layers: list[nn.Module] = []  # noqa: RUF012
 
     def __init__(self, device: torch.device) -> None:
         self._table = torch.arange(_NUM_ENTRIES, dtype=torch.float32, device=device)

@@ -55,7 +55,8 @@ class Filling:
     inputs = {"size": TensorSpec("int64", ("batch",))}  # noqa: RUF012
     outputs = {"size": TensorSpec("int64", ("batch",))}  # noqa: RUF012
     first_part, end_part, parameter_bytes, linear_kernel = 0, 1, 0, ""
-    root, token_embedding, column_layers = nn.Module(), None, ()
+    root, token_embedding = nn.Module(), None
+    column_layers: list[nn.Module] = []  # noqa: RUF012
 
     def forward(self, inputs: dict[str, Tensor], _hidden: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """See BatchStage."""
