@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 MAX_RUNS = 16  # batches that one replica works at once
 _SWEEP_S = 600.0
-_AGAIN_S = 30.0  # until a batch is taken up again whose files could not be read or written
+_AGAIN_S, _MAX_AGAIN_S = 30.0, 600.0  # until a batch is taken up again whose files could not be read or written
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ class BatchWorker:
         self._news = asyncio.Event()
         self._runs: dict[str, _UnderWay] = {}
         self._not_before_s: dict[str, float] = {}  # by batch
+        self._times_laid_down: Counter[str] = Counter()  # by batch
         self._swept_s: float | None = None
         self._loop: asyncio.Task[None] | None = None
 
@@ -106,8 +107,10 @@ class BatchWorker:
                 self._begin(claim)
 
     def _lay_down(self, batch_id: str, error: BaseException) -> None:
-        logger.error("batch laid down id=%s again_s=%.0f", batch_id, _AGAIN_S, exc_info=error)
-        self._not_before_s[batch_id] = time.monotonic() + _AGAIN_S
+        wait_s = min(_MAX_AGAIN_S, _AGAIN_S * 2.0 ** self._times_laid_down[batch_id])
+        logger.error("batch laid down id=%s again_s=%.0f", batch_id, wait_s, exc_info=error)
+        self._times_laid_down[batch_id] += 1
+        self._not_before_s[batch_id] = time.monotonic() + wait_s
 
     def _is_free(self, queued: QueuedBatch, now_s: float) -> bool:
         return queued.batch_id not in self._runs and self._not_before_s.get(queued.batch_id, 0.0) <= now_s
@@ -124,6 +127,7 @@ class BatchWorker:
         self._not_before_s.pop(claim.batch_id, None)
         try:
             await run.run()
+            del self._times_laid_down[claim.batch_id]
         except* OwnerGoneError:
             logger.info("batch laid down until its key is there again id=%s", claim.batch_id)
         except* Exception as error:  # of one batch: a full disk, a file that somebody has broken
