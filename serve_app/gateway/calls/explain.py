@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from serve_app.errors import RequestError
+from serve_app.errors import ModelNotFoundError, RequestError
 from serve_app.gateway.bodies.explain import ExplainBody, ExplanationAnswer, ModelExplanation
 from serve_app.gateway.bodies.inference import TokenUsage
 from serve_app.gateway.calls.compared_scores import compare
@@ -27,8 +27,10 @@ class ExplainCalls:
 
     async def explain(self, body: ExplainBody) -> ExplanationAnswer:
         """The explanation, and with `against` that of the other model and where they disagree. Raises RequestError."""
-        description = self._models.for_tasks(body.model, _TASKS)
-        other = None if body.against is None else self._other(body.against, description)
+        other = None if body.against is None else self._other(body.against)
+        description = self._models.for_tasks(body.model, _TASKS)  # after the other: the request is counted as its
+        if other is not None:
+            _check_kinds(description, other)
         _check_fields(body, description)
         has_gradients = _has_gradients(body, [description] if other is None else [description, other])
         if body.steps is not None and not has_gradients:
@@ -61,15 +63,19 @@ class ExplainCalls:
             return await self._labels.by_gradients(body, model, target)
         return await self._labels.by_occlusion(body, model, target)
 
-    def _other(self, name: str, first: ModelDescription) -> ModelDescription:
-        described = self._models.describe(name)
-        if (described.task == "generate") != (first.task == "generate") or described.task not in _TASKS:
-            raise RequestError(
-                f"against={name[:100]} serves {described.task} and model={first.name} {first.task}; compare models of "
-                "one kind",
-                field="against",
-            )
-        return described
+    def _other(self, name: str) -> ModelDescription:
+        try:
+            return self._models.describe(name)
+        except ModelNotFoundError as error:
+            raise ModelNotFoundError(error.message.replace("model=", "against=", 1), field="against") from error
+
+
+def _check_kinds(first: ModelDescription, other: ModelDescription) -> None:
+    if (other.task == "generate") != (first.task == "generate") or other.task not in _TASKS:
+        raise RequestError(
+            f"against={other.name} serves {other.task} and model={first.name} {first.task}; compare models of one kind",
+            field="against",
+        )
 
 
 def _check_fields(body: ExplainBody, model: ModelDescription) -> None:

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 from serve_app.backend.protocol import ModelBackend
 from serve_app.errors import ContextLengthError, RequestError
-from serve_app.gateway.bodies.explain import ExplainBody, ModelExplanation
+from serve_app.gateway.bodies.explain import ExplainBody, ModelExplanation, Replacement
 from serve_app.gateway.caller import cache_salt, owner, priority
 from serve_app.gateway.calls.explained import Explained, span_scores, unit_of
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, OutputOptions, PromptRun, run_call
 from serve_app.gateway.calls.hidden_words import (
-    OCCLUSION_STANDS,
     Stand,
     check_copies,
     choose_stand,
@@ -27,6 +26,7 @@ from serve_app.preprocessing.text_spans import PlacedTokens, TextSpan
 from serve_app.types.generation import GenerateRequest, SamplingParams
 
 _DEFAULT_ANSWER_TOKENS = 16
+_STANDS: tuple[Replacement, ...] = ("mask", "unk", "remove", "pad")  # padding may be what ends a text
 MAX_ANSWER_TOKENS = 256
 
 
@@ -64,11 +64,11 @@ class AnswerExplanations:
         answer: None: what the model says itself. Raises RequestError.
         """
         prompt = await self._read(body, model)
-        stand = choose_stand(model, body.replacement or "auto", OCCLUSION_STANDS)
+        stand = choose_stand(model, body.replacement or "auto", _STANDS)
         wanted = (
             await self._own_answer(body, model, prompt) if answer is None else await self._given(model, prompt, answer)
         )
-        copies = [copy.token_ids for copy in hidden_copies(prompt.tokens, prompt.spans, stand)]
+        copies = [copy.token_ids for copy in await self._pool.run(hidden_copies, prompt.tokens, prompt.spans, stand)]
         values = await self._logprobs(body, model, copies, wanted, stand)
         explanation = ModelExplanation(
             model=model.description.name,

@@ -42,7 +42,7 @@ class LabelExplanations:
         """What the number of a label loses with each word: one forward over all copies. Raises RequestError."""
         given = await self._read(body, model)
         stand = choose_stand(model, body.replacement or "auto", OCCLUSION_STANDS)
-        copies = hidden_copies(given.tokens, given.spans, stand)
+        copies = await self._pool.run(hidden_copies, given.tokens, given.spans, stand)
         logits, num_tokens = await self._logits(body, model, copies)
         target = target_of(model.description, logits[0], label)
         values = numbers_of(model.description, logits, body)[:, target]

@@ -32,6 +32,9 @@ def test_no_text_is_found_in_any_log_whatever_dies_under_it(cluster: ServeCluste
         ("/v1/chat/completions", {"model": "demo", "messages": chat, "tools": canary}),
         ("/v1/tokenize", {"model": "demo", "prompt": canary}),
         ("/v1/preprocess", {"model": "tickets", "input": canary, "reveal": True}),
+        ("/v1/explain", {"model": "tickets", "input": f"{canary} was here", "target": canary}),
+        ("/v1/explain", {"model": "tickets", "input": f"{canary} was here"}),
+        ("/v1/explain", {"model": "demo", "input": f"{canary} was here", "target": canary}),
     ]
     for path, body in calls:
         httpx.post(f"{cluster.url}{path}", json=body, timeout=60)

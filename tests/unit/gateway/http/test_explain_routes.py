@@ -197,6 +197,19 @@ async def test_without_a_target_a_generators_own_answer_is_explained(served: Ser
     assert answer["usage"]["completion_tokens"] == 3
 
 
+async def test_a_generators_hidden_words_are_removed_before_they_are_padding(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": "[PAD]", "eos_token": "</s>"}')
+    for model, stand in (("writer", "remove"), ("mood", "pad")):
+        answer = await served.explain(model=model, input="my refund", target="yes" if model == "writer" else "angry")
+        assert answer["explanation"]["replacement"] == stand
+
+
+async def test_a_model_to_compare_with_that_is_not_there_is_named(served: Served) -> None:
+    status, param, message = await served.refusal(model="mood", input="refund", against="nobody")
+    assert (status, param) == (404, "against")
+    assert message.startswith("against='nobody' is not served")
+
+
 async def test_copies_have_the_callers_priority(served: Served) -> None:
     await served.explain(model="mood", input="refund", priority=7)
     await served.explain(model="writer", input="refund", target="yes", priority=7)
