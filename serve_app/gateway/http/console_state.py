@@ -19,13 +19,14 @@ STATE_PATH = "/console/state"
 
 def console_state_endpoint(plane: DataPlane) -> Callable[[Request], Awaitable[Response]]:
     """Needs a key where keys are used; a look, asked for every second, counts against no limit of the key's."""
+    version = server_version()  # reads files
 
     async def state(request: Request) -> Response:
         holder = None if plane.keys is None else plane.keys.holder(request.headers.getlist("authorization"))
         may_see = (lambda _name: True) if holder is None else holder.may_use
         models = [_model(model, plane.metrics) for model in plane.backend.models() if may_see(model.name)]
         body = ConsoleState(
-            version=server_version(),
+            version=version,
             told_s=time.time(),
             gateway=plane.metrics.gateway,
             has_keys=holder is not None,
