@@ -56,6 +56,7 @@ _CHAT_NAMES = {  # what a chat calls them, and what this API does
     "response_format.json_schema": "text.format",
     "response_format": "text.format",
     "max_completion_tokens": "max_output_tokens",
+    "max_tokens": "max_output_tokens",
     "tool_choice.function": "tool_choice",
     "messages": "input",
 }

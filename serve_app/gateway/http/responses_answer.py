@@ -4,7 +4,7 @@ import time
 
 import msgspec
 
-from serve_app.errors import RayshardError, RequestError
+from serve_app.errors import QueueFullError, RayshardError, RequestError
 from serve_app.gateway.bodies.responses import FunctionTool, ReasoningOptions, ResponsesBody, TextFormat, TextOptions
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
 from serve_app.gateway.failures import told_message
@@ -20,8 +20,6 @@ from serve_app.gateway.http.responses_types import (
     ShownFunction,
     ShownReasoning,
 )
-
-_TOO_MANY_REQUESTS = 429
 
 
 class GrowingResponse:
@@ -51,7 +49,7 @@ class GrowingResponse:
     def failed(self, error: RayshardError) -> ModelResponse:
         """With what there is of it."""
         told = ResponseError("server_error", told_message(error))
-        if error.http_status == _TOO_MANY_REQUESTS:
+        if isinstance(error, QueueFullError):
             told = ResponseError("rate_limit_exceeded", told.message)
         elif isinstance(error, RequestError):
             told = ResponseError("invalid_prompt", told.message)

@@ -12,7 +12,7 @@ import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 
 from serve_app.config.gateway import GatewayConfig
-from serve_app.errors import ShardLostError
+from serve_app.errors import RateLimitedError, RequestError, ShardLostError
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from tests.fakes import ScriptedBackend, save_model_dir, serving
@@ -390,6 +390,22 @@ async def test_effort_reaches_the_template(tmp_path: Path) -> None:
     answer = await whole(backend, input="hi", reasoning={"effort": "low", "summary": "auto"})
     assert backend.text(backend.requests[0].prompt_token_ids).endswith("<assistant>low")
     assert answer["reasoning"] == {"effort": "low", "summary": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RateLimitedError("too much"), "rate_limit_exceeded"),
+        (RequestError("too strange", field="input"), "invalid_prompt"),
+        (ValueError("secret"), "server_error"),
+    ],
+)
+async def test_errors_in_mid_stream_have_codes_of_openais(tmp_path: Path, error: Exception, code: str) -> None:
+    backend = saying(tmp_path, "Well met, all of you.")
+    backend.error, backend.fail_at_step = error, 3  # type: ignore[assignment]
+    told = (await streamed(backend, input="hi"))[-1]["response"]["error"]
+    assert told["code"] == code
+    assert "secret" not in told["message"]
 
 
 async def test_an_error_in_mid_stream_is_the_last_event(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def text_format(**keys: Any) -> dict[str, Any]:
         ({"input": None}, "input", "expected"),
         ({"max_output_tokens": 0}, "max_output_tokens", ">= 1"),
         ({"max_output_tokens": 10**6}, "max_output_tokens", "exceed this model's context"),
+        ({"max_output_tokens": 3, "min_tokens": 5}, "min_tokens", "is more than max_output_tokens=3"),
         ({"input": "hi" * 10**5}, "input", "than this model's context"),
         ({"temperature": 3}, "temperature", "<= 2"),
         ({"top_logprobs": 2}, "top_logprobs", "needs include"),
