@@ -1,7 +1,7 @@
 """What is noted of a request while it runs, to be counted when it has ended."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -62,10 +62,11 @@ def counted(
     route: str | Callable[[], str],
     status: Callable[[], int] = lambda: OK,
     span: RequestSpan | None = None,
+    uncounted: Set[int] = frozenset(),
 ) -> Iterator[None]:
     """Note what this task does inside, and count it in the end. status: as the client was told where nothing failed.
 
-    span: of the request, which ends here; None: it is not traced.
+    span: of the request, which ends here; None: it is not traced. uncounted: statuses of what will be tried again here.
     """
     notes = RequestNotes()
     NOTES.set(notes)  # of this request's task alone
@@ -77,7 +78,8 @@ def counted(
     finally:
         name = route if isinstance(route, str) else route()
         told = status() if notes.error is None else notes.error.http_status
-        _count(metrics, name, notes, told)
+        if told not in uncounted:
+            _count(metrics, name, notes, told)
         if span is not None:
             known = None if name == OTHER_ROUTE else name
             span.end(known, notes.model, notes.num_prompt_tokens, told, notes.error)

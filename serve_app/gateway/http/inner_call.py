@@ -24,7 +24,7 @@ from serve_app.gateway.time_limits import TIMEOUT_KEY
 
 logger = logging.getLogger(__name__)
 
-_TRY_AGAIN = (429, 503)
+_TRY_AGAIN = frozenset({429, 503})
 
 
 class InnerCalls:
@@ -60,7 +60,7 @@ class InnerCalls:
         try:
             with plane.intake.taken():
                 span = None if plane.tracing is None else RequestSpan.of_http(plane.tracing, "POST", [])
-                with counted(plane.metrics, route, lambda: exchange.status, span):
+                with counted(plane.metrics, route, lambda: exchange.status, span, _TRY_AGAIN):
                     await self._app(scope, exchange.receive, exchange.send)
         except RayshardError as error:  # the server drains
             exchange.end_with(error)

@@ -72,12 +72,18 @@ async def test_a_chats_batch_keeps_answers_and_errors_apart(client: openai.Async
     }
 
 
-async def test_a_line_waits_while_no_copy_is_up(client: openai.AsyncOpenAI, backend: ScriptedBackend) -> None:
+async def test_a_line_waits_while_no_copy_is_up(
+    http: httpx.AsyncClient, client: openai.AsyncOpenAI, backend: ScriptedBackend
+) -> None:
     backend.error = UnavailableError("no copy is up", retry_after_s=0.1)
     batch = await started(client, jsonl([completion("only")]))
     await becomes(lambda: bool(backend.requests))
     backend.error = None
     batch = await until(client, batch.id)
+    text = (await http.get("/metrics")).text
+    assert 'route="batch /v1/completions",status="2xx"} 1.0' in text
+    assert 'route="batch /v1/completions",status="5xx"} 0.0' in text
+    assert 'reason="unavailable"} 0.0' in text
     assert batch.request_counts is not None
     assert batch.request_counts.model_dump() == {"total": 1, "completed": 1, "failed": 0}
 
