@@ -26,12 +26,14 @@ class ConsoleBackend(ScriptedBackend):
     name: str = "demo"
     second_name: str = "demo-int8"
     answer: str = "The parcel left on Tuesday and is due tomorrow."
+    second_answer: str = ""  # of the second generator; "": the same
     busy: dict[str, list[float]] = field(default_factory=dict)  # by copy: share of the time that each stage computes
+    seconds: set[str] = field(default_factory=set)  # ids of requests for the second generator
     states: dict[str, str] = field(default_factory=dict)  # by copy, of those that are not ready
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.script = lambda _request, _choice: [*self.ids(self.answer), self.eos_token_id]
+        self.script = self._answer_of
         self._begun_s = time.monotonic()
 
     def models(self) -> list[ModelDescription]:
@@ -50,9 +52,15 @@ class ConsoleBackend(ScriptedBackend):
         return next((one for one in self.models() if one.name == name), None)
 
     async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
-        """Both generators say the same."""
+        """Both generators take the same time."""
         assert model in (self.name, self.second_name)
+        if model == self.second_name:
+            self.seconds.add(request.request_id)
         await super().generate(self.name, request, take)
+
+    def _answer_of(self, request: GenerateRequest, _choice: int) -> list[int]:
+        is_second = request.request_id in self.seconds and self.second_answer != ""
+        return [*self.ids(self.second_answer if is_second else self.answer), self.eos_token_id]
 
     async def infer(self, request: InferRequest) -> InferResult:
         """Numbers that follow from the tokens, as many as the model gives."""

@@ -89,6 +89,12 @@ def test_two_models_answer_side_by_side(page: Page, backend: ConsoleBackend) -> 
         assert told.startswith("first token ")
         assert "44 tokens" in told
     assert page.text("#announcer") == "demo has answered. demo-int8 has answered"
+    assert page.text("#comparison").startswith("Both answers are the same.")
+    backend.second_answer = "The parcel was lost."
+    page.ask("Where is it now?")
+    page.until_text("#comparison", f"part at character {len('The parcel ') + 1}.")
+    page.find("#clear").click()
+    assert not page.find("#comparison").is_displayed()
 
 
 def test_settings_go_with_the_request(page: Page, backend: ConsoleBackend) -> None:

@@ -60,7 +60,7 @@ class Answer {
   #last_ms = null;
   #numPieces = 0;
   text = "";
-  tokensPerS = null;
+  tokensPerS = null; // of a streamed answer that has ended
 
   constructor(log, speed, keep) {
     this.#log = log;

@@ -91,6 +91,7 @@ export class Playground {
   #clear() {
     this.#running?.abort();
     for (const pane of this.#panes) pane.clear();
+    this.#compare("");
     setText(byId("announcer"), "");
   }
 
@@ -109,11 +110,18 @@ export class Playground {
     if (task.isConversation) this.#fields.clear("text");
     const { signal } = this.#running;
     const runs = this.#active().map((pane, index) => this.#run(pane, this.#selects[index].value, task, values, signal));
+    this.#compare("");
     const ended = await Promise.all(runs);
     this.#setRunning(null);
+    if (ended.length === 2 && ended.every((one) => one.answer)) this.#compare(compared(...ended));
     setText(byId("announcer"), ended.map((one) => one.told).join(". "));
     if (ended.some((one) => one.status === 401)) this.#onRefused();
     else this.#returnFocus();
+  }
+
+  #compare(text) {
+    byId("comparison").hidden = text === "";
+    setText(byId("comparison"), text);
   }
 
   /** To the text, for the next one; not from where somebody has gone meanwhile, nor to open a phone's keyboard. */
@@ -138,9 +146,13 @@ export class Playground {
     const answer = pane.begin(values.text, task.isConversation);
     try {
       const response = await post(task.path, { model: name, ...task.body(values, history, model) }, signal);
-      if (task.piece) answer.end(await follow(response, task, answer));
-      else answer.show(task.shows, await response.json());
-      return { told: `${name} has answered` };
+      const told = `${name} has answered`;
+      if (task.piece) {
+        answer.end(await follow(response, task, answer));
+        return { told, name, answer };
+      }
+      answer.show(task.shows, await response.json());
+      return { told };
     } catch (error) {
       if (error.name === "AbortError") {
         if (answer.text) answer.end(null, "stopped");
@@ -151,6 +163,21 @@ export class Playground {
       return { told: `${name} failed: ${error.message}`, status: error.status };
     }
   }
+}
+
+/** How two models' streamed answers differ: in what they say, and how fast. */
+function compared(one, other) {
+  const [first, second] = [Array.from(one.answer.text), Array.from(other.answer.text)];
+  const end = Math.max(first.length, second.length);
+  let at = 0;
+  while (at < end && first[at] === second[at]) at += 1;
+  const said = at === end ? "Both answers are the same." : `The answers part at character ${at + 1}.`;
+  const rates = [one, other].map(({ name, answer }) => ({ name, perS: answer.tokensPerS }));
+  if (rates.some(({ perS }) => perS === null)) return said;
+  const [slow, fast] = rates.toSorted((a, b) => a.perS - b.perS);
+  const times = fast.perS / slow.perS;
+  if (times < 1.05) return `${said} Both write about as fast.`;
+  return `${said} ${fast.name} writes ${times.toFixed(1)} times as many tokens a second as ${slow.name}.`;
 }
 
 /** Let an answer grow with its events; gives how many tokens the server counted. */
