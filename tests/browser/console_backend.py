@@ -45,6 +45,11 @@ class ConsoleBackend(ScriptedBackend):
             self._entries("vectors", "embed", "embedding", 8),
             self._entries("tickets", "classify", "logits", len(LABELS), LABELS),
             self._entries("judge", "score", "logits", 1),
+            replace(
+                self._entries("module", "predict", "y", 2),
+                inputs={"x": TensorSpec("float32", ("batch", 2))},
+                has_tokenizer=False,
+            ),
         ]
 
     def model(self, name: str) -> ModelDescription | None:
@@ -70,6 +75,8 @@ class ConsoleBackend(ScriptedBackend):
         size = int(spec.shape[1])
 
         def run(item: Item) -> Item:
+            if "x" in item:
+                return {output: item["x"]}
             token_ids = to_array(item["input_ids"]).astype(np.float64)
             row = np.cos(token_ids.mean() * np.arange(1, size + 1) / 7).astype(np.float32)
             return {output: to_tensor_data(3 * row[None])}

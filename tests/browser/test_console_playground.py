@@ -1,5 +1,7 @@
 """The playground in a real browser: answers as they come, side by side, stopped, refused, hostile."""
 
+import json
+
 import httpx
 import pytest
 from selenium.webdriver.common.keys import Keys
@@ -142,12 +144,12 @@ def test_each_task_offers_the_models_that_do_it(page: Page) -> None:
         "classify": ["tickets"],
         "embeddings": ["vectors"],
         "rerank": ["vectors", "judge"],
+        "predict": ["module"],
     }
     for task, names in offered.items():
         page.task(task)
         assert [one.text for one in page.all("#model-0 option")] == names
         assert page.find("#compare").is_displayed() == (len(names) > 1)
-    assert page.all("#task-predict") == []
 
 
 def test_classes_vectors_and_ranks_are_shown(page: Page) -> None:
@@ -252,6 +254,15 @@ def test_the_keyboard_is_enough(page: Page, backend: ConsoleBackend) -> None:
     press(Keys.ESCAPE)
     page.until(lambda: "stopped" in speeds(page)[0])
     assert focused() == "field-text"
+
+
+def test_a_module_takes_tensors_as_json(page: Page) -> None:
+    page.task("predict")
+    page.ask('{"x": [[1.5, 2]')
+    assert "The inputs are not JSON" in page.until_text(".error", "JSON")
+    page.ask('{"x": [[1.5, 2]]}')
+    shown = json.loads(page.until_text("pre", "1.5"))
+    assert shown["outputs"]["y"]["data"] == [1.5, 2]
 
 
 @pytest.mark.parametrize("script", [INLINE, HANDLER])
