@@ -12,6 +12,7 @@ from serve_app.gateway.bodies.batches import (
     AnsweredTokens,
     BatchUsage,
     InputTokensDetails,
+    OutputTokensDetails,
     RequestCounts,
 )
 
@@ -146,10 +147,14 @@ def _tokens_of(body: msgspec.Raw) -> AnsweredTokens:
 
 
 def _sum(before: BatchUsage, more: AnsweredTokens) -> BatchUsage:
-    num_cached = 0 if more.prompt_tokens_details is None else more.prompt_tokens_details.cached_tokens
+    given = more.prompt_tokens_details or more.input_tokens_details or InputTokensDetails()
+    drawn = more.output_tokens_details or OutputTokensDetails()
+    num_cached = before.input_tokens_details.cached_tokens + given.cached_tokens
+    num_reasoned = before.output_tokens_details.reasoning_tokens + drawn.reasoning_tokens
     return BatchUsage(
-        input_tokens=before.input_tokens + more.prompt_tokens,
-        output_tokens=before.output_tokens + more.completion_tokens,
+        input_tokens=before.input_tokens + more.prompt_tokens + more.input_tokens,
+        output_tokens=before.output_tokens + more.completion_tokens + more.output_tokens,
         total_tokens=before.total_tokens + more.total_tokens,
-        input_tokens_details=InputTokensDetails(cached_tokens=before.input_tokens_details.cached_tokens + num_cached),
+        input_tokens_details=InputTokensDetails(cached_tokens=num_cached),
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=num_reasoned),
     )

@@ -96,7 +96,7 @@ class InputTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputTokensDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """Reasoning is not counted apart."""
+    """Of the tokens drawn, those of reasoning, which responses alone count apart."""
 
     reasoning_tokens: int = 0
 
@@ -182,9 +182,13 @@ class AnsweredLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnsweredTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens that an answer says it has used, in the words of completions and embeddings."""
+    """Tokens that an answer says it has used, in the words of completions and embeddings, or of responses."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
     prompt_tokens_details: InputTokensDetails | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens_details: InputTokensDetails | None = None
+    output_tokens_details: OutputTokensDetails | None = None

@@ -25,6 +25,7 @@ from serve_app.preprocessing.text_pool import TextPool
 BATCH_PATHS = (
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
     "/v1/embeddings",
     "/v1/classify",
     "/v1/score",

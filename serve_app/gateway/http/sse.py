@@ -55,11 +55,13 @@ class Outbox:
         self._changed = asyncio.Event()
 
     def put(self, event: bytes, num_tokens: int) -> None:
-        """Raises RequestAbortedError when the client has left too many tokens unread."""
+        """An empty event is none. Raises RequestAbortedError when the client has left too many tokens unread."""
         self._num_waiting_tokens += num_tokens
         if self.is_sending and self._num_waiting_tokens > self._max_waiting_tokens:
             self.is_overflown = True
             raise RequestAbortedError(f"the client left more than {self._max_waiting_tokens} tokens unread")
+        if not event:
+            return
         self._waiting.append(event)
         self.has_events = True
         self._changed.set()

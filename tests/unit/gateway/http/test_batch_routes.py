@@ -72,6 +72,18 @@ async def test_a_chats_batch_keeps_answers_and_errors_apart(client: openai.Async
     }
 
 
+async def test_a_batch_of_responses(client: openai.AsyncOpenAI, backend: ScriptedBackend) -> None:
+    body = {"model": "tiny", "input": "hello", "max_output_tokens": 3}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": body}
+    batch = await until(client, (await started(client, jsonl([line]), "/v1/responses")).id)
+    assert batch.output_file_id is not None
+    answers = read_jsonl((await client.files.content(batch.output_file_id)).content)
+    assert answers["a"]["response"]["body"]["object"] == "response"
+    assert [request.priority for request in backend.requests] == [1000]
+    assert batch.usage is not None
+    assert batch.usage.output_tokens == 3
+
+
 async def test_a_line_waits_while_no_copy_is_up(
     http: httpx.AsyncClient, client: openai.AsyncOpenAI, backend: ScriptedBackend
 ) -> None:

@@ -76,3 +76,12 @@ async def test_a_stream_that_flows_gets_no_comments(monkeypatch: pytest.MonkeyPa
             await asyncio.sleep(0.01)
 
     assert set(await sent_by(produce)) == {b"data: 1\n\n", b""}
+
+
+async def test_an_empty_event_ends_no_stream() -> None:
+    async def produce(outbox: Outbox) -> None:
+        for event in (b"", b"data: 1\n\n", b"", b"data: 2\n\n"):
+            outbox.put(event, 1)
+            await asyncio.sleep(0.01)
+
+    assert b"".join(await sent_by(produce)) == b"data: 1\n\ndata: 2\n\n"
