@@ -180,6 +180,11 @@ def _check_thinking(thinking: Thinking, body: MessagesBody, model: ModelDescript
     if body.output_config is not None and body.output_config.format is not None:
         message = "thinking.type=enabled does not go with output_config.format, which holds the whole answer; send one"
         raise RequestError(message, field="thinking.type")
+    if any(tool.strict for tool in body.tools or []):
+        message = (
+            "thinking.type=enabled does not go with strict tools, as a budget may cut an answer in two; send adaptive"
+        )
+        raise RequestError(message, field="thinking.type")
     if thinking.budget_tokens is None:
         raise RequestError(f"{field} is missing; send it, or type=adaptive", field=field)
     if thinking.budget_tokens >= body.max_tokens:

@@ -86,6 +86,7 @@ async def test_max_tokens_holds_with_thinking(tmp_path: Path, max_tokens: int, n
     ("keys", "words"),
     [
         ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens is missing"),
+        ({"tools": [{**WEATHER, "strict": True}]}, "does not go with strict tools"),
         ({"thinking": {"type": "enabled", "budget_tokens": 200}}, "leaves nothing of max_tokens=200"),
         ({"thinking": {"type": "enabled", "budget_tokens": 0}}, "thinking.budget_tokens=0"),
         ({"tools": [WEATHER], "tool_choice": {"type": "any"}}, "does not go with tool_choice.type=any"),
