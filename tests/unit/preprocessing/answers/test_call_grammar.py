@@ -108,6 +108,13 @@ def hermes(call: str) -> str:
 
 LLAMA_GOOD, LLAMA_BAD = as_json(GOOD, "parameters"), as_json(BAD, "parameters")
 ARGS_GOOD, ARGS_BAD = (json.dumps(one, ensure_ascii=False) for one in (GOOD, BAD))
+ONE_CALL = {
+    "hermes": hermes(as_json(GOOD)),
+    "qwen3_coder": hermes(as_xml(GOOD)),
+    "llama3_json": LLAMA_GOOD,
+    "mistral": f"[TOOL_CALLS][{as_json(GOOD)}]",
+    "json": as_json(GOOD),
+}
 CASES = [
     ("hermes", hermes(as_json(GOOD)), "", 1),
     ("hermes", f"I go.\n{hermes(as_json(GOOD))}\n{hermes(as_json({'a': [1]}, name='log'))}", "I go.", 2),
@@ -154,15 +161,9 @@ def test_calls_are_as_their_schemas_say_and_texts_are_free(
 
 @pytest.mark.parametrize("special", [{}, SPECIAL_TOKENS], ids=["characters", "special tokens"])
 @pytest.mark.parametrize("is_parallel", [True, False])
-@pytest.mark.parametrize("tool_format", ["hermes", "qwen3_coder", "llama3_json", "mistral", "json"])
+@pytest.mark.parametrize("tool_format", ONE_CALL)
 def test_content_may_be_held_too(tool_format: str, is_parallel: bool, special: Mapping[str, int]) -> None:
-    written = {
-        "hermes": hermes(as_json(GOOD)),
-        "qwen3_coder": hermes(as_xml(GOOD)),
-        "llama3_json": LLAMA_GOOD,
-        "mistral": f"[TOOL_CALLS][{as_json(GOOD)}]",
-        "json": as_json(GOOD),
-    }[tool_format]
+    written = ONE_CALL[tool_format]
     content = json_rule({"type": "object", "properties": {"x": {"type": "integer"}}, "additionalProperties": False})
     grammar = CallGrammar(tool_format, None, PARAMETERS, is_parallel=is_parallel, content=content)
     for answer, is_right in (
@@ -192,16 +193,10 @@ def test_mistrals_names_before_arguments(answer: str, is_right: bool) -> None:
     assert is_held(CallGrammar("mistral", None, PARAMETERS), answer, SPECIAL_TOKENS) is is_right
 
 
-@pytest.mark.parametrize("tool_format", ["hermes", "qwen3_coder", "llama3_json", "mistral", "json"])
+@pytest.mark.parametrize("tool_format", ONE_CALL)
 @pytest.mark.parametrize("special", [{}, SPECIAL_TOKENS], ids=["characters", "special tokens"])
 def test_one_call_may_be_all(tool_format: str, special: Mapping[str, int]) -> None:
-    written = {
-        "hermes": hermes(as_json(GOOD)),
-        "qwen3_coder": hermes(as_xml(GOOD)),
-        "llama3_json": LLAMA_GOOD,
-        "mistral": f"[TOOL_CALLS][{as_json(GOOD)}]",
-        "json": as_json(GOOD),
-    }[tool_format]
+    written = ONE_CALL[tool_format]
     grammar = CallGrammar(tool_format, None, PARAMETERS, is_parallel=False)
     assert is_held(grammar, written, special)
     assert not is_held(grammar, f"{written}{written}", special)
