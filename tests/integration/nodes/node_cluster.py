@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import psutil
 import yaml
 
 from tests.integration.serve_cluster import ROOT, free_port
+
+LEFT_S = 45.0  # until processes of a node whose raylet was killed have noticed: not before that is reaped
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,25 @@ class RayNode:
                     if " ".join(process.cmdline()).startswith(title):
                         found.append(process)
         return found
+
+
+@dataclass(frozen=True)
+class Deploying:
+    """A `rayshard deploy` under way."""
+
+    process: "subprocess.Popen[str]"
+    output: Path
+
+    @property
+    def printed(self) -> str:
+        """What it has said so far."""
+        return self.output.read_text()
+
+    def ended(self) -> str:
+        """All that it has printed, if it went well."""
+        code = self.process.wait(timeout=120)
+        assert code == 0, self.printed
+        return self.printed
 
 
 class NodeCluster:
@@ -85,7 +106,7 @@ class NodeCluster:
         self._nodes.append(RayNode(address, json.loads(line)["raylet"]))
         return self._nodes[-1]
 
-    def deploy(self, applications: list[dict[str, Any]], timeout_s: float = 240) -> "subprocess.Popen[str]":
+    def deploy(self, applications: list[dict[str, Any]], timeout_s: float = 240) -> "Deploying":
         """`rayshard deploy`, which goes on until the applications run."""
         path = self.directory / "serve.yaml"
         content = {
@@ -94,7 +115,9 @@ class NodeCluster:
             "applications": applications,
         }
         path.write_text(yaml.safe_dump(content))
-        return self._rayshard("deploy", str(path), "--timeout-s", str(timeout_s))
+        output = self.directory / f"deploy-{len(self._commands)}.txt"
+        with output.open("w") as file:
+            return Deploying(self._rayshard("deploy", str(path), "--timeout-s", str(timeout_s), stdout=file), output)
 
     def status(self) -> str:
         """What `rayshard status` prints."""
@@ -149,7 +172,7 @@ class NodeCluster:
             self._process.wait(60)
         finally:
             self._process.kill()
-            left = _left_after(started, 10.0)
+            left = _left_after(started, LEFT_S)
             for process in left:
                 process.kill()
             self._output.close()
@@ -158,14 +181,14 @@ class NodeCluster:
             shutil.rmtree(self.directory, ignore_errors=True)
         assert not left, f"left behind: {left}"
 
-    def _rayshard(self, *arguments: str) -> "subprocess.Popen[str]":
+    def _rayshard(self, *arguments: str, stdout: int | IO[str] = subprocess.PIPE) -> "subprocess.Popen[str]":
         command = [str(Path(sys.executable).with_name("rayshard")), *arguments]
         address = ["--address", f"http://127.0.0.1:{self._dashboard_port}"]
         self._commands.append(
             subprocess.Popen(
                 [*command, *address],
                 env=self._environment,
-                stdout=subprocess.PIPE,
+                stdout=stdout,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
