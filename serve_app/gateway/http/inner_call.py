@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import traceback
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
@@ -65,7 +66,8 @@ class InnerCalls:
         except RayshardError as error:  # the server drains
             exchange.end_with(error)
         except Exception as error:  # a fault of ours, which the answer says already
-            logger.error("request of a batch failed", exc_info=error)
+            frames = "".join(traceback.format_tb(error.__traceback__))  # without its message, which may quote the line
+            logger.error("request of a batch failed error=%s\n%s", type(error).__name__, frames)
 
 
 class _Exchange:

@@ -100,6 +100,21 @@ async def test_a_line_waits_while_no_copy_is_up(
     assert batch.request_counts.model_dump() == {"total": 1, "completed": 1, "failed": 0}
 
 
+async def test_a_fault_of_ours_is_logged_without_the_line(
+    client: openai.AsyncOpenAI, backend: ScriptedBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fault(_request: object, _choice: int) -> list[int]:
+        raise LookupError(line["body"])
+
+    line = completion("only", prompt="secret")
+    backend.script = fault
+    batch = await until(client, (await started(client, jsonl([line]))).id)
+    assert batch.request_counts is not None
+    assert batch.request_counts.failed == 1
+    assert "LookupError" in caplog.text
+    assert "secret" not in caplog.text
+
+
 async def test_a_bad_file_is_told_line_by_line(client: openai.AsyncOpenAI) -> None:
     content = jsonl([completion("a"), completion("a")]) + b"{broken\n" + jsonl([completion("b", stream=True)])
     batch = await until(client, (await started(client, content)).id)
