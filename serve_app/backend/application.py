@@ -13,7 +13,7 @@ ROUTER_NAME = "Router"
 PREPROCESSOR_NAME = "Preprocessor"
 GRAPH_NAME = "Graph"
 
-_FIRST_WORD_S = 10.0  # until a copy that has described its model is to have told its state
+_FIRST_WORD_S = 10.0  # until a copy that runs is to have described its model, and one that has, to have told its state
 _NUM_REGISTERED = 2  # through Serve for each change of its list: what leaves may answer the first time
 _MAX_REASON_CHARS = 500  # of what Serve says
 _TRACEBACK_FRAME = re.compile(r'^  File ".*(?:\n[ \t].*)*\n', re.MULTILINE)
@@ -32,6 +32,7 @@ class Application:
     descriptions: list[ModelDescription] = field(default_factory=list)
     described_s: float = 0.0  # when it had them first
     has_spoken: bool = False  # a copy has told its state
+    deployed_s: float | None = None  # when Serve said that its deploying had ended; None: not while this process looked
     registered_s: float = 0.0
     listed: frozenset[str] | None = None  # replicas that run, as Serve says; None: it does not
     registered: frozenset[str] | None = None  # what was listed when all were registered with last
@@ -39,6 +40,12 @@ class Application:
     registering: asyncio.Task[None] | None = None
     copies: dict[str, tuple[float, CopyState]] = field(default_factory=dict)  # of `main`: when it was told
     has_none: bool = False  # Serve keeps no replica of `main` at the moment
+
+    def see(self, status: str, message: str, replicas: frozenset[str] | None) -> None:
+        """Take over what Serve says of it."""
+        if (self.status, status) == ("DEPLOYING", "RUNNING"):
+            self.deployed_s = time.monotonic()
+        self.status, self.message, self.listed = status, message, replicas
 
     @property
     def labels(self) -> list[str]:
@@ -52,6 +59,8 @@ class Application:
         """Whether no copy has ever run, and that is not an outage: Serve is still at it, or has given up."""
         if self.descriptions:  # they come with an answer, the first state by a link that is being connected
             return not self.has_spoken and time.monotonic() - self.described_s < _FIRST_WORD_S
+        if self.status == "RUNNING" and self.deployed_s is not None:  # it is being asked for its models
+            return time.monotonic() - self.deployed_s < _FIRST_WORD_S
         return self.status in ("DEPLOYING", "DEPLOY_FAILED")
 
     @property

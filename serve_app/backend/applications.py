@@ -175,7 +175,7 @@ class Applications:
 
     def _update(self, application: Application, app: RunningApplication) -> None:
         """Take over what Serve lists. Deployments that stay keep their calls; where it lists none, all stay."""
-        application.status, application.message, application.listed = app.status, app.message, app.replicas
+        application.see(app.status, app.message, app.replicas)
         if app.room != application.room:
             application.room = app.room
             logger.warning("application=%s %s", application.name, app.room or "has found room")

@@ -381,6 +381,25 @@ async def test_a_newcomer_whose_first_state_is_on_its_way_is_no_outage(replicas:
         assert backend.health().detail == "n: no copy answers; application is RUNNING"
 
 
+async def test_a_newcomer_that_runs_and_has_not_described_its_model_yet_is_no_outage(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    control.listed["new"] = RunningApplication("DEPLOYING", "", ("Router",), MODEL_IMPORT_PATH)
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+        control.listed["new"] = RunningApplication("RUNNING", "", ("Router",), MODEL_IMPORT_PATH)  # nobody answers yet
+        await looked(backend)
+        health = backend.health()
+        assert (health.is_healthy, health.detail) == (True, "new: starting")
+        assert health.newcomers == {"new": Newcomer("starting", "")}
+        application = next(one for one in backend._applications.all if one.name == "new")
+        assert application.deployed_s is not None
+        application.deployed_s -= 10.0
+        assert backend.health().detail == "new: no copy answers; application is RUNNING"
+
+
 async def test_a_newcomer_that_cannot_be_deployed_is_listed_with_serves_message(
     replicas: dict[str, FakeReplica],
 ) -> None:
