@@ -21,6 +21,7 @@ CONTROLLER = "ray::ServeController"
 
 _READY_S = 180.0
 _HEALTH_S = 10.0
+_NUM_ASKED = 12  # times in a row, where one of several Gateways answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ class FaultyCluster(ServeCluster):
         self._sessions: set[int] = set()
         self.all_pids()
         try:
-            self.wait_until(self.has_all_copies, _READY_S, "all copies")
             self.wait_until(lambda: len(self.pids(GATEWAY)) == layout.num_gateways, _READY_S, "all Gateways")
+            self.wait_until(self._all_gateways_know, _READY_S, "all copies")
         except BaseException:
             self.end()
             raise
@@ -104,6 +105,11 @@ class FaultyCluster(ServeCluster):
             states = [copy["state"] for copy in body["models"]["demo"]]
             return status == 200 and states == ["ready"] * self.layout.num_copies
         return False
+
+    def _all_gateways_know(self) -> bool:
+        """Whether whichever Gateway is asked has all copies: the proxy takes now one, now the other."""
+        num_asked = 1 if self.layout.num_gateways == 1 else _NUM_ASKED
+        return all(self.has_all_copies() for _ in range(num_asked))
 
     def end(self) -> str:
         """End all of it, whatever state it is in; what went wrong with that, if anything."""
