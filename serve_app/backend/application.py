@@ -14,6 +14,7 @@ PREPROCESSOR_NAME = "Preprocessor"
 GRAPH_NAME = "Graph"
 
 _FIRST_WORD_S = 10.0  # until a copy that runs is to have described its model, and one that has, to have told its state
+_LOOK_S = 5.0  # until Serve is to have said why a copy has left
 _NUM_REGISTERED = 2  # through Serve for each change of its list: what leaves may answer the first time
 _MAX_REASON_CHARS = 500  # of what Serve says
 _TRACEBACK_FRAME = re.compile(r'^  File ".*(?:\n[ \t].*)*\n', re.MULTILINE)
@@ -33,6 +34,8 @@ class Application:
     described_s: float = 0.0  # when it had them first
     has_spoken: bool = False  # a copy has told its state
     deployed_s: float | None = None  # when Serve said that its deploying had ended; None: not while this process looked
+    left_s: float | None = None  # when the last ready copy has said that it takes no more calls; None: none has
+    looked_s: float = 0.0  # when Serve was last asked
     registered_s: float = 0.0
     listed: frozenset[str] | None = None  # replicas that run, as Serve says; None: it does not
     registered: frozenset[str] | None = None  # what was listed when all were registered with last
@@ -43,7 +46,7 @@ class Application:
 
     def see(self, status: str, message: str, replicas: frozenset[str] | None) -> None:
         """Take over what Serve says of it."""
-        if (self.status, status) == ("DEPLOYING", "RUNNING"):
+        if self.status in ("DEPLOYING", "DEPLOY_FAILED") and status == "RUNNING":
             self.deployed_s = time.monotonic()
         self.status, self.message, self.listed = status, message, replicas
 
@@ -62,6 +65,11 @@ class Application:
         if self.status == "RUNNING" and self.deployed_s is not None:  # it is being asked for its models
             return time.monotonic() - self.deployed_s < _FIRST_WORD_S
         return self.status in ("DEPLOYING", "DEPLOY_FAILED")
+
+    @property
+    def is_left(self) -> bool:
+        """Whether its last copy has left and Serve was not asked since: it may be deleted, or sleep, and no outage."""
+        return self.left_s is not None and self.looked_s <= self.left_s and time.monotonic() - self.left_s < _LOOK_S
 
     @property
     def is_settled(self) -> bool:
@@ -106,6 +114,16 @@ class Application:
             return self.room
         return _TRACEBACK_FRAME.split(self.message)[-1].strip()[-_MAX_REASON_CHARS:]
 
+    def leaves(self, told_s: float, known: CopyState, state: CopyState) -> bool:
+        """Whether a copy that was ready when it told that has just said that it leaves, and no other one is ready."""
+        was_ready = known.state == "ready" and time.monotonic() - told_s < FRESH_S
+        return was_ready and state.state in ("draining", "gone") and not _has_ready(self.fresh_copies())
+
+    def excuse(self, late_s: float) -> None:
+        """Take so long a silence for nothing."""
+        now_s = time.monotonic()
+        self.copies = {name: (min(told_s + late_s, now_s), state) for name, (told_s, state) in self.copies.items()}
+
     def fresh_copies(self) -> list[CopyState]:
         """Copies that have told their state just now."""
         now_s = time.monotonic()
@@ -114,7 +132,7 @@ class Application:
 
 def why_ill(application: Application, fresh: list[CopyState]) -> str | None:
     """Why an application cannot answer; None: it can."""
-    if _has_ready(fresh) or application.is_asleep:
+    if _has_ready(fresh) or application.is_asleep or application.is_left:
         return None
     details = [f"{state.state} ({state.detail})" for state in fresh]
     if details:

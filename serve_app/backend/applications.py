@@ -1,6 +1,7 @@
 """The applications that Serve runs, as a backend knows them: found again and again, and registered with."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from serve_app.backend.application import (
 )
 from serve_app.backend.control import Control, RunningApplication
 from serve_app.backend.protocol import HealthReport
-from serve_app.backend.replica_calls import ReplicaCalls
+from serve_app.backend.replica_calls import FRESH_S, ReplicaCalls
 from serve_app.errors import UnavailableError
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState, ModelDescription
@@ -61,6 +62,8 @@ class Applications:
         self._applications: dict[str, Application] = {}
         self._leaving: list[Application] = []  # with what is left of deployments that are gone, while calls are open
         self._is_discovered = False
+        self._is_due = asyncio.Event()  # a look at Serve, before its time
+        self._is_told = asyncio.Event()  # a state
         self._renewed_s = time.monotonic()
         self.by_model: dict[str, Application] = {}
         self.descriptions: dict[str, ModelDescription] = {}  # by model
@@ -76,9 +79,14 @@ class Applications:
         return [one for one in self._applications.values() if one in self.by_model.values()]
 
     async def find_running_models(self) -> None:
-        """Return when every model that runs has described itself."""
+        """Return when every model that runs has described itself and a copy of it has told how it is."""
         await self.discover()
         await asyncio.gather(*(one.registering for one in self.all if one.registering is not None))
+        with contextlib.suppress(TimeoutError):  # that comes by another road than the description
+            async with asyncio.timeout(FRESH_S):
+                while any(one.descriptions and not one.has_spoken for one in self._applications.values()):
+                    self._is_told.clear()
+                    await self._is_told.wait()
 
     async def discover_forever(self) -> None:
         """Look again and again."""
@@ -88,10 +96,14 @@ class Applications:
             except Exception:  # Serve's controller may be restarting: look again
                 logger.warning("looking for models failed", exc_info=True)
             is_settled = all(one.is_settled for one in self._applications.values())
-            await asyncio.sleep(_SETTLED_INTERVAL_S if is_settled else _DISCOVERY_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_SETTLED_INTERVAL_S if is_settled else _DISCOVERY_INTERVAL_S):
+                    await self._is_due.wait()
 
     async def discover(self) -> None:
         """Compare what Serve lists with what is known; register with replicas that are new or due."""
+        self._is_due.clear()
+        asked_s = time.monotonic()
         is_repairing = any(
             copy.state == "rebuilding" for one in self._applications.values() for copy in one.fresh_copies()
         )
@@ -104,8 +116,10 @@ class Applications:
         for name, app in listed.items():
             main = self._main_of(app)
             if name not in self._applications and main is not None:
-                self._applications[name] = Application(name, main)
+                is_new = self._is_discovered and app.status == "RUNNING"  # it was deployed between two looks
+                self._applications[name] = Application(name, main, deployed_s=asked_s if is_new else None)
             if name in self._applications:
+                self._applications[name].looked_s = asked_s
                 self._update(self._applications[name], app)
         self._leaving = [one for one in self._leaving if one.has_calls]
         self._is_discovered = True
@@ -121,8 +135,14 @@ class Applications:
                 for calls in application.calls.values():
                     calls.renew()
 
+    def excuse(self, late_s: float) -> None:
+        """This process itself has stood still for so long: that is not the copies' silence."""
+        for application in self.all if late_s else ():
+            application.excuse(late_s)
+
     def take_state(self, message: StateMessage) -> None:
         """A replica has told how it is."""
+        self._is_told.set()
         state = message.state
         for one in self.all:
             calls = one.calls.get(message.deployment) if one.name == message.application else None
@@ -131,10 +151,14 @@ class Applications:
         application = self._applications.get(message.application)
         if application is not None and message.deployment == application.main:
             application.has_spoken = True
+            told_s, known = application.copies.get(state.replica_id, (0.0, None))
             if state.state == "gone":
                 application.copies.pop(state.replica_id, None)
             else:
                 application.copies[state.replica_id] = (time.monotonic(), state)
+            if known is not None and application.leaves(told_s, known, state):
+                application.left_s = time.monotonic()
+                self._is_due.set()
 
     def health(self) -> HealthReport:
         """Healthy when every application that has run has a copy that says that it is ready."""

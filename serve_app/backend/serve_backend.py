@@ -81,7 +81,7 @@ class ServeBackend:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def find_running_models(self) -> None:
-        """Begin to receive; return when every running model has described itself."""
+        """Begin to receive; return when every running model has described itself and a copy has told how it is."""
         await self._listen_to_other_nodes()
         self._tasks += [asyncio.create_task(work) for work in (self._receive(), self._sweep_forever())]
         await self._applications.find_running_models()
@@ -215,6 +215,7 @@ class ServeBackend:
             await asyncio.sleep(_SWEEP_INTERVAL_S)
             late_s = time.monotonic() - began_s - _SWEEP_INTERVAL_S
             late_s = late_s if late_s > _SWEEP_INTERVAL_S else 0.0  # this process itself stood still
+            self._applications.excuse(late_s)
             self._applications.renew()
             for application in self._applications.all:
                 for deployment, calls in application.calls.items():

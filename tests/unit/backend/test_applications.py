@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from serve_app.backend import applications
 from serve_app.backend.application import GRAPH_NAME, ROUTER_NAME, Application
 from serve_app.backend.applications import MAIN_OF_BUILDER
 from serve_app.backend.control import RunningApplication
@@ -45,7 +46,7 @@ async def looked(backend: ServeBackend, since_registered_s: float = 0.0) -> None
             await application.registering
 
 
-async def test_models_are_known_when_the_backend_has_started(replicas: dict[str, FakeReplica]) -> None:
+async def test_models_and_their_copies_are_known_when_the_backend_has_started(replicas: dict[str, FakeReplica]) -> None:
     control = FakeControl()
     add(control, replicas, "one", "m")
     add(control, replicas, "two", "n")
@@ -53,7 +54,7 @@ async def test_models_are_known_when_the_backend_has_started(replicas: dict[str,
         assert [model.name for model in backend.models()] == ["m", "n"]
         assert backend.model("n") == replicas["two"].description
         assert backend.model("o") is None
-        await until(lambda: backend.health().is_healthy)
+        assert backend.health().is_healthy, "a Gateway that is ready for requests is well"
 
 
 async def test_replicas_that_are_heard_are_registered_with_over_the_links_and_not_through_serve(
@@ -398,6 +399,111 @@ async def test_a_newcomer_that_runs_and_has_not_described_its_model_yet_is_no_ou
         assert application.deployed_s is not None
         application.deployed_s -= 10.0
         assert backend.health().detail == "new: no copy answers; application is RUNNING"
+
+
+async def test_a_pause_of_this_process_is_no_outage(
+    replicas: dict[str, FakeReplica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        assert backend.health().is_healthy
+        monkeypatch.setattr("serve_app.backend.application.FRESH_S", 0.8)
+        replicas["one"].stand_still()
+        stand_still(1.2)
+        for _ in range(3):  # the turns that a request has taken before it is answered
+            await asyncio.sleep(0)
+        assert backend.health().is_healthy
+        await until(lambda: not backend.health().is_healthy)  # it is silent though
+
+
+def stand_still(stall_s: float) -> None:
+    """This process does not run."""
+    time.sleep(stall_s)
+
+
+@pytest.mark.parametrize("status", [None, "DEPLOY_FAILED"])
+async def test_a_newcomer_that_was_deployed_between_two_looks_is_no_outage(
+    replicas: dict[str, FakeReplica], status: str | None
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    if status is not None:
+        control.listed["new"] = RunningApplication(status, "", ("Router",), MODEL_IMPORT_PATH)
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+        control.listed["new"] = RunningApplication("RUNNING", "", ("Router",), MODEL_IMPORT_PATH)  # nobody answers yet
+        await looked(backend)
+        assert (backend.health().is_healthy, backend.health().detail) == (True, "new: starting")
+
+
+async def test_a_model_that_does_not_answer_a_backend_that_has_just_started_is_an_outage(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    control.listed["other"] = RunningApplication("RUNNING", "", ("Router",), MODEL_IMPORT_PATH)
+    async with running_backend(control) as backend:
+        await until(lambda: states(backend)["m"] == ["ready"])
+        assert backend.health().detail == "other: no copy answers; application is RUNNING"
+
+
+@pytest.mark.parametrize("word", ["draining", "gone"])
+@pytest.mark.parametrize("status", ["DELETING", "asleep"])
+async def test_a_last_copy_that_leaves_is_no_outage_before_serve_has_said_why(
+    replicas: dict[str, FakeReplica], word: str, status: str
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    leaving = add(control, replicas, "two", "n")
+    async with running_backend(control) as backend:
+        await until(lambda: states(backend) == {"m": ["ready"], "n": ["ready"]})
+        leaving.tell(state=word)
+        await until(lambda: "ready" not in states(backend)["n"])
+        assert backend.health().is_healthy
+        if status == "asleep":
+            control.asleep.add("two")
+        else:
+            control.statuses["two"] = status
+        await looked(backend)
+        assert backend.health().is_healthy
+        assert backend.health().asleep == (["n"] if status == "asleep" else [])
+
+
+async def test_a_last_copy_that_leaves_has_serve_asked_at_once_and_is_an_outage_if_it_is_not_deleted(
+    replicas: dict[str, FakeReplica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for interval in ("_SETTLED_INTERVAL_S", "_DISCOVERY_INTERVAL_S"):
+        monkeypatch.setattr(applications, interval, 1000.0)  # until the next look, if nobody is in a hurry
+    control = FakeControl()
+    leaving = add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        (application,) = backend._applications.all
+        found_s = application.looked_s
+        backend.start()
+        await until(lambda: application.looked_s > found_s)
+        leaving.tell(state="gone")
+        await until(lambda: not backend.health().is_healthy)
+        assert application.left_s is not None
+        assert application.looked_s > application.left_s
+        assert backend.health().detail == "m: no copy answers; application is RUNNING"
+
+
+async def test_a_last_copy_that_leaves_is_an_outage_when_serve_does_not_say_why(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    leaving = add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        await until(lambda: states(backend) == {"m": ["ready"]})
+        leaving.tell(state="gone")
+        await until(lambda: states(backend) == {"m": []})
+        assert backend.health().is_healthy
+        (application,) = backend._applications.all
+        assert application.left_s is not None
+        application.left_s -= 5.0
+        application.looked_s = application.left_s
+        assert not backend.health().is_healthy
 
 
 async def test_a_newcomer_that_cannot_be_deployed_is_listed_with_serves_message(
