@@ -84,7 +84,7 @@ async def test_each_chat_gets_its_own_answer_in_order() -> None:
 
 
 async def test_chats_go_round_again_while_the_load_has_to_last() -> None:
-    answers = await answers_of(echo, num_chats=2, min_s=0.08)
+    answers = await answers_of(echo, num_chats=2, min_s=1.0)
     assert len(answers) > 4
     assert [answer.texts[0] for answer in answers[:4]] == ["chat 0", "chat 1"] * 2
 
@@ -116,7 +116,7 @@ async def test_nobody_listens() -> None:
 
 async def test_when_the_time_is_up_open_streams_hang_and_others_are_never_sent() -> None:
     async with served(comment) as url:
-        clients = StreamClients(url, time.monotonic() + 0.05, Manners(0.0, 0.0))
+        clients = StreamClients(url, time.monotonic() + 2.0, Manners(0.0, 0.0))
         answers = await clients.run([{"number": number} for number in range(NUM_CLIENTS + 2)])
     assert [answer.failure for answer in answers] == ["hung"] * NUM_CLIENTS + ["never sent"] * 2
     assert clients.num_open == 0

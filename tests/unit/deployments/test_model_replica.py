@@ -1,7 +1,6 @@
 """A replica of a generator without Serve or Ray: deaths, hangs, failed starts, draining, as a client sees them."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -430,13 +429,11 @@ async def test_a_request_that_would_wait_in_vain_is_refused_before_it_waits(
     served: tuple[Generator, ServeBackend],
 ) -> None:
     generator, backend = served
-    slow_down(generator, 0.01)
+    slow_down(generator, 0.05)
     running = [asyncio.create_task(tokens_of(backend, request_of(seed, 20))) for seed in range(1, 17)]
     await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    began_s = time.monotonic()
-    with pytest.raises(QueueFullError, match=r"needs about .* s in the queue, and has 0\.0[0-9]* s") as refused:
-        await tokens_of(backend, request_of(99, time_left_s=0.05))
-    assert time.monotonic() - began_s < 5, "the queue of seconds was not waited for"
+    with pytest.raises(QueueFullError, match=r"needs about .* s in the queue, and has 0\.[0-9]* s") as refused:
+        await tokens_of(backend, request_of(99, time_left_s=0.5))
     assert refused.value.retry_after_s is not None
     for task in running:
         task.cancel()

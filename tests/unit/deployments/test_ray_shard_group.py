@@ -100,7 +100,7 @@ class Group:
 @pytest.fixture
 async def running(monkeypatch: pytest.MonkeyPatch) -> Group:
     """It has run on three shards, and lost the second."""
-    monkeypatch.setattr(ray_shard_group, "LEAVE_S", 0.05)
+    monkeypatch.setattr(ray_shard_group, "LEAVE_S", 30.0)
     one = Group()
     await one.group.start()
     task = asyncio.create_task(one.group.run(ADDRESS))
@@ -126,7 +126,10 @@ async def test_one_that_is_lost_is_replaced_and_the_others_are_not_made_again(ru
     assert running.group.times.num_kept == 2
 
 
-async def test_one_that_does_not_leave_in_time_is_replaced_as_well(running: Group) -> None:
+async def test_one_that_does_not_leave_in_time_is_replaced_as_well(
+    running: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_shard_group, "LEAVE_S", 0.5)
     running.started[0].end.set_result(None)
     assert await running.group.renew(frozenset())
     assert [process.is_killed for process in running.started] == [False, True, True]

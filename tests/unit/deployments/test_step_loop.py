@@ -20,6 +20,7 @@ from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits
 from serve_app.wire.links import LOOPBACK, ControlServer
+from tests.calm import Calm
 from tests.fakes_engine import BEAT_S, CacheOracle, FakeModel, FakeShard, run_alone
 
 EOS = frozenset({0})
@@ -242,11 +243,12 @@ async def test_a_shard_that_falls_silent_is_lost_within_the_heartbeat(index: int
         await asyncio.sleep(3 * BEAT_S)
         group.shards[index].is_silent.set()
         started = time.monotonic()
-        error = await group.loss()
-        took_s = time.monotonic() - started
+        async with Calm() as calm:
+            error = await group.loss()
+            assert calm.lasted_s < HEARTBEAT_S + SLACK_S
+        assert time.monotonic() - started > HEARTBEAT_S - 2 * BEAT_S
         assert isinstance(error, ShardLostError)
         assert f"shard {index} has been silent" in error.message
-        assert HEARTBEAT_S - 2 * BEAT_S < took_s < HEARTBEAT_S + SLACK_S
 
 
 async def test_a_step_that_never_ends_is_a_loss_though_all_shards_beat() -> None:
@@ -257,28 +259,29 @@ async def test_a_step_that_never_ends_is_a_loss_though_all_shards_beat() -> None
         group.shards[1].is_stuck.set()
         group.submit(request_of(2))
         started = time.monotonic()
-        error = await group.loss()
-        took_s = time.monotonic() - started
+        async with Calm() as calm:
+            error = await group.loss()
+            assert calm.lasted_s < 0.6 + SLACK_S
+        assert time.monotonic() - started >= 0.6
         assert isinstance(error, ShardLostError)
         assert "no step has ended for" in error.message
-        assert 0.6 <= took_s < 0.6 + SLACK_S
 
 
 async def test_time_without_work_does_not_count_towards_the_next_step() -> None:
-    async with group_of(step_s=0.7) as group:
-        await asyncio.sleep(0.9)
+    async with group_of(step_s=1.5) as group:
+        await asyncio.sleep(1.8)
         group.shards[-1].step_s = 0.4  # long enough for the watch to look at it
         sequences = group.submit(request_of(1, max_tokens=1))
         await group.finish(sequences)
         assert_right(request_of(1, max_tokens=1), sequences)
-        await asyncio.sleep(0.9)
+        await asyncio.sleep(1.8)
         assert not group.running.done()
 
 
 async def test_a_group_whose_steps_all_end_is_not_lost_however_long_the_work() -> None:
-    async with group_of(step_s=0.5) as group:
+    async with group_of(step_s=1.5) as group:
         for shard in group.shards:
-            shard.step_s = 0.03
+            shard.step_s = 0.1
         request = request_of(1, max_tokens=20, num_choices=2)  # two steps in flight all the time
         sequences = group.submit(request)
         await group.finish(sequences)
@@ -324,10 +327,10 @@ async def test_a_shard_that_falls_silent_after_a_stall_is_noticed_as_soon_as_eve
         await asyncio.sleep(0.3)
         stand_still(2.0)  # the beats of that time are read at its end
         group.shards[0].is_silent.set()
-        started = time.monotonic()
-        error = await group.loss()
+        async with Calm() as calm:
+            error = await group.loss()
+            assert calm.lasted_s < HEARTBEAT_S + 0.25 + SLACK_S
         assert isinstance(error, ShardLostError)
-        assert time.monotonic() - started < HEARTBEAT_S + 0.25 + SLACK_S
 
 
 # Its own faults

@@ -58,9 +58,9 @@ def test_scalars_that_yaml_reads_oddly_are_refused_with_their_line(tmp_path: Pat
     ],
 )
 def test_a_file_that_is_no_plain_yaml_is_refused_quickly(tmp_path: Path, text: str, expected: str) -> None:
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     assert expected in messages(tmp_path, text)[0]
-    assert time.perf_counter() - start_s < 5
+    assert time.process_time() - start_s < 5
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

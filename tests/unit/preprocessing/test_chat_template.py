@@ -47,7 +47,7 @@ async def test_an_endless_template_is_stopped_and_the_next_request_works(rendere
     start = time.monotonic()
     with pytest.raises(UnprocessableError, match=r"longer than 0\.5 s"):
         await renderer.render(ENDLESS, MESSAGES)
-    assert time.monotonic() - start < 8  # wall time; what is limited is CPU time
+    assert time.monotonic() - start < 60  # wall time; what is limited is CPU time
     assert await renderer.render(PLAIN, MESSAGES) == "[user]hé <b>"
 
 

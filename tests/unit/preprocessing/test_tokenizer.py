@@ -219,9 +219,9 @@ def test_a_text_that_is_far_too_long_shows_by_its_beginning(tokenizer: Tokenizer
 
 
 def test_the_work_for_a_text_that_is_far_too_long_does_not_grow_with_it(byte_level: Tokenizer) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     assert byte_level.surely_exceeds("the cafe " * 10_000_000, 64)  # 90 MB, minutes if all of it were tokenized
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("max_tokens", [4, 5, 6, 7, 8])

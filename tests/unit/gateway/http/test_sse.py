@@ -32,7 +32,7 @@ async def test_a_stream_that_pauses_is_kept_alive_by_comments(monkeypatch: pytes
 
     async def produce(outbox: Outbox) -> None:
         outbox.put(b"data: 1\n\n", 1)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         outbox.put(b"data: 2\n\n", 1)
 
     first, *comments, last, rest = b"".join(await sent_by(produce)).split(b"\n\n")  # some may leave together
@@ -47,7 +47,7 @@ async def test_a_protocol_may_have_words_of_its_own_for_pauses_and_errors(monkey
 
     async def produce(outbox: Outbox) -> None:
         outbox.put(b"data: 1\n\n", 1)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         raise UnavailableError("no copy is left")
 
     first, *pings, error, rest = b"".join(await sent_by(produce, style)).split(b"\n\n")
@@ -68,12 +68,12 @@ async def test_nothing_is_sent_before_the_first_event_as_it_may_be_an_error(monk
 
 
 async def test_a_stream_that_flows_gets_no_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_KEEP_ALIVE_S", 0.08)
+    monkeypatch.setattr(sse, "_KEEP_ALIVE_S", 1.0)
 
     async def produce(outbox: Outbox) -> None:
-        for _ in range(20):
+        for _ in range(24):  # longer than a pause may be
             outbox.put(b"data: 1\n\n", 1)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
 
     assert set(await sent_by(produce)) == {b"data: 1\n\n", b""}
 
