@@ -25,6 +25,8 @@ from serve_app.cli.serve_process import session_members
 ROOT = Path(__file__).parents[2]
 DEMO_MODEL = ROOT / "examples" / "demo_model" / "model"
 START_S = 300.0
+LEFT_S = 30.0  # for the kernel, and for whoever is the parent of a process that has ended
+_REQUEST_S = 30.0  # of a look at the server: a busy machine stands still for seconds
 
 GATEWAY = {
     "name": "gateway",
@@ -120,24 +122,29 @@ class ServeCluster:
         """Change the YAML and hand it to the running cluster, by `serve deploy`."""
         self._applications = list(applications)
         self._write_config()
-        dashboard = re.compile(r"Ray's dashboard is at (http://[0-9.:]+)\. ")
-        self.wait_until(lambda: dashboard.search(self.output) is not None, 60, "the dashboard")
         done = subprocess.run(
             [
                 str(Path(sys.executable).with_name("serve")),
                 "deploy",
                 "--address",
-                dashboard.findall(self.output)[-1],
+                self._dashboard_url(),
                 str(self.config_path),
             ],
             cwd=self.directory,
             env={key: value for key, value in self._environment.items() if key != "RAY_ADDRESS"},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def statuses(self) -> dict[str, str]:
+        """What Serve says of each application: at once, where /health follows a second or three behind."""
+        headers = {"Authorization": f"Bearer {self._environment['RAY_AUTH_TOKEN']}"}
+        answer = httpx.get(f"{self._dashboard_url()}/api/serve/applications/", headers=headers, timeout=_REQUEST_S)
+        found = answer.json()["applications"] if answer.status_code == 200 else {}
+        return {name: one["status"] for name, one in found.items()}
 
     @property
     def applications(self) -> list[dict[str, Any]]:
@@ -145,14 +152,20 @@ class ServeCluster:
         return list(self._applications)
 
     def health(self) -> tuple[int, dict[str, Any]]:
-        """Status and body of GET /health."""
-        answer = httpx.get(f"{self.url}/health", timeout=10)
-        return answer.status_code, answer.json()
+        """Status and body of GET /health; where the proxy has no Gateway to ask, its text as the detail."""
+        answer = httpx.get(f"{self.url}/health", timeout=_REQUEST_S)
+        is_ours = answer.headers.get("content-type", "").startswith("application/json")
+        return answer.status_code, answer.json() if is_ours else {"models": {}, "detail": answer.text}
 
     def copies(self, model: str) -> list[dict[str, Any]]:
         """The states of a model's copies."""
         copies: list[dict[str, Any]] = self.health()[1]["models"].get(model, [])
         return copies
+
+    def is_idle(self, model: str) -> bool:
+        """Whether all copies of a model have told that nothing runs or waits there."""
+        copies = self.copies(model)
+        return bool(copies) and all(copy["num_running"] == copy["num_waiting"] == 0 for copy in copies)
 
     def is_healthy(self) -> bool:
         """Whether GET /health says so."""
@@ -166,6 +179,19 @@ class ServeCluster:
                 if " ".join(process.cmdline()).startswith(title):
                     found.append(process.pid)
         return sorted(found)
+
+    def num_processes(self) -> tuple[int, int]:
+        """Replicas and shards, those that still leave among them."""
+        return len(self.pids("ray::ServeReplica:")), len(self.pids("ray::Shard"))
+
+    def files_with(self, text: str) -> list[Path]:
+        """Files below its directory that hold a text."""
+        found = []
+        for path in self.directory.rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # a process that ends takes some along
+                if path.is_file() and not path.is_symlink() and text.encode() in path.read_bytes():
+                    found.append(path)
+        return found
 
     def kill(self, pids: Iterable[int]) -> None:
         """SIGKILL to each; one that has ended with another of its group is dead as well."""
@@ -195,15 +221,22 @@ class ServeCluster:
         children = self._started() if self._process.poll() is None else []
         self._process.send_signal(signal.SIGINT)
         try:
-            self._process.wait(60 + self._drain_s)
+            self._process.wait(120 + self._drain_s)
         finally:
             self._process.kill()
-            _gone, alive = psutil.wait_procs(children, timeout=5)
-            for process in alive:
-                process.kill()
+            left = left_after(children, LEFT_S)
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
             self._output.close()
             shutil.rmtree(self.directory, ignore_errors=True)
-        assert not alive, f"left behind: {alive}"
+        assert not left, f"left behind: {left}"
+
+    def _dashboard_url(self) -> str:
+        dashboard = re.compile(r"Ray's dashboard is at (http://[0-9.:]+)\. ")
+        self.wait_until(lambda: dashboard.search(self.output) is not None, 120, "the dashboard")
+        url: str = dashboard.findall(self.output)[-1]
+        return url
 
     def _started(self) -> list[psutil.Process]:
         """All that it has started: they are in one session, and shards have no parent there any more."""
@@ -222,6 +255,29 @@ class ServeCluster:
         if self._grpc_options is not None:
             config["grpc_options"] = self._grpc_options
         self.config_path.write_text(yaml.safe_dump(config))
+
+
+def assert_within(limit_s: float, measure_s: Callable[[], float]) -> None:
+    """A promise is kept once in three tries: a machine that stands still for a moment does not do so each time."""
+    took_s: list[float] = []
+    while len(took_s) < 3 and min(took_s, default=limit_s) >= limit_s:
+        took_s.append(measure_s())
+    assert min(took_s) < limit_s, took_s
+
+
+def left_after(started: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Those that still run then; one that has ended and that nobody has taken note of does not."""
+    deadline_s = time.monotonic() + timeout_s
+    while (left := [one for one in started if is_alive(one)]) and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    return left
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs: one that waits for its parent to take note of its end does not."""
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def event_data(line: str) -> dict[str, Any] | None:

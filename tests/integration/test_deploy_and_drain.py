@@ -19,12 +19,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
 UNREACHABLE = {"url": "https://127.0.0.1:1/model.safetensors", "sha256": "0" * 64}  # looked at when a copy starts
-SPLIT = {"pipeline": 2, "tensor": 1}
+SPLIT: dict[str, Any] = {"parallel": {"pipeline": 2, "tensor": 1}, "max_model_len": 2048}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ServeCluster]:
-    running = ServeCluster([GATEWAY, model_application("demo", parallel=SPLIT)], drain_s=180)
+    running = ServeCluster([GATEWAY, model_application("demo", **SPLIT)], drain_s=180)
     try:
         yield running
     finally:
@@ -33,13 +33,13 @@ def cluster() -> Iterator[ServeCluster]:
 
 
 def test_a_good_file_is_deployed_and_a_bad_one_taken_back(cluster: ServeCluster, tmp_path: Path) -> None:
-    done = deploy(cluster, tmp_path, model_application("demo", parallel=SPLIT, engine={"max_num_seqs": 4}))
+    done = deploy(cluster, tmp_path, model_application("demo", **SPLIT, engine={"max_num_seqs": 4}))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith(f"{tmp_path / 'serve.yaml'}: every application runs\n")
     changed = answer(cluster)
     assert changed["text"].strip() == ANSWER
 
-    done = deploy(cluster, tmp_path, model_application("demo", parallel=SPLIT, weights=UNREACHABLE))
+    done = deploy(cluster, tmp_path, model_application("demo", **SPLIT, weights=UNREACHABLE))
     assert done.returncode == 1
     assert done.stderr.startswith("demo does not start: weights.url: 127.0.0.1 is the private address 127.0.0.1;")
     assert "What ran before runs again: " in done.stderr
@@ -52,12 +52,12 @@ def test_a_good_file_is_deployed_and_a_bad_one_taken_back(cluster: ServeCluster,
 
 
 def test_streams_end_and_nothing_new_is_taken_when_it_is_told_to_stop(cluster: ServeCluster) -> None:
-    streams = start_streams(cluster, 2)
+    streams = start_streams(cluster, 2, num_tokens=1900)  # they run until the refusal has been looked at
     stopping = threading.Thread(target=cluster.stop)
     stopping.start()
     try:
         cluster.wait_until(lambda: "Draining: 2 requests run; again to end at once" in cluster.output, 30, "draining")
-        cluster.wait_until(lambda: cluster.complete("demo", DATE).status_code == 503, 20, "the refusal")
+        cluster.wait_until(lambda: cluster.complete("demo", DATE).status_code == 503, 60, "the refusal")
         refused = cluster.complete("demo", DATE)
         assert refused.headers["retry-after"] == "5"
         assert refused.json()["error"]["message"].startswith("the server is draining: ")
@@ -76,7 +76,7 @@ def rayshard(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**environment, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=400,
         check=False,
     )
 
@@ -86,11 +86,11 @@ def deploy(cluster: ServeCluster, directory: Path, model: dict[str, Any]) -> sub
     http_options = {"host": "127.0.0.1", "port": cluster.port}
     path = directory / "serve.yaml"
     path.write_text(yaml.safe_dump({"http_options": http_options, "applications": [GATEWAY, model]}))
-    return rayshard("deploy", str(path), "--timeout-s", "180")
+    return rayshard("deploy", str(path), "--timeout-s", "280")
 
 
 def answer(cluster: ServeCluster) -> dict[str, Any]:
     """What the model answers, as soon as the Gateway knows the copy that runs."""
-    cluster.wait_until(lambda: len(cluster.copies("demo")) == 1 and cluster.is_healthy(), 10, "the Gateway")
+    cluster.wait_until(lambda: len(cluster.copies("demo")) == 1 and cluster.is_healthy(), 60, "the Gateway")
     choice: dict[str, Any] = cluster.complete("demo", DATE).json()["choices"][0]
     return choice

@@ -17,6 +17,7 @@ MAX_BYTES = 2_000_000_000
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_twelve_classifiers_are_soon_ready_and_share_their_memory(tmp_path: Path) -> None:
     arguments = {"vocab_size": 30_522, "num_labels": 4, "embedding_dim": 8, "hidden_size": 8}
     models: list[dict[str, Any]] = [

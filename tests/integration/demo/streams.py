@@ -31,7 +31,7 @@ def start_streams(cluster: ServeCluster, count: int, num_tokens: int = LONG["max
     streams = [Stream(seed, num_tokens) for seed in range(count)]
     for stream in streams:
         threading.Thread(target=read_stream, args=(cluster.url, stream), daemon=True).start()
-    cluster.wait_until(lambda: all(stream.num_events for stream in streams), 30, "the streams' start")
+    cluster.wait_until(lambda: all(stream.num_events for stream in streams), 60, "the streams' start")
     return streams
 
 

@@ -8,6 +8,8 @@ from anthropic.types import MessageParam, TextBlock
 
 from tests.integration.serve_cluster import ServeCluster
 
+pytestmark = pytest.mark.timeout(600)  # the first test of a folder may be the one that starts the cluster
+
 ANSWER = "2038-01-08"
 MESSAGES: list[MessageParam] = [{"role": "user", "content": "date jan 8 2038"}]
 

@@ -8,6 +8,8 @@ import pytest
 from tests.bad_requests import RAW_BODIES
 from tests.integration.serve_cluster import ServeCluster
 
+pytestmark = pytest.mark.timeout(600)  # the first test of a folder may be the one that starts the cluster
+
 DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
 
 BAD_KEYS: list[tuple[dict[str, Any], int, str]] = [

@@ -1,15 +1,17 @@
 """Models that come, scale and go while others are served."""
 
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from serve_app.cli.main import main
@@ -18,14 +20,19 @@ from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster, model_appl
 
 DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
 
+pytestmark = pytest.mark.timeout(900)  # on a busy machine a process takes half a minute to start
+
 
 @pytest.fixture
 def restored(cluster: ServeCluster) -> Iterator[ServeCluster]:
-    before = cluster.applications
+    """Gone back to what ran before, with nothing on its way or still leaving."""
+    before, num_before = cluster.applications, cluster.num_processes()
     yield cluster
     cluster.deploy(before)
-    cluster.wait_until(lambda: is_as_before(*cluster.health()), 120, "going back")
-    cluster.wait_until(lambda: len(cluster.pids("ray::ServeReplica:gateway")) == 1, 60, "one Gateway")
+    running = {one["name"]: "RUNNING" for one in before}
+    cluster.wait_until(lambda: cluster.statuses() == running, 240, "what ran before")
+    cluster.wait_until(lambda: cluster.num_processes() == num_before, 120, "the end of what does not run any more")
+    cluster.wait_until(lambda: is_as_before(*cluster.health()), 60, "health")
 
 
 def is_as_before(status: int, health: dict[str, Any]) -> bool:
@@ -49,7 +56,7 @@ def test_a_second_model_comes_without_touching_the_first(restored: ServeCluster)
                 unwell.append(health)
             return status == 200 and "second" in health["models"]
 
-        cluster.wait_until(is_there, 180, "the second model")
+        cluster.wait_until(is_there, 240, "the second model")
         deploying.result()
         assert not unwell, unwell
         assert (200, {"second": {"state": "starting", "detail": ""}}) in seen
@@ -87,8 +94,8 @@ def test_callers_wait_while_the_only_copy_is_replaced_by_another_version(restore
     others = [one for one in cluster.applications if one["name"] != "demo"]
     with constant_requests(cluster, "demo") as failures:
         cluster.deploy([*others, model_application("demo", max_model_len=512, parallel={"pipeline": 2, "tensor": 1})])
-        cluster.wait_until(lambda: not cluster.is_healthy(), 60, "the old copy's end")
-        cluster.wait_until(cluster.is_healthy, 120, "the new copy")
+        cluster.wait_until(lambda: not cluster.is_healthy(), 180, "the old copy's end")
+        cluster.wait_until(cluster.is_healthy, 180, "the new copy")
         failures.wait_for(failures.num_done + 20)
     assert failures.seen == []
     too_long = cluster.complete("demo", DATE, max_tokens=600)
@@ -96,7 +103,6 @@ def test_callers_wait_while_the_only_copy_is_replaced_by_another_version(restore
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_quantized_twins_are_served_and_a_model_that_fails_its_gate_is_not(
     restored: ServeCluster, tmp_path: Path
 ) -> None:
@@ -108,7 +114,7 @@ def test_quantized_twins_are_served_and_a_model_that_fails_its_gate_is_not(
     gated = model_application("gated", source=artifact, parallel={"tensor": 2}, quality={"max_kl": 0.1})
     cluster.deploy([*cluster.applications, twin, gated])
     cluster.wait_until(lambda: cluster.health()[1]["models"].keys() >= {"twin", "gated"}, 180, "the twins")
-    cluster.wait_until(cluster.is_healthy, 60, "health")
+    cluster.wait_until(cluster.is_healthy, 180, "health")
     for name in ("twin", "gated"):
         assert cluster.complete(name, DATE).json()["choices"][0]["text"].strip() == ANSWER
     refused = model_application("refused", source=artifact, quality={"max_kl": 0.0})
@@ -142,7 +148,6 @@ def test_autoscaling_adds_a_copy_under_load_and_takes_it_away(restored: ServeClu
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_copies_follow_the_queue_up_down_to_none_and_back_without_a_failed_request(restored: ServeCluster) -> None:
     cluster = restored
     scaling = {
@@ -168,22 +173,33 @@ def test_copies_follow_the_queue_up_down_to_none_and_back_without_a_failed_reque
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: cluster.complete("scaled", DATE), range(4)))
     assert [answer.json()["choices"][0]["text"].strip() for answer in answers] == [ANSWER] * 4
-    assert "asleep" not in cluster.health()[1]
+    with constant_requests(cluster, "scaled", num_threads=1) as failures:  # so that it does not fall asleep again
+        cluster.wait_until(lambda: "asleep" not in cluster.health()[1], 60, "the word that it is awake")
+    assert failures.seen == []
 
 
 @pytest.mark.slow
 def test_a_full_queue_refuses_with_a_time_to_come_again(restored: ServeCluster) -> None:
     cluster = restored
-    cluster.deploy([*cluster.applications, model_application("small", engine={"max_num_seqs": 1, "max_queued": 2})])
+    small = model_application("small", max_model_len=2048, engine={"max_num_seqs": 1, "max_queued": 2})
+    cluster.deploy([*cluster.applications, small])
     cluster.wait_until(lambda: len(cluster.copies("small")) == 1 and cluster.is_healthy(), 180, "the model")
-    with ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda _: cluster.complete("small", DATE, max_tokens=300, ignore_eos=True), range(6)))
-    statuses = sorted(answer.status_code for answer in answers)
-    assert statuses == [200, 200, 200, 429, 429, 429]
-    for answer in answers:
-        if answer.status_code == 429:
-            assert int(answer.headers["retry-after"]) >= 1
-            assert "max_queued=2" in answer.json()["error"]["message"]
+    with ThreadPoolExecutor(3) as pool, httpx.Client() as client:
+        taken: list[Future[httpx.Response]] = []
+        for there in ((1, 0), (1, 1), (1, 2)):  # the first one runs until the others have been refused
+            taken.append(pool.submit(cluster.complete, "small", DATE, max_tokens=2000, ignore_eos=True))
+            cluster.wait_until(lambda there=there: num_running_and_waiting(cluster, "small") == [there], 30, "its turn")
+        body = {"model": "small", "prompt": DATE}
+        refused = [client.post(f"{cluster.url}/v1/completions", json=body, timeout=60) for _ in range(3)]
+    assert [one.result().status_code for one in taken] == [200] * 3
+    assert [answer.status_code for answer in refused] == [429] * 3
+    for answer in refused:
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "max_queued=2" in answer.json()["error"]["message"]
+
+
+def num_running_and_waiting(cluster: ServeCluster, model: str) -> list[tuple[int, int]]:
+    return [(copy["num_running"], copy["num_waiting"]) for copy in cluster.copies(model)]
 
 
 @pytest.mark.slow
@@ -195,10 +211,15 @@ def test_a_copy_that_is_taken_away_lets_its_streams_end(restored: ServeCluster) 
     cluster.deploy([*others, *two])
     cluster.wait_until(lambda: [copy["state"] for copy in cluster.copies("demo")] == ["ready"] * 2, 180, "two copies")
     streams = start_streams(cluster, 8)
-    cluster.wait_until(lambda: min(copy["num_running"] for copy in cluster.copies("demo")) > 0, 10, "both are busy")
+    cluster.wait_until(lambda: all_run(cluster, "demo", 2), 30, "both are busy")
     cluster.deploy([*others, model_application("demo", router={"num_replicas": 1}, parallel=split)])
     assert wait_for_ends(streams, 120) == ["done"] * 8
-    cluster.wait_until(lambda: len(cluster.copies("demo")) == 1 and cluster.is_healthy(), 60, "one copy")
+    cluster.wait_until(lambda: len(cluster.copies("demo")) == 1 and cluster.is_healthy(), 120, "one copy")
+
+
+def all_run(cluster: ServeCluster, model: str, num_copies: int) -> bool:
+    counts = num_running_and_waiting(cluster, model)
+    return len(counts) == num_copies and all(num_running for num_running, _ in counts)
 
 
 @pytest.mark.slow
@@ -208,18 +229,24 @@ def test_a_gateway_that_is_stopped_stops_no_other(restored: ServeCluster) -> Non
     (gateway,) = (one for one in cluster.applications if one["name"] == "gateway")
     patient = {"name": "Gateway", "num_replicas": 2, "health_check_timeout_s": 60}  # Serve is to let it stand
     cluster.deploy([{**gateway, "deployments": [patient]}, *models])
-    cluster.wait_until(lambda: len(cluster.pids("ray::ServeReplica:gateway")) == 2, 120, "two Gateways")
-    time.sleep(5)  # the proxy and the models come to know the second one
+    cluster.wait_until(lambda: len(cluster.pids("ray::ServeReplica:gateway")) == 2, 240, "two Gateways")
+    answering: set[str] = set()
+
+    def all_answer() -> bool:  # the proxy knows the second one, too, and that one the model
+        text = httpx.get(f"{cluster.url}/metrics", timeout=30).text
+        answering.update(re.findall(r'^rayshard_model_ready\{gateway="([^"]+)",model="demo"\} 1', text, re.MULTILINE))
+        return len(answering) == 2
+
+    cluster.wait_until(all_answer, 120, "both to answer")
     streams = start_streams(cluster, 16)
     stopped, _other = cluster.pids("ray::ServeReplica:gateway")
     os.kill(stopped, signal.SIGSTOP)
     try:
         stopped_s = time.monotonic()
-        counts = [stream.num_events for stream in streams]
-        cluster.wait_until(lambda: any(stream.is_done for stream in streams), 60, "the other Gateway's streams")
+        under_way = [stream for stream in streams if not stream.is_done]
+        cluster.wait_until(lambda: any(stream.is_done for stream in under_way), 60, "the other Gateway's streams")
         time.sleep(max(0.0, 13 - (time.monotonic() - stopped_s)))  # calls that Serve counts have ended meanwhile
-        went_on = [stream for stream, count in zip(streams, counts, strict=True) if stream.num_events > count + 100]
-        assert 0 < len(went_on) < 16
+        assert 0 < len([stream for stream in under_way if stream.is_done]) < len(under_way)
         assert not any(stream.error for stream in streams)
     finally:
         os.kill(stopped, signal.SIGCONT)

@@ -53,6 +53,7 @@ def ask(cluster: ServeCluster, seed: int) -> tuple[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_hundred_answers_are_of_their_schema_though_a_shard_dies(cluster: ServeCluster) -> None:
     expected = [ask(cluster, seed) for seed in range(NUM_REPEATED)]
     with ThreadPoolExecutor(NUM_AT_ONCE) as pool:

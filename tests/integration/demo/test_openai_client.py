@@ -6,6 +6,8 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from tests.integration.serve_cluster import ServeCluster
 
+pytestmark = pytest.mark.timeout(600)  # the first test of a folder may be the one that starts the cluster
+
 DATE = "date jan 8 2038 ="
 ANSWER = "2038-01-08"
 

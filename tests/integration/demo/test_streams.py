@@ -12,23 +12,30 @@ import psutil
 import pytest
 
 from tests.integration.demo.streams import DATE, LONG, body_of, start_streams, undisturbed_texts, wait_for_texts
-from tests.integration.serve_cluster import ServeCluster
+from tests.integration.serve_cluster import ServeCluster, assert_within, is_alive
 
 ANSWER = "2038-01-08"
 NUM_TOKENS = 250  # of a stream that goes on after a loss
 
+pytestmark = pytest.mark.timeout(600)
+
 
 def test_a_client_that_leaves_frees_its_blocks_within_a_second(cluster: ServeCluster) -> None:
-    cluster.wait_until(lambda: cluster.copies("demo")[0]["num_running"] == 0, 30, "idle")
-    num_blocks = cluster.copies("demo")[0]["num_blocks"]
+    assert_within(1.0 + 0.5, lambda: seconds_to_free(cluster))  # what /health shows is up to half a second old
+
+
+def seconds_to_free(cluster: ServeCluster) -> float:
+    """From the end of a stream's connection until /health shows its blocks free."""
+    cluster.wait_until(lambda: cluster.is_idle("demo"), 30, "idle")
     with httpx.stream("POST", f"{cluster.url}/v1/completions", json=body_of(LONG), timeout=60) as answer:
         lines = answer.iter_lines()  # kept: httpx closes the connection with its iterator
         next(lines)
-        cluster.wait_until(lambda: cluster.copies("demo")[0]["num_running"] == 1, 5, "the stream's start")
-    freed_s = cluster.wait_until(
-        lambda: cluster.copies("demo")[0]["num_free_blocks"] == num_blocks, 10, "giving the blocks back"
-    )
-    assert freed_s < 1.0 + 0.5  # the state that /health shows is up to half a second old
+        cluster.wait_until(lambda: [copy["num_running"] for copy in cluster.copies("demo")] == [1], 30, "the start")
+    return cluster.wait_until(lambda: has_all_blocks(cluster), 30, "giving the blocks back")
+
+
+def has_all_blocks(cluster: ServeCluster) -> bool:
+    return [copy["num_blocks"] - copy["num_free_blocks"] for copy in cluster.copies("demo")] == [0]
 
 
 def test_a_client_that_does_not_read_slows_nobody_down(cluster: ServeCluster) -> None:
@@ -41,7 +48,7 @@ def test_a_client_that_does_not_read_slows_nobody_down(cluster: ServeCluster) ->
         unread.sendall(head.encode() + b"\r\n\r\n" + body)
         for _ in range(5):
             assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
-        cluster.wait_until(lambda: cluster.copies("demo")[0]["num_running"] == 0, 60, "the end of the unread stream")
+        cluster.wait_until(lambda: cluster.is_idle("demo"), 60, "the end of the unread stream")
 
 
 def test_a_hundred_requests_at_once_all_answer(cluster: ServeCluster) -> None:
@@ -70,8 +77,8 @@ def test_streams_go_on_when_their_router_dies(cluster: ServeCluster) -> None:
     streams = start_streams(cluster, 4, NUM_TOKENS)
     old = cluster.pids("ray::ServeReplica:demo")
     os.kill(old[0], signal.SIGKILL)
-    cluster.wait_until(lambda: not cluster.is_healthy(), 10, "noticing")
-    cluster.wait_until(cluster.is_healthy, 120, "a new Router")
+    cluster.wait_until(lambda: not cluster.is_healthy(), 30, "noticing")
+    cluster.wait_until(cluster.is_healthy, 240, "a new Router")
     assert wait_for_texts(streams, 120) == texts
     assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
     assert cluster.pids("ray::ServeReplica:demo") != old
@@ -81,23 +88,25 @@ def lose_a_shard(cluster: ServeCluster, number: signal.Signals, victim: int, tex
     """Lose one of two shards under eight streams; check every promise about that."""
     num_starts = len(load_times_s(cluster))
     streams = start_streams(cluster, 8, NUM_TOKENS)
+    cluster.wait_until(lambda: len(cluster.pids("ray::Shard")) == 2, 30, "two shards")
     pids = cluster.pids("ray::Shard")
-    os.kill(pids[victim], number)
+    lost = psutil.Process(pids[victim])
+    lost.send_signal(number)
     killed = time.monotonic()
-    noticed_s = cluster.wait_until(lambda: not cluster.is_healthy(), 10, "noticing the loss")
+    noticed_s = cluster.wait_until(lambda: not cluster.is_healthy(), 30, "noticing the loss")
     with ThreadPoolExecutor(1) as pool:
         meanwhile = pool.submit(cluster.complete, "demo", DATE)  # waits for the rebuild, and for those that go on
-        cluster.wait_until(cluster.is_healthy, 120, "the rebuild")
+        cluster.wait_until(cluster.is_healthy, 180, "the rebuild")
         healthy_s = time.monotonic() - killed
         assert meanwhile.result().json()["choices"][0]["text"].strip() == ANSWER, meanwhile.result().text
-    cluster.wait_until(lambda: len(load_times_s(cluster)) > num_starts, 10, "the log's line")
+    cluster.wait_until(lambda: len(load_times_s(cluster)) > num_starts, 60, "the log's line")
     load_s = load_times_s(cluster)[-1]
     print(f"{number.name} noticed_s={noticed_s:.2f} healthy_s={healthy_s:.1f} load_s={load_s:.1f}")
     assert wait_for_texts(streams, 120) == texts
     assert noticed_s < 5.0
     assert healthy_s - noticed_s < load_s + 5.0  # while the streams go on
     assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
-    assert not psutil.pid_exists(pids[victim])
+    cluster.wait_until(lambda: not is_alive(lost), 30, "the end of what was replaced")
     assert pids[1 - victim] in cluster.pids("ray::Shard"), "the other keeps its process"
 
 

@@ -84,6 +84,6 @@ def cluster(models: Path, port: int) -> Iterator[ServeCluster]:
     grpc_options = {"port": port, "grpc_servicer_functions": SERVICES, "enable_reflection": True}
     linear = {**LINEAR, "args": {**LINEAR["args"], "source": str(models / "linear")}}
     cluster = ServeCluster([*applications, second, linear, _CHOICE], grpc_options, is_plain=True)
-    cluster.wait_until(cluster.is_healthy, 60, "health")
+    cluster.wait_until(cluster.is_healthy, 120, "health")
     yield cluster
     cluster.stop()

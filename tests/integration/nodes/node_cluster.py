@@ -19,9 +19,7 @@ import httpx
 import psutil
 import yaml
 
-from tests.integration.serve_cluster import ROOT, free_port
-
-LEFT_S = 10.0
+from tests.integration.serve_cluster import LEFT_S, ROOT, free_port, left_after
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Deploying:
 
     def ended(self) -> str:
         """All that it has printed, if it went well."""
-        code = self.process.wait(timeout=120)
+        code = self.process.wait(timeout=240)
         assert code == 0, self.printed
         return self.printed
 
@@ -106,7 +104,7 @@ class NodeCluster:
         self._nodes.append(RayNode(address, json.loads(line)["raylet"]))
         return self._nodes[-1]
 
-    def deploy(self, applications: list[dict[str, Any]], timeout_s: float = 240) -> "Deploying":
+    def deploy(self, applications: list[dict[str, Any]], timeout_s: float = 600) -> "Deploying":
         """`rayshard deploy`, which goes on until the applications run."""
         path = self.directory / "serve.yaml"
         content = {
@@ -121,11 +119,11 @@ class NodeCluster:
 
     def status(self) -> str:
         """What `rayshard status` prints."""
-        return self._rayshard("status").communicate(timeout=60)[0]
+        return self._rayshard("status").communicate(timeout=120)[0]
 
     def health(self) -> dict[str, Any]:
         """GET /health, whatever its status."""
-        body: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=10).json()
+        body: dict[str, Any] = httpx.get(f"{self.url}/health", timeout=30).json()
         return body
 
     def is_ready(self, *models: str) -> bool:
@@ -169,10 +167,10 @@ class NodeCluster:
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
-            self._process.wait(60)
+            self._process.wait(120)
         finally:
             self._process.kill()
-            left = _left_after([one for one in started if not _is_agent(one)], LEFT_S)
+            left = left_after([one for one in started if not _is_agent(one)], LEFT_S)
             for process in started:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
@@ -201,18 +199,4 @@ def _is_agent(process: psutil.Process) -> bool:
     """Whether it is Ray's own, of a raylet: one whose raylet was killed may take a minute to take note."""
     with contextlib.suppress(psutil.Error):
         return process.name().startswith(("ray::DashboardA", "ray::RuntimeEnv"))
-    return False
-
-
-def _left_after(started: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
-    """Those that still run then; one that has ended and that nobody has taken note of is not."""
-    deadline_s = time.monotonic() + timeout_s
-    while (left := [one for one in started if _is_alive(one)]) and time.monotonic() < deadline_s:
-        time.sleep(0.1)
-    return left
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False

@@ -14,10 +14,10 @@ import pytest
 from tests.integration.nodes.node_cluster import NodeCluster, RayNode
 from tests.integration.serve_cluster import GATEWAY, event_data, model_application
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
-SAID_S = 10.0
+SAID_S = 60.0  # with the time in which the application is built, as a process that imports all of it
 FRONT = {
     **GATEWAY,
     "deployments": [{"name": "Gateway", "ray_actor_options": {"num_cpus": 0.05, "resources": {"front": 1}}}],
@@ -56,13 +56,13 @@ def test_a_copy_that_no_node_has_room_for_is_told_everywhere_and_starts_when_one
     reason = (
         "waits for room: a stage, whose ranks share a node, needs 3.93 CPUs on one node, and no node has more than 3"
     )
-    cluster.wait_until(lambda: "whole" in cluster.health().get("newcomers", {}), 120, "the Gateway")
+    cluster.wait_until(lambda: "whole" in cluster.health().get("newcomers", {}), 240, "the Gateway")
     cluster.wait_until(lambda: newcomer(cluster, "whole").startswith(reason), SAID_S, "the word of /health")
     cluster.wait_until(lambda: f"whole {reason}" in deploying.printed, SAID_S, "the word of rayshard deploy")
     assert f"whole: {reason}" in cluster.status()
     assert cluster.logged(f"application=whole {reason}")
     story.add("large", "127.0.0.4", 4)
-    cluster.wait_until(lambda: cluster.is_ready("whole"), 120, "the start")
+    cluster.wait_until(lambda: cluster.is_ready("whole"), 240, "the start")
     assert "every application runs" in deploying.ended()
 
 
@@ -70,10 +70,10 @@ def test_a_model_over_two_nodes_answers_as_on_one(story: Story) -> None:
     cluster = story.cluster
     deploying = cluster.deploy([FRONT, WHOLE, SPLIT])
     reason = "waits for room: a copy needs 4.01 CPUs, and of 7 in the cluster 2.97 are free"
-    cluster.wait_until(lambda: newcomer(cluster, "split").startswith(reason), 60, "the word of /health")
+    cluster.wait_until(lambda: newcomer(cluster, "split").startswith(reason), SAID_S, "the word of /health")
     assert f"split: {reason}" in cluster.status()
     story.add("second", "127.0.0.3", 2)
-    cluster.wait_until(lambda: cluster.is_ready("split"), 120, "the start")
+    cluster.wait_until(lambda: cluster.is_ready("split"), 240, "the start")
     assert "every application runs" in deploying.ended()
     assert [len(node.processes("ray::Shard")) for node in (story.head, story.nodes["second"])] == [1, 1]
     for prompt in (DATE, "date 3 may 1999 ="):
@@ -103,13 +103,12 @@ def test_a_node_without_a_shard_of_the_model_is_lost_unnoticed(story: Story) -> 
     cluster.wait_until(lambda: bool(events), 60, "the stream")
     cluster.kill(story.nodes["large"])
     while reading.is_alive() or "whole: " not in told(cluster):  # until Serve knows it too
-        assert cluster.is_ready("split")
+        assert {copy["state"] for copy in copies(cluster, "split")} <= {"ready"}
         assert cluster.complete("split", DATE) == before
         reading.join(0.2)
     assert sum(len(event["choices"][0].get("text", "")) for event in events) > 0
     assert not any("error" in event for event in events)
-    (copy,) = cluster.health()["models"]["split"]
-    assert copy["counts"]["num_rebuilds"] == 0
+    assert num_rebuilds(cluster, "split") == [0]
 
 
 def test_a_shard_lost_with_its_node_comes_back_on_one_that_joins(story: Story) -> None:
@@ -118,22 +117,35 @@ def test_a_shard_lost_with_its_node_comes_back_on_one_that_joins(story: Story) -
     cluster.kill(story.nodes["second"])
     cluster.wait_until(lambda: not cluster.is_ready("split"), 30, "the loss")
     reason = ", waits for room: a copy needs 1.98 CPUs, and of 3 in the cluster 0.92 are free; "
-    cluster.wait_until(lambda: "split: rebuilding" in told(cluster) and reason in told(cluster), 60, "the word of it")
+    cluster.wait_until(
+        lambda: "split: rebuilding" in told(cluster) and reason in told(cluster), SAID_S, "the word of it"
+    )
     story.add("third", "127.0.0.5", 2)
     cluster.wait_until(lambda: cluster.is_ready("split"), 180, "the repair")
     assert len(story.nodes["third"].processes("ray::Shard")) == 1
     assert cluster.complete("split", DATE) == before
-    (copy,) = cluster.health()["models"]["split"]
-    assert copy["counts"]["num_rebuilds"] == 1, "the same Router, on the first node"
+    assert num_rebuilds(cluster, "split") == [1], "the same Router, on the first node"
 
 
 def test_a_copy_lost_with_its_node_comes_back_whole_on_one_that_joins(story: Story) -> None:
     cluster = story.cluster
     assert "whole: waits for room: a stage, whose ranks share a node, needs 3.93 CPUs on one node" in cluster.status()
     story.add("fourth", "127.0.0.6", 4)
-    cluster.wait_until(lambda: cluster.is_ready("whole"), 120, "the start")
+    cluster.wait_until(lambda: cluster.is_ready("whole"), 240, "the start")
     assert cluster.complete("whole", DATE) == cluster.complete("split", DATE)
-    assert cluster.wait_until(lambda: not told(cluster), 20, "health without a word") >= 0
+    assert cluster.wait_until(lambda: not told(cluster), 60, "health without a word") >= 0
+
+
+def copies(cluster: NodeCluster, model: str) -> list[dict[str, Any]]:
+    """Those that have told their state within three seconds."""
+    found: list[dict[str, Any]] = cluster.health()["models"].get(model, [])
+    return found
+
+
+def num_rebuilds(cluster: NodeCluster, model: str) -> list[int]:
+    """Of each copy, when all that were there have told it."""
+    cluster.wait_until(lambda: cluster.is_ready(model), 30, "a copy's state")
+    return [copy["counts"]["num_rebuilds"] for copy in copies(cluster, model)]
 
 
 def told(cluster: NodeCluster) -> str:
