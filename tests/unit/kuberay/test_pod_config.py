@@ -63,6 +63,17 @@ def test_sources_are_where_pods_have_them(folder: Path) -> None:
         assert served(write(folder, source=source))["applications"][1]["args"]["source"] == "/models/llama"
 
 
+def test_a_link_in_a_folder_that_pods_have_is_there_by_its_own_name(folder: Path, tmp_path_factory: Any) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "snapshot"
+    (folder / "models" / "llama").rename(elsewhere)
+    (folder / "models" / "linked").symlink_to(elsewhere)
+    for source in ("models/linked", "models/../models/linked", str(elsewhere)):
+        places = (parse_place(f"{folder / 'models'}=/models"), parse_place(f"{elsewhere}=/models/linked"))
+        assert served(write(folder, source=source), places=places)["applications"][1]["args"]["source"] == (
+            "/models/linked"
+        )
+
+
 def test_what_is_not_a_path_or_an_address_stays_as_it_is(folder: Path) -> None:
     path = write(folder, "logging_config: {log_level: INFO}\n", gateway="{max_request_bytes: 1MiB}")
     given, carried = yaml.safe_load(path.read_text()), served(path)
