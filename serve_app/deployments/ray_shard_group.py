@@ -35,6 +35,7 @@ class RayShardGroups:
         self._own_node = own_node
         self._processes = ShardProcesses(
             lambda place: ShardProcess(shard_actor, device, place, bundle_of(place, parallel), own_node),
+            lambda place: bundle_of(place, parallel),
             work.engine_kind,
             len(work.shards),
             work.config.standby_shards,
@@ -115,7 +116,7 @@ class RayShardGroup:
         began_s = time.monotonic()
         new = [index for index in range(len(self._shards)) if index not in self._members]
         for index in new:
-            self._members[index] = await self._processes.take(index)
+            self._members[index] = await self._processes.take(index, self._place_beside(index))
         await self._seat(are_all_new=len(new) == len(self._shards))
         members, nodes = [self._members[index] for index in range(len(self._shards))], self.nodes
         is_one_node = all(node == self._own_node for node in nodes)
@@ -141,6 +142,13 @@ class RayShardGroup:
         self.times = StartTimes.of(len(members) - len(new), processes_s, self.reports)
         for index in new:
             self._log(self._shards[index], nodes[index], self.reports[index])
+
+    def _place_beside(self, index: int) -> int:
+        """Where another rank of the shard's stage is; the shard's own place where there is none."""
+        tensor = self._config.parallel.tensor
+        first = index - index % tensor
+        ranks = (self._members[one].place for one in range(first, first + tensor) if one in self._members)
+        return next(ranks, 1 + index)
 
     async def _seat(self, *, are_all_new: bool) -> None:
         """Learn the nodes of the processes, and which of them become which shard; those that hold one keep it."""

@@ -39,24 +39,39 @@ class ShardProcesses(Generic[ProcessT]):
     Place 0 is the Router's own. One that waits has imported everything and loaded nothing: it can become any shard.
     """
 
-    def __init__(self, start: Callable[[int], ProcessT], kind: EngineKind, num_shards: int, num_standby: int) -> None:
-        """start: starts a process in the place of that number."""
+    def __init__(
+        self,
+        start: Callable[[int], ProcessT],
+        bundle_of: Callable[[int], int],
+        kind: EngineKind,
+        num_shards: int,
+        num_standby: int,
+    ) -> None:
+        """start: starts a process in the place of that number. bundle_of: of a place; those of one are on one node."""
         self._start_in = start
+        self._bundle_of = bundle_of
         self._kind = kind
         self._free = list(range(1, 1 + num_shards + num_standby))
         self._num_standby = num_standby
         self._waiting: list[tuple[ProcessT, asyncio.Task[None]]] = []  # with how its imports end
         self._imports: set[asyncio.Task[None]] = set()  # that have not ended
 
-    async def take(self, shard: int) -> ProcessT:
-        """A process for a shard, by its index; a new one is in the shard's own place, unless that is in use."""
+    async def take(self, shard: int, beside: int) -> ProcessT:
+        """A process for a shard, by its index, in the bundle of the place `beside` where there is one.
+
+        A new one is in the shard's own place, unless that is in use.
+        """
+        bundle = self._bundle_of(beside)
         while self._waiting:
-            process, prepared = self._waiting.pop(0)
+            near = (one for one in self._waiting if self._bundle_of(one[0].place) == bundle)
+            process, prepared = taken = next(near, self._waiting[0])
+            self._waiting.remove(taken)
             if await _is_well(process, prepared):
                 return process
             self.end(process)
         own = 1 + shard
-        return self._start(own if own in self._free else self._free[0])
+        places = [place for place in self._free if self._bundle_of(place) == bundle] or self._free
+        return self._start(own if own in places else places[0])
 
     def end(self, process: ProcessT) -> None:
         """End a process that was taken."""

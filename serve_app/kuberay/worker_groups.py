@@ -12,7 +12,7 @@ from serve_app.errors import ConfigError
 from serve_app.kuberay.demand import MIB, Copies, ModelDemand
 from serve_app.kuberay.packing import Share, pods_for
 from serve_app.planning.device_profiles import DeviceProfile, find_profile
-from serve_app.planning.reservations import CPUS_PER_REPLICA
+from serve_app.planning.reservations import CPUS_PER_REPLICA, stage_sizes
 
 OBJECT_STORE_BYTES = 200 * MIB  # tokens and activations do not go through it
 _MAX_CORES = 16  # of a pod that holds several small copies; a larger copy has a larger pod
@@ -129,9 +129,10 @@ def _default_gpus(demands: list[ModelDemand], profile: DeviceProfile) -> int:
 
 
 def _stages_in_cores(demand: ModelDemand) -> tuple[float, ...]:
-    """Cores of each stage of a copy, whose ranks stay together, and of each process that stands by."""
-    parallel, threads = demand.config.parallel, float(demand.num_threads)
-    return (threads * parallel.tensor,) * parallel.pipeline + (threads,) * demand.config.standby_shards
+    """Cores of each stage of a copy, whose ranks and what stands by for them stay together, and of what is apart."""
+    return tuple(
+        float(demand.num_threads) * size for size in stage_sizes(demand.config.parallel, demand.config.standby_shards)
+    )
 
 
 def _tensor_groups(demand: ModelDemand) -> tuple[float, ...]:

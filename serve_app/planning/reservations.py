@@ -52,17 +52,29 @@ def reserved_cpus(models: Sequence[ModelApplication], graphs: Sequence[GraphAppl
 def copy_bundles(device: DeviceConfig, parallel: ParallelConfig, num_standby: int = 0) -> list[dict[str, float]]:
     """What the placement group of one copy reserves: the Router's bundle, one for each stage, those that stand by.
 
-    A bundle is on one node: the ranks of a stage exchange sums in every layer, stages hidden states once a step.
+    A bundle is on one node: the ranks of a stage exchange sums in every layer, stages hidden states once a step. What
+    stands by for a rank is in its stage's bundle, what stands by for a stage without ranks anywhere.
     """
     kinds: Sequence[str | None] = parallel.accelerator_types or [device.accelerator_type] * parallel.pipeline
-    stages = [_shard_bundle(device, kind, parallel.tensor) for kind in kinds]
-    return [{"CPU": CPUS_PER_REPLICA}, *stages, *([_shard_bundle(device, device.accelerator_type)] * num_standby)]
+    sizes = stage_sizes(parallel, num_standby)
+    stages = [_shard_bundle(device, kind, size) for kind, size in zip(kinds, sizes, strict=False)]
+    apart = [_shard_bundle(device, device.accelerator_type)] * (len(sizes) - parallel.pipeline)
+    return [{"CPU": CPUS_PER_REPLICA}, *stages, *apart]
+
+
+def stage_sizes(parallel: ParallelConfig, num_standby: int) -> list[int]:
+    """Processes in each bundle but the Router's: those of the stages, then those that stand by apart."""
+    if parallel.tensor == 1:
+        return [1] * (parallel.pipeline + num_standby)
+    each, more = divmod(num_standby, parallel.pipeline)
+    return [parallel.tensor + each + (stage < more) for stage in range(parallel.pipeline)]
 
 
 def bundle_of(place: int, parallel: ParallelConfig) -> int:
     """The bundle of a process of a copy: places are the Router's (0), the shards' and those of what stands by."""
     if place > parallel.num_shards:
-        return place - parallel.num_shards + parallel.pipeline
+        standby = place - parallel.num_shards - 1
+        return 1 + (standby % parallel.pipeline if parallel.tensor > 1 else parallel.pipeline + standby)
     return -(-place // parallel.tensor)
 
 

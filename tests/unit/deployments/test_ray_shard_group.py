@@ -16,6 +16,7 @@ from serve_app.deployments.ray_shard_group import RayShardGroup
 from serve_app.deployments.standby_shards import ShardProcesses
 from serve_app.errors import PeerLostError, ShardLostError
 from serve_app.planning.generator_plan import plan_generator
+from serve_app.planning.reservations import bundle_of
 from serve_app.types.shards import EngineKind, ShardLocation, ShardReport
 from serve_app.wire.links import ControlAddress
 
@@ -89,7 +90,9 @@ class Group:
         plan = plan_generator(config, ROOT, read_environment({})).refuse_problems()
         self.started: list[FakeProcess] = []
         self._nodes = nodes
-        processes: Any = ShardProcesses(self._start, "generation", len(nodes), 0)
+        processes: Any = ShardProcesses(
+            self._start, lambda place: bundle_of(place, config.parallel), "generation", len(nodes), 0
+        )
         self.group = RayShardGroup(GenerationWork(plan, lambda _outputs: None), "here", processes)
 
     def _start(self, place: int) -> FakeProcess:

@@ -44,8 +44,21 @@ def test_the_processes_of_a_copy_have_room_in_their_bundles() -> None:
     device, parallel = DeviceConfig(cpus_per_shard=0.3), ParallelConfig(pipeline=2, tensor=3)
     bundles = copy_bundles(device, parallel, num_standby=2)
     places = [bundle_of(place, parallel) for place in range(1 + parallel.num_shards + 2)]
-    assert places == [0, 1, 1, 1, 2, 2, 2, 3, 4]
-    assert [bundle["CPU"] for bundle in bundles] == pytest.approx([0.05, 0.9, 0.9, 0.3, 0.3])
+    assert places == [0, 1, 1, 1, 2, 2, 2, 1, 2]  # what stands by for a rank is on the node of its stage
+    assert [bundle["CPU"] for bundle in bundles] == pytest.approx([0.05, 1.2, 1.2])
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "tensor", "num_standby", "sizes"),
+    [(1, 2, 1, [3]), (3, 2, 2, [3, 3, 2]), (2, 2, 3, [4, 3]), (2, 1, 1, [1, 1, 1]), (2, 3, 0, [3, 3])],
+)
+def test_no_bundle_has_more_processes_than_it_has_room_for(
+    pipeline: int, tensor: int, num_standby: int, sizes: list[int]
+) -> None:
+    device, parallel = DeviceConfig(cpus_per_shard=1.0), ParallelConfig(pipeline=pipeline, tensor=tensor)
+    assert [bundle["CPU"] for bundle in copy_bundles(device, parallel, num_standby)] == [0.05, *sizes]
+    places = [bundle_of(place, parallel) for place in range(1, 1 + parallel.num_shards + num_standby)]
+    assert [places.count(1 + bundle) for bundle in range(len(sizes))] == sizes
 
 
 def test_a_model_that_may_sleep_begins_with_one_copy() -> None:
