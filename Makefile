@@ -10,6 +10,10 @@ STAMP = .venv/.installed
 PIP = -m pip install -qq --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS)
 PYTEST = .venv/bin/python -m pytest -n $(JOBS) --dist loadscope
 JOBS ?= 2
+# What make image-check builds from, which stage, and options of cluster/image_check.py.
+BASE ?=
+TARGET ?= cpu
+IMAGE_ARGS ?=
 AXE = .browser/node_modules/axe-core/axe.min.js
 AXE_VERSION = 4.14.1
 AS_ROOT = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
@@ -18,7 +22,7 @@ AS_ROOT = $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve check test test-full browser chaos soak pressure lint types format lock cluster protos settings bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
+.PHONY: help install serve check test test-full browser chaos soak pressure lint types format lock cluster image-check protos settings bench-overhead bench-encoders bench-streams bench-quantized demo-compress clean
 
 help:  ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -78,6 +82,9 @@ lock:  ## resolve pyproject.toml anew into constraints.txt (PYTHON=, PIP_ARGS=)
 cluster: $(STAMP)  ## write cluster/base/rayshard.yaml by rayshard kuberay (CONFIG=serve_config.yaml, KUBERAY_ARGS="--image ...")
 	@.venv/bin/rayshard kuberay $(CONFIG) $(KUBERAY_ARGS) > cluster/base/rayshard.yaml.new || { rm cluster/base/rayshard.yaml.new; exit 1; }
 	@mv cluster/base/rayshard.yaml.new cluster/base/rayshard.yaml
+
+image-check: $(STAMP)  ## build the image with buildah, and ask it a question (BASE=IMAGE or oci-archive:FILE, TARGET=cuda, IMAGE_ARGS="--torch-index URL")
+	@.venv/bin/python -m cluster.image_check --base "$(BASE)" --target $(TARGET) $(IMAGE_ARGS)
 
 protos: $(STAMP)  ## write the code of serve_app/protos/*.proto
 	.venv/bin/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. serve_app/protos/*.proto
