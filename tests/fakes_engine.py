@@ -5,6 +5,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -256,6 +257,28 @@ def _prompt_logprobs(step: StepInput) -> dict[int, list[TokenLogprobs]]:
     return found
 
 
+class SlowCompiler:
+    """A GrammarCompiler that is done with a grammar when a test says so."""
+
+    def __init__(self) -> None:
+        self.compiled: dict[str, Future[object]] = {}  # that it keeps
+        self.has_begun = threading.Event()
+
+    def prepare(self, text: str) -> Future[object]:
+        """Begin."""
+        self.compiled[text] = Future()
+        self.has_begun.set()
+        return self.compiled[text]
+
+    def forget(self, text: str) -> None:
+        """Keep it no more."""
+        del self.compiled[text]
+
+    def finish(self, text: str) -> None:
+        """Be done with a grammar."""
+        self.compiled[text].set_result(None)
+
+
 class FakeShard:
     """A shard in a thread of this process: the real loop over the real control link, a CacheOracle for an engine."""
 
@@ -264,6 +287,7 @@ class FakeShard:
         self.is_stuck = threading.Event()  # set: the step at hand does not end
         self.is_free = threading.Event()  # set: a stuck step ends after all
         self.step_s = 0.0
+        self.compiler: SlowCompiler | None = None  # of the one that draws
         self.busy = HostBusyTime()
         self._is_last = index == num_shards - 1
         self._oracle = oracle
@@ -316,7 +340,7 @@ class FakeShard:
 
     def _run(self) -> None:
         try:
-            self._loop.run(StepInput, self, self.busy)
+            self._loop.run(StepInput, self, self.busy, self.compiler)
         except zmq.ContextTerminated:
             pass  # killed
         except BaseException as error:  # shown by join

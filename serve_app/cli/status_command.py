@@ -15,6 +15,7 @@ _WAITS: dict[str, str] = {  # by CopyState.waits_for
     "sequences": "for one of engine.max_num_seqs places: raise it where the KV cache has room, or run more copies",
     "trial": "until it is known whether a request kills the shards",
     "step": "for the next step",
+    "grammar": "for the shard that draws to compile a grammar",
 }
 
 

@@ -43,6 +43,7 @@ class BatchWork:
         self.traces = None if tracing is None else StepTraces(tracing, "run", stages)
         self.sources: list[ModelSource] = [plan.source for plan in plans]
         self.reports: dict[str, BatchModelReport] = {}  # by model, when loaded
+        self.grammars = None
         self._plans = plans
         self._on_results = on_results
         self._scheduler: BatchScheduler | None = None

@@ -10,6 +10,7 @@ from serve_app.deployments.step_loop import StepLoop, StepScheduler
 from serve_app.deployments.step_traces import StepTraces
 from serve_app.metrics.families import QUEUE
 from serve_app.metrics.times import Times
+from serve_app.scheduling.grammar_waits import GrammarWaits
 from serve_app.types.models import CopyCounts, ModelSource, WaitsFor
 from serve_app.types.shards import (
     BatchShardSettings,
@@ -112,6 +113,11 @@ class CopyWork(Protocol):
 
     def lose_shards(self) -> None:
         """The epoch is over."""
+        ...
+
+    @property
+    def grammars(self) -> GrammarWaits | None:
+        """Of the scheduler of this epoch; None where there are none."""
         ...
 
     def load(self) -> Load:

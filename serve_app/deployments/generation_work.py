@@ -11,6 +11,7 @@ from serve_app.deployments.step_traces import StepTraces
 from serve_app.errors import ConfigError
 from serve_app.planning.generator_plan import GeneratorPlan
 from serve_app.planning.memory_plan import useful_blocks
+from serve_app.scheduling.grammar_waits import GrammarWaits
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence as TokenSequence
@@ -98,9 +99,15 @@ class GenerationWork:
             has_prefix_cache=self.config.engine.prefix_cache,
             joins_blocks=self.config.device.type == "cpu",
             overlaps_steps=self.config.parallel.pipeline == 1,
+            awaits_grammars=bool(self._plan.facts.end_token_ids),  # without one a shard has no matchers
             on_start=self._start,
         )
         return self._scheduler
+
+    @property
+    def grammars(self) -> GrammarWaits | None:
+        """See CopyWork."""
+        return None if self._scheduler is None else self._scheduler.grammars
 
     async def warm_up(self, loop: StepLoop) -> None:
         """Run one small request, so that the first client finds all warm."""

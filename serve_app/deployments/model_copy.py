@@ -220,6 +220,7 @@ class ModelCopy:
             self._bubble,
             self._stage_times,
             self._work.traces,
+            self._work.grammars,
             heartbeat_s=timeouts.heartbeat_s,
             step_s=timeouts.collective_s + timeouts.heartbeat_s,
         )

@@ -10,10 +10,17 @@ from serve_app.deployments.stage_times import StageTimes
 from serve_app.deployments.step_traces import StepTraces
 from serve_app.errors import ShardLostError
 from serve_app.metrics.times import Times
+from serve_app.scheduling.grammar_waits import GrammarWaits
 from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import BatchStep, StepInput
 from serve_app.wire.links import ControlServer
-from serve_app.wire.messages import BatchOutputMessage, HeartbeatMessage, HelloMessage, OutputMessage
+from serve_app.wire.messages import (
+    BatchOutputMessage,
+    GrammarReadyMessage,
+    HeartbeatMessage,
+    HelloMessage,
+    OutputMessage,
+)
 
 _WATCH_INTERVAL_S = 0.25
 
@@ -53,6 +60,8 @@ class StepLoop:
     """Keeps the shards busy: sends a step whenever one may be sent, hands on what comes back.
 
     `run` raises ShardLostError when a shard falls silent, or a step does not end in time. traces: None: nobody traces.
+
+    grammars: of the scheduler, where sequences wait for theirs.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class StepLoop:
         bubble: BubbleMeter,
         stage_times: StageTimes,
         traces: StepTraces | None = None,
+        grammars: GrammarWaits | None = None,
         *,
         heartbeat_s: float,
         step_s: float,
@@ -76,6 +86,7 @@ class StepLoop:
         self._bubble = bubble
         self._stage_times = stage_times
         self._traces = traces
+        self._grammars = grammars
         self._heartbeat_s = heartbeat_s
         self._step_s = step_s
         self.suspects: frozenset[int] = frozenset()  # shards that are to be ended: silent, or all when a step hangs
@@ -119,6 +130,8 @@ class StepLoop:
     def _pump(self) -> None:
         if not self._all_greeted.is_set():
             return
+        for change in () if self._grammars is None else self._grammars.take_changes():
+            self._control.send_grammar(change)
         while (step := self.scheduler.schedule(time.monotonic())) is not None:
             if self.scheduler.num_steps_in_flight == 1:
                 self._progress_s = time.monotonic()
@@ -142,8 +155,15 @@ class StepLoop:
                     self._stage_times.hear(message.shard_index, message.num_steps_done, message.busy_s)
             elif isinstance(message, HelloMessage):
                 self._greet(message.shard_index)
+            elif isinstance(message, GrammarReadyMessage):
+                self._make_ready(message.number)
             elif self._traces is not None:
                 self._traces.hear(message.shard_index, message.step_id, message.busy_s)
+
+    def _make_ready(self, number: int) -> None:
+        if self._grammars is not None:
+            self._grammars.take_ready(number)
+            self._pump()
 
     def _take(self, message: OutputMessage | BatchOutputMessage) -> None:
         self._progress_s = time.monotonic()

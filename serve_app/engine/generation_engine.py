@@ -112,6 +112,8 @@ class GenerationEngine:
     def forget(self) -> None:
         """See ShardEngine."""
         self._runner = None
+        if self._grammars is not None:
+            self._grammars.forget_all()
         if self._memory is not None:
             gc.collect()  # what was captured of the runner may refer to itself
             self._memory.release()
@@ -121,10 +123,10 @@ class GenerationEngine:
         assert self._runner is not None
         is_lone = self._settings.shard.num_stages == self._settings.shard.num_ranks == 1
         if self._memory is None:  # of a CPU: each call returns when it is done
-            loop.run(StepInput, self._runner, self._runner.busy)
+            loop.run(StepInput, self._runner, self._runner.busy, self._grammars)
         else:
             launcher = MemoryGuard(self._runner, self._memory.release) if is_lone else self._runner
-            loop.run_ahead(launcher, self._runner.busy)
+            loop.run_ahead(launcher, self._runner.busy, self._grammars)
 
     def _make_runner(self, limits: EngineLimits) -> ModelRunner:
         assert self._loaded is not None

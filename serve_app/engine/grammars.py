@@ -1,13 +1,12 @@
 """Holds sequences to their grammars: a matcher for each, beside the sampler, which says what tokens may come next.
 
-A grammar is compiled in a thread while its prompt is read, and kept. A sequence's matcher takes the tokens that were
-drawn before a start, and afterwards what the sampler draws, when the next mask is asked for: by then the device has
-begun the step after, so that waiting for the token holds nothing up. (Masks from an Earley parser over a lexer of
-derivatives, walked along a trie of the vocabulary: llguidance.)
+A grammar is compiled in a thread before its sequences are in a step, and kept until the Router drops it. A sequence's
+matcher takes the tokens that were drawn before a start, and afterwards what the sampler draws, when the next mask is
+asked for: by then the device has begun the step after, so that waiting for the token holds nothing up. (Masks from an
+Earley parser over a lexer of derivatives, walked along a trie of the vocabulary: llguidance.)
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from serve_app.types.steps import NOTHING_FITS, SequenceStart
 
 logger = logging.getLogger(__name__)
 
-_MAX_COMPILED = 64  # of those not in use, too
 _WORD_BITS = 64
 
 
@@ -67,9 +65,22 @@ class Grammars:
         self._staging = HostStaging(device)
         self._threads = ThreadPoolExecutor(1, "rayshard-grammars")
         self._vocabulary: Future[GrammarVocabulary] = self._threads.submit(make_vocabulary)
-        self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self._compiled: dict[str, Future[LLMatcher]] = {}
         self._sequences: dict[int, _Sequence] = {}
         self._drawn: list[tuple[list[_Sequence], Tensor, Event | None]] = []  # not yet taken
+
+    def prepare(self, text: str) -> Future[LLMatcher]:
+        """Have a grammar compiled in the thread, in turn, and keep it."""
+        compiled = self._compiled[text] = self._compile(text)
+        return compiled
+
+    def forget(self, text: str) -> None:
+        """Keep a grammar no more; sequences that are held to it stay so."""
+        self._compiled.pop(text, None)
+
+    def forget_all(self) -> None:
+        """Keep no grammar and no sequence: their epoch is over."""
+        self._compiled, self._sequences, self._drawn = {}, {}, []
 
     def start(self, start: SequenceStart) -> None:
         """Give a slot row to a sequence; only one with a grammar is kept."""
@@ -77,8 +88,9 @@ class Grammars:
         grammar = start.params.grammar
         if grammar is None:
             return
+        compiled = self._compiled.get(grammar)  # not there: nobody has asked for it before, and the first mask waits
         self._sequences[start.slot_row] = _Sequence(
-            self._compile(grammar),
+            self._compile(grammar) if compiled is None else compiled,
             start.end_token_ids,
             start.params.min_tokens - start.num_outputs,
             start.history_token_ids[start.num_history_prompt_tokens :],
@@ -108,13 +120,7 @@ class Grammars:
         return tokens
 
     def _compile(self, grammar: str) -> Future[LLMatcher]:
-        found = self._compiled.get(grammar)
-        if found is None:
-            found = self._compiled[grammar] = self._threads.submit(self._make_matcher, grammar)
-            if len(self._compiled) > _MAX_COMPILED:
-                self._compiled.popitem(last=False)
-        self._compiled.move_to_end(grammar)
-        return found
+        return self._threads.submit(self._make_matcher, grammar)
 
     def _make_matcher(self, grammar: str) -> LLMatcher:
         return LLMatcher(self._vocabulary.result().tokens, grammar, log_level=0, limits=parser_limits())

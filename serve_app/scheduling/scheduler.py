@@ -16,6 +16,7 @@ from serve_app.scheduling.admission import most_request_tokens, refuse_full, ref
 from serve_app.scheduling.block_manager import BlockManager
 from serve_app.scheduling.deadlines import Deadlines
 from serve_app.scheduling.failed_steps import lost_blocks, sequences_ended_by
+from serve_app.scheduling.grammar_waits import GrammarWaits
 from serve_app.scheduling.making_way import MakingWay, victim_of
 from serve_app.scheduling.output import NOTHING_FITS_ERROR, SequenceOutput, error_output, prompt_output, token_output
 from serve_app.scheduling.queue_estimate import Places, QueueRecord, refuse_late
@@ -48,10 +49,13 @@ class Scheduler:
         has_prefix_cache: bool = True,
         joins_blocks: bool = False,
         overlaps_steps: bool = False,
+        awaits_grammars: bool = False,
         on_start: Callable[[Sequence], None] = lambda _sequence: None,
     ) -> None:
         """overlaps_steps: a step is sent before the tokens of the one before are back; of models on one stage.
 
+        awaits_grammars: sequences wait outside the batch until `grammars` is told that theirs are compiled. Without it
+        a shard compiles them in the step that needs them.
         on_start: told of each sequence that is in a step for the first time.
         """
         assert not (overlaps_steps and num_stages > 1), "a first stage does not know what the last one draws"
@@ -72,6 +76,7 @@ class Scheduler:
         )
         self._free_slot_rows = list(range(limits.max_num_seqs - 1, -1, -1))
         self._waiting = WaitingQueue()
+        self.grammars = GrammarWaits(self._waiting) if awaits_grammars else None
         self._deadlines: Deadlines[Sequence] = Deadlines()
         self._record = QueueRecord()
         self.last_step_s = 0.0  # from its sending to its output, of the step that was taken in last
@@ -84,7 +89,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Sequences without a slot row."""
-        return len(self._waiting)
+        return len(self._waiting) + (0 if self.grammars is None else len(self.grammars))
 
     @property
     def num_running(self) -> int:
@@ -100,11 +105,12 @@ class Scheduler:
     def waits_for(self) -> WaitsFor:
         """What the head of the queue needs before it starts: a place among max_num_seqs, blocks, or but the next step.
 
+        `grammar`: all that wait do so for theirs to be compiled.
         `trial`: a request that a step was lost with runs alone until it is known whether it was that.
         """
         head = self._waiting.head
         if head is None:
-            return ""
+            return "grammar" if self.num_waiting else ""
         if is_kept_apart(head, self._running):
             return "trial"
         if not self._free_slot_rows:
@@ -119,7 +125,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether any sequence has not ended."""
-        return bool(self._waiting or self._running)
+        return bool(self.num_waiting or self._running)
 
     @property
     def max_request_tokens(self) -> int:
@@ -134,19 +140,25 @@ class Scheduler:
         """
         if request.progress is None:
             refuse_unfit(request, self.limits, self._max_queued)
-            refuse_full(request, len(self._waiting), self._max_queued)
+            refuse_full(request, self.num_waiting, self._max_queued)
             if request.time_left_s is not None:
                 refuse_late(self.estimated_wait_s(request.owner, request.priority), request.time_left_s)
         deadline_s = None if request.time_left_s is None else now_s + request.time_left_s
         sequences = sequences_of(request, self._eos_token_ids, deadline_s)
-        if request.progress is None:
-            self._waiting.add(sequences)
-        else:
+        if request.progress is not None:
             refuse_unfit_resumed(sequences, self.limits)
-            self._waiting.add_resumed(sequences)
+        self._queue(sequences)
         for sequence in sequences:
             self._deadlines.add(sequence)
         return sequences
+
+    def _queue(self, sequences: list[Sequence]) -> None:
+        if self.grammars is not None and self.grammars.hold(sequences):
+            return
+        if sequences[0].is_resumed:
+            self._waiting.add_resumed(sequences)
+        else:
+            self._waiting.add(sequences)
 
     def estimated_wait_s(self, owner: str, priority: int) -> float:
         """Seconds until a newcomer starts, at least; 0 before anything was measured."""
@@ -172,13 +184,14 @@ class Scheduler:
         """End a sequence now; its blocks and its slot row are free at once. Ended ones are left alone."""
         if sequence.is_finished:
             return
-        if sequence.state is SequenceState.WAITING:
+        is_held = self.grammars is not None and self.grammars.remove(sequence)
+        if sequence.state is SequenceState.WAITING and not is_held:
             self._waiting.remove(sequence)
         self._finish(sequence, "abort")
 
     def abort_all(self) -> None:
         """End everything: the shards are gone."""
-        for sequence in [*self._running, *self._waiting]:
+        for sequence in [*self._running, *self._waiting, *(self.grammars or ())]:
             self.abort(sequence)
 
     def schedule(self, now_s: float = 0.0) -> StepInput | None:
@@ -382,6 +395,8 @@ class Scheduler:
             if reason in ("stop", "length"):
                 self._record.take_end(sequence.num_outputs)
         self._deadlines.forget(sequence)
+        if self.grammars is not None:
+            self.grammars.release(sequence)
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason = reason
 

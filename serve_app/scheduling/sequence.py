@@ -46,6 +46,7 @@ class Sequence:
     num_preemptions: int = 0
     is_suspect: bool = False  # of a request that a step was lost with, and that has drawn nothing since
     is_on_trial: bool = False  # a suspect in steps that may be lost for its sake: of its prompt, and before its draw
+    is_resumed: bool = False  # another copy has run it
     num_replayed: int = 0  # tokens, prompt included, whose outputs are computed one by one
     finish_reason: FinishReason | None = None
 
@@ -94,6 +95,7 @@ def sequences_of(
             deadline_s=deadline_s,
             num_replayed=len(request.prompt_token_ids) + len(progress.token_ids[choice]) if progress.is_replayed else 0,
             is_suspect=progress.is_suspect,
+            is_resumed=request.progress is not None,
         )
         for choice in range(num_choices)
         if not progress.ended[choice]

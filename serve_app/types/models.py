@@ -100,7 +100,7 @@ class ModelVersion:
     weights: str  # of what draws the next token: weights, their form, what ends an answer
 
 
-WaitsFor = Literal["", "kv_cache", "sequences", "trial", "step"]  # see Scheduler.waits_for; "": nothing waits
+WaitsFor = Literal["", "kv_cache", "sequences", "trial", "step", "grammar"]  # see Scheduler.waits_for; "": nobody does
 
 
 @dataclass(frozen=True, slots=True)

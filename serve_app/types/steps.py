@@ -25,6 +25,14 @@ class SequenceStart:
 
 
 @dataclass(frozen=True, slots=True)
+class GrammarChange:
+    """Sent before a step that starts a sequence with this grammar, and answered with its number when it is compiled."""
+
+    number: int  # in one epoch; each is a grammar once
+    text: str | None  # None: it is wanted no more
+
+
+@dataclass(frozen=True, slots=True)
 class PromptTargets:
     """Prompt tokens whose log-probability is wanted: the token after each of a sequence's step tokens from `offset`."""
 

@@ -17,11 +17,13 @@ import zmq.asyncio
 
 from serve_app.types.links import LinkAddress
 from serve_app.types.plans import MemoryTaken
-from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
+from serve_app.types.steps import BatchStep, BatchStepOutput, GrammarChange, StepInput, StepOutput
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
     BatchOutputMessage,
     BatchStepMessage,
+    GrammarMessage,
+    GrammarReadyMessage,
     HeartbeatMessage,
     HelloMessage,
     Message,
@@ -79,6 +81,10 @@ class ControlServer:
         else:
             self._send(StepMessage(PROTOCOL_VERSION, self._epoch, step))
 
+    def send_grammar(self, change: GrammarChange) -> None:
+        """Have a grammar compiled beside the steps, or forgotten."""
+        self._send(GrammarMessage(PROTOCOL_VERSION, self._epoch, change))
+
     def send_stop(self) -> None:
         """Ask every shard to end its run."""
         self._send(StopMessage(PROTOCOL_VERSION, self._epoch))
@@ -134,8 +140,11 @@ class ControlClient:
         """Tell the Router that steps may come."""
         self._socket.send(self._encoder.encode(HelloMessage(PROTOCOL_VERSION, self._epoch, self._shard_index)))
 
-    def receive(self, is_wanted: Callable[[], bool] | None = None) -> StepInput | BatchStep | None:
-        """The next step; None when the run is to end: the Router says so, or no step is wanted any more."""
+    def receive(self, is_wanted: Callable[[], bool] | None = None) -> StepInput | BatchStep | GrammarChange | None:
+        """The next step, or what to do with a grammar before it.
+
+        None when the run is to end: the Router says so, or no step is wanted any more.
+        """
         while True:
             while is_wanted is not None and not self._socket.poll(_LOOK_MS):
                 if not is_wanted():
@@ -143,6 +152,8 @@ class ControlClient:
             message = self._decoder.decode(self._socket.recv())
             if message.version != PROTOCOL_VERSION or message.epoch != self._epoch:
                 continue
+            if isinstance(message, GrammarMessage):
+                return message.change
             return None if isinstance(message, StopMessage) else message.step
 
     def send_output(self, output: StepOutput | BatchStepOutput) -> None:
@@ -166,6 +177,16 @@ class ControlClient:
 
         def send(output: StepOutput) -> None:
             socket.send(encoder.encode(OutputMessage(PROTOCOL_VERSION, self._epoch, output)))
+
+        return send
+
+    def grammar_sender(self) -> Callable[[int], None]:
+        """A function for one other thread: tells the Router that the grammar of this number is compiled."""
+        socket = self._connect(f"{self._epoch}:{self._shard_index}:grammar")
+        encoder = msgspec.msgpack.Encoder()
+
+        def send(number: int) -> None:
+            socket.send(encoder.encode(GrammarReadyMessage(PROTOCOL_VERSION, self._epoch, number)))
 
         return send
 

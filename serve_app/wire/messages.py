@@ -10,10 +10,10 @@ from serve_app.types.graphs import GraphRequest, GraphResult
 from serve_app.types.links import ErrorReply, LinkAddress
 from serve_app.types.models import CopyState, ModelVersion
 from serve_app.types.plans import CopyAccount, MemoryTaken
-from serve_app.types.steps import BatchStep, BatchStepOutput, StepInput, StepOutput
+from serve_app.types.steps import BatchStep, BatchStepOutput, GrammarChange, StepInput, StepOutput
 from serve_app.types.tensors import InferRequest, InferResult
 
-PROTOCOL_VERSION: Final = 9
+PROTOCOL_VERSION: Final = 10
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -33,6 +33,12 @@ class BatchStepMessage(Message, frozen=True, array_like=True, tag="batch_step"):
     """Router to every shard: run this step of a batch model."""
 
     step: BatchStep
+
+
+class GrammarMessage(Message, frozen=True, array_like=True, tag="grammar"):
+    """Router to every shard: the one that draws compiles a grammar beside its steps, or forgets it."""
+
+    change: GrammarChange
 
 
 class StopMessage(Message, frozen=True, array_like=True, tag="stop"):
@@ -72,6 +78,12 @@ class StageTimeMessage(Message, frozen=True, array_like=True, tag="stage_time"):
     shard_index: int
     step_id: int
     busy_s: float
+
+
+class GrammarReadyMessage(Message, frozen=True, array_like=True, tag="grammar_ready"):
+    """Last stage to Router: sequences with this grammar hold no step up any more."""
+
+    number: int
 
 
 class StreamChunk(msgspec.Struct, frozen=True, array_like=True):
@@ -217,8 +229,8 @@ Call = InferMessage | ChainMessage | GenerateMessage | GraphMessage | AccountMes
 Reply = InferReply | ChainReply | GenerateReply | GraphReply | AccountReply | ErrorMessage
 ToReplica = Call | CancelMessage | RegisterMessage
 ToGateway = TokenBatch | StateMessage | Reply
-ToShard = StepMessage | BatchStepMessage | StopMessage
-ToRouter = HelloMessage | OutputMessage | BatchOutputMessage | HeartbeatMessage | StageTimeMessage
+ToShard = StepMessage | BatchStepMessage | GrammarMessage | StopMessage
+ToRouter = HelloMessage | OutputMessage | BatchOutputMessage | HeartbeatMessage | StageTimeMessage | GrammarReadyMessage
 
 
 def unpack_batch(batch: TokenBatch) -> list[tuple[int, OutputChunk]]:

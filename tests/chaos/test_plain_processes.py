@@ -1,6 +1,7 @@
 """Real shard processes that are killed, stopped and kept busy: nobody hangs, nothing is lost."""
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,12 +18,15 @@ import pytest
 
 from serve_app.engine.plain_processes import PlainProcesses, ProcessShardGroup
 from serve_app.errors import ShardLostError, UnavailableError
+from serve_app.preprocessing.grammar_text import schema_grammar
 from serve_app.scheduling.sequence import Sequence
+from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput
 from serve_app.wire.links import ControlServer
 from tests.calm import Calm
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
+from tests.fakes import EOS, byte_level_tokenizer, save_model_dir
 from tests.plain_driver import Split, driven_copy, greedy, load_group, shard_settings
 
 Pool = TypeVar("Pool", bound=PlainProcesses)
@@ -112,6 +117,30 @@ async def test_a_shard_lost_under_running_streams_is_noticed_within_5_s_and_repl
         assert all(process in group.processes and process.is_alive() for process in first)
         assert not lost.is_alive()
         assert group.times.num_kept == split.num_shards - 1
+
+
+async def test_held_answers_are_the_same_after_the_loss_of_the_shard_that_compiled_their_grammar(
+    tmp_path: Path,
+) -> None:
+    core = byte_level_tokenizer()
+    directory = make_checkpoint("llama", tmp_path, vocab_size=core.get_vocab_size(), eos_token_id=core.get_vocab()[EOS])
+    save_model_dir(directory, core)
+    grammar = schema_grammar({"type": "array", "items": {"enum": ["a", 1, None]}, "minItems": 2, "maxItems": 6})
+    params = SamplingParams(60, seed=3, grammar=grammar)
+    held = [GenerateRequest(f"held {seed}", [7] * 8, replace(params, seed=seed)) for seed in range(3)]
+    free = greedy("free", [9] * 8, 20)
+    async with driven_copy(directory, Split(2, 2), LIMITS) as driven:
+        before = [one.token_ids for one in await driven.generate([*held, free])]
+        texts = [core.decode(token_ids[:-1]) for token_ids in before[:3]]
+        assert all(2 <= len(json.loads(text)) <= 6 for text in texts)
+        lost = driven.groups[0].processes.pop(2)  # the last stage's first rank
+        assert lost.pid is not None
+        os.kill(lost.pid, signal.SIGKILL)
+        with pytest.raises(ShardLostError):
+            await driven.until(lambda: False)
+        await driven.copy.wait_until_ready(60)
+        assert [one.token_ids for one in await driven.generate([*held, free])] == before
+        assert driven.scheduler.num_waiting == 0
 
 
 async def test_a_group_that_is_stopped_returns_and_one_whose_shard_fails_says_why(checkpoint: Path) -> None:

@@ -4,7 +4,13 @@ import { meter, rate, seconds, shardGrid, share, sparkline } from "./drawing.js"
 import { byId, el, keepParts, setText } from "./dom.js";
 import { NUM_PLACES } from "./figures.js";
 
-const WAITS = { kv_cache: "for KV cache", sequences: "for a place in the batch", trial: "for a trial", step: "for the next step" };
+const WAITS = {
+  kv_cache: "for KV cache",
+  sequences: "for a place in the batch",
+  trial: "for a trial",
+  step: "for the next step",
+  grammar: "for a grammar",
+};
 const ILL = ["failed", "gone"];
 
 export class Live {

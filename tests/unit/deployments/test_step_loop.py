@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -21,7 +21,7 @@ from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits
 from serve_app.wire.links import LOOPBACK, ControlServer
 from tests.calm import Calm
-from tests.fakes_engine import BEAT_S, CacheOracle, FakeModel, FakeShard, run_alone
+from tests.fakes_engine import BEAT_S, CacheOracle, FakeModel, FakeShard, SlowCompiler, run_alone
 
 EOS = frozenset({0})
 HEARTBEAT_S = 0.8
@@ -76,13 +76,21 @@ async def until(condition: Callable[[], bool], running: asyncio.Task[None]) -> N
 
 @asynccontextmanager
 async def group_of(
-    num_shards: int = 2, *, num_stages: int = 2, step_s: float = 5.0, num_absent: int = 0
+    num_shards: int = 2,
+    *,
+    num_stages: int = 2,
+    step_s: float = 5.0,
+    num_absent: int = 0,
+    compiler: SlowCompiler | None = None,
 ) -> AsyncIterator[Group]:
     """All shards but the absent ones are started; a test may start those."""
     control = ControlServer(LOOPBACK, 3, num_shards)
     shards = [FakeShard(control.address, index, num_shards, CacheOracle(LIMITS, MODEL)) for index in range(num_shards)]
+    shards[-1].compiler = compiler
     outputs: list[SequenceOutput] = []
-    scheduler = Scheduler(LIMITS, num_stages=num_stages, max_queued=8, eos_token_ids=EOS)
+    scheduler = Scheduler(
+        LIMITS, num_stages=num_stages, max_queued=8, eos_token_ids=EOS, awaits_grammars=compiler is not None
+    )
     bubble = BubbleMeter([index * num_stages // num_shards for index in range(num_shards)], time.monotonic())
     times = Times(STEPS.bounds_s)
     loop = StepLoop(
@@ -93,6 +101,7 @@ async def group_of(
         times,
         bubble,
         StageTimes(),
+        grammars=scheduler.grammars,
         heartbeat_s=HEARTBEAT_S,
         step_s=step_s,
     )
@@ -232,6 +241,33 @@ async def test_an_abort_lets_the_next_in_the_queue_start_at_once() -> None:
         group.shards[-1].is_free.set()
         await group.finish(waiting)
         assert_right(request_of(2), waiting)
+
+
+@pytest.mark.parametrize(("num_shards", "num_stages"), [(1, 1), (4, 2)])
+async def test_a_slow_grammar_holds_back_its_own_requests_alone(num_shards: int, num_stages: int) -> None:
+    compiler = SlowCompiler()
+    async with group_of(num_shards, num_stages=num_stages, compiler=compiler) as group:
+        running = group.submit(request_of(1, max_tokens=40))
+        held_request = request_of(2, num_choices=2)
+        held_request = replace(held_request, params=replace(held_request.params, grammar="slow"))
+        held = group.submit(held_request)
+        await until(compiler.has_begun.is_set, group.running)
+        later = group.submit(request_of(3, max_tokens=20))
+        await group.finish(running + later)
+        assert [sequence.last_step_id for sequence in held] == [-1, -1]
+        assert group.scheduler.waits_for == "grammar"
+        compiler.finish("slow")
+        await group.finish(held)
+        for request, sequences in (
+            (request_of(1, max_tokens=40), running),
+            (held_request, held),
+            (request_of(3, max_tokens=20), later),
+        ):
+            assert_right(request, sequences)
+        known = replace(held_request, params=replace(held_request.params, seed=4))
+        again = group.submit(known)
+        await group.finish(again)
+        assert_right(known, again)
 
 
 # Losses
