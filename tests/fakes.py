@@ -270,7 +270,7 @@ class ScriptedSteps:
                     choice=choice,
                     first_index=step,
                     token_ids=[token_id],
-                    logprobs=None if params.num_logprobs is None else [logprobs_of(token_id, params.num_logprobs)],
+                    logprobs=None if params.num_logprobs is None else [_output_logprobs(token_id, params)],
                     finish_reason=finish_reason,
                     stop_token_id=token_id if finish_reason == "stop" else None,
                     num_cached_tokens=self._backend.num_cached_tokens if step == 0 else 0,
@@ -359,6 +359,13 @@ def logprobs_of(token_id: int, num_top: int) -> TokenLogprobs:
     """The token is the likeliest, its successors follow."""
     top = [token_id + offset for offset in range(num_top)]
     return TokenLogprobs(token_id, -0.5, 1, top, [-0.5 - offset for offset in range(num_top)])
+
+
+def _output_logprobs(token_id: int, params: SamplingParams) -> TokenLogprobs:
+    named = list(params.logprob_token_ids)
+    if named:
+        return TokenLogprobs(token_id, -0.5, 1, named, [-0.5 if one == token_id else -1.0 - one for one in named])
+    return logprobs_of(token_id, params.num_logprobs or 0)
 
 
 def _finish_reason(

@@ -30,6 +30,7 @@ class RowWays:
     is_restricted: bool  # to allowed tokens
     num_unended: int  # tokens to draw before one may be drawn that ends it
     num_logprobs: int | None
+    compares_tokens: bool = False  # its alternatives are the ones that it names
     is_held: bool = False  # to a grammar
 
     @classmethod
@@ -45,7 +46,8 @@ class RowWays:
             is_biased=bool(params.logit_bias),
             is_restricted=bool(params.allowed_token_ids),
             num_unended=num_unended,
-            num_logprobs=params.num_logprobs,
+            num_logprobs=len(params.logprob_token_ids) or params.num_logprobs,
+            compares_tokens=bool(params.logprob_token_ids),
             is_held=params.grammar is not None,
         )
 
@@ -105,6 +107,7 @@ class SampledBatch:
     unended: list[int]  # slot rows
     asking: Tensor | None  # [n] int64: rows of the batch whose log-probabilities are asked for
     num_tops: list[int | None]  # [B] alternatives, None: nothing is asked for; empty where none asks
+    compared: list[tuple[int, Tensor]]  # places among `asking`, and the alternatives [k] int64 that are named there
 
     @property
     def changes_logits(self) -> bool:
@@ -139,6 +142,9 @@ def lay_out(
         unended=[slot_rows[b] for b in chosen.changed if ways[b].num_unended],
         asking=asking,
         num_tops=[way.num_logprobs for way in ways] if chosen.asking else [],
+        compared=[
+            (place, tables.compared(slot_rows[b])) for place, b in enumerate(chosen.asking) if ways[b].compares_tokens
+        ],
     )
 
 

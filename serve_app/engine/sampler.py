@@ -163,7 +163,8 @@ class Sampler:
         if batch.asking is None:
             return None
         num_top = max(num_top for num_top in batch.num_tops if num_top is not None)
-        return token_logprobs(logits[batch.asking].float(), tokens[batch.asking].clamp(min=0), num_top)
+        asked = tokens[batch.asking].clamp(min=0)
+        return token_logprobs(logits[batch.asking].float(), asked, num_top, batch.compared)
 
 
 def _penalized(scores: Tensor, histories: tuple[Tensor, Tensor], rows: PenalizedRows) -> Tensor:

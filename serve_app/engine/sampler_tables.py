@@ -34,6 +34,7 @@ class SamplerTables:
         self._started: dict[int, SequenceStart] = {}  # by slot row, not written yet
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}  # ids [n] int64, values [n] float32
         self._allowed: dict[int, Tensor] = {}  # ids [n] int64, where others are not
+        self._compared: dict[int, Tensor] = {}  # ids [n] int64
         self._end_ids: dict[int, Tensor] = {}  # ids [n] int64
         self._in_prompt: Tensor | None = None  # [max_num_seqs, V] bool
         self._output_counts: Tensor | None = None  # [max_num_seqs, V] int32
@@ -98,6 +99,10 @@ class SamplerTables:
         """The tokens [n] int64 that a row is held to."""
         return self._allowed[slot_row]
 
+    def compared(self, slot_row: int) -> Tensor:
+        """The tokens [n] int64 whose log-probabilities a row asks for by name."""
+        return self._compared[slot_row]
+
     def end_ids(self, slot_row: int) -> Tensor:
         """The tokens [n] int64 that end a row's sequence."""
         return self._end_ids[slot_row]
@@ -111,6 +116,8 @@ class SamplerTables:
             self._biases[slot_row] = next(uploaded), next(uploaded).view(torch.float64).float()
         if params.allowed_token_ids:
             self._allowed[slot_row] = next(uploaded)
+        if params.logprob_token_ids:
+            self._compared[slot_row] = next(uploaded)
         if params.min_tokens:
             self._end_ids[slot_row] = next(uploaded)
 
@@ -144,6 +151,8 @@ class _Lists:
             arrays += [np.asarray(list(params.logit_bias), dtype=np.int64), values.view(np.int64)]
         if params.allowed_token_ids:
             arrays.append(np.asarray(params.allowed_token_ids, dtype=np.int64))
+        if params.logprob_token_ids:
+            arrays.append(np.asarray(params.logprob_token_ids, dtype=np.int64))
         if params.min_tokens:
             arrays.append(np.asarray(start.end_token_ids, dtype=np.int64))
         return cls(start, arrays)

@@ -34,14 +34,21 @@ class LogprobColumns:
             yield TokenLogprobs(token, logprob, rank, ids[:num_top], values[:num_top])
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> LogprobColumns:
-    """logits [B, V] float32, tokens [B] int64. Equal logits rank by id, as they are drawn."""
+def token_logprobs(
+    logits: Tensor, tokens: Tensor, num_top: int, compared: Sequence[tuple[int, Tensor]] = ()
+) -> LogprobColumns:
+    """logits [B, V] float32, tokens [B] int64. Equal logits rank by id, as they are drawn.
+
+    compared: rows, and alternatives [k] int64 that stand there in place of the top ones; k <= num_top, all different.
+    """
     ids = torch.arange(logits.shape[1], device=logits.device)
     chosen = logits.gather(1, tokens[:, None])  # [B, 1]
     is_before = (logits > chosen) | ((logits == chosen) & (ids < tokens[:, None]))
     norms = logits.logsumexp(dim=-1, keepdim=True)
     distances = (logits.amax(dim=-1, keepdim=True) - logits).contiguous()
     top_ids = ranked_ids(distances, min(num_top, logits.shape[1]))
+    for row, named in compared:
+        top_ids[row, : len(named)] = named
     return LogprobColumns(
         tokens=tokens,
         logprobs=(chosen - norms).squeeze(1),

@@ -25,6 +25,9 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     num_logprobs: int | None = None  # top alternatives beside the chosen token; 0: the chosen one only; None: off
+    logprob_token_ids: tuple[
+        int, ...
+    ] = ()  # alternatives in place of the top ones, whatever their rank; empty: the top
     num_prompt_logprobs: int | None = None
     grammar: str | None = None  # that the text is held to, as preprocessing/grammar_text.py writes it; None: free
 

@@ -21,6 +21,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 TokenIds = Annotated[list[NaturalInt], Meta(max_length=1024)]
+ComparedTokenIds = Annotated[list[NaturalInt], Meta(max_length=128)]
 AllowedTokenIds = Annotated[list[NaturalInt], Meta(min_length=1, max_length=2**18)]
 TruncationSide = Literal["left", "right"]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
@@ -59,6 +60,7 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
+    logprob_token_ids: ComparedTokenIds | None = None  # beside logprobs: alternatives in place of the top ones
     prompt_logprobs: NumLogprobs | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None  # in log-probabilities "token_id:5" in place of the token's text

@@ -45,6 +45,7 @@ class OutputOptions:
     has_usage: bool = False  # a last chunk with the counts
     has_continuous_usage: bool = False  # counts in every chunk
     num_logprobs: int | None = None
+    compares_tokens: bool = False  # its alternatives are named by the request, and are all shown
     num_prompt_logprobs: int | None = None  # asked for by name, not by echo
     has_token_ids: bool = False
     names_tokens_by_id: bool = False  # in log-probabilities

@@ -38,6 +38,13 @@ def sampling_params(
     check_token_ids(stop_token_ids, model, "stop_token_ids")
     allowed_token_ids = list(dict.fromkeys(body.allowed_token_ids or []))
     check_token_ids(allowed_token_ids, model, "allowed_token_ids")
+    logprob_token_ids = list(dict.fromkeys(body.logprob_token_ids or []))
+    check_token_ids(logprob_token_ids, model, "logprob_token_ids")
+    if logprob_token_ids and num_logprobs is None:
+        raise RequestError(
+            "logprob_token_ids names the tokens of log-probabilities, and none are asked for; send logprobs too",
+            field="logprob_token_ids",
+        )
     ends = {*stop_token_ids, *([] if body.ignore_eos else model.description.eos_token_ids)}
     if min_tokens and allowed_token_ids and ends.issuperset(allowed_token_ids):
         raise RequestError(
@@ -63,6 +70,7 @@ def sampling_params(
         stop_token_ids=tuple(stop_token_ids),
         ignore_eos=bool(body.ignore_eos),
         num_logprobs=num_logprobs,
+        logprob_token_ids=tuple(logprob_token_ids),
         num_prompt_logprobs=num_prompt_logprobs,
         grammar=grammar,
     )

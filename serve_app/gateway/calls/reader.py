@@ -267,6 +267,7 @@ def _output_options(
         has_usage=has_usage,
         has_continuous_usage=has_usage and bool(body.stream_options and body.stream_options.continuous_usage_stats),
         num_logprobs=num_logprobs,
+        compares_tokens=bool(body.logprob_token_ids),
         num_prompt_logprobs=num_of(body.prompt_logprobs, model),
         has_token_ids=bool(body.return_token_ids),
         names_tokens_by_id=bool(body.return_tokens_as_token_ids),

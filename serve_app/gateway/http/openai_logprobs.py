@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serve_app.gateway.calls.generation import GenerationCall, PromptRun
+from serve_app.gateway.calls.generation import GenerationCall, OutputOptions, PromptRun
 from serve_app.preprocessing.token_table import TokenTable
 from serve_app.types.generation import TokenLogprobs
 
@@ -91,13 +91,15 @@ def completion_logprobs(
     if call.options.names_tokens_by_id:
         ids = [entry.token_id for entry in entries]
         shown = [name(one) for one in (*([] if echoed is None else echoed.run.request.prompt_token_ids), *ids)]
+    num_top = call.options.num_logprobs
+    most = [num_top] * (len(rows) - len(entries)) + [_num_shown(entry, call.options) for entry in entries]
     return CompletionLogprobs(
         text_offset=offsets,
         token_logprobs=[None if row is None else finite(row.logprob) for row in rows],
         tokens=shown,
         top_logprobs=[
-            None if row is None else _by_text(row, text, call.options.num_logprobs, name)
-            for row, text in zip(rows, shown, strict=True)
+            None if row is None else _by_text(row, text, num, name)
+            for row, text, num in zip(rows, shown, most, strict=True)
         ],
     )
 
@@ -106,8 +108,7 @@ def chat_logprobs(entries: Sequence[TokenLogprobs], call: GenerationCall) -> Cha
     """Of output tokens. None: not asked for."""
     if call.options.num_logprobs is None:
         return None
-    table, num_top, name = call.model.tokenizer.table, call.options.num_logprobs, _names(call)
-    return ChatLogprobs([_chat_entry(entry, num_top, table, name) for entry in entries])
+    return ChatLogprobs([_chat_entry(entry, call) for entry in entries])
 
 
 def prompt_token_logprobs(run: PromptRun, call: GenerationCall) -> list[PromptTokenLogprobs | None]:
@@ -121,8 +122,16 @@ def _names(call: GenerationCall) -> Callable[[int], str]:
     return "token_id:{}".format if call.options.names_tokens_by_id else call.model.tokenizer.table.text_of
 
 
-def _chat_entry(entry: TokenLogprobs, num_top: int, table: TokenTable, name: Callable[[int], str]) -> ChatTokenLogprob:
-    top = zip(entry.top_token_ids[:num_top], entry.top_logprobs, strict=False)
+def _num_shown(entry: TokenLogprobs, options: OutputOptions) -> int:
+    """How many of an output token's alternatives are shown."""
+    return len(entry.top_token_ids) if options.compares_tokens else options.num_logprobs or 0
+
+
+def _chat_entry(entry: TokenLogprobs, call: GenerationCall) -> ChatTokenLogprob:
+    table, name = call.model.tokenizer.table, _names(call)
+    top = list(zip(entry.top_token_ids, entry.top_logprobs, strict=True))[: _num_shown(entry, call.options)]
+    if call.options.compares_tokens and entry.token_id not in entry.top_token_ids:
+        top.insert(0, (entry.token_id, entry.logprob))
     return ChatTokenLogprob(
         token=name(entry.token_id),
         logprob=finite(entry.logprob),

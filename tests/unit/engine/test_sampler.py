@@ -334,6 +334,30 @@ def test_only_allowed_tokens_are_drawn_and_neighbours_draw_freely(params: Sampli
         assert entry.top_token_ids == [int(logits[0].argmax())]  # of the model's own logits
 
 
+def test_named_tokens_are_the_alternatives_and_neighbours_have_their_top_ones() -> None:
+    sampler = Sampler(3, VOCAB, "cpu")
+    sampler.start(start_of(0, replace(GREEDY, num_logprobs=1)))
+    sampler.start(start_of(1, replace(GREEDY, num_logprobs=0, logprob_token_ids=(30, 2, 11))))
+    sampler.start(start_of(2, GREEDY))
+    logits = logits_of(3)
+    drawn = sampler.sample(logits, [2, 1, 0])
+    assert drawn.logprobs is not None
+    silent, named, top = drawn.logprobs
+    assert silent is None
+    assert named is not None
+    assert top is not None
+    expected = logits[1].log_softmax(-1)
+    assert named.top_token_ids == [30, 2, 11]
+    assert named.top_logprobs == pytest.approx([float(expected[one]) for one in (30, 2, 11)], abs=1e-5)
+    assert named.logprob == pytest.approx(float(expected.max()), abs=1e-5)
+    assert top.top_token_ids == [int(logits[2].argmax())]
+    sampler.start(start_of(1, replace(GREEDY, num_logprobs=1)))
+    again = sampler.sample(logits, [2, 1, 0]).logprobs
+    assert again is not None
+    assert again[1] is not None
+    assert again[1].top_token_ids == [int(logits[1].argmax())]
+
+
 def test_a_slot_row_forgets_what_its_sequence_was_allowed() -> None:
     sampler = Sampler(1, VOCAB, "cpu")
     sampler.start(start_of(0, replace(GREEDY, allowed_token_ids=(3,))))

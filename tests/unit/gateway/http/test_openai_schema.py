@@ -263,6 +263,26 @@ async def test_allowed_tokens_that_nothing_can_be_drawn_of_are_refused(backend: 
         assert (await client.post(COMPLETIONS, json={"prompt": "a", **ends, "min_tokens": 0})).status_code == 200
 
 
+async def test_log_probabilities_of_named_tokens_in_place_of_the_top_ones(backend: ScriptedBackend) -> None:
+    backend.script = say(5, 7)
+    keys = {"logprob_token_ids": [7, 9, 7], "return_tokens_as_token_ids": True, "max_tokens": 2}
+    completion = await ask(backend, COMPLETIONS, logprobs=1, **keys)
+    assert backend.requests[0].params.logprob_token_ids == (7, 9)
+    tops = [set(top) for top in completion["choices"][0]["logprobs"]["top_logprobs"]]
+    assert tops == [{"token_id:5", "token_id:7", "token_id:9"}, {"token_id:7", "token_id:9"}]
+    chat = await ask(backend, CHAT, logprobs=True, **keys)
+    content = chat["choices"][0]["logprobs"]["content"]
+    shown = [[top["token"] for top in entry["top_logprobs"]] for entry in content]
+    assert shown == [["token_id:5", "token_id:7", "token_id:9"], ["token_id:7", "token_id:9"]]
+
+
+@pytest.mark.parametrize("keys", [{"logprobs": 1, "logprob_token_ids": [900]}, {"logprob_token_ids": [5]}])
+async def test_named_tokens_need_a_vocabulary_and_logprobs(backend: ScriptedBackend, keys: Any) -> None:
+    async with calling(backend) as client:
+        refused = await client.post(COMPLETIONS, json={"prompt": "a", **keys})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprob_token_ids")
+
+
 async def test_whole_answers_show_what_was_not_asked_for_as_null(backend: ScriptedBackend) -> None:
     (choice,) = (await ask(backend, COMPLETIONS, max_tokens=1))["choices"]
     assert [choice[name] for name in ("token_ids", "prompt_token_ids", "prompt_logprobs")] == [None, None, None]
