@@ -51,6 +51,7 @@ class EncoderSpec:
     similarity: str  # of two vectors: cosine, dot, euclidean or manhattan
     embedding: EmbeddingHead | None
     classifier: ClassifierHead | None
+    trained_sizes: tuple[int, ...] = ()  # that vectors may be cut to, as the files say; empty: they say nothing
 
     @property
     def has_prompt_lengths(self) -> bool:
@@ -101,6 +102,7 @@ def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
         similarity="cosine" if embedding is None else _similarity(source_dir),
         embedding=embedding,
         classifier=classifier,
+        trained_sizes=() if embedding is None else _trained_sizes(directory, config, embedding.size),
     )
 
 
@@ -139,6 +141,16 @@ def _check_embedder(source_dir: Path) -> None:
         raise ConfigError(
             f"source={source_dir} is a {kind} of sentence-transformers, which is not served; give an embedder"
         )
+
+
+def _trained_sizes(directory: Path, config: dict[str, object], size: int) -> tuple[int, ...]:
+    """Of Matryoshka vectors (arXiv:2205.13147) of at most `size` numbers, the smallest first."""
+    sizes = config.get("matryoshka_dimensions")
+    if sizes is None:
+        return ()
+    if not isinstance(sizes, list) or not all(type(one) is int and one > 0 for one in sizes):
+        raise ConfigError(f"{directory}/config.json: matryoshka_dimensions={shown(sizes)} is not a list of sizes")
+    return tuple(sorted(one for one in sizes if one <= size))
 
 
 def _similarity(source_dir: Path) -> str:

@@ -121,6 +121,7 @@ class BatchModelPlan:
             prompts=spec.prompts.texts if isinstance(spec, EncoderSpec) else {},
             default_prompt_name=spec.prompts.default_name if isinstance(spec, EncoderSpec) else None,
             embedding_size=size if isinstance(size, int) else None,
+            trained_sizes=list(spec.trained_sizes) if isinstance(spec, EncoderSpec) else [],
             inputs=report.inputs,
             outputs=report.outputs,
             gradient_problem=report.gradient_problem,

@@ -13,6 +13,7 @@ from serve_app.preprocessing.token_spellings import check_spellings, token_spell
 from serve_app.preprocessing.token_table import TokenTable
 from serve_app.preprocessing.tokenizer_class import not_followed, remake, remake_ends
 from serve_app.preprocessing.tokenizer_files import TokenizerFiles, read_tokenizer_files
+from serve_app.preprocessing.tokenizer_info import tokenizer_info
 
 _CHARS_PER_TOKEN = 8  # twice what a token of English has
 _CUT_TOKENS = 16
@@ -36,6 +37,7 @@ class Tokenizer:
         self._core = core
         self.table = TokenTable(core)
         self.special_tokens = files.special_tokens
+        self.info = tokenizer_info(files)  # for people
         self.chat_template = files.chat_templates.get("default")
         self.tool_template = files.chat_templates.get("tool_use", self.chat_template)  # of conversations with tools
         self.bos_token_id = self._id_of("bos_token")

@@ -53,6 +53,7 @@ class ModelDescription:
     prompts: dict[str, str] = field(default_factory=dict)  # by name: what may be put before a text
     default_prompt_name: str | None = None  # of the one that is, when a request names none
     embedding_size: int | None = None
+    trained_sizes: list[int] = field(default_factory=list)  # that vectors may be cut to; empty: to any
     similarity: str = "cosine"  # of two vectors: cosine, dot, euclidean or manhattan
     inputs: dict[str, TensorSpec] = field(default_factory=dict)
     outputs: dict[str, TensorSpec] = field(default_factory=dict)

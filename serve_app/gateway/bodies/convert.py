@@ -17,7 +17,7 @@ from serve_app.gateway.bodies.cohere import CohereCitations, CohereSafety, Coher
 from serve_app.gateway.bodies.explain import Method, Output, Replacement
 from serve_app.gateway.bodies.inference import EmbedDtype, Endianness
 from serve_app.gateway.bodies.json_body import parse_json_object
-from serve_app.gateway.bodies.known_apis import CohereCut, CohereFormat, CohereInput, PoolingTask, Side
+from serve_app.gateway.bodies.known_apis import CohereCut, CohereFormat, Side
 from serve_app.gateway.bodies.neutral import drop_neutral
 from serve_app.gateway.bodies.openai import EncodingFormat, PartType, Role, TruncationSide
 from serve_app.gateway.bodies.structured import FormatType
@@ -33,12 +33,10 @@ _ENUMS = {
     "embed_dtype": get_args(EmbedDtype),
     "endianness": get_args(Endianness),
     "truncation_side": get_args(TruncationSide),
-    "input_type": get_args(CohereInput),
     "embedding_types": get_args(CohereFormat),
     "truncate": get_args(CohereCut),
     "truncation_direction": get_args(Side),
     "raw_scores": ("false",),
-    "task": get_args(PoolingTask),
     "method": get_args(Method),
     "unit": get_args(Unit),
     "replacement": get_args(Replacement),

@@ -10,9 +10,9 @@ from msgspec import UNSET, Meta, UnsetType
 from serve_app.gateway.bodies.openai import EncodingFormat, NaturalInt, PositiveInt, Priority, TruncationSide
 
 TruncateTokens = Annotated[int, Meta(ge=-1)]
-EmbedDtype = Literal["float32", "float16", "bfloat16"]
+EmbedDtype = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
 Endianness = Literal["native", "little", "big"]
-Texts = str | list[str | list[NaturalInt] | NaturalInt]
+Texts = str | list[str | list[int] | int]
 
 
 class EntriesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -33,8 +33,8 @@ class EmbeddingsBody(EntriesBody):
     dimensions: PositiveInt | None = None
     prompt_name: str | None = None  # of the model's prompts: which goes before each text
     input_type: str | None = None  # query, document, or a prompt's name: in place of prompt_name
-    embed_dtype: EmbedDtype | None = None  # of base64; None: float32
-    endianness: Endianness | None = None  # of base64; None: little
+    embed_dtype: EmbedDtype | None = None  # of base64 and bytes; None: float32
+    endianness: Endianness | None = None  # of base64 and bytes; None: little
     truncation_side: TruncationSide | None = None  # of longer texts, what is cut off; None: right
 
 
@@ -71,7 +71,7 @@ class RerankBody(EntriesBody):
     use_activation: bool | None = None  # false: a cross-encoder's numbers as they are
     return_documents: bool | None = None
     rank_fields: list[str] | None = None  # of documents that are objects: what is read of them, in this order
-    max_tokens_per_doc: PositiveInt | None = None
+    max_tokens_per_doc: int | None = None  # 0: all of them
     max_chunks_per_doc: PositiveInt | None = None  # without effect: a document is one chunk
 
 

@@ -7,11 +7,9 @@ import msgspec
 from serve_app.gateway.bodies.inference import AnswerList, EmbeddingsBody, TokenUsage
 from serve_app.gateway.bodies.openai import PositiveInt, Priority
 
-CohereInput = Literal["search_document", "search_query", "classification", "clustering"]
 CohereFormat = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 CohereCut = Literal["NONE", "START", "END"]
 Side = Literal["Left", "Right", "left", "right"]
-PoolingTask = Literal["embed", "classify", "score"]
 
 
 class CohereInputPart(msgspec.Struct, kw_only=True):
@@ -34,7 +32,7 @@ class CohereEmbedBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     inputs: list[CohereInputs] | None = None  # in place of texts
     images: list[str] | None = None  # refused
     model: str | None = None
-    input_type: CohereInput | None = None  # a query's or a document's prompt; others without effect
+    input_type: str | None = None  # Cohere's: a query's or a document's prompt; or the name of a prompt
     embedding_types: list[CohereFormat] | None = None
     output_dimension: PositiveInt | None = None
     max_tokens: PositiveInt | None = None
@@ -113,7 +111,7 @@ class TeiRank(msgspec.Struct, frozen=True, omit_defaults=True):
 class PoolingBody(EmbeddingsBody):
     """`POST /pooling`: what a model makes of texts, whatever it is."""
 
-    task: PoolingTask | None = None
+    task: str | None = None  # what the model does: embed, classify or score
     use_activation: bool | None = None  # false: the numbers of a classifier or cross-encoder as they are
 
 

@@ -19,6 +19,7 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "length_penalty": (None, 1, 1.0),
     "modalities": (None, ["text"]),
     "moderation": (None,),
+    "padding": (None, "do_not_pad"),
     "parallel_tool_calls": (None, False, True),
     "priority": (None, 0),
     "reasoning_effort": (None,),

@@ -98,7 +98,7 @@ class CompletionBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
 
 
 PartType = Literal["text", "refusal"]
-EncodingFormat = Literal["float", "base64"]
+EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]  # the last two: an answer that is not JSON
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 
 

@@ -1,8 +1,6 @@
 """What classes and vectors look like in an answer, whether a model or a graph gives them."""
 
-import base64
 import math
-import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,28 +16,44 @@ from serve_app.gateway.bodies.inference import (
     Prediction,
 )
 from serve_app.gateway.calls.inference import shorten
-from serve_app.preprocessing.arrays import to_bfloat16
+from serve_app.gateway.calls.vector_bytes import BYTE_FORMATS, base64_of
 from serve_app.preprocessing.model_entries import ranked
 from serve_app.types.chains import LabelScore
+from serve_app.types.models import ModelDescription
 
 _DEFAULT_THRESHOLD = 0.5
 
 
 def embeddings(vectors: Vectors, body: EmbeddingsBody) -> list[Embedding]:
-    """The vectors [B, D] as the body asks for them. Raises RequestError."""
+    """The vectors [B, D] as the body asks for them, in base64 what is to become bytes. Raises RequestError."""
     if body.dimensions is not None:
         if vectors.size and body.dimensions > vectors.shape[1]:
             message = f"dimensions={body.dimensions} is more than the model's {vectors.shape[1]}; send at most that"
             raise RequestError(message, field="dimensions")
         is_normalized = bool(np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-3))
         vectors = shorten(vectors, body.dimensions, is_normalized=is_normalized)
-    if body.encoding_format == "base64":
+    if body.encoding_format == "base64" or body.encoding_format in BYTE_FORMATS:
         dtype, endianness = body.embed_dtype or "float32", body.endianness or "little"
         return [Embedding(index, base64_of(row, dtype, endianness)) for index, row in enumerate(vectors)]
     for name in ("embed_dtype", "endianness"):
         if getattr(body, name) is not None:
-            raise RequestError(f'{name} is for encoding_format="base64"; leave it out', field=name)
+            raise RequestError(f"{name} is for encoding_format base64, bytes and bytes_only; leave it out", field=name)
     return [Embedding(index, row.tolist()) for index, row in enumerate(vectors)]
+
+
+def check_dimensions(dimensions: int | None, model: ModelDescription) -> None:
+    """Raises RequestError for a size that the model's vectors have not, or were not trained for."""
+    size, sizes = model.embedding_size, model.trained_sizes
+    if dimensions is None or size is None or dimensions == size:
+        return
+    if dimensions > size:
+        message = f"dimensions={dimensions} is more than the model's {size}; send at most that"
+        raise RequestError(message, field="dimensions")
+    if sizes and dimensions not in sizes:
+        message = (
+            f"dimensions={dimensions} is none of the sizes that the model was trained for; use one of {sizes[:16]}"
+        )
+        raise RequestError(message, field="dimensions")
 
 
 def unit_rows(rows: Vectors) -> Vectors:
@@ -47,16 +61,6 @@ def unit_rows(rows: Vectors) -> Vectors:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     scaled: Vectors = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
     return scaled
-
-
-def base64_of(row: Vectors, dtype: str = "float32", endianness: str = "little") -> str:
-    """A vector's numbers [D] in the bytes of a dtype."""
-    if dtype == "bfloat16":
-        numbers = np.frombuffer(to_bfloat16(row).data, dtype="<u2")
-    else:
-        numbers = row.astype("<f2" if dtype == "float16" else "<f4")
-    is_swapped = (sys.byteorder if endianness == "native" else endianness) == "big"
-    return base64.b64encode((numbers.byteswap() if is_swapped else numbers).tobytes()).decode()
 
 
 def classifications(

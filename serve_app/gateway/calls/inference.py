@@ -20,6 +20,9 @@ from serve_app.types.models import ModelDescription
 from serve_app.types.tensors import Item
 
 MAX_ENTRIES = 16_384  # texts of one request
+_SHORTEN = (  # vLLM's words, by which its callers know that a prompt is too long
+    'Please reduce the length of the input prompt, or send "truncate": true to have its end cut off'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +145,7 @@ class InferenceService:
         entry = await self._models.far_too_long(model.tokenizer, entries, limit)
         if entry is not None:
             raise RequestError(
-                f"{entry.field} has more tokens than the model takes ({limit}); shorten it, or send "
-                '"truncate": true to have its end cut off',
+                f"{entry.field} has more tokens than the model takes ({limit}). {_SHORTEN}",
                 field=entry.field,
             )
 
@@ -208,7 +210,6 @@ def _check(entry: TextEntry, encoding: TextEncoding, model: ModelDescription) ->
         raise RequestError(f"{entry.field} is empty; send some text", field=entry.field)
     if num_tokens > model.max_model_len:
         raise RequestError(
-            f"{entry.field} has {num_tokens} tokens, the model takes {model.max_model_len}; shorten it, or send "
-            '"truncate": true to have its end cut off',
+            f"{entry.field} has {num_tokens} tokens, the model takes {model.max_model_len}. {_SHORTEN}",
             field=entry.field,
         )

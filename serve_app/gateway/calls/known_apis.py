@@ -23,14 +23,17 @@ from serve_app.gateway.bodies.known_apis import (
     TeiRank,
     TeiRerankBody,
 )
-from serve_app.gateway.calls.answers import base64_of, embeddings, unit_rows
+from serve_app.gateway.calls.answers import embeddings, unit_rows
 from serve_app.gateway.calls.field_names import fields_named
 from serve_app.gateway.calls.model_calls import ModelCalls, as_activated
 from serve_app.gateway.calls.models import ServedModels
+from serve_app.gateway.calls.vector_bytes import base64_of
+from serve_app.types.models import ModelDescription
 
 Rows = NDArray[np.float32]
 
 _COHERE_INPUTS = {"search_query": "query", "search_document": "document"}
+_UNPROMPTED_INPUTS = frozenset({"classification", "clustering"})
 
 
 class KnownApiCalls:
@@ -45,8 +48,7 @@ class KnownApiCalls:
         texts = _cohere_texts(body)
         given: dict[str, object] = {"input": texts, "model": body.model, "dimensions": body.output_dimension}
         given["priority"] = body.priority
-        if body.input_type in _COHERE_INPUTS and self._models.graph(body.model) is None:
-            given["input_type"] = _COHERE_INPUTS[body.input_type]
+        given["input_type"] = self._input_type(body)
         cut: dict[str, object] = {} if body.truncate == "NONE" else {"truncate": True}
         if body.max_tokens is not None:
             cut = {"truncate_prompt_tokens": body.max_tokens}
@@ -61,6 +63,20 @@ class KnownApiCalls:
         meta = CohereMeta(CohereBilled(num_tokens), CohereTokens(num_tokens))
         vectors = {str(name): _cohere_rows(rows, name) for name in formats}
         return CohereEmbeddings(secrets.token_hex(16), vectors, texts, meta)
+
+    def _input_type(self, body: CohereEmbedBody) -> str | None:
+        """What goes before the texts, in the words of EmbeddingsBody. Raises RequestError."""
+        asked = body.input_type
+        if asked is None or asked in _UNPROMPTED_INPUTS:
+            return None
+        is_graph = self._models.graph(body.model) is not None
+        if asked in _COHERE_INPUTS:
+            return None if is_graph else _COHERE_INPUTS[asked]
+        if is_graph or asked not in self._models.for_tasks(body.model, ("embed",)).prompts:
+            known = ", ".join([*_COHERE_INPUTS, *sorted(_UNPROMPTED_INPUTS)])
+            message = f"Unsupported input_type: {asked[:64]!r}; send one of {known}, or the name of one of its prompts"
+            raise RequestError(message, field="input_type")
+        return asked
 
     async def tei_embed(self, body: TeiEmbedBody) -> list[list[float]]:
         """Vectors of texts, of length one unless they are wanted as the model gives them."""
@@ -92,9 +108,7 @@ class KnownApiCalls:
     async def pool(self, body: PoolingBody) -> PooledList:
         """Vectors of a model that embeds, probabilities of one that classifies, scores of a cross-encoder."""
         model = self._models.for_tasks(body.model, ("embed", "classify", "score"))
-        is_score_wanted = model.task == "score" and body.task == "classify"  # vLLM's name for a cross-encoder's task
-        if body.task not in (None, model.task) and not is_score_wanted:
-            raise RequestError(f"task={body.task}: model={model.name} does {model.task}; leave it out", field="task")
+        _check_task(body.task, model)
         model = as_activated(model, body.use_activation)
         names = ("model", "input", "truncate", "truncate_prompt_tokens", "use_activation", "priority")
         given = {name: getattr(body, name) for name in names}
@@ -112,6 +126,21 @@ class KnownApiCalls:
         else:
             rows, usage = await self._calls.score_texts(model, body)
         return PooledList(model.name, _pooled(rows, body), usage)
+
+
+def _check_task(task: str | None, model: ModelDescription) -> None:
+    """Raises RequestError, in words that vLLM's callers know, unless the model does what is asked."""
+    is_score_wanted = model.task == "score" and task == "classify"  # vLLM's name for a cross-encoder's task
+    if task in (None, model.task) or is_score_wanted:
+        return
+    if task == "plugin":
+        message = (
+            "No IOProcessor plugin installed. Steps before and after a model stand in its serve file (preprocessing, "
+            "postprocessing); leave task out"
+        )
+        raise RequestError(message, field="task")
+    message = f"Unsupported task: {str(task)[:64]!r}, as model={model.name} does {model.task}; leave it out"
+    raise RequestError(message, field="task")
 
 
 def _pooled(rows: Sequence[Sequence[float]], body: PoolingBody) -> list[Pooled]:

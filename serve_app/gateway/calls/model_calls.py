@@ -33,7 +33,7 @@ from serve_app.gateway.bodies.inference import (
     TensorPrediction,
     TokenUsage,
 )
-from serve_app.gateway.calls.answers import classifications, embeddings, prediction
+from serve_app.gateway.calls.answers import check_dimensions, classifications, embeddings, prediction
 from serve_app.gateway.calls.graph_calls import GraphCalls
 from serve_app.gateway.calls.inference import (
     MAX_ENTRIES,
@@ -65,10 +65,7 @@ class ModelCalls:
         if graph is not None:
             return await self._graphs.embed(body, graph)
         model = self._models.for_tasks(body.model, ("embed",))
-        size = model.embedding_size
-        if body.dimensions is not None and size is not None and body.dimensions > size:
-            message = f"dimensions={body.dimensions} is more than the model's {size}; send at most that"
-            raise RequestError(message, field="dimensions")
+        check_dimensions(body.dimensions, model)
         entries = _prompted(entries_of(body.input, "input"), model, body)
         if body.truncation_side == "left":
             entries = [replace(entry, keeps_end=True) for entry in entries]
@@ -112,7 +109,10 @@ class ModelCalls:
         model = as_activated(self._models.for_tasks(body.model, ("score", "embed")), body.use_activation)
         documents = [body.documents] if isinstance(body.documents, str) else body.documents
         texts = document_texts(documents, body.rank_fields)
-        if body.max_tokens_per_doc is not None:
+        if body.max_tokens_per_doc is not None and body.max_tokens_per_doc < 0:
+            message = f"max_tokens_per_doc must be a non-negative integer, not {body.max_tokens_per_doc}; 0: whole"
+            raise RequestError(message, field="max_tokens_per_doc")
+        if body.max_tokens_per_doc:
             served = await self._models.with_tokenizer(model)
             texts = await self._service.shortened(served, texts, body.max_tokens_per_doc)
         queries = [body.query] * len(texts)
@@ -291,7 +291,8 @@ def max_tokens_of(body: EntriesBody, model: ModelDescription) -> int | None:
         )
     if limit > model.max_model_len:
         raise RequestError(
-            f"truncate_prompt_tokens={limit} is more than the model takes ({model.max_model_len}); send -1 for that",
+            f"truncate_prompt_tokens={limit} is greater than max_model_len={model.max_model_len}. "
+            "Please request a smaller truncation size. -1 is the model's longest",
             field="truncate_prompt_tokens",
         )
     return model.max_model_len if limit < 1 else limit

@@ -143,9 +143,10 @@ class RequestReader:
         check_messages(body.messages or [])
         is_continued = bool(body.continue_final_message)
         if is_continued and body.add_generation_prompt is not False:
-            raise RequestError(
-                "continue_final_message=true needs add_generation_prompt=false", field="continue_final_message"
-            )
+            message = "continue_final_message=true needs add_generation_prompt=false"
+            if body.add_generation_prompt:
+                message = "Cannot set both `continue_final_message` and `add_generation_prompt` to True."
+            raise RequestError(message, field="continue_final_message")
         with part(self._tracing, "chat_template"):
             return await self._renderer.render(
                 template,

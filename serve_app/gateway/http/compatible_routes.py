@@ -6,6 +6,7 @@ https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protoc
 
 from http import HTTPStatus
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -38,6 +39,7 @@ def compatible_routes(plane: DataPlane, shell: RequestShell) -> list[Route]:
         Route("/version", endpoints.version),
         Route("/load", endpoints.load),
         Route("/models", endpoints.models),
+        Route("/tokenizer_info", endpoints.tokenizer_info),
         Route("/predictions/{name:path}", endpoints.predictions, methods=["POST", "PUT"]),
         Route("/v1/models/{name:path}:predict", endpoints.predict, methods=["POST"]),
     ]
@@ -75,6 +77,11 @@ class _CompatibleEndpoints:
         models = self._plane.models.all()
         names = [ModelName(model.name, model.name) for model in models]
         return json_answer(ModelNames([model_card(model) for model in models], models=names))
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """vLLM's question: what the files of a tokenizer say."""
+        model = await self._plane.models.find_text_model(request.query_params.get("model"))
+        return json_bytes(msgspec.json.encode(model.tokenizer.info))
 
     async def predictions(self, request: Request) -> Response:
         """TorchServe's call: a text, a JSON value, or `{"instances": [...]}`."""

@@ -13,6 +13,7 @@ from serve_app.gateway.failures import hidden_error, told_message
 from serve_app.gateway.http.aliases import COHERE_PATHS, is_protocol_path
 from serve_app.gateway.http.anthropic_errors import is_messages_path, messages_response
 from serve_app.gateway.http.content_encoding import ENCODINGS
+from serve_app.gateway.http.vllm_errors import VLLM_PATHS, vllm_error
 from serve_app.gateway.request_notes import note_error
 
 
@@ -33,7 +34,7 @@ async def on_rayshard_error(request: Request, error: Exception) -> Response:
     if path in COHERE_PATHS:
         content = msgspec.json.encode(CohereError(_detail(error), told_message(error)))
         return _json_response(content, error.http_status, _headers(error))
-    return _json_response(error_body(error), error.http_status, _headers(error))
+    return _json_response(_error_body_on(path, error), error.http_status, _headers(error))
 
 
 async def on_protocol_error(_request: Request, error: Exception) -> Response:
@@ -70,8 +71,11 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
         return _json_response(msgspec.json.encode(ProtocolError(message)), error.status_code, dict(error.headers or {}))
     if is_messages_path(request.scope["path"]):
         return messages_response(request.scope, message, error.status_code, dict(error.headers or {}))
-    detail = ErrorDetail(message, "invalid_request_error", None, _CODES_BY_STATUS.get(error.status_code))
-    return _json_response(msgspec.json.encode(ErrorBody(detail)), error.status_code, dict(error.headers or {}))
+    kind = "invalid_request_error"
+    content = msgspec.json.encode(ErrorBody(ErrorDetail(message, kind, None, _CODES_BY_STATUS.get(error.status_code))))
+    if request.scope["path"] in VLLM_PATHS:
+        content = vllm_error(message, kind, error.status_code, None)
+    return _json_response(content, error.status_code, dict(error.headers or {}))
 
 
 async def on_unexpected_error(request: Request, error: Exception) -> Response:
@@ -81,7 +85,7 @@ async def on_unexpected_error(request: Request, error: Exception) -> Response:
         return await on_protocol_error(request, internal)
     if is_messages_path(request.scope["path"]):
         return messages_response(request.scope, told_message(internal), internal.http_status, {})
-    return _json_response(error_body(internal), internal.http_status, {})
+    return _json_response(_error_body_on(request.scope["path"], internal), internal.http_status, {})
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -125,6 +129,12 @@ def _code(error: RayshardError) -> str | None:
     if isinstance(error, ModelNotFoundError):
         return "model_not_found"
     return None if error.kind == "invalid_request_error" else error.kind
+
+
+def _error_body_on(path: str, error: RayshardError) -> bytes:
+    if path in VLLM_PATHS:
+        return vllm_error(told_message(error), error.kind, error.http_status, error.field)
+    return error_body(error)
 
 
 def _json_response(content: bytes, status: int, headers: dict[str, str]) -> Response:

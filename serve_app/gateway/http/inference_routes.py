@@ -12,15 +12,17 @@ from serve_app.gateway.bodies.convert import convert_body
 from serve_app.gateway.bodies.explain import ExplainBody
 from serve_app.gateway.bodies.inference import (
     ClassifyBody,
+    EmbeddingList,
     EmbeddingsBody,
     PredictBody,
     PreprocessBody,
     RerankBody,
     ScoreBody,
 )
-from serve_app.gateway.bodies.known_apis import CohereEmbedBody, PoolingBody, TeiEmbedBody, TeiRerankBody
+from serve_app.gateway.bodies.known_apis import CohereEmbedBody, PooledList, PoolingBody, TeiEmbedBody, TeiRerankBody
 from serve_app.gateway.calls.chat_inputs import TASKS, with_input
 from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.calls.vector_bytes import BYTE_FORMATS, VectorBytes, vector_bytes
 from serve_app.gateway.http.openai_routes import OpenAIEndpoints
 from serve_app.gateway.http.shell import RequestShell, json_bytes
 
@@ -40,7 +42,8 @@ def inference_endpoints(plane: DataPlane, shell: RequestShell, openai: OpenAIEnd
         return answer
 
     async def run(request: Request, work: Coroutine[Any, Any, object]) -> Response:
-        return json_bytes(msgspec.json.encode(await shell.run(request, work)))
+        made = await shell.run(request, work)
+        return _bytes_answer(made) if isinstance(made, VectorBytes) else json_bytes(msgspec.json.encode(made))
 
     async def invoke(request: Request) -> Response:
         """SageMaker's one path: what is called follows from the body's keys."""
@@ -67,6 +70,18 @@ def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
 
         return run
 
+    async def embed(body: EmbeddingsBody) -> EmbeddingList | VectorBytes:
+        answer = await calls.embed(body)
+        if body.encoding_format not in BYTE_FORMATS:
+            return answer
+        return vector_bytes(answer.model, [str(one.embedding) for one in answer.data], answer.usage, body)
+
+    async def pool(body: PoolingBody) -> PooledList | VectorBytes:
+        answer = await known.pool(body)
+        if body.encoding_format not in BYTE_FORMATS:
+            return answer
+        return vector_bytes(answer.model, [str(one.data) for one in answer.data], answer.usage, body)
+
     calls, known = plane.calls, plane.known_calls
     rerank, rerank_texts = of(RerankBody, calls.rerank), of(TeiRerankBody, known.tei_rerank)
 
@@ -74,7 +89,7 @@ def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
         return await (rerank_texts if "texts" in given else rerank)(given)
 
     return {
-        "/v1/embeddings": of_chat(EmbeddingsBody, calls.embed),
+        "/v1/embeddings": of_chat(EmbeddingsBody, embed),
         "/v1/classify": of_chat(ClassifyBody, calls.classify),
         "/v1/score": of(ScoreBody, calls.score),
         "/v1/rerank": rerank_any,
@@ -83,8 +98,13 @@ def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
         "/predict": of(PredictBody, calls.predict),
         "/embed": of(TeiEmbedBody, known.tei_embed),
         "/v2/embed": of(CohereEmbedBody, known.cohere_embed),
-        "/pooling": of_chat(PoolingBody, known.pool),
+        "/pooling": of_chat(PoolingBody, pool),
     }
+
+
+def _bytes_answer(made: VectorBytes) -> Response:
+    headers = {} if made.metadata is None else {"metadata": made.metadata.decode()}
+    return Response(made.content, headers=headers, media_type="application/octet-stream")
 
 
 def _is_for_input(given: dict[str, Any], plane: DataPlane) -> bool:

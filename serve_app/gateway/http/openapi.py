@@ -14,9 +14,10 @@ from serve_app.gateway.http.batch_operations import ID_PATTERNS
 from serve_app.gateway.http.errors import ErrorBody, ProtocolError
 from serve_app.gateway.http.operation import EVENTS, JSON, Operation
 from serve_app.gateway.http.operations import operations
+from serve_app.gateway.http.vllm_errors import VllmError
 from serve_app.gateway.time_limits import TIMEOUT_KEY
 
-_ERROR_TYPES = (ErrorBody, ProtocolError, MessagesError)
+_ERROR_TYPES = (ErrorBody, ProtocolError, MessagesError, VllmError)
 _NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]*$"
 _KEYS = {
     "key": {"type": "http", "scheme": "bearer"},

@@ -9,6 +9,7 @@ import msgspec
 from serve_app.gateway.http.aliases import is_protocol_path
 from serve_app.gateway.http.anthropic_errors import MessagesError, is_messages_path
 from serve_app.gateway.http.errors import ErrorBody, ProtocolError
+from serve_app.gateway.http.vllm_errors import VLLM_PATHS, VllmError
 
 JSON, TEXT, EVENTS, LINES, BYTES, HTML = (
     "application/json",
@@ -56,6 +57,8 @@ class Operation:
         """The shape of errors."""
         if is_messages_path(self.path):
             return MessagesError
+        if self.path in VLLM_PATHS:
+            return VllmError
         return ProtocolError if is_protocol_path(self.path) else ErrorBody
 
     @property

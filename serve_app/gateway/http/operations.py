@@ -130,6 +130,8 @@ def _generation_operations() -> list[Operation]:
                   {JSON: TokenizedText}, {JSON: TokenizeBody}),
         Operation("POST", "/v1/detokenize", "generation", "The text of tokens",
                   {JSON: DetokenizedText}, {JSON: DetokenizeBody}),
+        Operation("GET", "/tokenizer_info", "generation", "What the files of a model's tokenizer say, as vLLM tells it",
+                  {JSON: _ANY_JSON}, query={"model": _STRING}, more_errors=(400, 404)),
     ]  # fmt: skip
 
 
@@ -137,7 +139,7 @@ def _inference_operations() -> list[Operation]:
     given_text = {TEXT: _STRING, JSON: _ANY_JSON}
     return [
         Operation("POST", "/v1/embeddings", "inference", "Vectors of texts",
-                  {JSON: EmbeddingList}, {JSON: EmbeddingsBody}),
+                  {JSON: EmbeddingList, BYTES: _STRING}, {JSON: EmbeddingsBody}),
         Operation("POST", "/v1/classify", "inference", "Labels of texts",
                   {JSON: ClassificationList}, {JSON: ClassifyBody}),
         Operation("POST", "/v1/score", "inference", "How well pairs of texts fit", {JSON: ScoreList},
@@ -169,7 +171,7 @@ def _known_operations() -> list[Operation]:
         Operation("POST", "/v2/embed", tag, "Vectors of texts, as Cohere gives them",
                   {JSON: CohereEmbeddings}, {JSON: CohereEmbedBody}),
         Operation("POST", "/pooling", tag, "Vectors, probabilities or scores of texts, as vLLM gives them",
-                  {JSON: PooledList}, {JSON: PoolingBody}),
+                  {JSON: PooledList, BYTES: _STRING}, {JSON: PoolingBody}),
         Operation("POST", "/invocations", tag, "SageMaker's one path: the body's keys say what is called",
                   {JSON: _ANY_JSON, EVENTS: _ANY_JSON}, {JSON: _ANY_JSON}),
     ]  # fmt: skip

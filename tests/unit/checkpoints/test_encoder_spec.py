@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -316,3 +317,20 @@ def test_another_kind_of_model_is_refused_with_the_reason(embedder: Path, tmp_pa
     (tmp_path / "model.safetensors").symlink_to(embedder / "model.safetensors")
     with pytest.raises(ConfigError, match=r"'gpt2' in config\.json is not supported: it generates, and does not embed"):
         read_encoder_spec(EMBED, tmp_path)
+
+
+@pytest.mark.parametrize(("given", "sizes"), [([32, 16, 64], (16, 32)), ([], ()), (None, ())])
+def test_sizes_that_vectors_were_trained_for_are_read(
+    embedder: Path, tmp_path: Path, given: object, sizes: tuple[int, ...]
+) -> None:
+    directory = copytree(embedder, tmp_path / "own")
+    change_config(directory, matryoshka_dimensions=given)
+    assert read_encoder_spec(EMBED, directory).trained_sizes == sizes
+
+
+@pytest.mark.parametrize("given", [256, [0], ["a"], [True]])
+def test_sizes_that_are_none_are_refused(embedder: Path, tmp_path: Path, given: object) -> None:
+    directory = copytree(embedder, tmp_path / "own")
+    change_config(directory, matryoshka_dimensions=given)
+    with pytest.raises(ConfigError, match="matryoshka_dimensions"):
+        read_encoder_spec(EMBED, directory)

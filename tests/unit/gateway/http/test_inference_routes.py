@@ -110,6 +110,16 @@ async def test_dimensions_cuts_vectors(served: Served) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dimensions")
 
 
+async def test_vectors_are_cut_to_the_sizes_that_their_model_was_trained_for(served: Served) -> None:
+    models = served.backend.extra_models
+    models[0] = replace(models[0], trained_sizes=[2])
+    for size in (2, 3):
+        assert floats(await served.post("/v1/embeddings", input="ab", dimensions=size)).shape == (1, size)
+    refused = await served.post("/v1/embeddings", input="ab", dimensions=1)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "dimensions")
+    assert "use one of [2]" in refused.json()["error"]["message"]
+
+
 async def test_a_text_that_is_too_long_is_refused_or_cut_as_asked(served: Served) -> None:
     refused = await served.post("/v1/embeddings", input=["ab", "abcdefghijklmnop" * 3])
     assert refused.status_code == 400

@@ -2,48 +2,16 @@
 
 import base64
 import math
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import pytest_asyncio
 
-from serve_app.config.gateway import GatewayConfig
-from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.aliases import ALIASES
-from serve_app.gateway.http.app import build_http_app
-from serve_app.types.tensors import Item, TensorSpec
-from tests.fakes import ScriptedBackend, save_model_dir
-from tests.unit.gateway.http.test_inference_routes import LABELS, answer, description, score
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 DOCUMENTS = ["abcdef", "a", "abc"]
-
-
-def number(item: Item) -> Item:
-    """The judge's logit follows the length, the others' numbers follow the tokens."""
-    return {**answer(item), "score": score(item)["logits"]} if "x" not in item else answer(item)
-
-
-@pytest_asyncio.fixture
-async def client(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    directory = save_model_dir(tmp_path)
-    spec = TensorSpec("float32", ("batch", 3))
-    backend = ScriptedBackend(directory, infer_script=number)
-    backend.extra_models = [
-        description(directory, "vectors", "embed", {"embedding": spec}, embedding_size=3),
-        description(directory, "colours", "classify", {"logits": spec}, labels=LABELS),
-        description(directory, "judge", "score", {"score": TensorSpec("float32", ("batch", 1))}),
-    ]
-    app = build_http_app(DataPlane(backend, GatewayConfig()))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://gateway") as client,
-    ):
-        yield client
 
 
 async def post(client: httpx.AsyncClient, path: str, **body: Any) -> Any:
@@ -124,6 +92,7 @@ async def test_documents_are_cut_to_as_many_tokens_as_asked(client: httpx.AsyncC
     assert await refused(client, "/rerank", **body) == "documents[0]"
     cut = await post(client, "/rerank", **body, max_tokens_per_doc=2)
     assert cut["results"][0]["relevance_score"] == cut["results"][1]["relevance_score"]
+    assert await refused(client, "/rerank", **body, max_tokens_per_doc=0) == "documents[0]"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +101,7 @@ async def test_documents_are_cut_to_as_many_tokens_as_asked(client: httpx.AsyncC
         ({"documents": [{"title": "x"}]}, "documents[0]"),
         ({"documents": [{"text": ["x"]}]}, "documents[0].text"),
         ({"rank_fields": []}, "rank_fields"),
-        ({"max_tokens_per_doc": 0}, "max_tokens_per_doc"),
+        ({"max_tokens_per_doc": -5}, "max_tokens_per_doc"),
         ({"top_n": -1}, "top_n"),
         ({"documents": []}, "documents"),
     ],
