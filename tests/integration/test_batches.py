@@ -60,7 +60,7 @@ def holders_of(path: Path) -> list[int]:
 
 
 def test_a_batch_outlasts_the_gateway_that_works_it(cluster: ServeCluster, client: openai.OpenAI) -> None:
-    cluster.wait_until(lambda: has_both_gateways(cluster), 120, "both Gateways")
+    cluster.wait_until(lambda: has_both_gateways(cluster), 240, "both Gateways")
     batch = begun(client, NUM_LINES)
     cluster.wait_until(lambda: num_completed(client, batch) >= 20, 120, "the first answers")
     lock = cluster.directory / "batches" / "owners" / "open" / "batches" / batch.id / "lock"
@@ -76,11 +76,11 @@ def test_a_batch_outlasts_the_gateway_that_works_it(cluster: ServeCluster, clien
 
 
 def has_both_gateways(cluster: ServeCluster) -> bool:
-    return len(cluster.pids("ray::ServeReplica:gateway")) == 2 and cluster.statuses()["gateway"] == "RUNNING"
+    return len(cluster.pids("ray::ServeReplica:gateway")) == 2 and cluster.statuses().get("gateway") == "RUNNING"
 
 
 def test_a_gigabyte_that_is_announced_is_refused_at_once(cluster: ServeCluster) -> None:
-    cluster.wait_until(lambda: has_both_gateways(cluster), 120, "both Gateways")
+    cluster.wait_until(lambda: has_both_gateways(cluster), 240, "both Gateways")
     head = (
         f"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1:{cluster.port}\r\ncontent-length: {2**30}\r\n"
         "content-type: multipart/form-data; boundary=XX\r\n\r\n--XX\r\n"

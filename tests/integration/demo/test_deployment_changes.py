@@ -230,14 +230,7 @@ def test_a_gateway_that_is_stopped_stops_no_other(restored: ServeCluster) -> Non
     patient = {"name": "Gateway", "num_replicas": 2, "health_check_timeout_s": 60}  # Serve is to let it stand
     cluster.deploy([{**gateway, "deployments": [patient]}, *models])
     cluster.wait_until(lambda: len(cluster.pids("ray::ServeReplica:gateway")) == 2, 240, "two Gateways")
-    answering: set[str] = set()
-
-    def all_answer() -> bool:  # the proxy knows the second one, too, and that one the model
-        text = httpx.get(f"{cluster.url}/metrics", timeout=30).text
-        answering.update(re.findall(r'^rayshard_model_ready\{gateway="([^"]+)",model="demo"\} 1', text, re.MULTILINE))
-        return len(answering) == 2
-
-    cluster.wait_until(all_answer, 120, "both to answer")
+    cluster.wait_until(lambda: num_answering(cluster) == 2, 120, "both to answer")
     streams = start_streams(cluster, 16)
     stopped, _other = cluster.pids("ray::ServeReplica:gateway")
     os.kill(stopped, signal.SIGSTOP)
@@ -252,6 +245,13 @@ def test_a_gateway_that_is_stopped_stops_no_other(restored: ServeCluster) -> Non
         os.kill(stopped, signal.SIGCONT)
     assert wait_for_ends(streams, 120) == ["done"] * 16  # the stopped one's too: nothing was lost
     assert cluster.complete("demo", DATE).json()["choices"][0]["text"].strip() == ANSWER
+
+
+def num_answering(cluster: ServeCluster) -> int:
+    """Gateways that the proxy knows and that know the demo, of eight answers."""
+    texts = [httpx.get(f"{cluster.url}/metrics", timeout=30).text for _ in range(8)]
+    ready = re.compile(r'^rayshard_model_ready\{gateway="([^"]+)",model="demo"\} 1', re.MULTILINE)
+    return len({name for text in texts for name in ready.findall(text)})
 
 
 class Failures:
