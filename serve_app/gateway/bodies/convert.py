@@ -1,56 +1,16 @@
 """JSON to typed bodies; what does not fit is refused by the field's name."""
 
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
 
 from serve_app.errors import RequestError
-from serve_app.gateway.bodies.anthropic import (
-    Effort,
-    FormatName,
-    ServiceTier,
-    ThinkingDisplay,
-    ThinkingType,
-    ToolChoiceType,
-)
-from serve_app.gateway.bodies.cohere import CohereCitations, CohereSafety, CohereToolChoice
-from serve_app.gateway.bodies.explain import Method, Output, Replacement
-from serve_app.gateway.bodies.inference import EmbedDtype, Endianness
 from serve_app.gateway.bodies.json_body import parse_json_object
-from serve_app.gateway.bodies.known_apis import CohereCut, CohereFormat, Side
+from serve_app.gateway.bodies.literals import literals_at
 from serve_app.gateway.bodies.neutral import drop_neutral
-from serve_app.gateway.bodies.openai import EncodingFormat, PartType, Role, TruncationSide
-from serve_app.gateway.bodies.structured import FormatType
-from serve_app.preprocessing.text_spans import Unit
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
-_ENUMS = {
-    "role": get_args(Role),
-    "type": get_args(PartType),
-    "response_format.type": get_args(FormatType),
-    "encoding_format": get_args(EncodingFormat),
-    "embed_dtype": get_args(EmbedDtype),
-    "endianness": get_args(Endianness),
-    "truncation_side": get_args(TruncationSide),
-    "embedding_types": get_args(CohereFormat),
-    "truncate": get_args(CohereCut),
-    "truncation_direction": get_args(Side),
-    "raw_scores": ("false",),
-    "method": get_args(Method),
-    "unit": get_args(Unit),
-    "replacement": get_args(Replacement),
-    "output": get_args(Output),
-    "thinking.type": get_args(ThinkingType),
-    "display": get_args(ThinkingDisplay),
-    "tool_choice.type": get_args(ToolChoiceType),
-    "effort": get_args(Effort),
-    "output_config.format.type": get_args(FormatName),
-    "service_tier": get_args(ServiceTier),
-    "citation_options.mode": get_args(CohereCitations),
-    "safety_mode": get_args(CohereSafety),
-    "tool_choice": get_args(CohereToolChoice),
-}
 _MISSING = "Object missing required field `"
 
 
@@ -65,10 +25,10 @@ def convert_body(given: dict[str, Any], body_type: type[Body]) -> Body:
     try:
         return msgspec.convert(raw, body_type)
     except msgspec.ValidationError as error:
-        raise _request_error(str(error), raw) from error
+        raise _request_error(str(error), raw, body_type) from error
 
 
-def _request_error(reason: str, raw: dict[str, object]) -> RequestError:
+def _request_error(reason: str, raw: dict[str, object], body_type: type[msgspec.Struct]) -> RequestError:
     """msgspec says ``Expected `int` <= 128 - at `$.n` ``."""
     reason, _, location = reason.partition(" - at `")
     path = location.rstrip("`").removeprefix("$").removeprefix(".").replace("[...]", "")
@@ -79,8 +39,7 @@ def _request_error(reason: str, raw: dict[str, object]) -> RequestError:
             return RequestError(f"{path} {advice}", field=path)
     allowed = reason.replace("`", "").replace("Expected", "expected", 1)
     if reason.startswith("Invalid enum value"):
-        values = _ENUMS.get(path) or _ENUMS[path.rpartition(".")[2].partition("[")[0]]
-        allowed = f"expected one of {', '.join(values)}"
+        allowed = f"expected one of {', '.join(literals_at(body_type, location.rstrip('`')))}"
     return RequestError(f"{path}={_shown_value(raw, path)} cannot be used: {allowed}", field=path or "body")
 
 

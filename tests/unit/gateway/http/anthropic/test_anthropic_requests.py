@@ -230,7 +230,7 @@ TOOL = {"name": "f", "input_schema": {"type": "object"}}
         ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name is missing"),
         ({"tools": [TOOL], "tool_choice": {"type": "any", "name": "f"}}, "tool_choice.name is for type=tool"),
         ({"tool_choice": {"type": "any"}}, "tool_choice needs tools"),
-        ({"tool_choice": {"type": "required"}}, "expected one of auto, any, tool, none"),
+        ({"tool_choice": {"type": "required"}}, "expected one of any, auto, none, tool"),
         ({"stop_sequences": [""]}, "stop_sequences[0] is empty"),
         ({"stop_sequences": ["a"] * 33}, "stop_sequences has 33 strings"),
         ({"thinking": {"type": "adaptive", "budget_tokens": 5}}, "thinking.budget_tokens is for type=enabled"),
