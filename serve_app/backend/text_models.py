@@ -36,6 +36,7 @@ class TextEntry:
     pair: str | None = None
     prompt: str = ""  # goes before the (first) text; token ids are taken as they are
     keeps_end: bool = False  # when it is too long
+    is_padded: bool = False  # filled up to the model's longest with its pad token
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,8 @@ def _encode(
                     entry.text, entry.pair, prompt=prompt, max_tokens=max_tokens, keeps_end=entry.keeps_end
                 )
             )
+        if entry.is_padded:
+            encodings[-1] = tokenizer.padded(encodings[-1], model.max_model_len)
         check_token_ids(encodings[-1].token_ids, model, tokenizer, entry.field)
     return encodings
 

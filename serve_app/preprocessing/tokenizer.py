@@ -1,7 +1,7 @@
 """Text to tokens and back, from a model directory's tokenizer.json. Never loads torch or transformers."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tokenizers
@@ -38,6 +38,7 @@ class Tokenizer:
         self.table = TokenTable(core)
         self.special_tokens = files.special_tokens
         self.info = tokenizer_info(files)  # for people
+        self._pads_left = files.config.get("padding_side") == "left"
         self.chat_template = files.chat_templates.get("default")
         self.tool_template = files.chat_templates.get("tool_use", self.chat_template)  # of conversations with tools
         self.bos_token_id = self._id_of("bos_token")
@@ -107,6 +108,17 @@ class Tokenizer:
         if keeps_end:
             num_prompt_tokens = max(0, num_prompt_tokens - num_cut)
         return TextEncoding(encoding.ids, encoding.type_ids, num_prompt_tokens)
+
+    def padded(self, encoding: TextEncoding, num_tokens: int) -> TextEncoding:
+        """An encoding filled up to so many tokens, on the side that the files name. It has a pad_token."""
+        pad_id = self.special_id("pad_token")
+        assert pad_id is not None
+        num_pads = max(0, num_tokens - len(encoding.token_ids))
+        pads, types = [pad_id] * num_pads, [0] * num_pads
+        if not self._pads_left:
+            return replace(encoding, token_ids=encoding.token_ids + pads, type_ids=encoding.type_ids + types)
+        num_prompt_tokens = encoding.num_prompt_tokens + num_pads if encoding.num_prompt_tokens else 0
+        return TextEncoding(pads + encoding.token_ids, types + encoding.type_ids, num_prompt_tokens)
 
     def place_entry(self, text: str, pair: str | None = None, *, prompt: str = "") -> PlacedTokens:
         """What encode_entry gives for a whole text or pair, and where each token comes from."""

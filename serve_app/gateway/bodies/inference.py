@@ -12,6 +12,7 @@ from serve_app.gateway.bodies.openai import EncodingFormat, NaturalInt, Positive
 TruncateTokens = Annotated[int, Meta(ge=-1)]
 EmbedDtype = Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2"]
 Endianness = Literal["native", "little", "big"]
+Padding = Literal["max_length", "do_not_pad"]
 Texts = str | list[str | list[int] | int]
 
 
@@ -36,6 +37,7 @@ class EmbeddingsBody(EntriesBody):
     embed_dtype: EmbedDtype | None = None  # of base64 and bytes; None: float32
     endianness: Endianness | None = None  # of base64 and bytes; None: little
     truncation_side: TruncationSide | None = None  # of longer texts, what is cut off; None: right
+    padding: Padding | None = None  # max_length: each text is filled up to the model's longest with its pad token
 
 
 class ClassifyBody(EntriesBody):

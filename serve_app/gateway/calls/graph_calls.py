@@ -105,6 +105,8 @@ def _texts(body: EntriesBody, given: object, field: str) -> list[str]:
     if getattr(body, "use_activation", None) is False:
         message = "use_activation=false is for one model, and not for graphs; leave it out"
         raise RequestError(message, field="use_activation")
+    if getattr(body, "padding", None) == "max_length":
+        raise RequestError("padding=max_length is for one model, and not for graphs; leave it out", field="padding")
     for name in ("truncate", "truncate_prompt_tokens", "truncation_side"):
         if getattr(body, name, None) is not None:
             raise RequestError(f"{name} is not for graphs; put truncate into a chain of its steps", field=name)

@@ -117,8 +117,8 @@ class KnownApiCalls:
             answer = await self._calls.embed(EmbeddingsBody(**own))
             data = [Pooled(one.index, one.embedding) for one in answer.data]
             return PooledList(answer.model, data, answer.usage)
-        for name in ("dimensions", "truncation_side"):
-            if getattr(body, name) is not None:
+        for name in ("dimensions", "truncation_side", "padding"):
+            if getattr(body, name) not in (None, "do_not_pad"):
                 raise RequestError(f"{name} is for models that embed; leave it out", field=name)
         if model.task == "classify":
             classes = await self._calls.classify(convert_body(given, ClassifyBody))

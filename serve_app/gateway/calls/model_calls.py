@@ -44,6 +44,7 @@ from serve_app.gateway.calls.inference import (
     similarity,
 )
 from serve_app.gateway.calls.models import ServedModels
+from serve_app.gateway.calls.padding import padded
 from serve_app.gateway.calls.score_inputs import document_texts, side_of
 from serve_app.gateway.calls.tensor_inputs import read_inputs, write_output
 from serve_app.types.chains import ChainOutcome, ChainValue
@@ -69,6 +70,8 @@ class ModelCalls:
         entries = _prompted(entries_of(body.input, "input"), model, body)
         if body.truncation_side == "left":
             entries = [replace(entry, keeps_end=True) for entry in entries]
+        if body.padding == "max_length":
+            entries = padded(entries, await self._models.with_tokenizer(model))
         outputs = await self._run(model, body, entries)
         return EmbeddingList(model.name, embeddings(outputs.values, body), _usage(outputs))
 

@@ -2,7 +2,6 @@
 
 import base64
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -10,9 +9,10 @@ import numpy as np
 
 from serve_app.backend.text_models import Vectors
 from serve_app.errors import RequestError
-from serve_app.gateway.bodies.inference import AnswerList, EmbeddingsBody, TokenUsage
+from serve_app.gateway.bodies.inference import AnswerList, EmbeddingList, EmbeddingsBody, TokenUsage
+from serve_app.gateway.bodies.known_apis import Pooled, PooledList
 from serve_app.preprocessing.arrays import to_bfloat16
-from serve_app.preprocessing.float8 import to_float8
+from serve_app.preprocessing.float8 import FLOAT8_KINDS, to_float8
 
 BYTE_FORMATS = ("bytes", "bytes_only")
 _NUM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8_e4m3": 1, "fp8_e5m2": 1}
@@ -51,9 +51,10 @@ def base64_of(row: Vectors, dtype: str = "float32", endianness: str = "little") 
     return base64.b64encode(_bytes_of(row, dtype, endianness)).decode()
 
 
-def vector_bytes(model: str, vectors: Sequence[str], usage: TokenUsage, body: EmbeddingsBody) -> VectorBytes:
-    """What base64_of has made of some vectors, one after the other. Raises RequestError."""
-    pieces = [base64.b64decode(vector) for vector in vectors]
+def vector_bytes(answer: EmbeddingList | PooledList, body: EmbeddingsBody) -> VectorBytes:
+    """The vectors of an answer, which base64_of has made, one after the other. Raises RequestError."""
+    vectors = [one.data if isinstance(one, Pooled) else one.embedding for one in answer.data]
+    pieces = [base64.b64decode(str(vector)) for vector in vectors]
     content = b"".join(pieces)
     if body.encoding_format == "bytes_only":
         return VectorBytes(content, None)
@@ -63,7 +64,7 @@ def vector_bytes(model: str, vectors: Sequence[str], usage: TokenUsage, body: Em
         shape = [len(piece) // _NUM_BYTES[dtype]]
         places.append(VectorPlace(index, dtype, endianness, start, start + len(piece), shape))
         start += len(piece)
-    metadata = msgspec.json.encode(VectorPlaces(model, places, usage))
+    metadata = msgspec.json.encode(VectorPlaces(answer.model, places, answer.usage))
     if len(metadata) > _MAX_METADATA_BYTES:
         message = (
             f"encoding_format=bytes puts {len(metadata)} bytes of metadata for {len(pieces)} vectors into a header; "
@@ -74,7 +75,7 @@ def vector_bytes(model: str, vectors: Sequence[str], usage: TokenUsage, body: Em
 
 
 def _bytes_of(row: Vectors, dtype: str, endianness: str) -> bytes:
-    if dtype == "fp8_e4m3" or dtype == "fp8_e5m2":
+    if dtype in FLOAT8_KINDS:
         return to_float8(row, dtype).tobytes()
     if dtype == "bfloat16":
         numbers = np.frombuffer(to_bfloat16(row).data, dtype="<u2")

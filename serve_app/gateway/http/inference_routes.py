@@ -27,6 +27,7 @@ from serve_app.gateway.http.openai_routes import OpenAIEndpoints
 from serve_app.gateway.http.shell import RequestShell, json_bytes
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+VectorsBody = TypeVar("VectorsBody", bound=EmbeddingsBody)
 Call = Callable[[dict[str, Any]], Coroutine[Any, Any, object]]
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -58,6 +59,8 @@ def inference_endpoints(plane: DataPlane, shell: RequestShell, openai: OpenAIEnd
 
 
 def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
+    calls, known = plane.calls, plane.known_calls
+
     def of(body_type: type[Body], call: Callable[[Body], Coroutine[Any, Any, object]]) -> Call:
         async def run(given: dict[str, Any]) -> object:
             return await call(convert_body(given, body_type))
@@ -70,26 +73,13 @@ def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
 
         return run
 
-    async def embed(body: EmbeddingsBody) -> EmbeddingList | VectorBytes:
-        answer = await calls.embed(body)
-        if body.encoding_format not in BYTE_FORMATS:
-            return answer
-        return vector_bytes(answer.model, [str(one.embedding) for one in answer.data], answer.usage, body)
-
-    async def pool(body: PoolingBody) -> PooledList | VectorBytes:
-        answer = await known.pool(body)
-        if body.encoding_format not in BYTE_FORMATS:
-            return answer
-        return vector_bytes(answer.model, [str(one.data) for one in answer.data], answer.usage, body)
-
-    calls, known = plane.calls, plane.known_calls
     rerank, rerank_texts = of(RerankBody, calls.rerank), of(TeiRerankBody, known.tei_rerank)
 
     async def rerank_any(given: dict[str, Any]) -> object:
         return await (rerank_texts if "texts" in given else rerank)(given)
 
     return {
-        "/v1/embeddings": of_chat(EmbeddingsBody, embed),
+        "/v1/embeddings": of_chat(EmbeddingsBody, _or_bytes(calls.embed)),
         "/v1/classify": of_chat(ClassifyBody, calls.classify),
         "/v1/score": of(ScoreBody, calls.score),
         "/v1/rerank": rerank_any,
@@ -98,8 +88,20 @@ def _calls_by_path(plane: DataPlane) -> dict[str, Call]:
         "/predict": of(PredictBody, calls.predict),
         "/embed": of(TeiEmbedBody, known.tei_embed),
         "/v2/embed": of(CohereEmbedBody, known.cohere_embed),
-        "/pooling": of_chat(PoolingBody, pool),
+        "/pooling": of_chat(PoolingBody, _or_bytes(known.pool)),
     }
+
+
+def _or_bytes(
+    call: Callable[[VectorsBody], Coroutine[Any, Any, EmbeddingList | PooledList]],
+) -> Callable[[VectorsBody], Coroutine[Any, Any, EmbeddingList | PooledList | VectorBytes]]:
+    """The call, with bytes where its body asks for them."""
+
+    async def run(body: VectorsBody) -> EmbeddingList | PooledList | VectorBytes:
+        answer = await call(body)
+        return vector_bytes(answer, body) if body.encoding_format in BYTE_FORMATS else answer
+
+    return run
 
 
 def _bytes_answer(made: VectorBytes) -> Response:

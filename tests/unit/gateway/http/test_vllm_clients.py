@@ -1,13 +1,14 @@
 """What callers of vLLM get of models that embed, classify and score: its errors, its bytes, its tokenizer's files."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from serve_app.preprocessing.float8 import from_float8
+from serve_app.preprocessing.float8 import FLOAT8_KINDS, from_float8
 from tests.unit.gateway.http.test_known_apis import post, refused
 
 BODY = {"model": "vectors", "input": ["ab", "c d", "e"]}
@@ -66,7 +67,7 @@ async def test_vectors_come_as_bytes_with_their_places_in_a_header(
 
 
 def numbers_of(piece: bytes, dtype: str, endianness: str) -> list[float]:
-    if dtype == "fp8_e4m3" or dtype == "fp8_e5m2":
+    if dtype in FLOAT8_KINDS:
         return list(from_float8(np.frombuffer(piece, np.uint8), dtype).tolist())
     order = "<" if endianness == "little" else ">"
     if dtype == "bfloat16":
@@ -129,3 +130,32 @@ async def test_a_message_is_not_both_gone_on_with_and_answered(client: httpx.Asy
     response = await client.post(path, json={"model": model, **asked, "add_generation_prompt": True})
     assert response.status_code == 400
     assert "both `continue_final_message` and `add_generation_prompt`" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+async def test_texts_are_filled_up_to_the_models_longest(client: httpx.AsyncClient, tmp_path: Path, side: str) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "</s>", "padding_side": side}))
+    token_ids = (await post(client, "/tokenize", model="vectors", prompt="ab"))["tokens"]
+    pads = (await post(client, "/tokenize", model="vectors", prompt="</s>" * 12))["tokens"][-(12 - len(token_ids)) :]
+    whole = pads + token_ids if side == "left" else token_ids + pads
+    padded = await post(client, "/v1/embeddings", model="vectors", input="ab", padding="max_length")
+    assert padded["usage"]["prompt_tokens"] == 12
+    assert padded["data"] == (await post(client, "/v1/embeddings", model="vectors", input=whole))["data"]
+    plain = await post(client, "/v1/embeddings", model="vectors", input="ab", padding="do_not_pad")
+    assert plain["usage"]["prompt_tokens"] == len(token_ids)
+    many = {"model": "vectors", "input": ["a"] * (2**20 // 12 + 1), "padding": "max_length"}
+    assert await refused(client, "/v1/embeddings", **many) == "padding"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "vectors", "padding": "max_length"}),  # its tokenizer has nothing to fill with
+        ("/v1/embeddings", {"model": "vectors", "padding": "longest"}),
+        ("/v1/classify", {"model": "colours", "padding": "max_length"}),
+        ("/pooling", {"model": "judge", "padding": "max_length"}),
+    ],
+)
+async def test_texts_that_cannot_be_filled_up_are_refused(client: httpx.AsyncClient, path: str, body: Any) -> None:
+    assert await refused(client, path, input="a", **body) == "padding"
