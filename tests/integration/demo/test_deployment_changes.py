@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,9 @@ def test_a_full_queue_refuses_with_a_time_to_come_again(restored: ServeCluster) 
     cluster.wait_until(lambda: len(cluster.copies("small")) == 1 and cluster.is_healthy(), 180, "the model")
     with ThreadPoolExecutor(3) as pool, httpx.Client() as client:
         taken: list[Future[httpx.Response]] = []
-        for there in ((1, 0), (1, 1), (1, 2)):  # the first one runs until the others have been refused
+        for num_waiting in range(3):  # the first one runs until others have been refused
             taken.append(pool.submit(cluster.complete, "small", DATE, max_tokens=2000, ignore_eos=True))
-            cluster.wait_until(lambda there=there: num_running_and_waiting(cluster, "small") == [there], 30, "its turn")
+            cluster.wait_until(partial(has_work, cluster, "small", (1, num_waiting)), 30, "its turn")
         body = {"model": "small", "prompt": DATE}
         refused = [client.post(f"{cluster.url}/v1/completions", json=body, timeout=60) for _ in range(3)]
     assert [one.result().status_code for one in taken] == [200] * 3
@@ -196,6 +197,10 @@ def test_a_full_queue_refuses_with_a_time_to_come_again(restored: ServeCluster) 
     for answer in refused:
         assert int(answer.headers["retry-after"]) >= 1
         assert "max_queued=2" in answer.json()["error"]["message"]
+
+
+def has_work(cluster: ServeCluster, model: str, wanted: tuple[int, int]) -> bool:
+    return num_running_and_waiting(cluster, model) == [wanted]
 
 
 def num_running_and_waiting(cluster: ServeCluster, model: str) -> list[tuple[int, int]]:
