@@ -4,12 +4,14 @@ import json
 import logging
 import re
 import sys
+import traceback
 from datetime import UTC, datetime
 from typing import TextIO
 
 from serve_app.config.environment import read_environment
 
 _TEXT_FORMAT = "%(levelname)s %(asctime)s %(name)s %(message)s"
+_MAX_CAUSES = 4
 _PERCENT_SIGN = "%%"
 _TRACE_FIELDS = ("trace_id", "span_id")
 _PLACEHOLDER = re.compile(rf"{_PERCENT_SIGN}|(?:\b(\w+)=)?%[-#0 +]*\d*(?:\.\d+)?[a-zA-Z]")
@@ -29,6 +31,17 @@ def configure_logging(stream: TextIO = sys.stderr) -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def fault_text(error: BaseException) -> str:
+    """An error that is not ours for the log: kind and frames of it and of its causes, for what it says may quote a
+    prompt."""
+    told: list[str] = []
+    shown: BaseException | None = error
+    while shown is not None and len(told) < _MAX_CAUSES:
+        told.append(type(shown).__name__ + "\n" + "".join(traceback.format_tb(shown.__traceback__)).rstrip("\n"))
+        shown = shown.__cause__ or (None if shown.__suppress_context__ else shown.__context__)
+    return "\ncaused by ".join(told)
 
 
 class JsonFormatter(logging.Formatter):

@@ -12,6 +12,7 @@ from functools import partial
 
 from serve_app.errors import InternalError, RayshardError, forget_frames
 from serve_app.freed_memory import IdleMemory
+from serve_app.observability import fault_text
 from serve_app.tracing.tracing import follow
 from serve_app.types.links import ErrorReply, LinkAddress
 from serve_app.types.models import CopyState, ModelVersion
@@ -207,8 +208,8 @@ class CallServer:
         except asyncio.CancelledError as error:
             forget_frames(error)
             raise
-        except Exception as error:  # its message may quote the request: the kind alone is logged and told
-            logger.error("call failed kind=%s error=%s", type(message).__name__, type(error).__name__)
+        except Exception as error:  # what it says may quote the request
+            logger.error("call failed kind=%s error=%s", type(message).__name__, fault_text(error))
             told = ErrorReply(InternalError.__name__, f"the request failed: {type(error).__name__}")
             reply = ErrorMessage(PROTOCOL_VERSION, 0, message.stream, told)
             forget_frames(error)

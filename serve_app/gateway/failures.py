@@ -4,6 +4,7 @@ import logging
 import re
 
 from serve_app.errors import InternalError, RayshardError, RequestError
+from serve_app.observability import fault_text
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,16 @@ _RAYS_PLACE = re.compile(r" ?\((?:pid|ip|actor_id|repr|…)[^()\n]{0,400}\)")  #
 
 
 def as_rayshard_error(error: Exception) -> RayshardError:
-    """The error a client may see; one that is not ours is logged here."""
+    """The error a client may see; one that is not ours is logged here, without what it says."""
     if isinstance(error, RayshardError):
         return error
-    logger.error("request failed", exc_info=error)
+    log_fault(error)
     return hidden_error(error)
+
+
+def log_fault(error: Exception) -> None:
+    """Log an error that is not ours, without what it says."""
+    logger.error("request failed error=%s", fault_text(error))
 
 
 def hidden_error(error: Exception) -> InternalError:

@@ -88,6 +88,7 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/gateway/grpc/methods.py",
         "serve_app/gateway/grpc/open_inference.py",
         "serve_app/gateway/http/inner_call.py",
+        "serve_app/gateway/http/middleware.py",
         "serve_app/gateway/http/sse.py",
         "serve_app/preprocessing/grammar_worker.py",
         "serve_app/preprocessing/template_worker.py",

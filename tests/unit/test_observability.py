@@ -11,7 +11,7 @@ import pytest
 
 from serve_app.config.environment import read_environment
 from serve_app.errors import ConfigError
-from serve_app.observability import JsonFormatter, configure_logging
+from serve_app.observability import JsonFormatter, configure_logging, fault_text
 
 
 @pytest.fixture
@@ -79,3 +79,26 @@ def test_the_environment_chooses_the_format(
 def test_another_format_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"RAYSHARD_LOG_FORMAT=xml .* text or json"):
         read_environment({"RAYSHARD_LOG_FORMAT": "xml"})
+
+
+def test_a_fault_is_told_by_kind_and_frames_and_not_by_what_it_says() -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("secret")
+        except KeyError as error:
+            raise ValueError("a prompt") from error
+
+    with pytest.raises(ValueError, match="a prompt") as raised:
+        fail()
+    told = fault_text(raised.value)
+    assert told.startswith("ValueError\n")
+    assert "caused by KeyError\n" in told
+    assert told.count("in fail") == 2
+    assert "secret" not in told.replace('KeyError("secret")', "")
+    assert "raised" not in told
+
+
+def test_causes_that_go_round_end() -> None:
+    first, second = ValueError(), ValueError()
+    first.__cause__, second.__cause__ = second, first
+    assert fault_text(first).count("caused by") == 3

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from serve_app.errors import RayshardError
 from serve_app.gateway.batches.batch_run import BatchRun
 from serve_app.gateway.batches.batch_store import BatchStore, Claim, QueuedBatch
 from serve_app.gateway.batches.batch_tools import BatchTools
@@ -15,6 +16,7 @@ from serve_app.gateway.batches.callers import OwnerGoneError
 from serve_app.gateway.batches.file_store import DAY_S
 from serve_app.gateway.batches.places import made_s
 from serve_app.gateway.batches.sweep import sweep
+from serve_app.observability import fault_text
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ class BatchWorker:
                     await self._claim_some()
                     await self._sweep()
             except Exception as error:  # such as a directory that is away for a while
-                logger.error("batches cannot be looked for", exc_info=error)
+                logger.error("batches cannot be looked for error=%s", fault_text(error))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await self._news.wait()
@@ -108,7 +110,9 @@ class BatchWorker:
 
     def _lay_down(self, batch_id: str, error: BaseException) -> None:
         wait_s = min(_MAX_AGAIN_S, _AGAIN_S * 2.0 ** self._times_laid_down[batch_id])
-        logger.error("batch laid down id=%s again_s=%.0f", batch_id, wait_s, exc_info=error)
+        is_of_files = isinstance(error, OSError | RayshardError)  # which quotes no line of the batch
+        reason = str(error) if is_of_files else fault_text(error)
+        logger.error("batch laid down id=%s again_s=%.0f reason=%s", batch_id, wait_s, reason)
         self._times_laid_down[batch_id] += 1
         self._not_before_s[batch_id] = time.monotonic() + wait_s
 

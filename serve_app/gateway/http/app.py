@@ -23,11 +23,17 @@ from serve_app.gateway.http.compatible_routes import compatible_routes
 from serve_app.gateway.http.console_routes import console_routes
 from serve_app.gateway.http.console_state import STATE_PATH, console_state_endpoint
 from serve_app.gateway.http.docs_routes import docs_routes
-from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error, on_unexpected_error
+from serve_app.gateway.http.errors import on_http_exception, on_rayshard_error
 from serve_app.gateway.http.health import health_endpoint
 from serve_app.gateway.http.inference_routes import inference_endpoints
 from serve_app.gateway.http.metrics import METRICS_PATH, RequestCounter, counted_routes, metrics_endpoint
-from serve_app.gateway.http.middleware import OPEN_PATHS, HeaderLimitMiddleware, IntakeMiddleware, KeyMiddleware
+from serve_app.gateway.http.middleware import (
+    OPEN_PATHS,
+    FaultMiddleware,
+    HeaderLimitMiddleware,
+    IntakeMiddleware,
+    KeyMiddleware,
+)
 from serve_app.gateway.http.ollama_routes import ollama_routes
 from serve_app.gateway.http.open_inference_routes import JSON_LENGTH, open_inference_routes
 from serve_app.gateway.http.openai_routes import OpenAIEndpoints
@@ -89,9 +95,9 @@ def build_http_app(plane: DataPlane) -> Starlette:
         exception_handlers={
             RayshardError: on_rayshard_error,
             HTTPException: on_http_exception,
-            Exception: on_unexpected_error,
         },
         middleware=[
+            Middleware(FaultMiddleware),
             Middleware(RequestCounter, plane.metrics, plane.tracing, free_paths),
             *_cors(plane.config.cors_allowed_origins),
             Middleware(HeaderLimitMiddleware),

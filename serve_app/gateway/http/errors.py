@@ -79,7 +79,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unexpected_error(request: Request, error: Exception) -> Response:
-    """Starlette's handler for our own faults: no details for the client; Starlette raises on, to the log."""
+    """The answer to our own faults: no details for the client."""
     internal = hidden_error(error)
     if is_protocol_path(request.url.path):
         return await on_protocol_error(request, internal)

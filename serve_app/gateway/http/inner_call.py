@@ -1,9 +1,7 @@
 """Runs a request of this process's own through a route, as if a client had sent it."""
 
 import asyncio
-import logging
 import math
-import traceback
 from collections.abc import Sequence
 
 from starlette.applications import Starlette
@@ -17,13 +15,12 @@ from serve_app.gateway.batches.callers import BatchCaller
 from serve_app.gateway.batches.line_calls import LineAnswer
 from serve_app.gateway.caller import ADDRESS, CALLER, SESSION
 from serve_app.gateway.calls.data_plane import DataPlane
+from serve_app.gateway.failures import log_fault
 from serve_app.gateway.http.errors import error_body, on_http_exception, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.http.middleware import new_id
 from serve_app.gateway.request_notes import counted
 from serve_app.gateway.request_span import RequestSpan
 from serve_app.gateway.time_limits import TIMEOUT_KEY
-
-logger = logging.getLogger(__name__)
 
 _TRY_AGAIN = frozenset({429, 503})
 
@@ -66,8 +63,7 @@ class InnerCalls:
         except RayshardError as error:  # the server drains
             exchange.end_with(error)
         except Exception as error:  # a fault of ours, which the answer says already
-            frames = "".join(traceback.format_tb(error.__traceback__))  # without its message, which may quote the line
-            logger.error("request of a batch failed error=%s\n%s", type(error).__name__, frames)
+            log_fault(error)
 
 
 class _Exchange:

@@ -8,13 +8,14 @@ from contextlib import ExitStack
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import HeadersTooLargeError, RayshardError
+from serve_app.errors import HeadersTooLargeError, InternalError, RayshardError
 from serve_app.gateway.api_keys import ApiKeys
 from serve_app.gateway.caller import ADDRESS, SESSION
+from serve_app.gateway.failures import log_fault
 from serve_app.gateway.http.aliases import is_protocol_path
-from serve_app.gateway.http.errors import on_protocol_error, on_rayshard_error
+from serve_app.gateway.http.errors import on_protocol_error, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.intake import Intake
 
 MAX_HEADER_BYTES = 65_536  # as many as common proxies take, or more
@@ -43,6 +44,33 @@ def authorizations_of(headers: Headers) -> list[str]:
     given = headers.getlist("authorization")
     others = [f"Bearer {key}" for key in headers.getlist("x-api-key") if key]
     return [*given, *(other for other in others if other not in given)]
+
+
+class FaultMiddleware:
+    """Answers and logs what is not an error of ours; the server above would log it with what it says."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Around all other middleware."""
+        has_begun = False
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            log_fault(error)
+            if has_begun:  # the connection is to break off: the answer is not whole
+                raise InternalError("an answer could not be sent to its end") from None
+            response = await on_unexpected_error(Request(scope), error)
+            await response(scope, receive, send)
 
 
 class HeaderLimitMiddleware:
