@@ -12,10 +12,10 @@ from serve_app.gateway.bodies.structured import JsonSchemaFormat, ResponseFormat
 from serve_app.gateway.calls.anthropic_turns import chat_messages
 from serve_app.gateway.calls.chat_tools import check_tools
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, Generator, PromptRun, run_call
+from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.calls.prompt_steps import PromptSteps
-from serve_app.gateway.calls.thinking_budget import BudgetedGenerator, ThinkingBudget
+from serve_app.gateway.calls.thinking_budget import budgeted
 from serve_app.types.models import ModelDescription
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -68,12 +68,7 @@ class MessagesCalls:
 
     async def run(self, call: MessagesCall, run: PromptRun, emit: Callable[[int, ChoiceDelta], None]) -> None:
         """Run the call's one prompt; see run_call."""
-        generator: Generator = self._plane.backend
-        options, tokenizer = call.generation.options, call.generation.model.tokenizer
-        if call.budget_tokens is not None and options.answer_format is not None:
-            generator = BudgetedGenerator(
-                generator, ThinkingBudget(call.budget_tokens, options.answer_format, tokenizer)
-            )
+        generator = budgeted(self._plane.backend, call.generation, call.budget_tokens)
         await run_call(call.generation, [run], generator, emit)
 
     async def count_tokens(self, body: CountTokensBody) -> int:

@@ -99,11 +99,27 @@ def _thinking(body: CohereChatBody) -> bool | None:
         message = f"thinking.type={given.type[:32]!r} is not known; send enabled or disabled"
         raise RequestError(message, field="thinking.type")
     if given.token_budget is not None:
-        field = "thinking.token_budget"
-        raise RequestError(
-            f"{field}: reasoning has no budget of its own here; bound the answer by max_tokens", field=field
-        )
+        _check_budget(given.token_budget, given.type, body)
     return given.type == "enabled"
+
+
+def _check_budget(num_tokens: int, kind: str, body: CohereChatBody) -> None:
+    """Raises RequestError for what does not go with reasoning that may be cut: the answer is then made of two."""
+    field = "thinking.token_budget"
+    if kind != "enabled":
+        raise RequestError(f"{field} is for type=enabled, not {kind}; leave it out", field=field)
+    if body.max_tokens is not None and num_tokens >= body.max_tokens:
+        message = f"{field}={num_tokens} leaves nothing of max_tokens={body.max_tokens}; send less"
+        raise RequestError(message, field=field)
+    for name, is_set in (
+        ("response_format", body.response_format is not None and body.response_format.type != "text"),
+        ("tool_choice=REQUIRED", body.tool_choice == "REQUIRED"),
+        ("strict_tools", bool(body.strict_tools) and bool(body.tools)),
+        ("logprobs", bool(body.logprobs)),
+    ):
+        if is_set:
+            message = f"{field} does not go with {name}, as it may cut an answer in two; send one of them"
+            raise RequestError(message, field=field)
 
 
 def _response_format(body: CohereChatBody) -> ResponseFormat | None:

@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from serve_app.backend.protocol import TakeChunk
-from serve_app.gateway.calls.generation import Generator
+from serve_app.gateway.calls.generation import GenerationCall, Generator
 from serve_app.gateway.time_limits import time_left
 from serve_app.preprocessing.answers.answer_parser import AnswerFormat
 from serve_app.preprocessing.answers.formats import ReasoningFormat
@@ -25,6 +25,14 @@ class ThinkingBudget:
     num_tokens: int
     answer_format: AnswerFormat  # which has reasoning
     tokenizer: Tokenizer
+
+
+def budgeted(backend: Generator, call: GenerationCall, num_tokens: int | None) -> Generator:
+    """What runs a call of one choice whose reasoning may take so many tokens; None: as many as it takes."""
+    answer_format = call.options.answer_format
+    if num_tokens is None or answer_format is None or answer_format.reasoning is None:
+        return backend
+    return BudgetedGenerator(backend, ThinkingBudget(num_tokens, answer_format, call.model.tokenizer))
 
 
 class BudgetedGenerator:

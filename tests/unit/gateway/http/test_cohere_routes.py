@@ -18,10 +18,12 @@ from serve_app.gateway.http.app import build_http_app
 from serve_app.types.tensors import TensorSpec
 from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 from tests.openai_calls import chat_body, client_of
+from tests.unit.gateway.http.anthropic.test_anthropic_thinking import THOUGHT, thinking_backend
 from tests.unit.gateway.http.openai.test_tool_calls import ARGUMENTS, CALL, HERMES, WEATHER, backend_of
 from tests.unit.gateway.http.test_inference_routes import answer, description
 
 PATH = "/v2/chat"
+BUDGET = {"type": "enabled", "token_budget": 5}
 THINKING = f"<think>hm</think>Well.<tool_call>{CALL}</tool_call>"
 
 
@@ -251,6 +253,26 @@ async def test_calls_can_be_asked_for_and_ruled_out(tmp_path: Path) -> None:
     assert "the forecast" not in backend.text(none.prompt_token_ids)
 
 
+@pytest.mark.parametrize("num_merged", [1, 9])
+async def test_thinking_ends_with_its_budget_and_the_answer_follows(tmp_path: Path, num_merged: int) -> None:
+    backend = thinking_backend(tmp_path, f"<think>\n{THOUGHT}")
+    backend.max_steps_in_chunk, backend.is_merged = num_merged, True
+    body: Any = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 200}
+    body["thinking"] = {"type": "enabled", "token_budget": 20}
+    whole = await ask(backend, lambda client: client.chat(**body))
+    events = await ask(backend, lambda client: list(client.chat_stream(**body)))
+    thoughts, text = whole.message.content
+    drawn = backend.ids(f"<think>\n{THOUGHT}")[:20]
+    assert thoughts.thinking == backend._tokenizer.decode(drawn, False).removeprefix("<think>\n").rstrip()
+    assert (text.text, whole.finish_reason) == ("Yes.", "COMPLETE")
+    contents = [one.delta.message.content for one in events if one.type == "content-delta"]
+    assert "".join(one.thinking or "" for one in contents) == thoughts.thinking
+    assert "".join(one.text or "" for one in contents) == "Yes."
+    first, second = backend.requests[:2]
+    assert second.prompt_token_ids[: len(first.prompt_token_ids) + 20] == [*first.prompt_token_ids, *drawn]
+    assert (backend.num_open, len(backend.requests)) == (0, 4)
+
+
 SWITCHED = HERMES.replace("<assistant>", "<assistant>{% if enable_thinking is false %}<think></think>{% endif %}")
 
 
@@ -300,7 +322,13 @@ def part(role: str = "user", **keys: Any) -> dict[str, Any]:
             "response_format.json_schema",
         ),
         ({"thinking": {"type": "some"}}, "thinking.type"),
-        ({"thinking": {"type": "enabled", "token_budget": 5}}, "thinking.token_budget"),
+        ({"thinking": {"type": "disabled", "token_budget": 5}}, "thinking.token_budget"),
+        ({"thinking": BUDGET, "max_tokens": 5}, "thinking.token_budget"),
+        ({"thinking": BUDGET, "logprobs": True}, "thinking.token_budget"),
+        ({"thinking": BUDGET, "response_format": {"type": "json_object"}}, "thinking.token_budget"),
+        ({"thinking": BUDGET, "tools": [WEATHER], "strict_tools": True}, "thinking.token_budget"),
+        ({"thinking": BUDGET, "tools": [WEATHER], "tool_choice": "REQUIRED"}, "thinking.token_budget"),
+        ({"thinking": BUDGET}, "thinking.type"),
         ({"stop_sequences": [""]}, "stop_sequences"),
         ({"max_tokens": 9999}, "max_tokens"),
         ({"k": -1}, "k"),
