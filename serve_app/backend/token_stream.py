@@ -1,7 +1,7 @@
 """The tokens of one request on their way from a Router, or from several, one after the other."""
 
 from serve_app.backend.protocol import TakeChunk
-from serve_app.errors import InternalError, RequestAbortedError, UnavailableError
+from serve_app.errors import InternalError, RequestAbortedError, UnavailableError, UnprocessableError
 from serve_app.types.generation import Completion, OutputChunk, Progress
 from serve_app.types.models import ModelVersion
 
@@ -20,10 +20,12 @@ class TokenStream:
         """Take a chunk in; False when no more is wanted.
 
         Raises InternalError after a gap or where the model failed, UnavailableError where a step of it had no memory,
-        RequestAbortedError, and what `take` raises.
+        UnprocessableError where the answer cannot be what was asked for, RequestAbortedError, and what `take` raises.
         """
         if chunk.finish_reason == "abort":
             raise RequestAbortedError("the request was aborted")
+        if chunk.error is not None and chunk.is_request_at_fault:
+            raise UnprocessableError(chunk.error)
         if chunk.error is not None:
             raise UnavailableError(chunk.error, retry_after_s=1.0)
         if chunk.finish_reason == "error":

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from serve_app.engine.grammar_vocabulary import GrammarVocabulary
 from serve_app.engine.host_staging import Event, HostStaging
+from serve_app.observability import fault_text
 from serve_app.preprocessing.grammar_limits import parser_limits
-from serve_app.types.steps import NOTHING_FITS, SequenceStart
+from serve_app.types.steps import NO_MATCHER, NOTHING_FITS, SequenceStart
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class _Sequence:
     matcher: LLMatcher | None = None
     is_over: bool = False  # it has ended, and draws beyond its end are thrown away
     is_stuck: bool = False
+    is_broken: bool = False  # stuck, for it has no matcher
 
 
 class Grammars:
@@ -106,12 +108,13 @@ class Grammars:
         return unpack_bits(words, self._vocab_size, self._device, self._staging)
 
     def take(self, held: HeldRows, tokens: Tensor) -> Tensor:
-        """Hand drawn tokens [B] int64 to the matchers; gives them with NOTHING_FITS where nothing did."""
+        """Hand drawn tokens [B] int64 to the matchers; gives them with what stands for none where none fits."""
         sequences = [self._sequences[slot_row] for slot_row in held.slot_rows]
-        stuck = [place for place, sequence in enumerate(sequences) if sequence.is_stuck]
-        if stuck:
-            (places,) = self._staging.upload([np.asarray(stuck, dtype=np.int64)])
-            tokens = tokens.index_fill(0, held.index[places], NOTHING_FITS)
+        for is_broken, in_place in ((False, NOTHING_FITS), (True, NO_MATCHER)):
+            stuck = [b for b, one in enumerate(sequences) if one.is_stuck and one.is_broken == is_broken]
+            if stuck:
+                (places,) = self._staging.upload([np.asarray(stuck, dtype=np.int64)])
+                tokens = tokens.index_fill(0, held.index[places], in_place)
         drawn = tokens[held.index].to("cpu", non_blocking=True)
         event = None if self._make_event is None else self._make_event()
         if event is not None:
@@ -162,8 +165,8 @@ class Grammars:
             if error is None:
                 sequence.matcher = sequence.compiled.result().deep_copy()
             else:
-                logger.error("no answer can be held to a grammar reason=%s", error)
-            sequence.is_stuck = error is not None
+                logger.error("no answer can be held to a grammar error=%s", fault_text(error))
+            sequence.is_stuck = sequence.is_broken = error is not None
         for token_id in sequence.outputs:
             if sequence.matcher is None or sequence.is_over:
                 break

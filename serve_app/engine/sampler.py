@@ -27,7 +27,7 @@ _MAX_BATCHES = 16  # laid out and kept: those of a pipeline's steps take turns
 class SampledTokens:
     """What a step drew, in the order of its sequences."""
 
-    token_ids: list[int]  # or NOT_FINITE, NOTHING_FITS
+    token_ids: list[int]  # or NOT_FINITE, NOTHING_FITS, NO_MATCHER
     logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any sequence asks
 
 

@@ -60,7 +60,14 @@ def token_output(
     return SequenceOutput(sequence, first_index, token_id, chunk)
 
 
-def error_output(sequence: Sequence, error: str | None) -> SequenceOutput:
+def error_output(sequence: Sequence, error: str | None, *, is_request_at_fault: bool = False) -> SequenceOutput:
     """The end of a sequence that failed; error: for the client."""
-    chunk = OutputChunk(sequence.choice, sequence.num_outputs, [], finish_reason="error", error=error)
+    chunk = OutputChunk(
+        choice=sequence.choice,
+        first_index=sequence.num_outputs,
+        token_ids=[],
+        finish_reason="error",
+        error=error,
+        is_request_at_fault=is_request_at_fault,
+    )
     return SequenceOutput(sequence, sequence.num_outputs, more=chunk)

@@ -364,17 +364,21 @@ class Scheduler:
         if drawn is None:
             return prompt_output(sequence, output, index)
         token_id = output.token_ids[drawn]
+        if token_id == NOTHING_FITS:
+            return self._end_with_error(sequence, NOTHING_FITS_ERROR, is_request_at_fault=True)
         if token_id < 0:
-            return self._end_with_error(sequence, NOTHING_FITS_ERROR if token_id == NOTHING_FITS else None)
+            return self._end_with_error(sequence, None)
         sequence.token_ids.append(token_id)
         sequence.is_suspect = sequence.is_on_trial = False
         return token_output(sequence, output, index, drawn, self._end_if_due(sequence, token_id))
 
-    def _end_with_error(self, sequence: Sequence, error: str | None) -> SequenceOutput:
+    def _end_with_error(
+        self, sequence: Sequence, error: str | None, *, is_request_at_fault: bool = False
+    ) -> SequenceOutput:
         """End a sequence whose keys and values cannot be relied on; error: for the client."""
         self._blocks.forget(sequence.block_table)
         self._finish(sequence, "error")
-        return error_output(sequence, error)
+        return error_output(sequence, error, is_request_at_fault=is_request_at_fault)
 
     def _end_if_due(self, sequence: Sequence, token_id: int) -> int | None:
         """End the sequence after its last token; gives the token that stopped it, if one did."""

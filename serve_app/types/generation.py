@@ -102,6 +102,7 @@ class OutputChunk:
     stop_token_id: int | None = None  # the token that ended it; the last of token_ids
     num_cached_tokens: int = 0  # of the prompt; with the first token of choice 0
     error: str | None = None  # beside finish_reason "error": what was wrong, and what to do; None: see the log
+    is_request_at_fault: bool = False  # beside error: the same request would fail anywhere
 
 
 @dataclass(frozen=True, slots=True)

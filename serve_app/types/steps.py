@@ -7,6 +7,7 @@ from serve_app.types.tensors import Item
 
 NOT_FINITE = -1  # in place of a drawn token: the logits were not finite
 NOTHING_FITS = -2  # the same: the grammar's next character is in no token, or finding it takes more than it may
+NO_MATCHER = -3  # the same: the shard cannot hold an answer to any grammar
 DRAWN_BEFORE = -1  # in place of a token that its shards know first
 MAX_LOGPROB_TOKENS = 256  # of a prompt in one step: each needs its logits, a row of the vocabulary
 
@@ -64,7 +65,7 @@ class StepOutput:
     """What the last stage drew: one token for each True of StepInput.samples, in order."""
 
     step_id: int
-    token_ids: list[int]  # or NOT_FINITE, NOTHING_FITS
+    token_ids: list[int]  # or NOT_FINITE, NOTHING_FITS, NO_MATCHER
     logprobs: list[TokenLogprobs | None] | None = None  # beside token_ids, when any sequence asks
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # by index b
     error: str | None = None  # why there are no tokens: every sequence of the step fails of it

@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.backend.token_stream import TokenStream
-from serve_app.errors import InternalError, RequestAbortedError, UnavailableError
+from serve_app.errors import InternalError, RequestAbortedError, UnavailableError, UnprocessableError
 from serve_app.types.generation import Completion, FinishReason, OutputChunk, Progress, TokenLogprobs
 
 
@@ -83,6 +83,13 @@ def test_a_choice_whose_step_had_no_memory_may_be_asked_for_again() -> None:
     with pytest.raises(UnavailableError, match="lower engine") as raised:
         Reader().stream.feed(OutputChunk(0, 0, [], finish_reason="error", error="no memory; lower engine.max_num_seqs"))
     assert raised.value.is_retryable
+
+
+def test_an_answer_that_its_grammar_lets_go_nowhere_is_the_requests_fault() -> None:
+    told = OutputChunk(0, 0, [], finish_reason="error", error="change the schema", is_request_at_fault=True)
+    with pytest.raises(UnprocessableError, match="change the schema") as raised:
+        Reader().stream.feed(told)
+    assert not raised.value.is_retryable
 
 
 def test_a_request_that_ends_before_its_last_tokens_is_an_error() -> None:

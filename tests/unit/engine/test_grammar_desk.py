@@ -10,7 +10,7 @@ from serve_app.engine.grammar_desk import GrammarDesk
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.types.steps import GrammarChange, StepInput, StepOutput
 from serve_app.wire.links import LOOPBACK, ControlClient, ControlServer
-from serve_app.wire.messages import GrammarReadyMessage, HelloMessage, OutputMessage
+from serve_app.wire.messages import PROTOCOL_VERSION, GrammarReadyMessage, HelloMessage, OutputMessage
 from tests.fakes_engine import SlowCompiler
 
 
@@ -56,7 +56,7 @@ async def test_steps_go_on_while_a_grammar_is_compiled_and_the_router_is_told_wh
             await run_step(server, step_id)
         assert not compiler.compiled["slow"].done()
         compiler.finish("slow")
-        assert await server.receive() == GrammarReadyMessage(10, 1, 7)
+        assert await server.receive() == GrammarReadyMessage(PROTOCOL_VERSION, 1, 7)
         server.send_grammar(GrammarChange(7, None))
         await run_step(server, 5)
         assert compiler.compiled == {}
@@ -68,7 +68,7 @@ async def test_one_that_cannot_be_compiled_is_told_of_too() -> None:
         server.send_grammar(GrammarChange(0, "broken"))
         await run_step(server, 0)
         compiler.compiled["broken"].set_exception(ValueError("no"))
-        assert await server.receive() == GrammarReadyMessage(10, 1, 0)
+        assert await server.receive() == GrammarReadyMessage(PROTOCOL_VERSION, 1, 0)
 
 
 async def test_a_run_ends_though_a_compilation_does_not() -> None:

@@ -27,7 +27,7 @@ from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.scheduling.scheduler import Scheduler
 from serve_app.types.generation import GenerateRequest, Progress, SamplingParams
 from serve_app.types.shards import EngineLimits, ShardSettings
-from serve_app.types.steps import NOTHING_FITS, SequenceStart, StepInput
+from serve_app.types.steps import NO_MATCHER, NOTHING_FITS, SequenceStart, StepInput
 from tests.checkpoints import make_checkpoint
 from tests.fakes import EOS, byte_level_tokenizer, save_model_dir
 from tests.plain_driver import Outcome, Split, load_runner, run_in_process, shard_settings
@@ -250,7 +250,7 @@ def test_a_vocabulary_that_cannot_be_read_fails_its_requests_alone() -> None:
         params = SamplingParams(max_tokens=5, seed=0, temperature=0.0, grammar=grammar)
         sampler.start(SequenceStart(slot_row, 0, params, [EOS_ID], 0, [], 0))
     drawn = sampler.sample(torch.eye(2, VOCAB), [0, 1])
-    assert drawn.token_ids == [0, NOTHING_FITS]
+    assert drawn.token_ids == [0, NO_MATCHER]
 
 
 def test_an_engine_reads_the_vocabulary_of_its_model(directory: Path) -> None:

@@ -62,7 +62,13 @@ async def client(
     grammars = Grammars(lambda: GrammarVocabulary.of(tokenizer, vocab_size, [end]), vocab_size, torch.device("cpu"))
     runner = load_runner(directory, LIMITS, grammars=grammars)
 
+    prepared: set[str] = set()
+
     def draw(asked: GenerateRequest, choice: int) -> list[int]:
+        grammar = asked.params.grammar
+        if grammar is not None and grammar not in prepared:  # as a Router has it done ahead of its sequences
+            grammars.prepare(grammar)
+            prepared.add(grammar)
         params = replace(asked.params, seed=asked.params.seed + choice)
         one = replace(asked, num_choices=1, params=params)
         (outcome,) = run_in_process(runner, LIMITS, [one], eos_token_ids=frozenset([end]))

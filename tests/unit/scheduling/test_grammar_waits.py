@@ -10,7 +10,7 @@ from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import GenerateRequest, Progress, SamplingParams
 from serve_app.types.shards import EngineLimits
-from serve_app.types.steps import GrammarChange
+from serve_app.types.steps import NO_MATCHER, NOTHING_FITS, GrammarChange
 from tests.scheduler_driver import EOS, answered, scheduled
 
 LIMITS = EngineLimits(max_num_seqs=4, max_num_batched_tokens=64, max_model_len=64, block_size=4, num_blocks=64)
@@ -134,6 +134,17 @@ def test_the_grammars_that_nobody_uses_are_forgotten_in_their_order() -> None:
     waits.take_ready(1)  # it was compiled all the same
     use_once(waits, "g1")
     assert waits.take_changes()[0] == GrammarChange(MAX_UNUSED + 1, "g1")
+
+
+@pytest.mark.parametrize(("token_id", "is_request_at_fault"), [(NOTHING_FITS, True), (NO_MATCHER, False)])
+def test_a_request_is_at_fault_for_what_its_grammar_leads_to_alone(token_id: int, is_request_at_fault: bool) -> None:
+    scheduler = scheduler_of()
+    scheduler.add(held("a"))
+    waits_of(scheduler).take_ready(0)
+    (end,) = answered(scheduler, scheduled(scheduler), token_id)
+    assert (end.chunk.finish_reason, end.chunk.is_request_at_fault) == ("error", is_request_at_fault)
+    assert (end.chunk.error is not None) == is_request_at_fault
+    scheduler.check()
 
 
 def use_once(waits: GrammarWaits, text: str) -> None:

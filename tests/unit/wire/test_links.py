@@ -18,10 +18,11 @@ from serve_app.types.generation import OutputChunk
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState
 from serve_app.types.plans import MemoryTaken
-from serve_app.types.steps import BatchStep, StepInput, StepOutput
+from serve_app.types.steps import BatchStep, GrammarChange, StepInput, StepOutput
 from serve_app.wire.links import LOOPBACK, ControlAddress, ControlClient, ControlServer, Senders, TokenReceiver
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
+    GrammarReadyMessage,
     HeartbeatMessage,
     HelloMessage,
     Message,
@@ -139,6 +140,9 @@ def run_shard(address: ControlAddress, index: int, received: list[StepInput | Ba
         client.send_hello()
         client.heartbeat_sender()(17, 0.5, MemoryTaken(64, 4096))
         while (step := client.receive()) is not None:
+            if isinstance(step, GrammarChange):
+                client.grammar_sender()(step.number)
+                continue
             received.append(step)
             client.send_output(StepOutput(step.step_id, [9]))
         received.append(None)
@@ -162,6 +166,9 @@ async def test_a_shard_s_whole_life_passes_over_the_control_link(server: Control
     server.send_step(STEP)
     for _ in range(2):
         assert await soon(server) == OutputMessage(**head, output=StepOutput(0, [9]))
+    server.send_grammar(GrammarChange(7, "start: /a/"))
+    for _ in range(2):
+        assert await soon(server) == GrammarReadyMessage(**head, number=7)
     server.send_stop()
     for thread in threads:
         await asyncio.to_thread(thread.join, 10)
