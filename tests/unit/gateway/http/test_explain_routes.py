@@ -225,7 +225,7 @@ async def test_copies_have_the_callers_priority(served: Served) -> None:
         ({"model": "mood", "input": "refund", "target": 3}, "target", "send 0 to 2"),
         ({"model": "mood", "input": "pay " * 64}, "input", "the model takes 64"),
         ({"model": "mood", "input": "refund", "replacement": "mask"}, "replacement", "has no mask_token"),
-        ({"model": "mood", "input": "refund", "unit": "line"}, "unit", "expected one of word, token"),
+        ({"model": "mood", "input": "refund", "unit": "line"}, "unit", "expected one of token, word"),
         ({"model": "mood", "input": "refund", "output": "score"}, "output", "expected one of logit, probability"),
         ({"model": "mood", "input": "refund", "replacement": "zero"}, "replacement", "does not go with this method"),
         ({"model": "mood", "input": "refund", "method": "occlusion", "steps": 3}, "steps", "the method is occlusion"),

@@ -74,7 +74,7 @@ async def test_text_is_free(client: httpx.AsyncClient, backend: ScriptedBackend)
 @pytest.mark.parametrize(
     ("keys", "field", "reason"),
     [
-        ({"response_format": {"type": "xml"}}, "response_format.type", "text, json_object, json_schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "json_object, json_schema, text"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "is missing"),
         ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.json_schema", "leave it out"),
         ({"response_format": {"type": "json_object", "x": 1}}, "response_format.x", "is unknown"),
