@@ -11,6 +11,7 @@ from llguidance import regex_to_lark
 from llguidance.gbnf_to_lark import any_to_lark
 
 from serve_app.errors import RequestError
+from serve_app.preprocessing.closed_schema import close_objects
 from serve_app.preprocessing.grammar_limits import MAX_GRAMMAR_BYTES, MAX_VALUES
 
 JSON_WHITESPACE = r" ?|\r?\n[ \t]{0,64}"  # one space, or a line's end and an indent: no model writes blanks for ever
@@ -28,11 +29,11 @@ def schema_grammar(
 def json_rule(
     schema: dict[str, object] | bool, *, has_whitespace: bool = True, whitespace_pattern: str | None = None
 ) -> str:
-    """The same, as a part of a rule."""
+    """The same, as a part of a rule; see close_objects for what its objects may have."""
     options: dict[str, object] = {"lenient": False, "whitespace_flexible": has_whitespace}
     if has_whitespace:
         options["whitespace_pattern"] = JSON_WHITESPACE if whitespace_pattern is None else whitespace_pattern
-    content = schema if isinstance(schema, dict) else {}
+    content = close_objects(schema) if isinstance(schema, dict) else {}
     return f"%json {json.dumps({'x-guidance': options, **content})}"
 
 

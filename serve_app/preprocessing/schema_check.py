@@ -53,13 +53,28 @@ def check_schema(schema: object, where: str) -> None:
         counts.num_schemas += 1
         if isinstance(one, dict):
             _look_at(one, path, where, counts)
-            waiting.extend(_parts(one, path))
+            waiting.extend(subschemas(one, path))
         _refuse_many(counts, where)
     if counts.unknown:
         listed = ", ".join(f"{key!r} at {path}" for key, path in list(counts.unknown.items())[:16])
         raise RequestError(
             f"{where}: an answer cannot be held to {listed}; leave it out, or say it by other keywords", field=where
         )
+
+
+def subschemas(schema: dict[str, Any], path: str) -> Iterator[tuple[object, str]]:
+    """The schemas in one, and where each is."""
+    for key in _BY_NAME:
+        if isinstance(named := schema.get(key), dict):
+            yield from ((one, f"{path}.{key}.{name}") for name, one in named.items())
+    for key in _LISTS:
+        if isinstance(several := schema.get(key), list):
+            yield from ((one, f"{path}.{key}[{index}]") for index, one in enumerate(several))
+    for key in _SINGLE:
+        if isinstance(schema.get(key), dict):
+            yield schema[key], f"{path}.{key}"
+    if isinstance(items := schema.get("items"), list):  # as draft 7 has it
+        yield from ((one, f"{path}.items[{index}]") for index, one in enumerate(items))
 
 
 def _look_at(schema: dict[str, Any], path: str, where: str, counts: _Counts) -> None:
@@ -81,20 +96,6 @@ def _look_at(schema: dict[str, Any], path: str, where: str, counts: _Counts) -> 
         counts.num_properties += len(schema[key]) if isinstance(schema.get(key), dict | list) else 0
     values = schema.get("enum")
     counts.num_values += len(values) if isinstance(values, list) else 0
-
-
-def _parts(schema: dict[str, Any], path: str) -> Iterator[tuple[object, str]]:
-    for key in _BY_NAME:
-        if isinstance(named := schema.get(key), dict):
-            yield from ((one, f"{path}.{key}.{name}") for name, one in named.items())
-    for key in _LISTS:
-        if isinstance(several := schema.get(key), list):
-            yield from ((one, f"{path}.{key}[{index}]") for index, one in enumerate(several))
-    for key in _SINGLE:
-        if isinstance(schema.get(key), dict):
-            yield schema[key], f"{path}.{key}"
-    if isinstance(items := schema.get("items"), list):  # as draft 7 has it
-        yield from ((one, f"{path}.items[{index}]") for index, one in enumerate(items))
 
 
 def _refuse_many(counts: _Counts, where: str) -> None:
