@@ -76,7 +76,9 @@ def check_file(path: Path, *, can_download: bool, machine: Machine | None = None
     named = [*_check_keys(report.gateway, path), *_check_batches(report.gateway, path)]
     models = [_check_model(model, path, environment, machine, can_download=can_download) for model in report.models]
     modules = _check_modules(report.models, models)
-    lacks = [] if machine is None else machine_problems(report.models, report.graphs, machine)
+    lacks = []
+    if machine is not None:
+        lacks = machine_problems(report.models, report.graphs, machine, report.gateway_deployment)
     ports: dict[str, ModelKinds] = {}
     for model, known in zip(report.models, models, strict=True):
         ports[model.config.name] = port_of_config(known.config or model.config, known.labels)

@@ -220,7 +220,9 @@ def _lacks(serve_file: "ServeFile", cluster: FoundCluster) -> "list[Problem]":
     from serve_app.planning.reservations import machine_problems
 
     machine = None if cluster.server is None else find_machine(read_environment(cluster.server.variables))
-    return [] if machine is None else machine_problems(serve_file.models, serve_file.graphs, machine)
+    if machine is None:
+        return []
+    return machine_problems(serve_file.models, serve_file.graphs, machine, serve_file.gateway_deployment)
 
 
 def _validate(path: Path, *, can_download: bool, is_elsewhere: bool) -> int:

@@ -6,6 +6,7 @@ from serve_app.config.engine import DeviceConfig, ParallelConfig
 from serve_app.config.model import ModelConfig
 from serve_app.planning.machine import Machine
 from serve_app.planning.serve_file import GraphApplication, ModelApplication
+from serve_app.planning.serve_options import DeploymentOptions
 from serve_app.planning.setting_problems import Problem
 from serve_app.types.shards import EngineKind
 
@@ -14,18 +15,24 @@ _UNITS_PER_GPU = 10_000  # Ray counts shares of a GPU in these
 
 
 def machine_problems(
-    models: Sequence[ModelApplication], graphs: Sequence[GraphApplication], machine: Machine
+    models: Sequence[ModelApplication],
+    graphs: Sequence[GraphApplication],
+    machine: Machine,
+    gateway: DeploymentOptions | None = None,
 ) -> list[Problem]:
-    """What Ray would wait for without end."""
+    """What Ray would wait for without end. gateway: None: the file says nothing of its deployment."""
     problems: list[Problem] = []
     applications = _by_application(models)
-    needed = reserved_cpus(models, graphs)
+    needed = reserved_cpus(models, graphs, gateway)
     if needed > machine.num_cpus:
         way_out = (
             "lower device.cpus_per_shard, or serve fewer models or copies (a reservation is no limit: shards may use "
             "all cores)"
         )
-        problems.append(_shortage(needed, "CPUs", machine.num_cpus, applications, way_out))
+        beside = _beside_shards(models, graphs, gateway)
+        if beside:
+            way_out = f"set ray_actor_options.num_cpus to less ({CPUS_PER_REPLICA:g} is enough), {way_out}"
+        problems.append(_shortage(needed, "CPUs", machine.num_cpus, applications, way_out, beside))
     on_gpus = [one for one in applications if one[0].config.device.type == "cuda"]
     if machine.num_gpus == 0:
         return problems + [_without_gpus(one) for one in on_gpus]
@@ -38,15 +45,32 @@ def machine_problems(
     return problems + _type_problems(on_gpus, machine.accelerator_type)
 
 
-def reserved_cpus(models: Sequence[ModelApplication], graphs: Sequence[GraphApplication]) -> float:
-    """What all applications need to start, with the number of Router replicas they begin with."""
-    total = CPUS_PER_REPLICA * (1 + len(graphs))
+def reserved_cpus(
+    models: Sequence[ModelApplication],
+    graphs: Sequence[GraphApplication],
+    gateway: DeploymentOptions | None = None,
+) -> float:
+    """What all applications need to start, with the number of replicas they begin with."""
+    total = _deployment_cpus(gateway) + sum(_deployment_cpus(graph.deployment) for graph in graphs)
     for application in _by_application(models):
         config = application[0].config
         shards = (_num_shards(application) + config.standby_shards) * config.device.cpus_per_shard
         total += _num_replicas(application) * (CPUS_PER_REPLICA + shards)
-        total += CPUS_PER_REPLICA * any(model.config.has_chains for model in application)
+        if any(model.config.has_chains for model in application):
+            total += _deployment_cpus(application[0].preprocessor)
     return round(total, 3)
+
+
+def replica_cpus(options: DeploymentOptions | None) -> float:
+    """What a Gateway's, Preprocessor's or Graph's replica reserves: Serve's 1 where its actor's options do not say."""
+    if options is None or "ray_actor_options" not in options.model_fields_set:
+        return CPUS_PER_REPLICA
+    num_cpus = options.ray_actor_options.num_cpus
+    return 1.0 if num_cpus is None else num_cpus
+
+
+def _deployment_cpus(options: DeploymentOptions | None) -> float:
+    return (1 if options is None else options.num_first_replicas) * replica_cpus(options)
 
 
 def copy_bundles(device: DeviceConfig, parallel: ParallelConfig, num_standby: int = 0) -> list[dict[str, float]]:
@@ -126,11 +150,29 @@ def _units(application: list[ModelApplication]) -> int:
 
 
 def _shortage(
-    needed: float, unit: str, there: int, applications: list[list[ModelApplication]], way_out: str
+    needed: float,
+    unit: str,
+    there: int,
+    applications: list[list[ModelApplication]],
+    way_out: str,
+    beside: Sequence[str] = (),
 ) -> Problem:
-    shares = ", ".join(_share(one, unit) for one in applications if _num_replicas(one))
+    shares = ", ".join([*(_share(one, unit) for one in applications if _num_replicas(one)), *beside])
     message = f"the applications reserve {needed:g} {unit}, and this machine has {there} ({shares}); {way_out}"
     return Problem("applications", message)
+
+
+def _beside_shards(
+    models: Sequence[ModelApplication], graphs: Sequence[GraphApplication], gateway: DeploymentOptions | None
+) -> list[str]:
+    """What other replicas reserve, where the file asks for more than they need."""
+    options = [gateway, *(one.deployment for one in graphs)]
+    options += [one[0].preprocessor for one in _by_application(models) if any(model.config.has_chains for model in one)]
+    return [
+        f"{one.name}: {_counted(one.num_first_replicas, 'replica')} x {replica_cpus(one):g}"
+        for one in options
+        if one is not None and replica_cpus(one) > CPUS_PER_REPLICA
+    ]
 
 
 def _without_gpus(application: list[ModelApplication]) -> Problem:

@@ -40,6 +40,7 @@ class ModelApplication:
     where: str  # its settings are in the file
     config: ModelConfig
     router: DeploymentOptions | None  # None: the file does not mention the Router
+    preprocessor: DeploymentOptions | None = None  # None: nor the Preprocessor
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class GraphApplication:
     name: str  # of the application
     where: str  # its settings are in the file
     config: GraphConfig
+    deployment: DeploymentOptions | None = None  # None: the file does not mention it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class ServeFile:
     graphs: list[GraphApplication] = field(default_factory=list)
     grpc_port: int | None = None  # None: nothing listens for gRPC
     has_tls: bool = False
+    gateway_deployment: DeploymentOptions | None = None  # None: the file does not mention it
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class ServeFileReport:
     graphs: list[GraphApplication] = field(default_factory=list)  # those whose args are well-formed
     has_unread_models: bool = False  # some models' args are not well-formed, so there are models not listed here
     gateway: GatewayConfig | None = None  # the first there is, when it is well-formed
+    gateway_deployment: DeploymentOptions | None = None  # None: the file does not mention it
 
 
 def load_serve_file(path: Path) -> ServeFile:
@@ -104,6 +108,7 @@ class _Inspection:
         self._path = path
         self._problems: list[Problem] = []
         self._gateways: dict[str, GatewayConfig] = {}  # by application; the config is of use only without problems
+        self._gateway_deployment: DeploymentOptions | None = None
         self._models: list[ModelApplication] = []
         self._graphs: list[GraphApplication] = []
         self._num_models = 0
@@ -125,7 +130,9 @@ class _Inspection:
         if options is None or self._problems:
             gateway = next(iter(self._gateways.values()), None)
             unread = self._has_unread_models
-            return ServeFileReport(None, self._models, self._problems, self._graphs, unread, gateway)
+            return ServeFileReport(
+                None, self._models, self._problems, self._graphs, unread, gateway, self._gateway_deployment
+            )
         ((gateway_name, gateway),) = self._gateways.items()
         http, grpc = options.http_options, options.grpc_options
         serve_file = ServeFile(
@@ -138,8 +145,11 @@ class _Inspection:
             self._graphs,
             grpc.port if grpc.grpc_servicer_functions else None,
             has_tls=bool(http.ssl_keyfile and http.ssl_certfile),
+            gateway_deployment=self._gateway_deployment,
         )
-        return ServeFileReport(serve_file, self._models, [], self._graphs, gateway=gateway)
+        return ServeFileReport(
+            serve_file, self._models, [], self._graphs, gateway=gateway, gateway_deployment=self._gateway_deployment
+        )
 
     def _add(self, where: str, message: str) -> None:
         self._problems.append(Problem(where, message))
@@ -199,7 +209,8 @@ class _Inspection:
 
     def _check_gateway(self, name: str, raw: dict[str, object], where: str) -> None:
         config = self._parse(GatewayConfig, raw.get("args", {}), f"{where}.args")
-        self._check_deployments(raw, ["Gateway"], where)
+        deployment = self._check_deployments(raw, ["Gateway"], where).get("Gateway")
+        self._gateway_deployment = self._gateway_deployment or deployment
         if raw.get("route_prefix", "/") != "/":
             self._add(f"{where}.route_prefix", f"{shown(raw['route_prefix'])} cannot serve the Gateway; write /")
         if self._gateways:
@@ -212,9 +223,9 @@ class _Inspection:
         config = self._parse(ModelConfig, raw.get("args", {}), f"{where}.args")
         needed = config.max_ongoing_requests if config is not None else 0
         has_steps = config is not None and config.has_chains
-        router = self._check_router_of(raw, needed, where, has_steps=has_steps)
+        found = self._check_deployments_of_model(raw, needed, where, has_steps=has_steps)
         if config is not None:
-            self._models.append(ModelApplication(name, f"{where}.args", config, router))
+            self._models.append(ModelApplication(name, f"{where}.args", config, *found))
         self._has_unread_models |= config is None
 
     def _check_model_set(self, name: str, raw: dict[str, object], where: str) -> None:
@@ -222,29 +233,29 @@ class _Inspection:
         config = self._parse(ModelSetConfig, raw.get("args", {}), f"{where}.args")
         needed = config.engine.max_num_seqs + config.engine.max_queued if config is not None else 0
         has_steps = config is not None and any(model.has_chains for model in config.models)
-        router = self._check_router_of(raw, needed, where, has_steps=has_steps)
+        found = self._check_deployments_of_model(raw, needed, where, has_steps=has_steps)
         for index, model in enumerate(config.shared_models if config is not None else []):
-            self._models.append(ModelApplication(name, f"{where}.args.models[{index}]", model, router))
+            self._models.append(ModelApplication(name, f"{where}.args.models[{index}]", model, *found))
         self._has_unread_models |= config is None
 
     def _check_graph(self, name: str, raw: dict[str, object], where: str) -> None:
         config = self._parse(GraphConfig, raw.get("args", {}), f"{where}.args")
-        self._check_deployments(raw, ["Graph"], where)
+        deployment = self._check_deployments(raw, ["Graph"], where).get("Graph")
         self._check_hidden(raw, where)
         if config is not None:
-            self._graphs.append(GraphApplication(name, f"{where}.args", config))
+            self._graphs.append(GraphApplication(name, f"{where}.args", config, deployment))
 
-    def _check_router_of(
+    def _check_deployments_of_model(
         self, raw: dict[str, object], needed: int, where: str, *, has_steps: bool
-    ) -> DeploymentOptions | None:
-        """The Router's settings in a model's application, which has no route."""
-        expected = ["Router", "Preprocessor"] if has_steps else ["Router"]
-        router = self._check_deployments(raw, expected, where)
+    ) -> tuple[DeploymentOptions | None, DeploymentOptions | None]:
+        """Settings of Router and Preprocessor in a model's application, which has no route."""
+        found = self._check_deployments(raw, ["Router", "Preprocessor"] if has_steps else ["Router"], where)
+        router = found.get("Router")
         self._check_hidden(raw, where)
         if router is not None:
             self._check_router(router, needed, f"{where}.deployments[Router]")
             self._check_scaling(router, raw.get("args"), f"{where}.deployments[Router]")
-        return router
+        return router, found.get("Preprocessor")
 
     def _check_hidden(self, raw: dict[str, object], where: str) -> None:
         if "route_prefix" not in raw:
@@ -253,8 +264,10 @@ class _Inspection:
             message = f"{shown(raw['route_prefix'])} would bypass the Gateway; write null"
             self._add(f"{where}.route_prefix", message)
 
-    def _check_deployments(self, raw: dict[str, object], expected: list[str], where: str) -> DeploymentOptions | None:
-        """The settings of the first expected deployment; those of the others are checked too."""
+    def _check_deployments(
+        self, raw: dict[str, object], expected: list[str], where: str
+    ) -> dict[str, DeploymentOptions]:
+        """The settings of an application's deployments, as far as it has them."""
         found: dict[str, DeploymentOptions] = {}
         deployments = raw.get("deployments", [])
         for index, entry in enumerate(deployments if isinstance(deployments, list) else []):
@@ -268,7 +281,7 @@ class _Inspection:
                 self._add(label, f"{name} is given more than once; write one entry")
             elif options is not None:
                 found[options.name] = options
-        return found.get(expected[0])
+        return found
 
     def _check_router(self, router: DeploymentOptions, needed: int, where: str) -> None:
         derived = [setting for setting in sorted(router.model_fields_set) if setting.startswith("placement_group_")]

@@ -40,6 +40,42 @@ def test_reserved_cpus_are_those_of_the_deployments() -> None:
     assert reserved_cpus([one], graphs) == pytest.approx(0.05 + 3 * (0.05 + 0.1) + 0.05 + 0.05)
 
 
+@pytest.mark.parametrize(
+    ("options", "reserved"),
+    [
+        ({}, 0.05),
+        ({"max_ongoing_requests": 8}, 0.05),
+        ({"num_replicas": 3}, 3 * 0.05),
+        ({"ray_actor_options": {}}, 1.0),
+        ({"ray_actor_options": {"memory": 2e9}, "num_replicas": 2}, 2.0),
+        ({"ray_actor_options": {"num_cpus": 0.5}, "autoscaling_config": {"min_replicas": 2, "max_replicas": 4}}, 1.0),
+        ({"ray_actor_options": {"num_cpus": 0}}, 0.0),
+    ],
+)
+def test_replicas_beside_the_shards_reserve_what_serve_gives_them(options: dict[str, Any], reserved: float) -> None:
+    def deployment(name: str) -> DeploymentOptions:
+        return DeploymentOptions.model_validate({"name": name, **options})
+
+    one = replace(model("m", preprocessing=["lowercase"], task="classify"), preprocessor=deployment("Preprocessor"))
+    graph = GraphConfig.model_validate({"name": "g", "steps": [{"name": "s", "model": "m"}], "output": "s"})
+    graphs = [GraphApplication("g", "g.args", graph, deployment("Graph"))]
+    assert reserved_cpus([one], graphs, deployment("Gateway")) == pytest.approx(0.15 + 3 * reserved)
+    assert reserved_cpus([replace(one, preprocessor=None)], [], None) == pytest.approx(0.15 + 2 * 0.05)
+
+
+def test_a_gateway_that_asks_for_more_than_it_needs_is_told() -> None:
+    gateway = DeploymentOptions.model_validate(
+        {"name": "Gateway", "num_replicas": 2, "ray_actor_options": {"runtime_env": {}}}
+    )
+    assert machine_problems([model("m")], [], Machine(3, 0), gateway) == []
+    (problem,) = machine_problems([model("m")], [], Machine(2, 0), gateway)
+    assert str(problem) == (
+        "applications: the applications reserve 2.15 CPUs, and this machine has 2 (m: 1 replica x 1 shard x "
+        "cpus_per_shard=0.1, Gateway: 2 replicas x 1); set ray_actor_options.num_cpus to less (0.05 is enough), lower "
+        "device.cpus_per_shard, or serve fewer models or copies (a reservation is no limit: shards may use all cores)"
+    )
+
+
 def test_the_processes_of_a_copy_have_room_in_their_bundles() -> None:
     device, parallel = DeviceConfig(cpus_per_shard=0.3), ParallelConfig(pipeline=2, tensor=3)
     bundles = copy_bundles(device, parallel, num_standby=2)

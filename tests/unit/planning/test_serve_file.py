@@ -60,6 +60,24 @@ def test_a_right_file_gives_gateway_and_models(tmp_path: Path) -> None:
     assert model.router.autoscaling_config == AutoscalingOptions(min_replicas=1, max_replicas=2)
 
 
+def test_options_of_deployments_beside_the_routers_are_known(tmp_path: Path) -> None:
+    steps = with_args("task: classify, preprocessing: [lowercase]").replace(
+        "{name: Router, ROUTER}", "{name: Preprocessor, num_replicas: 3}"
+    )
+    gateway = GATEWAY.rstrip() + "\n    deployments: [{name: Gateway, ray_actor_options: {num_cpus: 0.5}}]\n"
+    graph = (
+        "\n  - {name: g, route_prefix: null, import_path: serve_app.app:build_graph, deployments: [{name: Graph, "
+        "num_replicas: 2}], args: {name: g, steps: [{name: s, model: chat}], output: s}}\n"
+    )
+    report = inspect_serve_file(write(tmp_path, steps.replace(GATEWAY, gateway) + graph))
+    assert report.serve_file is not None
+    assert report.gateway_deployment == report.serve_file.gateway_deployment
+    deployments = [report.gateway_deployment, report.models[0].preprocessor, report.graphs[0].deployment]
+    assert [one.name for one in deployments if one is not None] == ["Gateway", "Preprocessor", "Graph"]
+    assert [one.num_first_replicas for one in deployments if one is not None] == [1, 3, 2]
+    assert report.models[0].router is None
+
+
 @pytest.mark.parametrize(
     ("args", "expected"),
     [
