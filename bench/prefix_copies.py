@@ -1,8 +1,8 @@
 """Chats of several turns on three copies of a model: what choosing the copy by prefix spares, beside power of two.
 
 The Gateway's side (`ServeBackend`), the Routers and the links in this process, the shards in processes of their own, a
-random llama in float32. Both choices take turns on the same copies; salts keep their caches apart. `--record` adds the
-table to bench/results.md.
+random llama in float32. Both choices take turns on the same copies; salts keep their caches apart. No round begins that
+would not end within `--limit-s`, as the last one took. `--record` adds the table to bench/results.md.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 
@@ -58,6 +58,7 @@ class Scale:
     num_rounds: int = 3
     num_chats: int = 6
     num_turns: int = 5
+    limit_s: float = 300.0  # of all rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,7 @@ class Copies:
 
     async def start(self) -> None:
         """Return when all are ready."""
-        for replica in self._replicas:
-            await replica.start()
+        await asyncio.gather(*(replica.start() for replica in self._replicas))
 
     def close(self) -> None:
         """End them."""
@@ -220,8 +220,10 @@ async def measure(source: Path, scale: Scale) -> tuple[str, bool]:
     async with running(source) as backend:
         calls = backend._calls(NAME, ROUTER_NAME)
         calls.chooser = PowerOfTwo()
-        await Chats(backend, scale, "warm-up", seed=-1).run()
+        began_s = time.perf_counter()
+        await Chats(backend, replace(scale, num_turns=1), "warm-up", seed=-1).run()
         for number in range(scale.num_rounds):
+            round_s = time.perf_counter()
             for name in sorted(answered, reverse=number % 2 == 0):
                 calls.chooser = CopyChooser() if name == "prefix" else PowerOfTwo()
                 chats = Chats(backend, scale, f"{name} {number}", seed=number)
@@ -229,7 +231,11 @@ async def measure(source: Path, scale: Scale) -> tuple[str, bool]:
                 answered[name] += chats.answered
                 if name == "prefix":
                     choices.update(calls.chooser.counts())
-    return format_answered(answered, choices, scale)
+            now_s = time.perf_counter()
+            print(f"round {number + 1} of {scale.num_rounds}: {now_s - round_s:.0f} s", flush=True)
+            if now_s - began_s + (now_s - round_s) > scale.limit_s:
+                break
+    return format_answered(answered, choices, replace(scale, num_rounds=number + 1))
 
 
 def format_answered(answered: dict[str, list[Answered]], choices: Counter[str], scale: Scale) -> tuple[str, bool]:
@@ -263,11 +269,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=Scale().num_rounds)
     parser.add_argument("--chats", type=int, default=Scale().num_chats)
     parser.add_argument("--turns", type=int, default=Scale().num_turns)
+    parser.add_argument("--limit-s", type=float, default=Scale().limit_s)
     parser.add_argument("--record", action="store_true", help="append the figures to bench/results.md")
     options = parser.parse_args()
     machine = describe_machine()
     source = write_checkpoint(SIZE, torch.float32, BUILD_DIR / "prefix-copies")
-    table, is_met = asyncio.run(measure(source, Scale(options.rounds, options.chats, options.turns)))
+    table, is_met = asyncio.run(measure(source, Scale(options.rounds, options.chats, options.turns, options.limit_s)))
     print(table)
     if options.record:
         record("The copy that holds the prefix", machine, table)
