@@ -57,8 +57,12 @@ class FairQueue:
         self._resuming.appendleft(sequence)
 
     def stand_back(self, sequence: TokenSequence) -> None:
-        """One that has made way for another owner: it comes before those of its own."""
+        """One that has made way for the head: it comes before those of its own, and after the head in any case."""
+        head = self.head
         self._queue_of(sequence.owner).appendleft(sequence)
+        if head is not None:
+            others = self._num_used.get(head.owner, 0)
+            self._num_used[sequence.owner] = max(self._num_used[sequence.owner], others)
 
     def take(self) -> TokenSequence:
         """Remove the head and give it."""

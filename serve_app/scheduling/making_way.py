@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from serve_app.scheduling.sequence import Sequence as TokenSequence
 from serve_app.scheduling.sequence import SequenceState
+from serve_app.scheduling.trials import is_kept_apart
 from serve_app.scheduling.waiting_queue import WaitingQueue
 
 
 class MakingWay:
-    """The sequence that is to give up its place as soon as no step holds it; it takes part in no further step."""
+    """The sequence that is to give up its place before the next step is filled; it takes part in no further one."""
 
     def __init__(self, waiting: WaitingQueue, running: Sequence[TokenSequence]) -> None:
         self.sequence: TokenSequence | None = None
@@ -22,16 +23,18 @@ class MakingWay:
     def ask(self) -> None:
         """Let one give its place up for the next that waits, if one is to."""
         newcomer, priority = self._waiting.head, self._waiting.priority
-        if self.sequence is None and newcomer is not None and priority is not None:
+        if self.sequence is not None or newcomer is None or priority is None:
+            return
+        if not is_kept_apart(newcomer, self._running):
             self.sequence = gives_place(self._running, newcomer.owner, priority)
 
-    def take_due(self) -> TokenSequence | None:
-        """The sequence that is to be pre-empted now; None: nobody is, or a step still holds it."""
+    def take(self) -> TokenSequence | None:
+        """The sequence that is to be pre-empted now; None: nobody is."""
         sequence, newcomer, priority = self.sequence, self._waiting.head, self._waiting.priority
-        if sequence is None or sequence.num_steps_in_flight:
-            return None
         self.sequence = None
-        if newcomer is None or priority is None or sequence.state is not SequenceState.RUNNING:
+        if sequence is None or newcomer is None or priority is None or sequence.state is not SequenceState.RUNNING:
+            return None
+        if is_kept_apart(newcomer, self._running):
             return None
         is_wanted = sequence.priority > priority or _is_fair(sequence, self._running, newcomer.owner, priority)
         return sequence if is_wanted else None

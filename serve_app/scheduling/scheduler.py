@@ -182,12 +182,8 @@ class Scheduler:
 
     def abort(self, sequence: Sequence) -> None:
         """End a sequence now; its blocks and its slot row are free at once. Ended ones are left alone."""
-        if sequence.is_finished:
-            return
-        is_held = self.grammars is not None and self.grammars.remove(sequence)
-        if sequence.state is SequenceState.WAITING and not is_held:
-            self._waiting.remove(sequence)
-        self._finish(sequence, "abort")
+        if not sequence.is_finished:
+            self._finish(sequence, "abort")
 
     def abort_all(self) -> None:
         """End everything: the shards are gone."""
@@ -276,10 +272,11 @@ class Scheduler:
     def _admit_waiting(self, step: Step, budget: int) -> None:
         self._has_block_shortage = False
         while budget > 0 and (sequence := self._waiting.head) is not None:
-            assert sequence.num_steps_in_flight == 0, "only what no step holds is pre-empted"
             if is_kept_apart(sequence, self._running):
                 return
             if not self._free_slot_rows:
+                return
+            if sequence.num_steps_in_flight:  # it made way, and its last token is on its way
                 return
             # Room for one more block each keeps the newcomer from being pre-empted at once.
             found = self._tables.find_prefix(sequence)
@@ -324,10 +321,10 @@ class Scheduler:
         return True
 
     def _make_way(self) -> None:
-        """Find the sequence that is to make way, and pre-empt it as soon as no step holds it."""
+        """Pre-empt who is to make way, in steps in flight or not: what they bring is taken in while it waits."""
         if not self._free_slot_rows:
             self._making_way.ask()
-        sequence = self._making_way.take_due()
+        sequence = self._making_way.take()
         if sequence is not None:
             self._preempt(sequence, is_for_owner=sequence.priority == self._waiting.priority)
 
@@ -376,7 +373,7 @@ class Scheduler:
         self, sequence: Sequence, error: str | None, *, is_request_at_fault: bool = False
     ) -> SequenceOutput:
         """End a sequence whose keys and values cannot be relied on; error: for the client."""
-        self._blocks.forget(sequence.block_table)
+        self._blocks.forget(sequence.block_table or self._blocks.find(sequence.block_keys))
         self._finish(sequence, "error")
         return error_output(sequence, error, is_request_at_fault=is_request_at_fault)
 
@@ -395,9 +392,12 @@ class Scheduler:
         if sequence.state is SequenceState.RUNNING:
             self._running.remove(sequence)
             self._give_back(sequence)
+        elif self.grammars is None or not self.grammars.remove(sequence):
+            self._waiting.remove(sequence)
+        if sequence.has_run:
             self._waiting.charge(sequence, sequence.num_outputs)
-            if reason in ("stop", "length"):
-                self._record.take_end(sequence.num_outputs)
+        if reason in ("stop", "length"):
+            self._record.take_end(sequence.num_outputs)
         self._deadlines.forget(sequence)
         if self.grammars is not None:
             self.grammars.release(sequence)

@@ -66,6 +66,11 @@ class Sequence:
         return len(self.token_ids) - self.num_scheduled
 
     @property
+    def has_run(self) -> bool:
+        """Whether any step has had it."""
+        return self.last_step_id >= 0
+
+    @property
     def is_finished(self) -> bool:
         """Whether it has ended, for whatever reason."""
         return self.state is SequenceState.FINISHED

@@ -131,7 +131,6 @@ class World:
         self.now_s += 0.01
         before = list(self.scheduler._running)
         priorities = {one: one.priority for one in (*before, *self.scheduler._waiting)}
-        self.seen.events["made way"] += self.scheduler._making_way.sequence is not None
         step = self.scheduler.schedule(self.now_s)
         self._see_expired()
         self._check_pre_empted(before)
@@ -162,12 +161,16 @@ class World:
         """The oldest output on the way arrives."""
         output, _drawing = self.in_flight.popleft()
         self.now_s += 0.01
+        waiting = set(self.scheduler._waiting)
         for news in self.scheduler.update(output, self.now_s):
             client = self.clients[news.sequence.params.seed]
             chunk = news.chunk
             assert client.finish_reasons[chunk.choice] is None, "tokens of a sequence that has ended"
             assert client.sequences[chunk.choice] is news.sequence
             assert chunk.first_index == len(client.token_ids[chunk.choice])
+            if news.sequence in waiting:
+                kind = "token" if chunk.finish_reason is None else "end"
+                self.seen.events[f"{kind} of one that made way"] += 1
             client.token_ids[chunk.choice] += chunk.token_ids
             self.seen.events["cached"] += chunk.num_cached_tokens > 0
             assert chunk.num_cached_tokens < len(client.request.prompt_token_ids)
@@ -283,6 +286,7 @@ class World:
         running = self.scheduler._running
         for victim in (one for one in before if one.state is SequenceState.WAITING):
             free = [one for one in running if one in before and one.num_steps_in_flight == 0]
+            self.seen.events["made way"] += victim.num_steps_in_flight > 0
             assert all(one.priority <= victim.priority for one in free)
             if victim is before[0]:
                 assert running[0].priority < victim.priority, "the first to come was pre-empted"
@@ -429,7 +433,6 @@ def test_no_schedule_lets_a_sequence_read_a_wrong_slot_or_draw_another_token(num
     assert seen.events["steps"] > 3000
     expected = {
         "pre-emptions",
-        "made way",
         "cached",
         "moved",
         "prompt logprobs",
@@ -444,7 +447,9 @@ def test_no_schedule_lets_a_sequence_read_a_wrong_slot_or_draw_another_token(num
         *(f"{count} in flight" for count in range(1, num_stages + overlaps + 1)),
     }
     if overlaps:
-        expected |= {"overlapped"}
+        expected |= {"overlapped", "end of one that made way"}
+    if num_stages + overlaps > 1:
+        expected |= {"made way", "token of one that made way"}
     if num_stages > 1:  # with one, a step begins as soon as the last has ended
         expected |= {"aborted between two steps"}
     assert {name for name in expected if seen.events[name] < 5} == set()
