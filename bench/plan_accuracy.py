@@ -19,7 +19,7 @@ from bench.random_llama import SIZES, write_checkpoint
 from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.config.environment import read_environment
 from serve_app.config.model import ModelConfig
-from serve_app.engine.calibration import measure_cpu
+from serve_app.engine.calibration import CpuMeter, kernels_of_user
 from serve_app.engine.generation_engine import GenerationEngine
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.freed_memory import resident_bytes
@@ -46,7 +46,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.what == "calibrate":
         reserve = resident_bytes()
-        found = measured_profile(load_profiles()["cpu"], {**measure_cpu(clock=time.process_time), "reserve": reserve})
+        meter = CpuMeter(clock=time.process_time, kernels=kernels_of_user())
+        found = measured_profile(load_profiles()["cpu"], {**meter.measure(), "reserve": reserve})
         arguments.devices.write_text(json.dumps({"cpu": found.model_dump(exclude_none=True)}, indent=1))
         return
     with tempfile.TemporaryDirectory() as directory:

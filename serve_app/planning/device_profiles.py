@@ -47,27 +47,37 @@ class DeviceProfile(ConfigModel):
     """Of each layer, for each sequence of a step."""
     weights_s_per_gb: dict[str, dict[PositiveInt, PositiveFloat]] = Field(default_factory=dict)
     """Measured, in place of bandwidth and rate: time for 1 GB of weights of a dtype, by the inputs' rows. [s]"""
+    attention_s_per_gb: dict[str, dict[PositiveInt, PositiveFloat]] = Field(default_factory=dict)
+    """The same of attention: time for 1 GB of keys and values of a dtype, by the queries that each meets. [s]"""
 
     def rate(self, dtype: str) -> float:
         """Products and sums each second that kernels reach; a dtype that is not listed is computed in the widest."""
         return self.compute_share * self.flops.get(dtype, min(self.flops.values()))
 
-    def measured_s(self, dtype: str, rows: float, num_bytes: float) -> float | None:
+    def weights_s(self, dtype: str, rows: float, num_bytes: float) -> float | None:
         """Seconds to read and multiply weights by so many rows, between those that were measured; None: none were."""
-        points = sorted(self.weights_s_per_gb.get(dtype, {}).items())
-        if not points:
-            return None
-        if rows >= points[-1][0]:  # all of it is computing
-            return points[-1][1] * rows / points[-1][0] * num_bytes / 1e9
-        after = next(index for index, (count, _) in enumerate(points) if rows < count)
-        (low, low_s), (high, high_s) = points[max(0, after - 1)], points[after]
-        share = 0.0 if high == low else max(0.0, (rows - low) / (high - low))
-        return (low_s + share * (high_s - low_s)) * num_bytes / 1e9
+        return _between(self.weights_s_per_gb.get(dtype, {}), rows, num_bytes)
+
+    def attention_s(self, dtype: str, rows: float, num_bytes: float) -> float | None:
+        """Seconds to attend keys and values that meet so many queries each, in the same way."""
+        return _between(self.attention_s_per_gb.get(dtype, {}), rows, num_bytes)
 
     @property
     def read_rate(self) -> float:
         """Bytes each second that kernels reach."""
         return self.memory_share * self.memory_bandwidth
+
+
+def _between(curve: dict[int, float], rows: float, num_bytes: float) -> float | None:
+    points = sorted(curve.items())
+    if not points:
+        return None
+    if rows >= points[-1][0]:  # all of it is computing
+        return points[-1][1] * rows / points[-1][0] * num_bytes / 1e9
+    after = next(index for index, (count, _) in enumerate(points) if rows < count)
+    (low, low_s), (high, high_s) = points[max(0, after - 1)], points[after]
+    share = 0.0 if high == low else max(0.0, (rows - low) / (high - low))
+    return (low_s + share * (high_s - low_s)) * num_bytes / 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +142,16 @@ def _read(path: Path) -> dict[str, DeviceProfile]:
 
 def _with_rows(values: object) -> object:
     """Numbers of rows as integers where JSON has made text of them."""
-    curves = values.get("weights_s_per_gb") if isinstance(values, dict) else None
-    if not isinstance(values, dict) or not isinstance(curves, dict):
+    if not isinstance(values, dict):
         return values
-    known = {
-        dtype: {int(rows) if str(rows).isdigit() else rows: seconds for rows, seconds in curve.items()}
-        for dtype, curve in curves.items()
-        if isinstance(curve, dict)
+    return values | {
+        name: {dtype: _curve_with_rows(curve) for dtype, curve in values[name].items()}
+        for name in ("weights_s_per_gb", "attention_s_per_gb")
+        if isinstance(values.get(name), dict)
     }
-    return values | {"weights_s_per_gb": curves | known}
+
+
+def _curve_with_rows(curve: object) -> object:
+    if not isinstance(curve, dict):
+        return curve
+    return {int(rows) if str(rows).isdigit() else rows: seconds for rows, seconds in curve.items()}

@@ -60,7 +60,8 @@ class StageTimes:
         self._stages = memory.shards[:: self._num_ranks]
         self._stage_profiles = [one.profile for one in memory.stage_devices] or [profile] * len(self._stages)
         self._num_on_node = min(len(memory.shards), profile.devices_per_node)
-        self._dtype_bytes = DTYPES[served_dtype(spec, config)].num_bytes
+        self._stored_dtype = served_dtype(spec, config)  # of hidden states, keys and values
+        self._dtype_bytes = DTYPES[self._stored_dtype].num_bytes
         self._dtype = _compute_dtype(spec, config)
         chosen, num_experts = spec.experts_per_token, spec.num_experts
         self._expert_share = 1.0 if chosen is None or num_experts is None else min(1.0, chosen / num_experts)
@@ -74,10 +75,8 @@ class StageTimes:
 
     def _of_stage(self, stage: ShardMemory, batch: Batch, share: float) -> StepTime:
         profile, shard = self._stage_profiles[stage.shard.stage], stage.shard
-        read_s = batch.num_sequences * self._context_bytes(stage, batch.context_tokens) / profile.read_rate
-        products = batch.num_tokens * self._attention_products(stage, batch.context_tokens)
-        compute_s = 2 * products / profile.rate(self._dtype)
-        work_s = max(read_s, compute_s)  # of attention
+        read_s, compute_s = self._attention_s(profile, stage, batch)
+        work_s = max(read_s, compute_s)
         parts = [(part, batch.num_tokens) for part in self._weights.layers[shard.first_layer : shard.end_layer]]
         head = self._weights.head_on(shard)
         if head is not None:
@@ -91,13 +90,22 @@ class StageTimes:
         link_s = self._link_s(stage, batch.num_tokens)
         return StepTime(read_s / share, compute_s / share, link_s, overhead_s, work_s / share)
 
+    def _attention_s(self, profile: DeviceProfile, stage: ShardMemory, batch: Batch) -> tuple[float, float]:
+        """To read the keys and values of all sequences, and to compute with them."""
+        num_bytes = batch.num_sequences * self._context_bytes(stage, batch.context_tokens)
+        num_queries = batch.num_tokens / batch.num_sequences * stage.num_heads / stage.kv.num_heads
+        measured_s = [profile.attention_s(self._stored_dtype, rows, num_bytes) for rows in (1, num_queries)]
+        products = batch.num_tokens * self._attention_products(stage, batch.context_tokens)
+        read_s, compute_s = num_bytes / profile.read_rate, 2 * products / profile.rate(self._dtype)
+        return measured_s[0] or read_s, measured_s[1] or compute_s
+
     def _read_s(self, profile: DeviceProfile, part: PartWeights, rows: int) -> float:
         num_bytes = self._read_bytes(part, rows)
-        measured_s = profile.measured_s(self._dtype, 1, num_bytes)
+        measured_s = profile.weights_s(self._dtype, 1, num_bytes)
         return num_bytes / profile.read_rate if measured_s is None else measured_s
 
     def _compute_s(self, profile: DeviceProfile, part: PartWeights, rows: int) -> float:
-        measured_s = profile.measured_s(self._dtype, rows, self._read_bytes(part, rows))
+        measured_s = profile.weights_s(self._dtype, rows, self._read_bytes(part, rows))
         if measured_s is not None and not part.expert_bytes:
             return measured_s
         products = part.num_products + self._expert_share * part.num_expert_products

@@ -54,5 +54,6 @@ def test_an_unknown_device_is_refused_with_the_names_there_are() -> None:
 def test_measured_times_lie_between_those_of_the_nearest_rows_and_grow_with_rows_beyond() -> None:
     curve = {"float32": {1: 0.1, 9: 0.3, 100: 2.0}}
     profile = load_profiles()["cpu"].model_copy(update={"weights_s_per_gb": curve})
-    assert [profile.measured_s("float32", rows, 2e9) for rows in (1, 5, 9, 200)] == pytest.approx([0.2, 0.4, 0.6, 8.0])
-    assert profile.measured_s("bfloat16", 1, 2e9) is None
+    assert [profile.weights_s("float32", rows, 2e9) for rows in (1, 5, 9, 200)] == pytest.approx([0.2, 0.4, 0.6, 8.0])
+    assert profile.weights_s("bfloat16", 1, 2e9) is None
+    assert profile.attention_s("float32", 1, 2e9) is None

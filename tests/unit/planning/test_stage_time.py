@@ -1,6 +1,6 @@
 """How long stages take: windows, links, what shards of a node share."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -34,6 +34,21 @@ def test_windowed_layers_look_back_no_further_than_their_window(spec: ModelSpec)
     (whole,), (half,) = (times(one, Batch(1, 1, 32_768), h100) for one in (spec, windowed))
     token_bytes = 2 * 8 * 128 * 2
     assert (whole.read_s - half.read_s) * h100.read_rate == pytest.approx(16 * (32_768 - 1024) * token_bytes, rel=1e-6)
+
+
+def test_measured_attention_stands_for_bandwidth_and_rate(spec: ModelSpec) -> None:
+    cpu = load_profiles()["cpu"]
+    measured = cpu.model_copy(update={"attention_s_per_gb": {"bfloat16": {1: 0.5, 4: 1.5, 400: 100.0}}})
+    gb = 32 * 2 * 8 * 128 * 2 / 1e9  # of a token, whose keys meet four queries each
+
+    def attention_s(num_tokens: int, num_sequences: int) -> StepTime:
+        far, near = (times(spec, Batch(num_tokens, num_sequences, count), measured)[0] for count in (1000, 0))
+        return StepTime(*(getattr(far, name) - getattr(near, name) for name in [one.name for one in fields(StepTime)]))
+
+    decoding, prompt = attention_s(10, 10), attention_s(200, 1)
+    assert decoding.read_s == pytest.approx(10 * 1000 * gb * 0.5)
+    assert decoding.work_s == decoding.compute_s == pytest.approx(10 * 1000 * gb * 1.5)
+    assert prompt.work_s == pytest.approx(1000 * gb * 200.0)
 
 
 def test_stages_of_different_nodes_are_joined_by_the_network(spec: ModelSpec) -> None:
