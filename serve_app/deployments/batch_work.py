@@ -107,7 +107,7 @@ class BatchWork:
         if request.model not in self.reports:
             raise ConfigError(f"model={request.model} is not served by this application")
         job = self._scheduler.add(request, time.monotonic())
-        self._queue_times.add(job)
+        self._queue_times.add(job, priority=request.priority)
         return job
 
     def cancel(self, job: Job) -> None:

@@ -11,6 +11,7 @@ from serve_app.deployments.step_traces import StepTraces
 from serve_app.metrics.families import QUEUE
 from serve_app.metrics.times import Times
 from serve_app.scheduling.grammar_waits import GrammarWaits
+from serve_app.types.generation import LAST_PRIORITY
 from serve_app.types.models import CopyCounts, ModelSource, WaitsFor
 from serve_app.types.shards import (
     BatchShardSettings,
@@ -58,10 +59,13 @@ class QueueTimes(Generic[WaitingT]):
         self.times = Times(QUEUE.bounds_s)
         self._clock = clock
         self._arrived_s: dict[WaitingT, float] = {}
+        self._untimed: set[WaitingT] = set()
 
-    def add(self, *waiting: WaitingT) -> None:
-        """It has come."""
+    def add(self, *waiting: WaitingT, priority: int = 0) -> None:
+        """It has come. Of the last priority: it waits on purpose, and how long is not counted."""
         self._arrived_s.update(dict.fromkeys(waiting, self._clock()))
+        if priority == LAST_PRIORITY:
+            self._untimed.update(waiting)
 
     @property
     def oldest_s(self) -> float:
@@ -72,13 +76,15 @@ class QueueTimes(Generic[WaitingT]):
     def start(self, waiting: WaitingT) -> None:
         """It is in a step."""
         arrived_s = self._arrived_s.pop(waiting, None)
-        if arrived_s is not None:
+        if arrived_s is not None and waiting not in self._untimed:
             self.times.add(self._clock() - arrived_s)
+        self._untimed.discard(waiting)
 
     def forget(self, *waiting: WaitingT) -> None:
         """It has ended; what never started is not counted."""
         for one in waiting:
             self._arrived_s.pop(one, None)
+            self._untimed.discard(one)
 
 
 class CopyWork(Protocol):

@@ -152,7 +152,7 @@ class GenerationWork:
         """Queue a request; raises what Scheduler.add raises."""
         assert self._scheduler is not None, "the copy is ready"
         sequences = self._scheduler.add(request, time.monotonic())
-        self._queue_times.add(*sequences)
+        self._queue_times.add(*sequences, priority=request.priority)
         return sequences
 
     def abort(self, sequences: list[TokenSequence]) -> None:

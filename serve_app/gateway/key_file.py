@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from serve_app.errors import ConfigError
+from serve_app.types.generation import LAST_PRIORITY
 
 PREFIX = "rs"
 _KEY = re.compile(rf"{PREFIX}_(?P<id>[0-9a-f]{{8}})_[A-Za-z0-9_-]{{43}}")
@@ -32,7 +33,7 @@ KEY_OPTIONS = (  # of a line: name, meaning, and what holds without it
 _LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrency")
 _OPTIONS = tuple(name for name, _meaning, _default in KEY_OPTIONS)
 _PRIORITY = re.compile(r"-?[0-9]{1,4}")
-_MAX_PRIORITY = 1000  # of requests, too
+_MAX_PRIORITY = LAST_PRIORITY  # of requests, too
 _MAX_BYTES = 16 * 2**20
 
 

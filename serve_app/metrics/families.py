@@ -42,14 +42,14 @@ LATENCY = Family(
 FIRST_TOKEN = Family(
     "rayshard_time_to_first_token_seconds",
     "histogram",
-    "From a request's arrival to the first token of each of its prompts.",
+    "From a request's arrival to the first token of each of its prompts; batches left out.",
     ("gateway", "model"),
     _SECONDS,
 )
 TOKEN_GAP = Family(
     "rayshard_inter_token_latency_seconds",
     "histogram",
-    "Between two tokens of one choice, as they reach the Gateway.",
+    "Between two tokens of one choice, as they reach the Gateway; batches left out.",
     ("gateway", "model"),
     (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0),
 )
@@ -113,7 +113,7 @@ PREEMPTIONS = Family(
 QUEUE = Family(
     "rayshard_request_queue_seconds",
     "histogram",
-    "From a sequence's, or a batch request's, arrival at its copy of the model to its first step.",
+    "From a sequence's, or a one-step request's, arrival at its copy of the model to its first step; batches left out.",
     ("model", "copy"),
     (0.001, 0.0025, *_SECONDS),
 )

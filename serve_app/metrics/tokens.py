@@ -10,17 +10,31 @@ from serve_app.metrics.times import Times
 class TokenMeters:
     """Of one model, in one Gateway replica."""
 
-    __slots__ = ("first_token", "gaps", "num_first_tokens")
+    __slots__ = ("first_token", "gaps", "num_first_tokens", "num_untimed")
 
     def __init__(self) -> None:
         self.first_token = Times(FIRST_TOKEN.bounds_s)
         self.gaps = Times(TOKEN_GAP.bounds_s)
         self.num_first_tokens = 0  # of choices
+        self.num_untimed = 0  # of requests that wait on purpose
 
     @property
     def num_tokens(self) -> int:
-        """All that have come: each is a choice's first, or ends a gap."""
-        return self.num_first_tokens + self.gaps.count
+        """All that have come: each is a choice's first, or ends a gap, or is not timed."""
+        return self.num_first_tokens + self.gaps.count + self.num_untimed
+
+
+class UntimedTokens:
+    """The tokens of a prompt that waits on purpose."""
+
+    __slots__ = ("_meters",)
+
+    def __init__(self, meters: TokenMeters) -> None:
+        self._meters = meters
+
+    def see(self, _choice: int, num_tokens: int) -> None:
+        """See TokenTimes."""
+        self._meters.num_untimed += num_tokens
 
 
 class TokenTimes:

@@ -60,6 +60,9 @@ class Progress:
     is_replayed: bool = False  # token by token, as it was drawn: a prefill of many at once rounds differently
 
 
+LAST_PRIORITY = 1000  # that of a batch's requests: who has it waits on purpose, and is in no histogram of waiting
+
+
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One generation request as it enters a Router: tokens only."""

@@ -3,8 +3,8 @@
 from serve_app.errors import RateLimitedError
 from serve_app.gateway.api_keys import ApiKeys, KeyHolder
 from serve_app.gateway.batches.places import OPEN_OWNER, key_of_owner, owner_of_key
-from serve_app.gateway.batches.validation import PRIORITY
 from serve_app.gateway.caller import CALLER
+from serve_app.types.generation import LAST_PRIORITY
 
 
 class OwnerGoneError(Exception):
@@ -15,7 +15,7 @@ class BatchCaller:
     """A Caller whose requests come last. holder: of the key; None: no keys are used."""
 
     is_admin = False
-    best_priority = PRIORITY
+    best_priority = LAST_PRIORITY
 
     def __init__(self, holder: KeyHolder | None) -> None:
         self.name = "" if holder is None else holder.name

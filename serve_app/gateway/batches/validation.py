@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from serve_app.errors import RequestError
 from serve_app.gateway.batches.input_lines import InputLine, digest_of, parse_line
 from serve_app.gateway.bodies.batches import BatchLine, BatchLineError
+from serve_app.types.generation import LAST_PRIORITY
 
 MAX_ERRORS = 100  # that are told of one file
-PRIORITY = 1000  # of every request of a batch: the last there is
 
 
 class FileCheck:
@@ -70,8 +70,8 @@ class FileCheck:
             self._add(number, "mismatched_endpoint", message, "url")
         if request.body.get("stream") not in (None, False):
             self._add(number, "stream_unsupported", "stream is not for batches; leave it out", "body.stream")
-        if request.body.get("priority") not in (None, PRIORITY):
-            message = f"priority is {PRIORITY} for every request of a batch; leave it out"
+        if request.body.get("priority") not in (None, LAST_PRIORITY):
+            message = f"priority is {LAST_PRIORITY} for every request of a batch; leave it out"
             self._add(number, "priority_unsupported", message, "body.priority")
         self._check_model(request.body.get("model"), number)
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from serve_app.gateway.bodies.structured import ResponseFormat, StructuredOutputs
+from serve_app.types.generation import LAST_PRIORITY
 
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
@@ -19,7 +20,7 @@ NaturalInt = Annotated[int, Meta(ge=0)]
 NumLogprobs = Annotated[int, Meta(ge=-1, le=MAX_LOGPROBS)]  # -1: of the whole vocabulary
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-Priority = Annotated[int, Meta(ge=-1000, le=1000)]
+Priority = Annotated[int, Meta(ge=-LAST_PRIORITY, le=LAST_PRIORITY)]
 TokenIds = Annotated[list[NaturalInt], Meta(max_length=1024)]
 ComparedTokenIds = Annotated[list[NaturalInt], Meta(max_length=128)]
 AllowedTokenIds = Annotated[list[NaturalInt], Meta(min_length=1, max_length=2**18)]

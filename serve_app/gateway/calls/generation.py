@@ -14,14 +14,14 @@ from serve_app.gateway.caller import reserved
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.request_notes import arrival_s, note_run
 from serve_app.gateway.time_limits import time_left, within
-from serve_app.metrics.tokens import TokenTimes
+from serve_app.metrics.tokens import TokenTimes, UntimedTokens
 from serve_app.preprocessing.answers.answer_parser import AnswerFormat, AnswerParser
 from serve_app.preprocessing.answers.parts import AnswerParts
 from serve_app.preprocessing.pii import Originals, Restorer
 from serve_app.preprocessing.stop_strings import StopStrings
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.chains import Redaction
-from serve_app.types.generation import FinishReason, GenerateRequest, OutputChunk, TokenLogprobs
+from serve_app.types.generation import LAST_PRIORITY, FinishReason, GenerateRequest, OutputChunk, TokenLogprobs
 
 MAX_CONCURRENT_PROMPTS = 64  # of one request: a long list must not fill the Router's queue by itself
 
@@ -101,7 +101,7 @@ class PromptRun:
     ) -> None:
         self.request = request
         self._meters = model.meters
-        self._times: TokenTimes | None = None  # of what runs and is wanted
+        self._times: TokenTimes | UntimedTokens | None = None  # of what runs and is wanted
         self._is_hidden = options.is_prompt_only
         self.prompt_logprobs: list[TokenLogprobs] = []  # prompt tokens 1..
         self.num_cached_tokens = 0  # of the prompt, which had not to be computed
@@ -124,7 +124,7 @@ class PromptRun:
         """Generate to the end of all choices; `emit` gets what can be shown. Raises a RayshardError."""
 
         if not self._is_hidden:
-            self._times = TokenTimes(self._meters, self.request.num_choices, arrival_s())
+            self._times = self._token_times()
 
         def take(chunk: OutputChunk) -> bool:
             self._take(chunk, emit)
@@ -133,6 +133,11 @@ class PromptRun:
         await backend.generate(model, replace(self.request, time_left_s=time_left().seconds), take)
         if not self._has_all:
             raise InternalError("the model's output ended before the answer did")
+
+    def _token_times(self) -> TokenTimes | UntimedTokens:
+        if self.request.priority == LAST_PRIORITY:
+            return UntimedTokens(self._meters)
+        return TokenTimes(self._meters, self.request.num_choices, arrival_s())
 
     @property
     def _has_all(self) -> bool:

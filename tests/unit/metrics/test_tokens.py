@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_app.metrics.tokens import TokenMeters, TokenTimes
+from serve_app.metrics.tokens import TokenMeters, TokenTimes, UntimedTokens
 
 
 class Clock:
@@ -64,3 +64,11 @@ def test_tokens_that_come_together_share_the_time(see: Callable[[float, int, int
     counts = meters.gaps.counts().bucket_counts
     assert counts[0] == 2, "two of the first three came at once"
     assert sum(counts[10:14]) == 3, "three gaps of 0.2 s"
+
+
+def test_tokens_that_are_not_timed_are_counted(meters: TokenMeters) -> None:
+    tokens = UntimedTokens(meters)
+    tokens.see(0, 1)
+    tokens.see(1, 4)
+    assert meters.num_tokens == 5
+    assert (meters.first_token.count, meters.gaps.count, meters.num_first_tokens) == (0, 0, 0)

@@ -280,6 +280,22 @@ async def test_requests_of_batches_are_counted_apart(http: httpx.AsyncClient, cl
     assert 'rayshard_batch_requests_left{gateway="gateway"} 0.0' in text
 
 
+async def test_what_waits_on_purpose_is_in_no_histogram_that_alerts_are_made_of(
+    http: httpx.AsyncClient, client: openai.AsyncOpenAI
+) -> None:
+    await until(client, (await started(client, jsonl([completion("a", max_tokens=3)]))).id)
+    text = (await http.get("/metrics")).text
+    of_model = '{gateway="gateway",model="tiny"}'
+    assert f"rayshard_time_to_first_token_seconds_count{of_model} 0.0" in text
+    assert f"rayshard_inter_token_latency_seconds_count{of_model} 0.0" in text
+    assert f"rayshard_generation_tokens_total{of_model} 3.0" in text
+    body = {"model": "tiny", "prompt": [64, 65], "max_tokens": 3}
+    assert (await http.post("/v1/completions", json=body)).status_code == 200
+    text = (await http.get("/metrics")).text
+    assert f"rayshard_time_to_first_token_seconds_count{of_model} 1.0" in text
+    assert f"rayshard_generation_tokens_total{of_model} 6.0" in text
+
+
 async def test_a_batch_goes_on_in_a_gateway_that_starts_later(backend: ScriptedBackend, tmp_path: Path) -> None:
     backend.step_s = 0.002
     lines = [completion(f"{number}", f"hello {number}") for number in range(40)]
