@@ -26,7 +26,8 @@ def to_float8(array: NDArray[np.float32], kind: str) -> NDArray[np.uint8]:
 def from_float8(codes: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     """The numbers of finite codes. Same shape."""
     values = _VALUES[kind][codes & (_SIGN - 1)]
-    return np.where(codes & _SIGN, -values, values).astype(np.float32)
+    numbers: NDArray[np.float32] = np.where(codes & _SIGN, -values, values).astype(np.float32)
+    return numbers
 
 
 def _finite_values(num_mantissa_bits: int, bias: int, num_codes: int) -> NDArray[np.float64]:

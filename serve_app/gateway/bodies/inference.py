@@ -71,7 +71,7 @@ class RerankBody(EntriesBody):
     documents: str | list[str | dict[str, object]]
     top_n: NaturalInt | None = None  # 0: all
     use_activation: bool | None = None  # false: a cross-encoder's numbers as they are
-    return_documents: bool | None = None
+    return_documents: bool | None = None  # None: yes, as vLLM and Jina do
     rank_fields: list[str] | None = None  # of documents that are objects: what is read of them, in this order
     max_tokens_per_doc: int | None = None  # 0: all of them
     max_chunks_per_doc: PositiveInt | None = None  # without effect: a document is one chunk

@@ -125,7 +125,7 @@ class ModelCalls:
         scores, usage = await self._score_pairs(model, body, queries, texts, _Sides("query", "documents", *prompts))
         order = sorted(range(len(texts)), key=lambda index: -scores[index])[: body.top_n or None]
         results = [RankedDocument(index, scores[index]) for index in order]
-        if body.return_documents:
+        if body.return_documents is not False:
             shown: list[dict[str, object]] = [{"text": one} if isinstance(one, str) else one for one in documents]
             results = [RankedDocument(index, scores[index], shown[index]) for index in order]
         return Ranking(model.name, results, usage)

@@ -78,8 +78,10 @@ async def test_rerank_gives_all_documents_unless_fewer_are_wanted(client: httpx.
 
 async def test_a_document_is_a_text_or_an_object_with_one(client: httpx.AsyncClient) -> None:
     document = {"text": "abc", "title": "ti", "id": 7}
-    body = {"model": "judge", "query": "q", "documents": [document, "a"], "return_documents": True}
+    body = {"model": "judge", "query": "q", "documents": [document, "a"]}
     plain = await post(client, "/rerank", **body)
+    bare = await post(client, "/rerank", **body, return_documents=False)
+    assert [set(one) for one in bare["results"]] == [{"index", "relevance_score"}] * 2
     assert [one["document"] for one in plain["results"]] == [{"text": "a"}, document]
     joined = await post(client, "/rerank", **{**body, "rank_fields": ["title", "text", "missing"]})
     one = await post(client, "/rerank", model="judge", query="q", documents="ti\nabc")
