@@ -14,6 +14,7 @@ _CONTEXT_HEADERS = ("traceparent", "tracestate")
 _FAULTS = 500  # statuses from here on are errors of the server's, and of its span
 _OPERATIONS = {  # by route, or gRPC method
     "/v1/chat/completions": "chat",
+    "/v1/chat/completions/batch": "chat",
     "/v1/responses": "chat",
     "/v1/messages": "chat",
     "/v1/completions": "text_completion",

@@ -21,6 +21,7 @@ _SAY_NOTHING_OF_VALUES = frozenset(
     (
         *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "discriminator"),
         *("$schema", "$id", "id", "$comment", "$anchor", "contentMediaType", "contentEncoding"),
+        "strict",  # of a tool, which many write among its parameters
     )
 )
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions")

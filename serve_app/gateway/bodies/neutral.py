@@ -13,7 +13,6 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "best_of": (None,),  # and n: see below
     "chat_template": (None,),
     "documents": (None, []),
-    "echo": (None, False),
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
     "length_penalty": (None, 1, 1.0),

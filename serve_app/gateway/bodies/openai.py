@@ -101,6 +101,7 @@ class CompletionBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
 PartType = Literal["text", "refusal"]
 EncodingFormat = Literal["float", "base64", "bytes", "bytes_only"]  # the last two: an answer that is not JSON
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+RoleName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")]  # a Role, or another that the chat template knows
 
 
 class TextPart(msgspec.Struct, kw_only=True):
@@ -129,7 +130,7 @@ class ToolCall(msgspec.Struct, kw_only=True):
 class ChatMessage(msgspec.Struct, kw_only=True):
     """One message. Keys that are not listed are taken without effect."""
 
-    role: Role
+    role: RoleName
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_call_id: str | None = None
@@ -170,10 +171,10 @@ class ToolChoice(msgspec.Struct, kw_only=True):
     type: str = "function"
 
 
-class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
-    """`POST /v1/chat/completions`."""
+class ChatSettings(SamplingBody, kw_only=True, forbid_unknown_fields=True):
+    """What one conversation and several have in common."""
 
-    messages: list[ChatMessage]
+    echo: bool | None = None  # before the answer, the assistant's message that it goes on behind
     max_completion_tokens: NaturalInt | None = None
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
@@ -182,8 +183,21 @@ class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     chat_template_kwargs: dict[str, object] | None = None
     reasoning_effort: str | None = None  # for chat templates that know it
     tools: list[Tool] | None = None
+    thinking_token_budget: PositiveInt | None = None  # of reasoning, which is closed when it has taken so many tokens
     tool_choice: str | ToolChoice | None = None  # none, auto, required, or one function
     parallel_tool_calls: bool | None = None  # False: an answer ends with its first call
+
+
+class ChatBody(ChatSettings, kw_only=True, forbid_unknown_fields=True):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage]
+
+
+class ChatBatchBody(ChatSettings, kw_only=True, forbid_unknown_fields=True):
+    """`POST /v1/chat/completions/batch`: conversations, each of which is answered by itself."""
+
+    messages: Annotated[list[list[ChatMessage]], Meta(min_length=1, max_length=1024)]
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

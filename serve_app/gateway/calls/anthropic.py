@@ -15,7 +15,7 @@ from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.calls.prompt_steps import PromptSteps
-from serve_app.gateway.calls.thinking_budget import budgeted
+from serve_app.gateway.calls.thinking_budget import bounded, within_budget
 from serve_app.types.models import ModelDescription
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -43,7 +43,6 @@ class MessagesCall:
     generation: GenerationCall
     max_tokens: int  # that were asked for; the context may have had less room
     has_thinking_text: bool  # whether reasoning is shown, or only that there was some
-    budget_tokens: int | None  # of reasoning; None: as much as it takes
 
 
 class MessagesCalls:
@@ -64,12 +63,12 @@ class MessagesCalls:
         except RequestError as error:
             raise _reworded(error) from error
         thinking = body.thinking or Thinking(type="adaptive")
-        return MessagesCall(call, body.max_tokens, thinking.display != "omitted", thinking.budget_tokens)
+        call = bounded(call, thinking.budget_tokens)
+        return MessagesCall(call, body.max_tokens, thinking.display != "omitted")
 
     async def run(self, call: MessagesCall, run: PromptRun, emit: Callable[[int, ChoiceDelta], None]) -> None:
         """Run the call's one prompt; see run_call."""
-        generator = budgeted(self._plane.backend, call.generation, call.budget_tokens)
-        await run_call(call.generation, [run], generator, emit)
+        await run_call(call.generation, [run], within_budget(self._plane.backend, call.generation), emit)
 
     async def count_tokens(self, body: CountTokensBody) -> int:
         """How many tokens the prompt of such a conversation has. Raises RequestError."""
@@ -168,8 +167,8 @@ def _check_thinking(thinking: Thinking, body: MessagesBody, model: ModelDescript
         raise RequestError(message, field="thinking.type")
     if body.tool_choice is not None and body.tool_choice.type in ("any", "tool"):
         message = (
-            f"thinking.type=enabled does not go with tool_choice.type={body.tool_choice.type}, whose answers are calls "
-            "alone; send auto, or leave thinking out"
+            f"thinking.type=enabled does not go with tool_choice.type={body.tool_choice.type}, as a budget may cut an "
+            "answer in two; send auto, or adaptive"
         )
         raise RequestError(message, field="thinking.type")
     if body.output_config is not None and body.output_config.format is not None:

@@ -37,6 +37,11 @@ def content_of(message: ChatMessage) -> str:
     return "\n".join(_part_text(part) or "" for part in message.content)
 
 
+def last_answer(messages: Sequence[ChatMessage]) -> str:
+    """What an answer goes on behind: the text of the last message, where it is the assistant's."""
+    return content_of(messages[-1]) if messages[-1].role == "assistant" else ""
+
+
 def texts_of(message: ChatMessage) -> list[str]:
     """The message's text, its reasoning, and what its calls give to functions."""
     reasoning = _reasoning(message)

@@ -59,24 +59,31 @@ def forced_calls(body: ChatBody) -> dict[str, Any] | None:
 
 
 def held_calls(body: ChatBody, model: ModelDescription, prompt: str, *, is_content_held: bool) -> CallGrammar | None:
-    """What calls are held to where the model may choose; None: to nothing. Of a checked body and its whole text.
+    """What calls are held to, and reasoning before them; None: to nothing, or to forced_calls alone.
 
+    Of a checked body and its whole text.
     is_content_held: an answer without calls is held to something, so that calls have to be told from it.
     """
-    if not has_tools(body) or body.tool_choice not in (None, "auto"):
+    if not has_tools(body):
         return None
+    forced = forced_calls(body)
+    reasoning = REASONING_FORMATS[model.reasoning_parser] if model.reasoning_parser else None
+    starts_in_reasoning = reasoning is not None and _is_begun(reasoning, body, prompt)
+    if forced is not None:
+        if reasoning is None:
+            return None
+        return CallGrammar("json", model.reasoning_parser, {}, starts_in_reasoning=starts_in_reasoning, forced=forced)
     tools = [tool.function for tool in body.tools or []]
     if not is_content_held and not any(tool.strict for tool in tools):
         return None
     assert model.tool_parser is not None, "check_tools refuses others"
     held = {tool.name: (tool.parameters or _NO_ARGUMENTS) if tool.strict else _ANY_ARGUMENTS for tool in tools}
-    reasoning = REASONING_FORMATS[model.reasoning_parser] if model.reasoning_parser else None
     return CallGrammar(
         model.tool_parser,
         model.reasoning_parser,
         held,
         is_parallel=body.parallel_tool_calls is not False,
-        starts_in_reasoning=reasoning is not None and _is_begun(reasoning, body, prompt),
+        starts_in_reasoning=starts_in_reasoning,
     )
 
 
@@ -90,10 +97,8 @@ def answer_format(body: ChatBody, model: ModelDescription, prompt: str) -> Answe
     assert model.tool_parser is not None, "check_tools refuses others"
     tool_format = TOOL_FORMATS[model.tool_parser]
     offered = OfferedTools(_parameters(body), body.parallel_tool_calls is not False, tool_format.new_id)
-    if forced_calls(body) is not None:  # the answer is these calls and nothing else
-        return AnswerFormat(TOOL_FORMATS["json"], offered)
     return AnswerFormat(
-        tool_format,
+        TOOL_FORMATS["json"] if forced_calls(body) is not None else tool_format,  # behind reasoning nothing but calls
         offered,
         reasoning,
         starts_in_reasoning=reasoning is not None and _is_begun(reasoning, body, prompt),

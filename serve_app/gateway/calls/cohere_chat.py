@@ -12,6 +12,7 @@ from serve_app.gateway.calls.generation import GenerationCall
 from serve_app.gateway.calls.models import ServedModel, ServedModels
 from serve_app.gateway.calls.reader import RequestReader
 from serve_app.gateway.calls.thinking import thinking_variables
+from serve_app.gateway.calls.thinking_budget import bounded
 from serve_app.types.generation import FinishReason
 
 _ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "tool": "tool"}
@@ -30,7 +31,8 @@ async def cohere_call(body: CohereChatBody, models: ServedModels, reader: Reques
     _refuse_what_is_not_there(body)
     model = await models.find(body.model)
     with fields_named(_FIELDS):
-        return await reader.chat(_chat_body(body, model), model, has_parts=True)
+        call = await reader.chat(_chat_body(body, model), model, has_parts=True)
+    return bounded(call, None if body.thinking is None else body.thinking.token_budget)
 
 
 def finish_of(reason: FinishReason | None, stop_reason: int | str | None, *, has_calls: bool) -> CohereFinish:

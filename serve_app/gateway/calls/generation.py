@@ -17,6 +17,7 @@ from serve_app.gateway.time_limits import time_left, within
 from serve_app.metrics.tokens import TokenTimes, UntimedTokens
 from serve_app.preprocessing.answers.answer_parser import AnswerFormat, AnswerParser
 from serve_app.preprocessing.answers.parts import AnswerParts
+from serve_app.preprocessing.answers.reasoning_count import ReasoningCount
 from serve_app.preprocessing.pii import Originals, Restorer
 from serve_app.preprocessing.stop_strings import StopStrings
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -54,6 +55,7 @@ class OutputOptions:
     restores_redactions: bool = False
     answer_format: AnswerFormat | None = None  # what a chat's answer may hold beside content; None: nothing
     shows_reasoning: bool = True
+    max_reasoning_tokens: int | None = None  # its marks included; None: as many as it takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class GenerationCall:
 
     model: ServedModel
     requests: list[GenerateRequest]
-    prompt_texts: list[list[str]]  # for echo, what each token adds, or all in one; empty without
+    prompt_texts: list[list[str]]  # for echo, what each token adds, or all in one, of a chat its end; empty without
     options: OutputOptions
     redactions: list[list[Redaction]] = field(default_factory=list)  # of each prompt, when they are restored
 
@@ -110,6 +112,7 @@ class PromptRun:
             _Choice(index, request, options, model.tokenizer, Restorer(originals) if originals is not None else None)
             for index in range(request.num_choices)
         ]
+        self.has_reasoning = options.answer_format is not None and options.answer_format.reasoning is not None
         self._num_running = request.num_choices
         has_prompt_logprobs = request.params.num_prompt_logprobs is not None
         self._num_awaited_logprobs = len(request.prompt_token_ids) - 1 if has_prompt_logprobs else 0
@@ -119,6 +122,11 @@ class PromptRun:
     def num_output_tokens(self) -> int:
         """Generated so far, over all choices."""
         return sum(choice.num_tokens for choice in self._choices)
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Of those, the ones of reasoning and its marks."""
+        return sum(choice.num_reasoning_tokens for choice in self._choices)
 
     async def run(self, backend: Generator, model: str, emit: Callable[[ChoiceDelta], None]) -> None:
         """Generate to the end of all choices; `emit` gets what can be shown. Raises a RayshardError."""
@@ -247,6 +255,7 @@ class _Choice:
         "_matcher",
         "_params",
         "_parser",
+        "_reasoning_count",
         "_restorer",
         "_shows_reasoning",
         "_token_ids",
@@ -273,6 +282,8 @@ class _Choice:
             shown=() if options.answer_format is None else options.answer_format.marks,
         )
         self._parser = None if options.answer_format is None else AnswerParser(options.answer_format)
+        reasoning = None if options.answer_format is None else options.answer_format.reasoning
+        self._reasoning_count = None if reasoning is None else ReasoningCount(reasoning.end, tokenizer.table.text_of)
         self._shows_reasoning = options.shows_reasoning
         self._matcher = options.stops.matcher()
         self._hidden_tokens = tokenizer.table.special_tokens if options.stops.has_special else None  # by id
@@ -282,6 +293,11 @@ class _Choice:
         self._token_ids: list[int] = []  # not yet emitted: their text is not certain yet
         self._logprobs: list[TokenLogprobs] = []
         self._token_texts: list[str] | None = None if request.params.num_logprobs is None else []
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Tokens of the reasoning so far."""
+        return 0 if self._reasoning_count is None else self._reasoning_count.num_tokens
 
     def feed(self, chunk: OutputChunk) -> ChoiceDelta | None:
         """What can be shown now; None while nothing can."""
@@ -302,7 +318,7 @@ class _Choice:
             text = self._restorer.feed(text) + (self._restorer.flush() if self.has_ended else "")
         parts, has_calls = None, False
         if self._parser is not None:
-            parts = self._take_apart(self._parser, text)
+            parts = self._take_apart(self._parser, text, chunk.token_ids[:num_used])
             text = parts.content
             has_calls = finish_reason == "stop" and self._parser.has_calls
             if self._parser.is_done:  # with the one call that it may have
@@ -323,10 +339,12 @@ class _Choice:
             self._token_texts = []
         return delta
 
-    def _take_apart(self, parser: AnswerParser, text: str) -> AnswerParts:
+    def _take_apart(self, parser: AnswerParser, text: str, token_ids: list[int]) -> AnswerParts:
         parts = parser.feed(text)
         if self.has_ended:
             parts.add(parser.flush())
+        if self._reasoning_count is not None:
+            self._reasoning_count.feed(token_ids, parts, is_ended=self.has_ended)
         if not self._shows_reasoning:
             parts.reasoning = ""
         return parts

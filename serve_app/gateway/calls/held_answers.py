@@ -96,10 +96,10 @@ def _asked(body: SamplingBody, model: ServedModel, chat: str) -> _Asked | None:
     content = asked[0] if asked else None
     if not isinstance(body, ChatBody):
         return content
+    calls = held_calls(body, model.description, chat, is_content_held=content is not None)
     schema = forced_calls(body)
     if schema is not None:
-        return _Asked("tools", schema)
-    calls = held_calls(body, model.description, chat, is_content_held=content is not None)
+        return _Asked("tools", schema) if calls is None else _Asked("tools", calls=calls)
     if calls is None:
         return content
     of_tools = _Asked("tools", calls=calls, content=content)

@@ -12,7 +12,7 @@ from serve_app.gateway.bodies.openai import (
     TokenizeBody,
 )
 from serve_app.gateway.caller import cache_salt, output_allowance, owner, priority, session
-from serve_app.gateway.calls.chat_messages import check_messages, template_message
+from serve_app.gateway.calls.chat_messages import check_messages, last_answer, template_message
 from serve_app.gateway.calls.chat_tools import answer_format, check_tools, shown_tools
 from serve_app.gateway.calls.generation import GenerationCall, OutputOptions
 from serve_app.gateway.calls.held_answers import HeldAnswers
@@ -20,6 +20,7 @@ from serve_app.gateway.calls.logprob_limits import check_logprobs, num_of
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.calls.params import OutputLimit, check_token_ids, fit_output, sampling_params
 from serve_app.gateway.calls.prompt_steps import PromptSteps
+from serve_app.gateway.calls.thinking import effort_variables, reasoning_budget
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer
 from serve_app.preprocessing.pii import restore
 from serve_app.preprocessing.stop_strings import StopStrings
@@ -122,7 +123,11 @@ class RequestReader:
         grammar = await self._held_answers.grammar_of(body, model, text)
         await self._refuse_long(text, body, model, "messages")
         if has_parts:
-            options = replace(options, answer_format=answer_format(body, model.description, text))
+            options = replace(
+                options,
+                answer_format=answer_format(body, model.description, text),
+                max_reasoning_tokens=reasoning_budget(body, model.description, grammar),
+            )
         token_ids = await self.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
         check_token_ids(token_ids, model, "messages")
         token_ids = _cut(token_ids, body)
@@ -130,7 +135,8 @@ class RequestReader:
         field = "max_completion_tokens" if body.max_tokens is None else "max_tokens"
         limit = OutputLimit(getattr(body, field), default_tokens, field, "messages", fits_context)
         request = self._request(body, model, token_ids, options, limit, grammar)
-        return GenerationCall(model, [request], [], options, [redactions] if options.restores_redactions else [])
+        echoed = [[last_answer(body.messages)]] if body.echo else []
+        return GenerationCall(model, [request], echoed, options, [redactions] if options.restores_redactions else [])
 
     async def chat_text(self, body: ChatBody | TokenizeBody, model: ServedModel) -> str:
         """The conversation in the model's own template."""
@@ -153,7 +159,7 @@ class RequestReader:
                 [template_message(message, template) for message in body.messages or []],
                 add_generation_prompt=body.add_generation_prompt is not False,
                 continue_final_message=is_continued,
-                variables=_template_variables(body, tools or None, model.tokenizer),
+                variables=_template_variables(body, tools or None, model.tokenizer, template),
             )
 
     async def encode(self, text: str, tokenizer: Tokenizer, *, is_special_added: bool) -> list[int]:
@@ -319,12 +325,12 @@ def _cut(token_ids: list[int], body: SamplingBody) -> list[int]:
 
 
 def _template_variables(
-    body: ChatBody | TokenizeBody, tools: list[dict[str, Any]] | None, tokenizer: Tokenizer
+    body: ChatBody | TokenizeBody, tools: list[dict[str, Any]] | None, tokenizer: Tokenizer, template: str
 ) -> dict[str, Any]:
     extra = body.chat_template_kwargs or {}
     for name in _RESERVED_VARIABLES:
         if name in extra:
             raise RequestError(f"chat_template_kwargs.{name} is set by the server", field="chat_template_kwargs")
     if isinstance(body, ChatBody) and body.reasoning_effort is not None:
-        extra = {"reasoning_effort": body.reasoning_effort, **extra}
+        extra = {**effort_variables(body.reasoning_effort, template), **extra}
     return {"tools": tools, "documents": None, **tokenizer.special_tokens, **extra}

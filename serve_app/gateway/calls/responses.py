@@ -21,7 +21,10 @@ LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"  # reasoning is shown as it is, and read so in a history
 _STORED = "nothing is kept here between requests"
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {  # values that ask for nothing; why others are refused
-    "background": ((None, False), "an answer comes with its request; stream=true shows it while it grows"),
+    "background": (
+        (None, False),
+        "background can only be used when `store` is true, and nothing is kept here; stream=true shows it as it grows",
+    ),
     "context_management": ((None, []), "a history is read as it is sent"),
     "conversation": ((None,), f"{_STORED}; send the whole history in input"),
     "moderation": ((None,), "there is no moderation here"),

@@ -27,9 +27,14 @@ class ThinkingBudget:
     tokenizer: Tokenizer
 
 
-def budgeted(backend: Generator, call: GenerationCall, num_tokens: int | None) -> Generator:
-    """What runs a call of one choice whose reasoning may take so many tokens; None: as many as it takes."""
-    answer_format = call.options.answer_format
+def bounded(call: GenerationCall, num_tokens: int | None) -> GenerationCall:
+    """A call of one choice whose reasoning may take so many tokens; None: as many as it takes."""
+    return replace(call, options=replace(call.options, max_reasoning_tokens=num_tokens))
+
+
+def within_budget(backend: Generator, call: GenerationCall) -> Generator:
+    """What runs a call: the backend itself where reasoning has no budget."""
+    num_tokens, answer_format = call.options.max_reasoning_tokens, call.options.answer_format
     if num_tokens is None or answer_format is None or answer_format.reasoning is None:
         return backend
     return BudgetedGenerator(backend, ThinkingBudget(num_tokens, answer_format, call.model.tokenizer))
@@ -70,6 +75,7 @@ class BudgetedGenerator:
                 request.params,
                 max_tokens=request.params.max_tokens - num_before,
                 seed=(request.params.seed + 1) % _SEEDS,  # positions begin again, and draws shall not
+                num_prompt_logprobs=None,  # they have come
             ),
             time_left_s=time_left().seconds,
         )

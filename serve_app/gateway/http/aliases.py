@@ -13,12 +13,16 @@ ALIASES = {
     "/score": "/v1/score",
     "/rerank": "/v1/rerank",
     "/v2/rerank": "/v1/rerank",
+    "/cohere/v2/chat": "/v2/chat",
+    "/cohere/v2/embed": "/v2/embed",
+    "/cohere/v2/rerank": "/v1/rerank",
     "/tokenize": "/v1/tokenize",
     "/detokenize": "/v1/detokenize",
     "/v1/models/": "/v1/models",
     "/healthz": "/health",
 }
-COHERE_PATHS = frozenset({"/v2/rerank", "/v2/embed", "/v2/chat"})  # among those of the Open Inference Protocol
+_OWN_COHERE_PATHS = frozenset({"/v2/rerank", "/v2/embed", "/v2/chat"})  # among those of the Open Inference Protocol
+COHERE_PATHS = _OWN_COHERE_PATHS | {f"/cohere{path}" for path in _OWN_COHERE_PATHS}
 
 
 def alias_routes(routes: Iterable[Route]) -> list[Route]:

@@ -64,6 +64,7 @@ def build_http_app(plane: DataPlane) -> Starlette:
         Route("/v1/models/{name:path}", endpoints.get_model),
         Route("/v1/completions", endpoints.complete, methods=["POST"]),
         Route("/v1/chat/completions", endpoints.chat, methods=["POST"]),
+        Route("/v1/chat/completions/batch", endpoints.chat_batch, methods=["POST"]),
         Route("/v1/tokenize", endpoints.tokenize, methods=["POST"]),
         Route("/v1/detokenize", endpoints.detokenize, methods=["POST"]),
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in inference.items()),

@@ -24,11 +24,10 @@ def cohere_routes(plane: DataPlane, shell: RequestShell) -> list[Route]:
         call = await cohere_call(body, plane.models, plane.reader)
         (run,) = call.runs()
         response_id = new_id()
-        budget_tokens = None if body.thinking is None else body.thinking.token_budget
         if call.options.is_stream:
             events = CohereEvents(call, run, response_id)
-            return runner.stream(request, call, run, events, StreamStyle(events.error), budget_tokens)
-        answer = await runner.whole(request, call, run, budget_tokens=budget_tokens)
+            return runner.stream(request, call, run, events, StreamStyle(events.error))
+        answer = await runner.whole(request, call, run)
         return json_bytes(cohere_answer(answer, call, run, response_id))
 
     return [Route("/v2/chat", chat, methods=["POST"])]

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
-from serve_app.gateway.calls.thinking_budget import budgeted
+from serve_app.gateway.calls.thinking_budget import within_budget
 from serve_app.gateway.http.openai_responses import GrowingAnswer
 from serve_app.gateway.http.shell import RequestShell
 from serve_app.gateway.http.sse import EventStreamResponse, Outbox, StreamStyle
@@ -36,35 +36,22 @@ class AnswerRunner:
         self._max_waiting_tokens = plane.config.client_buffer_tokens
 
     async def whole(
-        self,
-        request: Request,
-        call: GenerationCall,
-        run: PromptRun,
-        see: Callable[[], None] = lambda: None,
-        budget_tokens: int | None = None,
+        self, request: Request, call: GenerationCall, run: PromptRun, see: Callable[[], None] = lambda: None
     ) -> GrowingAnswer:
-        """The whole answer; `see` is called as each piece comes. budget_tokens: of its reasoning."""
+        """The whole answer; `see` is called as each piece comes."""
         answer = GrowingAnswer()
 
         def emit(_prompt_index: int, delta: ChoiceDelta) -> None:
             see()
             answer.add(delta)
 
-        generator = budgeted(self._backend, call, budget_tokens)
-        await self._shell.run(request, run_call(call, [run], generator, emit))
+        await self._shell.run(request, run_call(call, [run], within_budget(self._backend, call), emit))
         return answer
 
     def stream(
-        self,
-        request: Request,
-        call: GenerationCall,
-        run: PromptRun,
-        events: AnswerEvents,
-        style: StreamStyle,
-        budget_tokens: int | None = None,
+        self, request: Request, call: GenerationCall, run: PromptRun, events: AnswerEvents, style: StreamStyle
     ) -> Response:
-        """The answer as its events come. budget_tokens: of its reasoning."""
-        generator = budgeted(self._backend, call, budget_tokens)
+        """The answer as its events come."""
         limit_s = self._shell.time_limit(request)  # refused before anything is sent
 
         async def produce(outbox: Outbox) -> None:
@@ -73,7 +60,7 @@ class AnswerRunner:
                 if piece:  # there may be nothing to show of it yet
                     outbox.put(piece, len(delta.token_ids))
 
-            await within(limit_s, run_call(call, [run], generator, emit))
+            await within(limit_s, run_call(call, [run], within_budget(self._backend, call), emit))
             outbox.put(events.end(), 0)
 
         return EventStreamResponse(produce, max_waiting_tokens=self._max_waiting_tokens, style=style)

@@ -27,6 +27,12 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int = 0
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    """Of an answer's tokens those of its reasoning, shown or not."""
+
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Token counts; every prompt is counted once, whatever n."""
 
@@ -34,6 +40,7 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET  # of chats with a model that reasons
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
@@ -83,6 +90,7 @@ class ChatAnswer(msgspec.Struct, frozen=True):
     refusal: None = None
     tool_calls: list[AnsweredCall] | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET  # the same, as vLLM names it
 
 
 ChatFinishReason = FinishReason | Literal["tool_calls"]
@@ -162,7 +170,11 @@ def count_usage(runs: list[PromptRun], *, num_to_come: int = 0) -> Usage:
     num_prompt = sum(len(run.request.prompt_token_ids) for run in runs)
     num_output = sum(run.num_output_tokens for run in runs) - num_to_come
     num_cached = sum(run.num_cached_tokens for run in runs)
-    return Usage(num_prompt, num_output, num_prompt + num_output, PromptTokensDetails(num_cached))
+    details = PromptTokensDetails(num_cached)
+    if not any(run.has_reasoning for run in runs):
+        return Usage(num_prompt, num_output, num_prompt + num_output, details)
+    reasoning = CompletionTokensDetails(sum(run.num_reasoning_tokens for run in runs))
+    return Usage(num_prompt, num_output, num_prompt + num_output, details, reasoning)
 
 
 @dataclass(slots=True)
@@ -191,9 +203,9 @@ class GrowingAnswer:
             self.reasoning.append(delta.parts.reasoning)
             self.calls += delta.parts.calls
 
-    def message(self) -> ChatAnswer:
-        """The assistant's message."""
-        content, reasoning = "".join(self.pieces), "".join(self.reasoning)
+    def message(self, echoed: str = "") -> ChatAnswer:
+        """The assistant's message, behind what is echoed."""
+        content, reasoning = echoed + "".join(self.pieces), "".join(self.reasoning)
         arguments: dict[int, list[str]] = {}
         for delta in self.calls:
             arguments.setdefault(delta.index, []).append(delta.arguments)
@@ -207,6 +219,7 @@ class GrowingAnswer:
             None if calls and not content else content,
             tool_calls=calls or UNSET,
             reasoning_content=reasoning or UNSET,
+            reasoning=reasoning or UNSET,
         )
 
 
@@ -242,15 +255,9 @@ class WholeAnswer:
         run = self._runs[0]
         has_token_ids = self._call.options.has_token_ids
         choices = [
-            ChatChoice(
-                index=index,
-                message=answer.message(),
-                logprobs=chat_logprobs(answer.logprobs, self._call),
-                finish_reason="tool_calls" if answer.has_calls else answer.finish_reason,
-                stop_reason=answer.stop_reason,
-                token_ids=answer.token_ids if has_token_ids else None,
-            )
-            for index, answer in enumerate(self._answers[0])
+            self._chat_choice(prompt_index, choice, answer)
+            for prompt_index, answers in enumerate(self._answers)
+            for choice, answer in enumerate(answers)
         ]
         return msgspec.json.encode(
             ChatResponse(
@@ -263,6 +270,17 @@ class WholeAnswer:
                 prompt_token_ids=run.request.prompt_token_ids if has_token_ids else None,
                 prompt_logprobs=self._prompt_logprobs(run),
             )
+        )
+
+    def _chat_choice(self, prompt_index: int, choice: int, answer: GrowingAnswer) -> ChatChoice:
+        options, echoed = self._call.options, self._call.prompt_texts
+        return ChatChoice(
+            index=prompt_index * options.num_choices + choice,
+            message=answer.message("".join(echoed[prompt_index]) if echoed else ""),
+            logprobs=chat_logprobs(answer.logprobs, self._call),
+            finish_reason="tool_calls" if answer.has_calls else answer.finish_reason,
+            stop_reason=answer.stop_reason,
+            token_ids=answer.token_ids if options.has_token_ids else None,
         )
 
     def _completion_choice(self, prompt_index: int, choice: int, answer: GrowingAnswer) -> CompletionChoice:

@@ -1,6 +1,7 @@
 """HTTP endpoints of OpenAI's API, and of what stands beside it: models, tokens."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -8,11 +9,13 @@ from starlette.responses import Response
 
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.convert import convert_body, parse_body
-from serve_app.gateway.bodies.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from serve_app.gateway.bodies.openai import ChatBatchBody, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from serve_app.gateway.bodies.others import DetokenizedText, TokenizedText
+from serve_app.gateway.calls.chat_batch import conversations
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
 from serve_app.gateway.calls.params import check_token_ids
+from serve_app.gateway.calls.thinking_budget import within_budget
 from serve_app.gateway.http.middleware import new_id
 from serve_app.gateway.http.openai_responses import ModelList, WholeAnswer, model_card, model_state
 from serve_app.gateway.http.openai_stream import ChatEvents, CompletionEvents
@@ -64,6 +67,21 @@ class OpenAIEndpoints:
         call = await self._reader.chat(body, await self._models.find(body.model), has_parts=True)
         return await self._answer(request, call, is_chat=True)
 
+    async def chat_batch(self, request: Request) -> Response:
+        """Chat completions of several conversations, in one answer."""
+        body = convert_body(await self._shell.read_object(request), ChatBatchBody)
+        model = await self._models.find(body.model)
+        calls = [await self._reader.chat(one, model, has_parts=True) for one in conversations(body)]
+        joined = replace(
+            calls[0],
+            requests=[one for call in calls for one in call.requests],
+            prompt_texts=[texts for call in calls for texts in call.prompt_texts],
+        )
+        runs = [run for call in calls for run in call.runs()]
+        answer = WholeAnswer(joined, runs, new_id("chatcmpl-"), int(time.time()))
+        await self._shell.run(request, run_call(joined, runs, self._backend, answer.add))
+        return json_bytes(answer.chat())
+
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text or a conversation."""
         body = parse_body(await self._shell.read(request), TokenizeBody)
@@ -98,7 +116,8 @@ class OpenAIEndpoints:
             limit_s = self._shell.time_limit(request)  # refused before anything is sent
             return self._stream(limit_s, call, runs, events_type(call, runs, response_id, created_s))
         answer = WholeAnswer(call, runs, response_id, created_s)
-        await self._shell.run(request, run_call(call, runs, self._backend, answer.add))
+        work = run_call(call, runs, within_budget(self._backend, call), answer.add)
+        await self._shell.run(request, work)
         return json_bytes(answer.chat() if is_chat else answer.completion())
 
     def _stream(
@@ -108,7 +127,7 @@ class OpenAIEndpoints:
             def emit(prompt_index: int, delta: ChoiceDelta) -> None:
                 outbox.put(events.encode(prompt_index, delta), len(delta.token_ids))
 
-            await within(limit_s, run_call(call, runs, self._backend, emit))
+            await within(limit_s, run_call(call, runs, within_budget(self._backend, call), emit))
             outbox.put(events.end(), 0)
 
         return EventStreamResponse(produce, max_waiting_tokens=self._config.client_buffer_tokens)

@@ -40,6 +40,7 @@ class ChatDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # the same, as vLLM names it
     tool_calls: list[CallPiece] | None = None
 
 
@@ -171,6 +172,9 @@ class ChatEvents(_EventEncoder):
             self._prepare_plain(index, self._event(ChatChunkChoice(index, ChatDelta(content=_MARK.decode()[1:-1]))))
             role = ChatChunkChoice(index, ChatDelta(role="assistant", content=""))
             opening = self._event(role, is_first=True, num_to_come=len(delta.token_ids))
+            for texts in self._call.prompt_texts:  # of the one prompt, when it is echoed
+                echoed = ChatChunkChoice(index, ChatDelta(content="".join(texts)))
+                opening += self._event(echoed, num_to_come=len(delta.token_ids)) if texts[0] else b""
         *early, last = [ChatDelta(content=delta.text or None)] if delta.parts is None else _deltas(delta, delta.parts)
         num_tokens = len(delta.token_ids)
         opening += b"".join(self._event(ChatChunkChoice(index, one), num_to_come=num_tokens) for one in early)
@@ -201,7 +205,7 @@ class ChatEvents(_EventEncoder):
 
 def _deltas(delta: ChoiceDelta, parts: AnswerParts) -> list[ChatDelta]:
     """One for each part; an answer that ends with calls has an empty one for its end."""
-    shown = [ChatDelta(reasoning_content=parts.reasoning)] if parts.reasoning else []
+    shown = [ChatDelta(reasoning_content=parts.reasoning, reasoning=parts.reasoning)] if parts.reasoning else []
     shown += [ChatDelta(content=delta.text)] if delta.text else []
     shown += [ChatDelta(tool_calls=[_call_piece(call)]) for call in parts.calls]
     return [*shown, ChatDelta()] if parts.calls and delta.finish_reason is not None else shown

@@ -50,7 +50,7 @@ from serve_app.gateway.bodies.open_inference import (
     ShownServer,
     ShownStats,
 )
-from serve_app.gateway.bodies.openai import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from serve_app.gateway.bodies.openai import ChatBatchBody, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from serve_app.gateway.bodies.others import (
     DetokenizedText,
     HealthBody,
@@ -120,6 +120,8 @@ def _generation_operations() -> list[Operation]:
                   {JSON: CompletionResponse, EVENTS: CompletionResponse}, {JSON: CompletionBody}),
         Operation("POST", "/v1/chat/completions", "generation", "Answer a conversation; streamed with stream=true",
                   {JSON: ChatResponse, EVENTS: ChatChunk}, {JSON: ChatBody}),
+        Operation("POST", "/v1/chat/completions/batch", "generation", "Answer several conversations at once",
+                  {JSON: ChatResponse}, {JSON: ChatBatchBody}),
         Operation("POST", "/v1/responses", "generation", "Answer as OpenAI's Responses do; streamed with stream=true",
                   {JSON: ModelResponse, EVENTS: ResponseEvent}, {JSON: ResponsesBody}),
         Operation("POST", "/v1/messages", "generation", "Answer a conversation as Anthropic's API does; streamed with "

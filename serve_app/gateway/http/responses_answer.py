@@ -63,7 +63,7 @@ class GrowingResponse:
             input_tokens=num_input,
             input_tokens_details=InputTokensDetails(self._run.num_cached_tokens),
             output_tokens=num_output,
-            output_tokens_details=OutputTokensDetails(self.output.num_reasoning_tokens),
+            output_tokens_details=OutputTokensDetails(self._run.num_reasoning_tokens),
             total_tokens=num_input + num_output,
         )
 

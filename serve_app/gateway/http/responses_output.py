@@ -3,7 +3,7 @@
 from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall
 from serve_app.gateway.http.openai_logprobs import chat_logprobs
 from serve_app.gateway.http.responses_items import GrowingCall, GrowingItem, GrowingMessage, GrowingReasoning
-from serve_app.gateway.http.responses_tokens import ReasoningCount, logprobs_of_text
+from serve_app.gateway.http.responses_tokens import logprobs_of_text
 from serve_app.gateway.http.responses_types import ItemStatus, OutputItem, StreamEvent
 from serve_app.preprocessing.answers.parts import CallDelta
 
@@ -15,13 +15,7 @@ class GrowingOutput:
         self._call = call
         self._ended: list[OutputItem] = []
         self._growing: GrowingItem | None = None
-        self._reasoning = ReasoningCount(call)
         self.is_cut = False  # it ended because it may have no more tokens
-
-    @property
-    def num_reasoning_tokens(self) -> int:
-        """Of the reasoning and its marks."""
-        return self._reasoning.num_tokens
 
     @property
     def items(self) -> list[OutputItem]:
@@ -31,7 +25,6 @@ class GrowingOutput:
     def feed(self, delta: ChoiceDelta) -> list[StreamEvent]:
         """What one more piece of the answer brings about."""
         events: list[StreamEvent] = []
-        self._reasoning.feed(delta)
         if delta.parts is not None and delta.parts.reasoning:
             events += self._add_reasoning(delta.parts.reasoning)
         calls = [] if delta.parts is None else delta.parts.calls
@@ -55,7 +48,6 @@ class GrowingOutput:
         is_plain = delta.parts is None and delta.logprobs is None and delta.finish_reason is None
         if not (is_plain and isinstance(message, GrowingMessage)):
             return None
-        self._reasoning.feed(delta)
         message.add_plain(delta.text)
         return message
 

@@ -1,7 +1,8 @@
 """Answers that may be a text or call tools, whose arguments are held to their schemas, as the grammar library's Lark.
 
 The text is free but for the marks that begin calls: behind one, or at an answer's beginning where a format's calls need
-no mark, nothing but a call of one of the tools can come.
+no mark, nothing but a call of one of the tools can come. Where calls have to come, a list of them stands behind
+reasoning.
 """
 
 import json
@@ -33,9 +34,12 @@ class CallGrammar:
     is_parallel: bool = True  # an answer may have several calls
     starts_in_reasoning: bool = False  # the prompt has begun it
     content: str | None = None  # a rule that an answer without calls is held to; None: its text is free
+    forced: dict[str, Any] | None = None  # schema of the list of calls that has to come; None: the model may choose
 
     def schema(self) -> dict[str, Any]:
         """All that arguments are held to."""
+        if self.forced is not None:
+            return self.forced
         return call_schema(self.parameters, "arguments")
 
     def text(self, special_tokens: Mapping[str, int]) -> str:
@@ -44,13 +48,16 @@ class CallGrammar:
         Raises ConfigError for what the format cannot be held to.
         """
         marks = _Marks(special_tokens)
+        if self.forced is not None:
+            starts = " | ".join(self._reasoned(["calls"], marks))
+            return f"{HEAD}start: {starts}{_RULES}{marks.rules}calls: {json_rule(self.forced)}\n"
         bodies = self._bare(marks) if TOOL_FORMATS[self.tool_format].is_bare else self._marked(marks)
         starts = " | ".join(self._reasoned(bodies, marks))
         content = "" if self.content is None else f"content: {self.content}\n"
         return f"{HEAD}start: {starts}{_RULES}{marks.rules}{content}{self._calls(marks)}"
 
     def _reasoned(self, bodies: list[str], marks: "_Marks") -> list[str]:
-        """The same behind reasoning, which may be missing, or not come to its end."""
+        """The same behind reasoning, which may be missing; where no calls have to come, it may be without an end."""
         if self.reasoning_format is None:
             return bodies
         given = REASONING_FORMATS[self.reasoning_format]
@@ -58,13 +65,13 @@ class CallGrammar:
         if self.starts_in_reasoning:
             again = f"{begin}? " if marks.is_special(given.begin) else ""
             end = marks.behind_text(given.end)
-            return [*(f"{again}{end} BLANKS {body}" for body in bodies), f"{again}TEXT"]
+            return [*(f"{again}{end} BLANKS {body}" for body in bodies), *([] if self.forced else [f"{again}TEXT"])]
         if marks.is_special(given.begin):
             reasoning, unended = f"{begin} {marks.behind_text(given.end)}", [f"{begin} TEXT"]
         else:
             marks.rules += rf"THOUGHT: /[ \t\r\n]*{re.escape(given.begin)}(?s:.*)/" + "\n"
             reasoning, unended = marks.behind_text(given.end, "THOUGHT"), ["THOUGHT"]
-        return [*(f"({reasoning} BLANKS)? {body}" for body in bodies), *unended]
+        return [*(f"({reasoning} BLANKS)? {body}" for body in bodies), *([] if self.forced else unended)]
 
     def _marked(self, marks: "_Marks") -> list[str]:
         given = TOOL_FORMATS[self.tool_format]

@@ -14,6 +14,7 @@ FITTING: list[Any] = [
     {"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}}}},
     {"type": "object", "properties": {"uniqueItems": {"type": "string"}}, "required": ["uniqueItems"]},
     {"enum": [{"not": "a keyword here"}]},
+    {"type": "object", "strict": True, "properties": {}},
 ]
 REFUSED: list[tuple[Any, str]] = [
     (False, "no value fits"),

@@ -39,6 +39,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/rerank": {"model": "judge", "query": "a", "documents": ["b"]},
     "/v1/tokenize": {"prompt": "a"},
     "/v1/detokenize": {"tokens": [5]},
+    "/v2/chat": {"model": "tiny", "messages": MESSAGES, "max_tokens": 1, "seed": 1},
+    "/v2/embed": {"model": "vectors", "texts": ["a"], "input_type": "search_query", "embedding_types": ["float"]},
 }
 
 

@@ -111,6 +111,11 @@ async def test_keys_that_cannot_change_the_answer_are_taken(backend: ScriptedBac
 
 async def test_reasoning_effort_is_for_templates_that_know_it(tmp_path: Path) -> None:
     told = await rendered(tmp_path / "a", [USER], TOOLS_TEMPLATE, reasoning_effort="low")
+    switched = "{{ messages[0].content }}{% if enable_thinking is false %}no{% endif %}"
+    assert await rendered(tmp_path / "e", [USER], switched, reasoning_effort="none") == "hino"
+    assert await rendered(tmp_path / "f", [USER], switched, reasoning_effort="low") == "hi"
+    asked = {"chat_template_kwargs": {"enable_thinking": True}}
+    assert await rendered(tmp_path / "g", [USER], switched, reasoning_effort="none", **asked) == "hi"
     own = {"chat_template_kwargs": {"reasoning_effort": "high"}}
     assert told.endswith("effort=low")
     assert (await rendered(tmp_path / "b", [USER], TOOLS_TEMPLATE, **own)).endswith("effort=high")
@@ -281,6 +286,65 @@ async def test_named_tokens_need_a_vocabulary_and_logprobs(backend: ScriptedBack
     async with calling(backend) as client:
         refused = await client.post(COMPLETIONS, json={"prompt": "a", **keys})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logprob_token_ids")
+
+
+async def test_several_conversations_are_answered_in_their_order(backend: ScriptedBackend) -> None:
+    conversations = [[USER], [USER, {"role": "assistant", "content": "no"}, USER], [{**USER, "content": "bye"}]]
+    async with calling(backend) as client:
+        response = await client.post(f"{CHAT}/batch", json={"messages": conversations, "max_tokens": 3, "seed": 1})
+        alone = [
+            (await client.post(CHAT, json={"messages": one, "max_tokens": 3, "seed": 1})).json()
+            for one in conversations
+        ]
+    answer = response.json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    contents = [choice["message"]["content"] for choice in answer["choices"]]
+    assert contents == [one["choices"][0]["message"]["content"] for one in alone]
+    assert answer["usage"]["prompt_tokens"] == sum(one["usage"]["prompt_tokens"] for one in alone)
+    assert answer["usage"]["completion_tokens"] == 9
+
+
+@pytest.mark.parametrize(
+    ("keys", "field"),
+    [
+        ({"stream": True}, "stream"),
+        ({"n": 2}, "n"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"thinking_token_budget": 5}, "thinking_token_budget"),
+        ({"messages": []}, "messages"),
+        ({"messages": [[]]}, "messages"),
+        ({"messages": [USER]}, "messages[0]"),
+        ({"prompts": []}, "prompts"),
+    ],
+)
+async def test_what_several_conversations_do_not_take_is_refused(
+    backend: ScriptedBackend, keys: dict[str, Any], field: str
+) -> None:
+    async with calling(backend) as client:
+        refused = await client.post(f"{CHAT}/batch", json={"messages": [[USER], [USER]], **keys})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+
+
+async def test_a_chat_echoes_what_its_answer_goes_on_behind(backend: ScriptedBackend) -> None:
+    backend.script = say(*backend.ids(" the doctor"))
+    messages = [USER, {"role": "assistant", "content": "An apple keeps"}]
+    keys = {"messages": messages, "echo": True, "continue_final_message": True, "add_generation_prompt": False}
+    (choice,) = (await ask(backend, CHAT, **keys))["choices"]
+    assert choice["message"]["content"] == "An apple keeps the doctor"
+    async with calling(backend) as client:
+        lines = (await client.post(CHAT, json={**keys, "stream": True})).text.split("\n\n")
+    deltas = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"] for line in lines if "{" in line]
+    assert "".join(delta.get("content") or "" for delta in deltas) == "An apple keeps the doctor"
+    assert deltas[1] == {"content": "An apple keeps"}
+    (own,) = (await ask(backend, CHAT, echo=True))["choices"]
+    assert own["message"]["content"] == " the doctor"
+
+
+async def test_roles_are_those_that_the_template_knows(tmp_path: Path) -> None:
+    template = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    for content in ("2 more", [{"type": "text", "text": "2 more"}]):
+        shown = await rendered(tmp_path, [{"role": "critic_1", "content": content}], template)
+        assert shown == "<critic_1>2 more"
 
 
 async def test_whole_answers_show_what_was_not_asked_for_as_null(backend: ScriptedBackend) -> None:

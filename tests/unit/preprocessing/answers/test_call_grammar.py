@@ -11,6 +11,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from serve_app.errors import ConfigError
 from serve_app.preprocessing.answers.answer_parser import AnswerFormat, AnswerParser
 from serve_app.preprocessing.answers.call_grammar import CallGrammar
+from serve_app.preprocessing.answers.call_schema import calls_schema
 from serve_app.preprocessing.answers.calls_sink import OfferedTools
 from serve_app.preprocessing.answers.formats import REASONING_FORMATS, TOOL_FORMATS
 from serve_app.preprocessing.grammar_limits import parser_limits
@@ -223,6 +224,27 @@ def test_reasoning_may_come_first(
     assert not is_held(fresh, f"{begin}is it {{?{end}{wrong}", special)
     assert not is_held(begun, f"is it {{?{end}{wrong}", special)
     assert not is_held(fresh, wrong, special)
+
+
+@pytest.mark.parametrize("special", [{}, SPECIAL_TOKENS], ids=["characters", "special tokens"])
+@pytest.mark.parametrize(
+    ("reasoning", "begin", "end"), [("think", "<think>", "</think>"), ("mistral", "[THINK]", "[/THINK]")]
+)
+def test_calls_that_have_to_come_may_have_reasoning_before_them(
+    special: Mapping[str, int], reasoning: str, begin: str, end: str
+) -> None:
+    forced = calls_schema(PARAMETERS)
+    fresh = CallGrammar("json", reasoning, {}, forced=forced)
+    begun = CallGrammar("json", reasoning, {}, forced=forced, starts_in_reasoning=True)
+    assert fresh.schema() == forced
+    calls = f"[{LLAMA_GOOD}]"
+    for behind, is_right in ((calls, True), (f"\n\n{calls}", True), (f"[{LLAMA_BAD}]", False), ("a text", False)):
+        assert is_held(fresh, f"{begin}which [one]?{end}{behind}", special) is is_right
+        assert is_held(begun, f"which [one]?{end}{behind}", special) is is_right
+    assert is_held(fresh, calls, special)
+    for unended in (f"{begin}which one?", f"{begin}which one?{end}", "which one?"):
+        assert not is_held(fresh, unended, special)
+        assert not is_held(begun, unended.removeprefix(begin), special)
 
 
 @pytest.mark.parametrize(

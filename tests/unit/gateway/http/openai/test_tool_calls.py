@@ -87,10 +87,12 @@ def joined(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
     messages: dict[int, dict[str, Any]] = {}
     for event in pieces:
         for choice in event["choices"]:
-            message = messages.setdefault(choice["index"], {"content": "", "reasoning_content": "", "tool_calls": []})
+            empty: dict[str, Any] = {"content": "", "reasoning_content": "", "reasoning": "", "tool_calls": []}
+            message = messages.setdefault(choice["index"], empty)
             delta = choice["delta"]
             message["content"] += delta.get("content") or ""
             message["reasoning_content"] += delta.get("reasoning_content") or ""
+            message["reasoning"] += delta.get("reasoning") or ""
             for piece in delta.get("tool_calls", []):
                 if "id" in piece:
                     assert piece["index"] == len(message["tool_calls"])
@@ -220,9 +222,60 @@ async def test_reasoning_stands_beside_content(tmp_path: Path) -> None:
         (hidden,) = (await ask(client, CHAT, tool_body(include_reasoning=False)))["choices"]
         (without,) = (await ask(client, CHAT, chat_body()))["choices"]
     assert choice["message"]["reasoning_content"] == streamed["reasoning_content"] == "Shall I?"
+    assert choice["message"]["reasoning"] == streamed["reasoning"] == "Shall I?"
     assert len(choice["message"]["tool_calls"]) == len(streamed["tool_calls"]) == 1
     assert "reasoning_content" not in hidden["message"]
     assert (without["message"]["reasoning_content"], without["message"]["content"]) == ("Shall I?", CALL)
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+async def test_a_model_that_has_to_call_may_reason_first(tmp_path: Path, choice: Any) -> None:
+    answer = f'<think>\nWhich?\n</think>\n\n[{{"name": "weather", "parameters": {ARGUMENTS}}}]'
+    backend = backend_of(tmp_path, answer=answer)
+    body = tool_body(tool_choice=choice)
+    async with client_of(backend) as client:
+        (whole,) = (await ask(client, CHAT, body))["choices"]
+        (streamed,) = joined(await events(client, CHAT, body))
+    assert whole["message"]["reasoning"] == streamed["reasoning"] == "Which?"
+    assert whole["message"]["content"] is None
+    assert streamed["content"] == ""
+    (call,) = whole["message"]["tool_calls"]
+    assert call["function"] == {"name": "weather", "arguments": ARGUMENTS} == streamed["tool_calls"][0]
+    assert whole["finish_reason"] == streamed["finish_reason"] == "tool_calls"
+    assert f"<[{backend._tokenizer.token_to_id('</think>')}]>" in (backend.requests[0].params.grammar or "")
+
+
+@pytest.mark.parametrize("keys", [{}, {"include_reasoning": False}, {"n": 2}])
+async def test_usage_counts_the_tokens_of_reasoning(tmp_path: Path, keys: dict[str, Any]) -> None:
+    backend = backend_of(tmp_path, answer="<think>\nShall I?\n</think>\n\nYes.")
+    num_tokens = len(backend.ids("<think>\nShall I?\n</think>"))
+    body = chat_body(**keys)
+    async with client_of(backend) as client:
+        whole = (await ask(client, CHAT, body))["usage"]
+        streamed = await events(client, CHAT, {**body, "stream_options": {"include_usage": True}})
+    expected = {"reasoning_tokens": num_tokens * keys.get("n", 1)}
+    assert whole["completion_tokens_details"] == streamed[-1]["usage"]["completion_tokens_details"] == expected
+
+
+async def test_reasoning_ends_with_its_budget(tmp_path: Path) -> None:
+    backend = backend_of(tmp_path)
+    thought, closing = backend.ids("<think>" + "so and so " * 20), backend.ids("\n</think>\n\n")
+
+    def script(request: Any, _choice: int) -> list[int]:
+        is_closed = request.prompt_token_ids[-len(closing) :] == closing
+        return [*(backend.ids("Yes.") if is_closed else thought), backend.eos_token_id]
+
+    backend.script = script
+    body = chat_body(thinking_token_budget=9, return_token_ids=True, prompt_logprobs=0, max_tokens=100)
+    async with client_of(backend) as client:
+        answer = await ask(client, CHAT, body)
+        (streamed,) = joined(await events(client, CHAT, {**body, "prompt_logprobs": None}))
+    (choice,) = answer["choices"]
+    assert choice["token_ids"] == [*thought[:9], *closing, *backend.ids("Yes."), backend.eos_token_id]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Yes.", "stop")
+    assert choice["message"]["reasoning"] == streamed["reasoning"]
+    assert streamed["content"] == "Yes."
+    assert len(answer["prompt_logprobs"]) == len(answer["prompt_token_ids"])
 
 
 async def test_a_prompt_may_have_begun_the_reasoning(tmp_path: Path) -> None:
@@ -253,6 +306,10 @@ def function(**keys: Any) -> dict[str, Any]:
         ({"tools": [function()], "structured_outputs": {"regex": "a"}}, "tools"),
         ({"tools": [function(name=f"f{number}") for number in range(1025)]}, "tools"),
         ({"tools": [function(parameters={"$ref": "http://a/b"})], "tool_choice": "required"}, "tools"),
+        ({"thinking_token_budget": 9, "n": 2}, "thinking_token_budget"),
+        ({"thinking_token_budget": 9, "logprobs": True}, "thinking_token_budget"),
+        ({"thinking_token_budget": 9, "tools": [function()], "tool_choice": "required"}, "thinking_token_budget"),
+        ({"thinking_token_budget": 0}, "thinking_token_budget"),
         ({"tools": [function()], "tool_choice": "any"}, "tool_choice"),
         ({"tools": [function()], "tool_choice": function(name="g")}, "tool_choice.function.name"),
         ({"tools": [function()], "tool_choice": {"type": "custom", "function": {"name": "f"}}}, "tool_choice.type"),
