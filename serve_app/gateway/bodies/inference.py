@@ -23,7 +23,9 @@ class EntriesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     truncate: bool | None = None  # cut longer texts to the model's longest
     truncate_prompt_tokens: TruncateTokens | None = None  # to so many tokens; -1: to the model's longest
     priority: Priority | None = None  # the lowest number comes first; None: the key's
-    user: str | None = None  # taken and without effect
+    user: str | None = None  # from here on: taken and without effect
+    request_id: str | None = None
+    cache_salt: str | None = None  # nothing is kept of one request for the next
 
 
 class EmbeddingsBody(EntriesBody):

@@ -159,3 +159,17 @@ async def test_texts_are_filled_up_to_the_models_longest(client: httpx.AsyncClie
 )
 async def test_texts_that_cannot_be_filled_up_are_refused(client: httpx.AsyncClient, path: str, body: Any) -> None:
     assert await refused(client, path, input="a", **body) == "padding"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"model": "vectors", "input": "a"}),
+        ("/pooling", {"model": "colours", "input": "a"}),
+        ("/v1/classify", {"model": "colours", "input": "a"}),
+        ("/v1/score", {"model": "judge", "queries": "a", "documents": "b"}),
+    ],
+)
+async def test_names_of_requests_and_salts_change_nothing(client: httpx.AsyncClient, path: str, body: Any) -> None:
+    named = await post(client, path, **body, request_id="r-1", cache_salt="salt", user="somebody")
+    assert named["data"] == (await post(client, path, **body))["data"]
