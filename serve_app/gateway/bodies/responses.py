@@ -144,3 +144,4 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_salt: str | None = None
     restore_redactions: bool | None = None
     chat_template_kwargs: dict[str, object] | None = None
+    enable_response_messages: bool | None = None  # the answer shows prompt and output as text and tokens, as vLLM does

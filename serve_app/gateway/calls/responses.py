@@ -91,6 +91,11 @@ def as_chat(body: ResponsesBody) -> ChatBody:
             f'text.verbosity={text.verbosity[:32]!r} is not supported; leave it out or send "medium"',
             field="text.verbosity",
         )
+    if body.enable_response_messages and body.restore_redactions:
+        raise RequestError(
+            "enable_response_messages shows redacted text, and does not go with restore_redactions; send one of them",
+            field="enable_response_messages",
+        )
     has_logprobs = LOGPROBS in (body.include or [])
     options = body.stream_options
     return ChatBody(

@@ -3,6 +3,7 @@
 import time
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from serve_app.errors import QueueFullError, RayshardError, RequestError
 from serve_app.gateway.bodies.responses import FunctionTool, ReasoningOptions, ResponsesBody, TextFormat, TextOptions
@@ -15,6 +16,7 @@ from serve_app.gateway.http.responses_types import (
     InputTokensDetails,
     ModelResponse,
     OutputTokensDetails,
+    RawMessage,
     ResponseError,
     ResponseUsage,
     ShownFunction,
@@ -29,6 +31,7 @@ class GrowingResponse:
         self._run = run
         self.output = GrowingOutput(call)  # what is fed with the answer
         self.begun = _begun(body, call)  # before its items
+        self._tokenizer = call.model.tokenizer if body.enable_response_messages else None
 
     def add(self, _prompt_index: int, delta: ChoiceDelta) -> None:
         """Take one more piece of the one answer that there is."""
@@ -44,6 +47,8 @@ class GrowingResponse:
             completed_at=None if is_cut else int(time.time()),
             output=self.output.items,
             usage=self._usage(),
+            input_messages=self._raw(self._run.request.prompt_token_ids),
+            output_messages=self._raw(self.output.token_ids),
         )
 
     def failed(self, error: RayshardError) -> ModelResponse:
@@ -56,6 +61,11 @@ class GrowingResponse:
         return msgspec.structs.replace(
             self.begun, status="failed", error=told, output=self.output.items, usage=self._usage()
         )
+
+    def _raw(self, token_ids: list[int]) -> list[RawMessage] | UnsetType:
+        if self._tokenizer is None:
+            return UNSET
+        return [RawMessage(self._tokenizer.decode(token_ids, skip_special_tokens=False), token_ids)]
 
     def _usage(self) -> ResponseUsage:
         num_input, num_output = len(self._run.request.prompt_token_ids), self._run.num_output_tokens

@@ -152,7 +152,7 @@ class GrowingCall:
         """See GrowingItem."""
         arguments = "".join(self._pieces)
         return [
-            ArgumentsDone(item_id=self._id, output_index=self._index, arguments=arguments),
+            ArgumentsDone(item_id=self._id, output_index=self._index, arguments=arguments, name=self._name),
             OutputItemDone(output_index=self._index, item=self.item(status)),
         ]
 

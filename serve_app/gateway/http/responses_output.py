@@ -16,6 +16,7 @@ class GrowingOutput:
         self._ended: list[OutputItem] = []
         self._growing: GrowingItem | None = None
         self.is_cut = False  # it ended because it may have no more tokens
+        self.token_ids: list[int] = []  # of all pieces
 
     @property
     def items(self) -> list[OutputItem]:
@@ -25,6 +26,7 @@ class GrowingOutput:
     def feed(self, delta: ChoiceDelta) -> list[StreamEvent]:
         """What one more piece of the answer brings about."""
         events: list[StreamEvent] = []
+        self.token_ids += delta.token_ids
         if delta.parts is not None and delta.parts.reasoning:
             events += self._add_reasoning(delta.parts.reasoning)
         calls = [] if delta.parts is None else delta.parts.calls
@@ -48,6 +50,7 @@ class GrowingOutput:
         is_plain = delta.parts is None and delta.logprobs is None and delta.finish_reason is None
         if not (is_plain and isinstance(message, GrowingMessage)):
             return None
+        self.token_ids += delta.token_ids
         message.add_plain(delta.text)
         return message
 

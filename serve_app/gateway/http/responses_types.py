@@ -6,6 +6,7 @@ https://platform.openai.com/docs/api-reference/responses
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from serve_app.gateway.bodies.responses import ChosenTool, TextOptions
 from serve_app.gateway.http.openai_logprobs import ChatTokenLogprob
@@ -112,6 +113,14 @@ class ResponseUsage(msgspec.Struct, frozen=True):
     total_tokens: int
 
 
+class RawMessage(msgspec.Struct, frozen=True):
+    """A prompt or an output as the model reads and writes it, special tokens shown."""
+
+    message: str
+    tokens: list[int]
+    type: Literal["raw_message_tokens"] = "raw_message_tokens"
+
+
 class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to a request, with what was asked. It is not kept."""
 
@@ -145,6 +154,8 @@ class ModelResponse(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: Literal["default"] = "default"
     store: Literal[False] = False
     truncation: Literal["disabled"] = "disabled"
+    input_messages: list[RawMessage] | UnsetType = UNSET  # where they are asked for, once it has ended
+    output_messages: list[RawMessage] | UnsetType = UNSET
 
 
 class StreamEvent(msgspec.Struct, kw_only=True, tag_field="type"):
@@ -255,9 +266,10 @@ class ArgumentsDelta(ItemEvent, kw_only=True, tag="response.function_call_argume
 
 
 class ArgumentsDone(ItemEvent, kw_only=True, tag="response.function_call_arguments.done"):
-    """A call's whole arguments."""
+    """A call's whole arguments, and the function that it is of."""
 
     arguments: str
+    name: str
 
 
 ResponseEvent = (

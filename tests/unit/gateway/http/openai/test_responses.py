@@ -320,6 +320,23 @@ async def test_parsed_answers_are_held_to_their_type(tmp_path: Path) -> None:
     assert third not in (None, first)
 
 
+async def test_prompt_and_output_are_shown_as_they_are_where_that_is_asked_for(tmp_path: Path) -> None:
+    backend = saying(tmp_path, THOUGHT)
+    answer = await whole(backend, input="hi", enable_response_messages=True)
+    (shown,), (written,) = answer["input_messages"], answer["output_messages"]
+    prompt = backend.requests[0].prompt_token_ids
+    assert shown == {
+        "type": "raw_message_tokens",
+        "message": backend._tokenizer.decode(prompt, False),
+        "tokens": prompt,
+    }
+    assert written["tokens"] == [*backend.ids(THOUGHT), backend.eos_token_id]
+    assert written["message"].startswith("<think>")
+    last = (await streamed(backend, input="hi", enable_response_messages=True))[-1]["response"]
+    assert last["output_messages"] == [written]
+    assert "input_messages" not in await whole(backend, input="hi")
+
+
 async def test_the_stream_helper_gathers_calls(tmp_path: Path) -> None:
     async with sdk_of(saying(tmp_path, THOUGHT)) as sdk:
         tool = openai.pydantic_function_tool(Forecast, name="weather")["function"]
@@ -328,6 +345,7 @@ async def test_the_stream_helper_gathers_calls(tmp_path: Path) -> None:
             done = [event async for event in stream if event.type == "response.function_call_arguments.done"]
             final = await stream.get_final_response()
     assert [event.arguments for event in done] == [ARGUMENTS] * 2
+    assert [event.to_dict()["name"] for event in done] == ["weather"] * 2
     assert [item.type for item in final.output] == ["reasoning", "message", "function_call", "function_call"]
 
 
