@@ -57,7 +57,7 @@ def test_a_second_model_comes_without_touching_the_first(restored: ServeCluster)
                 unwell.append(health)
             return status == 200 and "second" in health["models"]
 
-        cluster.wait_until(is_there, 240, "the second model")
+        cluster.wait_until(is_there, 480, "the second model")
         deploying.result()
         assert not unwell, unwell
         assert (200, {"second": {"state": "starting", "detail": ""}}) in seen
