@@ -37,6 +37,7 @@ class FakeControl:
     replicas: dict[tuple[str, str], list[Service]] = field(default_factory=dict)  # by application and deployment
     statuses: dict[str, str] = field(default_factory=dict)  # of applications; RUNNING unless given
     asleep: set[str] = field(default_factory=set)  # applications whose Router Serve keeps no replica of
+    waking: set[str] = field(default_factory=set)  # and those of which it starts one again
     listed: dict[str, RunningApplication] = field(default_factory=dict)  # what Serve says, whatever replicas run
     registered: list[tuple[str, str]] = field(default_factory=list)
     held: list[tuple[str, str]] = field(default_factory=list)
@@ -59,6 +60,7 @@ class FakeControl:
                 "",
                 tuple(deployments),
                 asleep=("Router",) if name in self.asleep else (),
+                waking=("Router",) if name in self.waking else (),
                 room=self.rooms.get(name, ""),
             )
             for name, deployments in found.items()

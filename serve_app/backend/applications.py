@@ -222,6 +222,8 @@ class Applications:
             calls.set_asleep(True)
         elif app.status in ("UNHEALTHY", "DEPLOY_FAILED"):
             calls.set_asleep(False)
+        elif app.status == "RUNNING" and application.main in app.waking:  # it slept for less than from look to look
+            calls.set_asleep(True)
 
     def _leave(self, application: Application) -> None:
         """Its calls may end: they hear of its replicas' states as before, until there is none under way."""

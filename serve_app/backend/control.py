@@ -16,6 +16,7 @@ class RunningApplication:
     deployments: tuple[str, ...]  # none while the first version is built, or when that has failed
     import_path: str = ""  # of its builder; empty where Serve does not say
     asleep: tuple[str, ...] = ()  # deployments of which Serve keeps no replica until somebody asks
+    waking: tuple[str, ...] = ()  # those that may sleep and of which none of the wanted replicas runs yet
     replicas: frozenset[str] | None = None  # that run, of all its deployments; None: Serve does not list them now
     room: str = ""  # why Ray has not placed a replica, or what one has lost, and the way out; empty: all are placed
 

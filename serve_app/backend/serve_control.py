@@ -9,9 +9,10 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.config import AutoscalingConfig
 from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
-from ray.serve.schema import ApplicationDetails
+from ray.serve.schema import ApplicationDetails, DeploymentDetails
 from ray.util import get_node_ip_address
 
 from serve_app.backend.control import RunningApplication
@@ -106,15 +107,27 @@ def running_application(app: ApplicationDetails, live: Iterable[str]) -> Running
     message = "\n".join(text.strip() for text in told if text.strip())
     config = app.deployed_app_config
     asleep = tuple(name for name, one in app.deployments.items() if one.target_num_replicas == 0)
-    import_path = config.import_path if config is not None else ""
-    replicas = frozenset(
-        one.replica_id
-        for deployment in app.deployments.values()
-        for one in deployment.replicas
-        if one.state.value == "RUNNING"
+    waking = tuple(
+        name
+        for name, one in app.deployments.items()
+        if _may_sleep(one) and one.target_num_replicas and not _running_replicas(one)
     )
+    import_path = config.import_path if config is not None else ""
+    replicas = frozenset(name for one in app.deployments.values() for name in _running_replicas(one))
     listed = replicas if app.deployments else None
-    return RunningApplication(app.status.value, message, deployments, import_path, asleep, listed)
+    return RunningApplication(app.status.value, message, deployments, import_path, asleep, waking, listed)
+
+
+def _running_replicas(deployment: DeploymentDetails) -> list[str]:
+    return [one.replica_id for one in deployment.replicas if one.state.value == "RUNNING"]
+
+
+def _may_sleep(deployment: DeploymentDetails) -> bool:
+    """Whether Serve keeps none of its replicas when nobody asks."""
+    scaling = deployment.deployment_config.autoscaling_config
+    if isinstance(scaling, AutoscalingConfig):
+        return scaling.min_replicas == 0
+    return isinstance(scaling, dict) and scaling.get("min_replicas") == 0
 
 
 def _look(*, is_repairing: bool) -> tuple[dict[str, RunningApplication], dict[str, str]]:

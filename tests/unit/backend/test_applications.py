@@ -572,6 +572,31 @@ async def test_a_call_that_waits_when_the_model_falls_asleep_waits_for_its_start
         assert not backend.health().is_healthy
 
 
+async def test_a_call_waits_for_the_start_though_nobody_has_seen_the_model_asleep(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    copy = add(control, replicas, "one", "m")
+    async with running_backend(control) as backend:
+        await until(lambda: backend.health().is_healthy)
+        copy.tell(state="gone")
+        await until(lambda: states(backend) == {"m": []})
+        call = asyncio.create_task(backend.infer(InferRequest("r", "m", [], 0.3)))
+        await asyncio.sleep(0)
+        control.waking.add("one")
+        await looked(backend)
+        assert backend.health().detail == "m: waking"
+        await asyncio.sleep(0.4)
+        assert not call.done()
+        copy.tell(state="ready")
+        assert await call == InferResult([])
+        copy.tell(state="gone")
+        control.statuses["one"] = "UNHEALTHY"
+        await until(lambda: states(backend) == {"m": []})
+        await looked(backend)
+        assert not backend.health().is_healthy, "it is no sleep where its start fails"
+
+
 async def test_a_model_that_sleeps_and_has_never_been_seen_is_woken_to_be_known(
     replicas: dict[str, FakeReplica],
 ) -> None:

@@ -1,7 +1,10 @@
 """What Serve's list of applications says to a backend."""
 
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ApplicationDetails
 
 from serve_app.backend.control import RunningApplication
@@ -61,6 +64,21 @@ def test_replicas_that_run_are_listed() -> None:
     app = application("RUNNING", deployments={"Router": router, "Preprocessor": steps})
     assert running_application(app, ()).replicas == frozenset({"a", "c"})
     assert running_application(application("DEPLOYING"), ["Router"]).replicas is None
+
+
+@pytest.mark.parametrize("make", [dict, AutoscalingConfig])
+def test_a_deployment_that_may_sleep_wakes_until_one_of_its_replicas_runs(make: Callable[..., object]) -> None:
+    def waking(state: str, min_replicas: int, num_wanted: int = 1) -> tuple[str, ...]:
+        scaling = make(min_replicas=min_replicas, max_replicas=3)
+        router = deployment("Router") | {
+            "target_num_replicas": num_wanted,
+            "deployment_config": {"name": "Router", "autoscaling_config": scaling},
+            "replicas": [{"replica_id": "a", "state": state, "start_time_s": 0.0}],
+        }
+        return running_application(application("RUNNING", deployments={"Router": router}), ()).waking
+
+    assert waking("STARTING", 0) == waking("STOPPING", 0) == ("Router",)
+    assert waking("RUNNING", 0) == waking("STARTING", 1) == waking("STOPPING", 0, num_wanted=0) == ()
 
 
 def test_a_deployment_of_which_serve_wants_no_replica_is_asleep() -> None:
