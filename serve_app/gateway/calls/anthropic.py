@@ -11,8 +11,9 @@ from serve_app.gateway.bodies.openai import ChatBody, ChosenFunction, FunctionDe
 from serve_app.gateway.bodies.structured import JsonSchemaFormat, ResponseFormat
 from serve_app.gateway.calls.anthropic_turns import chat_messages
 from serve_app.gateway.calls.chat_tools import check_tools
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun, run_call
 from serve_app.gateway.calls.models import ServedModel
 from serve_app.gateway.calls.prompt_steps import PromptSteps
 from serve_app.gateway.calls.thinking_budget import bounded, within_budget

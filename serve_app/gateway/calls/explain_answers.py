@@ -8,8 +8,9 @@ from serve_app.backend.protocol import ModelBackend
 from serve_app.errors import ContextLengthError, RequestError
 from serve_app.gateway.bodies.explain import ExplainBody, ModelExplanation, Replacement
 from serve_app.gateway.caller import cache_salt, owner, priority
+from serve_app.gateway.calls.choice import ChoiceDelta, OutputOptions
 from serve_app.gateway.calls.explained import Explained, span_scores, unit_of
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, OutputOptions, PromptRun, run_call
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun, run_call
 from serve_app.gateway.calls.hidden_words import (
     Stand,
     check_copies,

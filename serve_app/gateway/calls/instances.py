@@ -9,8 +9,9 @@ from serve_app.errors import RequestError
 from serve_app.gateway.bodies.convert import convert_body
 from serve_app.gateway.bodies.inference import EmbeddingsBody, PredictBody, ScoreBody, TensorPrediction
 from serve_app.gateway.bodies.openai import CompletionBody
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import ChoiceDelta, run_call
+from serve_app.gateway.calls.generation import run_call
 from serve_app.gateway.calls.inference import MAX_ENTRIES
 from serve_app.types.models import ModelDescription
 

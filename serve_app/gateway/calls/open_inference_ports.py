@@ -11,8 +11,9 @@ from serve_app.gateway.bodies.convert import Body, convert_body
 from serve_app.gateway.bodies.inference import ClassifyBody, EmbeddingsBody, PredictBody, ScoreBody
 from serve_app.gateway.bodies.open_inference import PriorityParameter
 from serve_app.gateway.bodies.openai import CompletionBody
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, run_call, stream_call
+from serve_app.gateway.calls.generation import GenerationCall, run_call, stream_call
 from serve_app.gateway.calls.open_inference_tensors import BYTES, NamedTensor, PortSpec, numbers, spec_of, words
 from serve_app.gateway.calls.tensor_inputs import check_tensors
 from serve_app.types.models import ModelDescription

@@ -14,7 +14,8 @@ from serve_app.gateway.bodies.openai import (
 from serve_app.gateway.caller import cache_salt, output_allowance, owner, priority, session
 from serve_app.gateway.calls.chat_messages import check_messages, last_answer, template_message
 from serve_app.gateway.calls.chat_tools import answer_format, check_tools, shown_tools
-from serve_app.gateway.calls.generation import GenerationCall, OutputOptions
+from serve_app.gateway.calls.choice import OutputOptions
+from serve_app.gateway.calls.generation import GenerationCall
 from serve_app.gateway.calls.held_answers import HeldAnswers
 from serve_app.gateway.calls.logprob_limits import check_logprobs, num_of
 from serve_app.gateway.calls.models import ServedModel

@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 
 from serve_app.gateway.calls.anthropic import MessagesCall
-from serve_app.gateway.calls.generation import ChoiceDelta, PromptRun
+from serve_app.gateway.calls.choice import ChoiceDelta
+from serve_app.gateway.calls.generation import PromptRun
 from serve_app.gateway.http.anthropic_blocks import (
     SIGNATURE,
     AnsweredBlock,

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from serve_app.gateway.calls.generation import ChoiceDelta
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.preprocessing.answers.parts import CallDelta
 
 SIGNATURE = "unsigned"  # of thinking: clients send it back, and nothing here depends on it

@@ -7,8 +7,9 @@ from starlette.routing import Route
 from serve_app.errors import RayshardError
 from serve_app.gateway.bodies.anthropic_served import count_tokens_body, messages_body
 from serve_app.gateway.calls.anthropic import MessagesCall, MessagesCalls
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import ChoiceDelta, PromptRun
+from serve_app.gateway.calls.generation import PromptRun
 from serve_app.gateway.failures import told_message
 from serve_app.gateway.http.anthropic_answers import PING, MessageEvents, TokenCount, WholeMessage, named_event
 from serve_app.gateway.http.anthropic_errors import (

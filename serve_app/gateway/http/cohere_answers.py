@@ -23,8 +23,9 @@ from serve_app.gateway.bodies.cohere import (
     CohereUsage,
     CohereUsed,
 )
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.calls.cohere_chat import finish_of
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun
 from serve_app.gateway.failures import told_message
 from serve_app.gateway.http.openai_logprobs import finite
 from serve_app.gateway.http.openai_responses import GrowingAnswer

@@ -6,8 +6,9 @@ from typing import Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun, run_call
 from serve_app.gateway.calls.thinking_budget import within_budget
 from serve_app.gateway.http.openai_responses import GrowingAnswer
 from serve_app.gateway.http.shell import RequestShell

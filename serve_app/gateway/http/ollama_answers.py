@@ -16,7 +16,8 @@ from serve_app.gateway.bodies.ollama import (
     OllamaToolCall,
     OllamaTopLogprob,
 )
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
+from serve_app.gateway.calls.choice import ChoiceDelta
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun
 from serve_app.gateway.calls.ollama import shown_time
 from serve_app.gateway.failures import told_message
 from serve_app.gateway.http.errors import ProtocolError

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from serve_app.gateway.calls.generation import GenerationCall, OutputOptions, PromptRun
+from serve_app.gateway.calls.choice import OutputOptions
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun
 from serve_app.preprocessing.token_table import TokenTable
 from serve_app.types.generation import TokenLogprobs
 

@@ -6,7 +6,8 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
+from serve_app.gateway.calls.choice import ChoiceDelta
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun
 from serve_app.gateway.http.openai_logprobs import (
     ChatLogprobs,
     CompletionLogprobs,

@@ -12,8 +12,9 @@ from serve_app.gateway.bodies.convert import convert_body, parse_body
 from serve_app.gateway.bodies.openai import ChatBatchBody, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from serve_app.gateway.bodies.others import DetokenizedText, TokenizedText
 from serve_app.gateway.calls.chat_batch import conversations
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun, run_call
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun, run_call
 from serve_app.gateway.calls.params import check_token_ids
 from serve_app.gateway.calls.thinking_budget import within_budget
 from serve_app.gateway.http.middleware import new_id

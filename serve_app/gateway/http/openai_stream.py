@@ -3,7 +3,8 @@
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
+from serve_app.gateway.calls.choice import ChoiceDelta
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun
 from serve_app.gateway.http.openai_logprobs import ChatLogprobs, EchoedPrompt, chat_logprobs, completion_logprobs
 from serve_app.gateway.http.openai_responses import (
     ChatFinishReason,

@@ -7,7 +7,8 @@ from msgspec import UNSET, UnsetType
 
 from serve_app.errors import QueueFullError, RayshardError, RequestError
 from serve_app.gateway.bodies.responses import FunctionTool, ReasoningOptions, ResponsesBody, TextFormat, TextOptions
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall, PromptRun
+from serve_app.gateway.calls.choice import ChoiceDelta
+from serve_app.gateway.calls.generation import GenerationCall, PromptRun
 from serve_app.gateway.failures import told_message
 from serve_app.gateway.http.middleware import new_id
 from serve_app.gateway.http.responses_output import GrowingOutput

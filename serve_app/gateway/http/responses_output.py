@@ -1,6 +1,7 @@
 """The output of a response while it grows: pieces of an answer become items, and events that tell of them."""
 
-from serve_app.gateway.calls.generation import ChoiceDelta, GenerationCall
+from serve_app.gateway.calls.choice import ChoiceDelta
+from serve_app.gateway.calls.generation import GenerationCall
 from serve_app.gateway.http.openai_logprobs import chat_logprobs
 from serve_app.gateway.http.responses_items import GrowingCall, GrowingItem, GrowingMessage, GrowingReasoning
 from serve_app.gateway.http.responses_tokens import logprobs_of_text

@@ -4,8 +4,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.calls.generation import ChoiceDelta, run_call
+from serve_app.gateway.calls.generation import run_call
 from serve_app.gateway.calls.responses import as_chat, in_own_words, read_responses_body
 from serve_app.gateway.http.responses_answer import GrowingResponse
 from serve_app.gateway.http.responses_stream import ResponseEvents

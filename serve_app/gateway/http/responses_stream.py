@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from serve_app.errors import RayshardError
-from serve_app.gateway.calls.generation import ChoiceDelta
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.http.openai_stream import event_of, json_text
 from serve_app.gateway.http.responses_answer import GrowingResponse
 from serve_app.gateway.http.responses_items import GrowingMessage

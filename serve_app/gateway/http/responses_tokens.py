@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 
-from serve_app.gateway.calls.generation import ChoiceDelta
+from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.types.generation import TokenLogprobs
 
 
