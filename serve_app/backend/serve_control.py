@@ -126,7 +126,7 @@ def _may_sleep(deployment: DeploymentDetails) -> bool:
     """Whether Serve keeps none of its replicas when nobody asks."""
     scaling = deployment.deployment_config.autoscaling_config
     if isinstance(scaling, AutoscalingConfig):
-        return scaling.min_replicas == 0
+        return bool(scaling.min_replicas == 0)
     return isinstance(scaling, dict) and scaling.get("min_replicas") == 0
 
 
