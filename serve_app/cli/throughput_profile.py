@@ -6,6 +6,7 @@ proxy that stands in while there is none (127.0.0.1; for gRPC by deployments/loo
 """
 
 import re
+import resource
 import shlex
 import shutil
 import socket
@@ -32,6 +33,8 @@ _BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _HOSTS = ("127.0.0.1", "localhost")  # HAProxy finds its replicas at 127.0.0.1
 _KNOWN_RAY = "2.60."  # whose ports are those that are named above
 _MAX_FOLDER_LENGTH = 26  # a socket's path has 107 characters; HAProxy's are in a folder named by 56 of them
+_HAPROXY_FILES = 10_400  # for the 4,096 connections that Ray configures; it starts with no fewer
+_CONNECTIONS_VARIABLE = "RAY_SERVE_HAPROXY_MAXCONN"
 _PLAIN_PATH = re.compile(r"[\w/.-]+", re.ASCII)  # which sh and sed take as it stands
 _SETTINGS = {
     "RAY_SERVE_LOG_TO_STDERR": "1",  # `rayshard serve` reads why a replica does not start
@@ -56,6 +59,7 @@ class Software:
     platform: str
     ray_version: str
     haproxy: Path | None  # the program; None: there is none
+    max_open_files: int  # that a process may have, its hard limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,9 @@ def find_software(variables: Mapping[str, str]) -> Software:
     bundled = [str(Path(folder, "bin", "haproxy")) for folder in folders]
     named = variables.get(_BINARY_VARIABLE)
     found = (shutil.which(path) for path in ([named] if named else [*bundled, "haproxy"]))
-    return Software(sys.platform, version("ray"), next((Path(path) for path in found if path), None))
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = sys.maxsize if hard == resource.RLIM_INFINITY else hard
+    return Software(sys.platform, version("ray"), next((Path(path) for path in found if path), None), most)
 
 
 def choose_profile(
@@ -115,6 +121,11 @@ def why_plain(serve_file: "ServeFile", variables: Mapping[str, str], directory: 
         return f"the ports of Ray {software.ray_version} are not known; they are those of {_KNOWN_RAY}x"
     if software.haproxy is None:
         return f"there is no HAProxy: install ray[serve], or set {_BINARY_VARIABLE}"
+    if software.max_open_files < _HAPROXY_FILES and _CONNECTIONS_VARIABLE not in variables:
+        return (
+            f"HAProxy wants {_HAPROXY_FILES} open files, and a process here may have {software.max_open_files} "
+            f"(ulimit -Hn); {_CONNECTIONS_VARIABLE} below 4096 lowers what it wants"
+        )
     if variables.get(_HOOK_VARIABLE):
         return f"{_HOOK_VARIABLE} is yours, and it would keep gRPC on loopback"
     if len(str(directory)) > _MAX_FOLDER_LENGTH or not _PLAIN_PATH.fullmatch(str(directory)):

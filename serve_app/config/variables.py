@@ -56,6 +56,11 @@ VARIABLES = (
     Variable("PYTHONUNBUFFERED", "1: logs are written at once.", "1"),
     Variable("RAY_SERVE_LOG_TO_STDERR", "In the throughput profile: Serve's logs, which `rayshard serve` reads.", "1"),
     Variable("RAY_SERVE_HAPROXY_NBTHREAD", "In the throughput profile: HAProxy's threads.", "1"),
+    Variable(
+        "RAY_SERVE_HAPROXY_MAXCONN",
+        "In the throughput profile: HAProxy's connections; it wants two files each.",
+        "4096",
+    ),
     Variable("RAY_SERVE_HAPROXY_TUNE_BUFSIZE", "In the throughput profile: bytes of headers that pass.", "81920"),
     Variable(
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S",

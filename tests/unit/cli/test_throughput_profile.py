@@ -16,7 +16,7 @@ from serve_app.errors import ConfigError
 from serve_app.planning.serve_file import ServeFile
 
 FILE = ServeFile(Path("serve_config.yaml"), "127.0.0.1", 8000, "gateway", GatewayConfig(), [])
-HERE = Software("linux", "2.60.0", Path("/bin/echo"))
+HERE = Software("linux", "2.60.0", Path("/bin/echo"), 20_000)
 SHORT = Path("/tmp/rayshard-01234567")
 HOOK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
@@ -46,6 +46,7 @@ def test_on_loopback_it_is_the_throughput_mode(host: str, directory: Path) -> No
         (FILE, {}, SHORT, replace(HERE, platform="darwin"), "this is darwin"),
         (FILE, {}, SHORT, replace(HERE, ray_version="2.61.0"), "Ray 2.61.0 are not known"),
         (FILE, {}, SHORT, replace(HERE, haproxy=None), "there is no HAProxy"),
+        (FILE, {}, SHORT, replace(HERE, max_open_files=1024), "a process here may have 1024 (ulimit -Hn)"),
         (FILE, {HOOK: "mine:hook"}, SHORT, HERE, f"{HOOK} is yours"),
         (FILE, {}, Path("/var/folders/a-temporary-folder/rayshard-01234567"), HERE, "a short TMPDIR"),
         (FILE, {}, Path("/tmp/a b#"), HERE, "a short TMPDIR"),
