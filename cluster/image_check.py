@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -137,8 +136,8 @@ def _check_compiler(builder: str, container: str) -> None:
 
 def _ask(builder: str, container: str) -> None:
     """Run the image's command, on loopback and a free port: chroot isolation shares this machine's network."""
-    inspected = _run([builder, "inspect", "--type", "container", container], "the image cannot be read")
-    config = json.loads(inspected)["OCIv1"]["config"]
+    inspect = [builder, "inspect", "--type", "container", container]
+    config = json.loads(subprocess.run(inspect, capture_output=True, check=True).stdout)["OCIv1"]["config"]
     port = _free_port()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "serve.yaml"
@@ -189,21 +188,20 @@ def _answer(port: int) -> str:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> int:
-    """SIGTERM to the image's command, as an engine sends it; its exit status."""
+    """SIGTERM to the image's command, as an engine sends it; its exit status. What is left after that is killed."""
     started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     for one in started:
         with contextlib.suppress(psutil.Error):
-            if "rayshard" in " ".join(one.cmdline()[:2]) and "serve" in one.cmdline():
-                one.send_signal(signal.SIGTERM)
-                break
-    try:
+            if one.cmdline()[1:2] == ["/opt/venv/bin/rayshard"] and "python" in one.cmdline()[0]:
+                one.terminate()
+    _gone, alive = psutil.wait_procs(started, _STOP_S)
+    for one in alive:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        for one in started:
-            with contextlib.suppress(psutil.Error):
-                one.kill()
-        process.kill()
-        return process.wait()
+    process.kill()
+    return process.wait()
 
 
 def _free_port() -> int:
