@@ -93,7 +93,8 @@ class StageTimes:
     def _attention_s(self, profile: DeviceProfile, stage: ShardMemory, batch: Batch) -> tuple[float, float]:
         """To read the keys and values of all sequences, and to compute with them."""
         num_bytes = batch.num_sequences * self._context_bytes(stage, batch.context_tokens)
-        num_queries = batch.num_tokens / batch.num_sequences * stage.num_heads / stage.kv.num_heads
+        tokens_each = batch.num_tokens / max(1, batch.num_sequences)  # an encoder has none that keep keys and values
+        num_queries = tokens_each * stage.num_heads / stage.kv.num_heads
         measured_s = [profile.attention_s(self._stored_dtype, rows, num_bytes) for rows in (1, num_queries)]
         products = batch.num_tokens * self._attention_products(stage, batch.context_tokens)
         read_s, compute_s = num_bytes / profile.read_rate, 2 * products / profile.rate(self._dtype)
