@@ -127,7 +127,7 @@ class ServeCluster:
                 str(Path(sys.executable).with_name("serve")),
                 "deploy",
                 "--address",
-                self._dashboard_url(),
+                self.dashboard,
                 str(self.config_path),
             ],
             cwd=self.directory,
@@ -141,10 +141,23 @@ class ServeCluster:
 
     def statuses(self) -> dict[str, str]:
         """What Serve says of each application: at once, where /health follows a second or three behind."""
-        headers = {"Authorization": f"Bearer {self._environment['RAY_AUTH_TOKEN']}"}
-        answer = httpx.get(f"{self._dashboard_url()}/api/serve/applications/", headers=headers, timeout=_REQUEST_S)
+        headers = {"Authorization": f"Bearer {self.token}"}
+        answer = httpx.get(f"{self.dashboard}/api/serve/applications/", headers=headers, timeout=_REQUEST_S)
         found = answer.json()["applications"] if answer.status_code == 200 else {}
         return {name: one["status"] for name, one in found.items()}
+
+    @property
+    def dashboard(self) -> str:
+        """The address of Ray's dashboard, once it is up."""
+        told = re.compile(r"Ray's dashboard is at (http://[0-9.:]+)\. ")
+        self.wait_until(lambda: told.search(self.output) is not None, 120, "the dashboard")
+        address: str = told.findall(self.output)[-1]
+        return address
+
+    @property
+    def token(self) -> str:
+        """Ray's, which its dashboard asks for."""
+        return self._environment["RAY_AUTH_TOKEN"]
 
     @property
     def applications(self) -> list[dict[str, Any]]:
@@ -199,10 +212,10 @@ class ServeCluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def complete(self, model: str, prompt: str, **arguments: Any) -> httpx.Response:
+    def complete(self, model: str, prompt: str, timeout_s: float = 120, **arguments: Any) -> httpx.Response:
         """POST /v1/completions, greedy unless said."""
         body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 32, **arguments}
-        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=120)
+        return httpx.post(f"{self.url}/v1/completions", json=body, timeout=timeout_s)
 
     def wait_until(self, is_true: Callable[[], bool], timeout_s: float, what: str) -> float:
         """Seconds until a condition holds; fails after timeout_s, or when the server has ended."""
@@ -231,12 +244,6 @@ class ServeCluster:
             self._output.close()
             shutil.rmtree(self.directory, ignore_errors=True)
         assert not left, f"left behind: {left}"
-
-    def _dashboard_url(self) -> str:
-        dashboard = re.compile(r"Ray's dashboard is at (http://[0-9.:]+)\. ")
-        self.wait_until(lambda: dashboard.search(self.output) is not None, 120, "the dashboard")
-        url: str = dashboard.findall(self.output)[-1]
-        return url
 
     def _started(self) -> list[psutil.Process]:
         """All that it has started: they are in one session, and shards have no parent there any more."""

@@ -3,11 +3,9 @@
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,8 @@ import pytest
 
 from serve_app.cli.main import main
 from tests.integration.demo.streams import start_streams, wait_for_ends
+from tests.integration.load import ANSWER, DATE, constant_requests
 from tests.integration.serve_cluster import DEMO_MODEL, ServeCluster, model_application
-
-DATE, ANSWER = "date jan 8 2038 =", "2038-01-08"
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine a process takes half a minute to start
 
@@ -257,41 +254,3 @@ def num_answering(cluster: ServeCluster) -> int:
     texts = [httpx.get(f"{cluster.url}/metrics", timeout=30).text for _ in range(8)]
     ready = re.compile(r'^rayshard_model_ready\{gateway="([^"]+)",model="demo"\} 1', re.MULTILINE)
     return len({name for text in texts for name in ready.findall(text)})
-
-
-class Failures:
-    """What went wrong in a run of requests, and how many have ended."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-        self.num_done = 0
-
-    def wait_for(self, num_done: int, timeout_s: float = 240) -> None:
-        deadline = time.monotonic() + timeout_s
-        while self.num_done < num_done:
-            assert time.monotonic() < deadline, f"{self.num_done} of {num_done} requests ended; {self.seen[:3]}"
-            time.sleep(0.05)
-
-
-@contextmanager
-def constant_requests(cluster: ServeCluster, model: str, num_threads: int = 4, **arguments: Any) -> Iterator[Failures]:
-    """Requests without pause while the block runs."""
-    failures = Failures()
-    stopped = threading.Event()
-
-    def work() -> None:
-        while not stopped.is_set():
-            answer = cluster.complete(model, DATE, **arguments)
-            if answer.status_code != 200 or ANSWER not in answer.text:
-                failures.seen.append(f"{answer.status_code} {answer.text[:300]}")
-            failures.num_done += 1
-
-    threads = [threading.Thread(target=work) for _ in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield failures
-    finally:
-        stopped.set()
-        for thread in threads:
-            thread.join()
