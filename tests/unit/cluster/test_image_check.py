@@ -54,7 +54,7 @@ def test_what_is_built_is_the_dockerfile_from_the_base(builder: str) -> None:
 
 def test_make_hands_its_variables_on() -> None:
     words = ["BASE=oci-archive:/b.tar", "TARGET=cuda", "IMAGE_ARGS=--volume /opt:/opt/host:ro"]
-    command = ["make", "-n", "image-check", "-o", ".venv/.installed", *words]
+    command = ["make", "--no-print-directory", "-n", "image-check", "-o", ".venv/.installed", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     expected = '-m cluster.image_check --base "oci-archive:/b.tar" --target cuda --volume /opt:/opt/host:ro'
     assert done.stdout.strip().endswith(expected)
