@@ -15,8 +15,8 @@ def literals_at(body_type: type[msgspec.Struct], location: str) -> list[str]:
     found = [_type_info(body_type)]
     for name, _index in _STEP.findall(location.removeprefix("$")):
         found = [part for one in found for part in (_fields(one, name) if name else _items(one))]
-    values = [value for one in found for part in _options(one) if isinstance(part, inspect.LiteralType)
-              for value in part.values]  # fmt: skip
+    literals = (part for one in found for part in _options(one) if isinstance(part, inspect.LiteralType))
+    values = (value for literal in literals for value in literal.values)
     shown = (value if isinstance(value, str) else msgspec.json.encode(value).decode() for value in values)
     return list(dict.fromkeys(shown))
 
