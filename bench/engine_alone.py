@@ -16,11 +16,14 @@ import torch
 
 from bench.generated import Generated, Throughput, WorkItem
 from bench.workload import read_workload
+from serve_app.config.environment import read_environment
 from serve_app.engine.attention.choice import DecodeSizes, attention_of
 from serve_app.engine.decode_graphs import capture_on
 from serve_app.engine.launched_step import LaunchedStep
 from serve_app.engine.loader import load_stage
 from serve_app.engine.model_runner import ModelRunner
+from serve_app.models.compiled.build import compiled_kernels
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.scheduling.scheduler import Scheduler
@@ -39,8 +42,9 @@ class EngineAlone:
         attention: str = "auto",
         *,
         has_graphs: bool = True,
+        kernels: CompiledKernels | None = None,
     ) -> None:
-        choice = attention_of(attention, stage, DecodeSizes.within(limits), device)
+        choice = attention_of(attention, stage, DecodeSizes.within(limits), device, kernels)
         capture = capture_on(device) if has_graphs else None
         self._runner = ModelRunner(stage, limits, LoneCommunicator(), device, choice.backend, capture)
         self._limits = limits
@@ -78,11 +82,15 @@ class EngineAlone:
         return answers
 
 
-def whole_model(source_dir: Path, dtype: str, device: torch.device) -> TransformersStage:
-    """A checkpoint as one stage."""
+def whole_model(
+    source_dir: Path, dtype: str, device: torch.device, kernels: CompiledKernels | None = None
+) -> TransformersStage:
+    """A checkpoint as one stage. kernels: compiled ones of steps on CPU."""
     num_layers = json.loads((source_dir / "config.json").read_bytes())["num_hidden_layers"]
     shard = ShardSpec(0, 1, 0, 1, 0, num_layers)
-    return load_stage(source_dir, dtype, shard, LoneCommunicator(), device, linear_kernel="auto").stage
+    return load_stage(
+        source_dir, dtype, shard, LoneCommunicator(), device, linear_kernel="auto", compiled=kernels
+    ).stage
 
 
 def _request(index: int, item: WorkItem, num_prompt_logprobs: int | None) -> GenerateRequest:
@@ -123,7 +131,10 @@ def main() -> None:
         block_size=options.block_size,
         num_blocks=options.cache_tokens // options.block_size,
     )
-    engine = EngineAlone(whole_model(options.model, "auto", device), limits, device)
+    environment = read_environment()
+    kernels = compiled_kernels(environment.compiled_dir, environment.cxx_compiler).kernels  # as a shard has them
+    stage = whole_model(options.model, "auto", device, kernels)
+    engine = EngineAlone(stage, limits, device, kernels=kernels)
     items = read_workload(options.workload)
     engine.run([WorkItem(0.0, items[0].prompt_token_ids, 2)])
     begin_cpu_s = time.process_time()

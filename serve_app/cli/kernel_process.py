@@ -19,7 +19,7 @@ def describe_kernels(models: Sequence[tuple[ModelConfig, str]]) -> list[str]:
     models: with the dtype of each.
     """
     asked = {
-        f"{dtype}:{'steps' if config.is_generative else 'batches'}:{_num_threads(config)}": None
+        f"{dtype}:{_use(config)}:{_num_threads(config)}:{_compile(config)}": None
         for config, dtype in models
         if config.device.type == "cpu" and config.architecture is None and config.engine.linear_kernel == "auto"
     }
@@ -39,6 +39,15 @@ def describe_kernels(models: Sequence[tuple[ModelConfig, str]]) -> list[str]:
     except (subprocess.SubprocessError, OSError) as error:
         return [f"linear layers: not known which kernel is the fastest here ({error})"]
     return ended.stdout.splitlines()
+
+
+def _use(config: ModelConfig) -> str:
+    return "steps" if config.is_generative else "batches"
+
+
+def _compile(config: ModelConfig) -> str:
+    """Steps have kernels of their own, batches have not."""
+    return config.engine.compile if config.is_generative else "off"
 
 
 def _num_threads(config: ModelConfig) -> int:

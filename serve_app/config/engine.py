@@ -123,7 +123,7 @@ class EngineConfig(ConfigModel):
     """Sequences that may wait for their turn; further requests are answered 429. [sequences]"""
     prefix_cache: bool = True
     """What is computed of a prompt's beginning is kept for the next prompt that begins so."""
-    linear_kernel: Literal["auto", "torch", "gemv", "onednn", "fbgemm"] = "auto"
+    linear_kernel: Literal["auto", "torch", "gemv", "onednn", "fbgemm", "compiled"] = "auto"
     """Products of weights that are not quantized, on cpu only; auto: the fastest on this CPU."""
     attention: Literal["auto", "reference", "padded", "triton", "varlen"] = "auto"
     """What attends when sequences decode; auto: the fastest that serves the model. See docs/engine.md."""
@@ -148,6 +148,12 @@ class EngineConfig(ConfigModel):
                 f"cuda_graphs={self.cuda_graphs} has no effect beside attention=reference, which attends each sequence "
                 "by itself; remove it, or set attention: auto"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_multiply_compiled(self) -> "EngineConfig":
+        if self.linear_kernel == "compiled" and self.compile == "off":
+            raise ValueError("linear_kernel=compiled cannot be had beside compile=off; remove one of them")
         return self
 
     def refuse_kv_cache_settings(self, owner: str) -> None:

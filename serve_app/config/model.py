@@ -36,6 +36,7 @@ Pooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean"]
 
 
 _SHARED = ("standby_shards", "autoscaling", "timeouts")  # of models in one process, beside device and engine
+_COMPILED_STEPS_ONLY = "engine.linear_kernel=compiled is for task=generate, not {}; remove it"
 _Integers = Literal["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 
 
@@ -314,6 +315,8 @@ class ModelSetConfig(ConfigModel):
         problem = _autoscaling_problem(self.autoscaling, "models that share a process")
         if problem := problem or standby_problem(self.standby_shards, ParallelConfig(), self.device):
             raise ValueError(problem)
+        if self.engine.linear_kernel == "compiled":
+            raise ValueError(_COMPILED_STEPS_ONLY.format("models that share a process"))
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"models: name={twice[0]!r} is given more than once; give each model its own name")
@@ -349,6 +352,8 @@ def _task_problem(config: ModelConfig) -> str | None:
         return f"parallel.tensor={config.parallel.tensor} cannot cut architecture={config.architecture}; use pipeline"
     elif "linear_kernel" in config.engine.model_fields_set:
         return f"engine.linear_kernel has no effect on architecture={config.architecture}; remove it"
+    if config.task != "generate" and config.engine.linear_kernel == "compiled":
+        return _COMPILED_STEPS_ONLY.format(f"task={config.task}")
     if config.task != "generate" and (problem := _autoscaling_problem(config.autoscaling, f"task={config.task}")):
         return problem
     if config.quantization is not None and config.task != "generate" and "head" in config.quantization.include:

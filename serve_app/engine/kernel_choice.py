@@ -18,8 +18,10 @@ from filelock import FileLock
 
 from serve_app.config.environment import read_environment
 from serve_app.errors import ConfigError
+from serve_app.models.compiled.build import compiled_kernels
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.cpu_identity import cpu_identity
-from serve_app.models.linear_kernels import KERNELS, why_no_kernel
+from serve_app.models.linear_kernels import KERNELS, make_product, why_no_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -55,22 +57,28 @@ class KernelChoice:
 
 
 def choose_kernel(
-    wanted: str, dtype: torch.dtype, device: torch.device, rows: Sequence[int], times_file: Path | None = None
+    wanted: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    rows: Sequence[int],
+    times_file: Path | None = None,
+    compiled: CompiledKernels | None = None,
 ) -> KernelChoice:
     """The kernel that a setting names, or the fastest at numbers of rows out of STEP_ROWS and BATCH_ROWS.
 
-    times_file: where times are kept; None: in this user's cache. Raises ConfigError where this CPU has no such kernel.
+    times_file: where times are kept; None: in this user's cache. compiled: kernels of steps, if there are any. Raises
+    ConfigError where this CPU has no such kernel.
     """
     if device.type != "cpu":
         return KernelChoice("torch", {})
     if wanted != AUTO:
-        reason = why_no_kernel(wanted, dtype)
+        reason = why_no_kernel(wanted, dtype, compiled)
         if reason is not None:
             raise ConfigError(
                 f"engine.linear_kernel={wanted} cannot be had: {reason}; use auto", field="engine.linear_kernel"
             )
         return KernelChoice(wanted, {})
-    times = kernel_times(dtype, times_file or read_environment().kernel_times_file)
+    times = kernel_times(dtype, times_file or read_environment().kernel_times_file, compiled)
     return KernelChoice(fastest(times, rows), times)
 
 
@@ -85,36 +93,38 @@ def fastest(times: Times, rows: Sequence[int]) -> str:
     return best if means["torch"] > _MIN_GAIN * means[best] else "torch"
 
 
-def kernel_times(dtype: torch.dtype, times_file: Path) -> Times:
+def kernel_times(dtype: torch.dtype, times_file: Path, compiled: CompiledKernels | None = None) -> Times:
     """As measured on this CPU with this process's threads: now, or earlier and kept in a file."""
-    key = _key(dtype)
+    key = _key(dtype, compiled)
     try:
         times_file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(times_file.with_suffix(".lock")):  # one process of a node at a time: they share its cores
             kept = _read(times_file)
             if key not in kept:
-                kept[key] = measure_kernels(dtype)
+                kept[key] = measure_kernels(dtype, compiled)
                 written = times_file.with_suffix(".new")
                 written.write_text(json.dumps(kept, indent=1))
                 written.replace(times_file)
             return kept[key]
     except OSError as error:
         logger.info("times of linear kernels are not kept: %s", error)
-        return measure_kernels(dtype)
+        return measure_kernels(dtype, compiled)
 
 
-def measure_kernels(dtype: torch.dtype) -> dict[str, list[float]]:
+def measure_kernels(dtype: torch.dtype, compiled: CompiledKernels | None = None) -> dict[str, list[float]]:
     """Milliseconds of each kernel that there is, at STEP_ROWS and BATCH_ROWS; weights [2048, 1024] from memory."""
     num_weights = max(1, _COLD_BYTES // (_NUM_OUTPUTS * _NUM_INPUTS * dtype.itemsize))
     weight = torch.linspace(-0.05, 0.05, _NUM_OUTPUTS * _NUM_INPUTS).view(_NUM_OUTPUTS, _NUM_INPUTS).to(dtype)
     return {
-        kernel: _times_of(kernel, weight, num_weights) for kernel in KERNELS if why_no_kernel(kernel, dtype) is None
+        kernel: _times_of(kernel, weight, num_weights, compiled)
+        for kernel in KERNELS
+        if why_no_kernel(kernel, dtype, compiled) is None
     }
 
 
 @torch.inference_mode()
-def _times_of(kernel: str, weight: torch.Tensor, num_weights: int) -> list[float]:
-    products = [KERNELS[kernel](weight.clone()) for _ in range(num_weights)]
+def _times_of(kernel: str, weight: torch.Tensor, num_weights: int, compiled: CompiledKernels | None) -> list[float]:
+    products = [make_product(kernel, weight.clone(), compiled) for _ in range(num_weights)]
     times = []
     for num_rows in STEP_ROWS + BATCH_ROWS:
         inputs = torch.linspace(-1, 1, num_rows * _NUM_INPUTS).view(num_rows, _NUM_INPUTS).to(weight.dtype)
@@ -129,11 +139,12 @@ def _times_of(kernel: str, weight: torch.Tensor, num_weights: int) -> list[float
     return times
 
 
-def _key(dtype: torch.dtype) -> str:
+def _key(dtype: torch.dtype, compiled: CompiledKernels | None) -> str:
     """Of what the times depend on."""
     cpu = cpu_identity()
     digest = hashlib.sha256(f"{cpu.instructions} {torch.backends.cpu.get_cpu_capability()}".encode()).hexdigest()[:12]
-    return f"{cpu.name} {digest}, torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}"
+    own = "" if compiled is None else f", kernels {compiled.digest}"
+    return f"{cpu.name} {digest}, torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype}{own}"
 
 
 def _read(times_file: Path) -> dict[str, dict[str, list[float]]]:
@@ -146,12 +157,15 @@ def _read(times_file: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def main() -> None:
-    """Print the kernel for each argument "DTYPE:steps:THREADS" or "DTYPE:batches:THREADS"."""
+    """Print the kernel for each argument "DTYPE:steps:THREADS:COMPILE" or "DTYPE:batches:THREADS:off"."""
+    environment = read_environment()
     for argument in sys.argv[1:]:
-        dtype, use, num_threads = argument.split(":")
+        dtype, use, num_threads, compile_steps = argument.split(":")
         torch.set_num_threads(int(num_threads))
         rows = {"steps": STEP_ROWS, "batches": BATCH_ROWS}[use]
-        choice = choose_kernel(AUTO, getattr(torch, dtype), torch.device("cpu"), rows)
+        own = None if compile_steps == "off" else compiled_kernels(environment.compiled_dir, environment.cxx_compiler)
+        kernels = None if own is None else own.kernels
+        choice = choose_kernel(AUTO, getattr(torch, dtype), torch.device("cpu"), rows, compiled=kernels)
         owners = {"steps": "generators", "batches": "encoders"}[use]
         print(f"linear layers of {owners} in {dtype}, threads={num_threads}: {choice}")
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.freed_memory import give_back_freed_memory
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.cut_stage import CutStage
 from serve_app.models.linear_kernels import keeps_weight, make_linears
 from serve_app.models.quantization import take_hooks
@@ -19,10 +20,11 @@ class LinearPacker:
     embedding is packed beside it.
     """
 
-    def __init__(self, stage: CutStage, kernel: str | None) -> None:
-        """kernel: None: all layers stay as they are."""
+    def __init__(self, stage: CutStage, kernel: str | None, compiled: CompiledKernels | None = None) -> None:
+        """kernel: None: all layers stay as they are. compiled: kernels of steps, if any."""
         self._model = stage.model
         self._kernel = kernel
+        self._compiled = compiled
         self._dtype: torch.dtype = next(stage.model.parameters()).dtype
         self._groups: dict[str, tuple[str, ...]] = {}  # by the name of each layer: those that read one tensor with it
         if kernel is not None:
@@ -72,7 +74,8 @@ class LinearPacker:
         weights: list[Tensor] = [one.weight.detach() for one in linears]
         biases: list[Tensor | None] = [one.bias for one in linears]
         embeddings = [one.weight for one in self._model.modules() if isinstance(one, nn.Embedding)]
-        for name, old, new in zip(names, linears, make_linears(weights, biases, self._kernel), strict=True):
+        packed = make_linears(weights, biases, self._kernel, self._compiled)
+        for name, old, new in zip(names, linears, packed, strict=True):
             if keeps_weight(self._kernel) and any(one is old.weight for one in embeddings):
                 new.num_bytes = 0  # they are the embedding's
             take_hooks(new, old)

@@ -63,9 +63,13 @@ def load_stage(
     spec = read_model_spec(source_dir)
     stage = TransformersStage(config, resolve_dtype(config, dtype), shard)
     stage.kv_heads = spec.heads
-    kernel = None if linear_kernel is None else choose_kernel(linear_kernel, stage.dtype, device, STEP_ROWS)
+    kernel = (
+        None
+        if linear_kernel is None
+        else choose_kernel(linear_kernel, stage.dtype, device, STEP_ROWS, compiled=compiled)
+    )
     quantizations = Quantizations(spec.quantization, quantization)
-    fill_stage(source_dir, stage, communicator, device, spec.tensors, quantizations, kernel)
+    fill_stage(source_dir, stage, communicator, device, spec.tensors, quantizations, kernel, compiled)
     if compiled is not None:
         stage.take_kernels(compiled)
     settle_memory(device)
@@ -82,6 +86,7 @@ def fill_stage(
     headers: Mapping[str, TensorHeader],
     quantizations: Quantizations | None = None,
     kernel: KernelChoice | None = None,
+    compiled: CompiledKernels | None = None,
 ) -> None:
     """Cut a stage to its rank's part, read its tensors, and pack them for a kernel. Raises ConfigError.
 
@@ -90,7 +95,7 @@ def fill_stage(
     quantizations = quantizations or Quantizations()
     refuse_float8(quantizations.checkpoint, quantizations.wanted, device)
     parts = cut_stage(stage, communicator)
-    packer = LinearPacker(stage, None if kernel is None else kernel.name)
+    packer = LinearPacker(stage, None if kernel is None else kernel.name, compiled)
     _fill_parameters(source_dir, stage, parts, headers, device, quantizations, packer)
 
 

@@ -6,12 +6,15 @@ torch takes for it may be ten times slower than another, by the CPU's instructio
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from serve_app.models.compiled.float_product import CompiledProduct
+from serve_app.models.compiled.library import CompiledKernels
+from serve_app.models.frozen_product import multiply_frozen
 from serve_app.models.packed_linear import JoinableLinear, Product, share_product
 
 _LARGEST_HALF = torch.finfo(torch.float16).max
@@ -48,22 +51,6 @@ class GemvProduct:
         return outputs.view(*inputs.shape[:-1], -1)
 
 
-class _FrozenProduct(torch.autograd.Function):
-    """A product by a kernel that autograd does not know, whose weight gets no gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, bias: Tensor | None, product: "OnednnProduct | FbgemmHalfProduct") -> Tensor:
-        """inputs [..., K] -> [..., N]."""
-        ctx.product = product
-        return product.multiply(inputs.detach(), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """gradients [..., N] of the outputs -> [..., K] of the inputs."""
-        (gradient,) = gradients
-        return gradient @ ctx.product.weight().to(gradient.dtype), None, None
-
-
 class OnednnProduct:
     """oneDNN, its weight laid out in the blocks that its kernels read."""
 
@@ -76,7 +63,7 @@ class OnednnProduct:
     def multiply(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """See Product."""
         if inputs.requires_grad:
-            return cast(Tensor, _FrozenProduct.apply(inputs, bias, self))  # type: ignore[no-untyped-call]
+            return multiply_frozen(self, inputs, bias)
         outputs: Tensor = self._multiply(inputs, self._packed, bias, "none", [], "")
         return outputs
 
@@ -104,7 +91,7 @@ class FbgemmHalfProduct:
     def multiply(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """See Product."""
         if inputs.requires_grad:
-            return cast(Tensor, _FrozenProduct.apply(inputs, bias, self))  # type: ignore[no-untyped-call]
+            return multiply_frozen(self, inputs, bias)
         outputs: Tensor = self._multiply(inputs.to(torch.float32), self._packed)
         if bias is not None:
             outputs += bias
@@ -116,17 +103,26 @@ class FbgemmHalfProduct:
         return unpacked
 
 
-KERNELS: Mapping[str, Callable[[Tensor], Product]] = {
+LIBRARY_KERNELS: Mapping[str, Callable[[Tensor], Product]] = {
     "torch": TorchProduct,
     "gemv": GemvProduct,
     "onednn": OnednnProduct,
     "fbgemm": FbgemmHalfProduct,
 }
-_KEEPING = (TorchProduct, GemvProduct)  # the weight as it is
+COMPILED = "compiled"  # our own
+KERNELS = (*LIBRARY_KERNELS, COMPILED)
+_KEEPING = ("torch", "gemv")  # the weight as it is
 
 
-def why_no_kernel(name: str, dtype: torch.dtype) -> str | None:
-    """Why this CPU, or this torch, has no such kernel for weights of a dtype; None: it has."""
+def why_no_kernel(name: str, dtype: torch.dtype, compiled: CompiledKernels | None = None) -> str | None:
+    """Why this CPU, or this torch, has no such kernel for weights of a dtype; None: it has.
+
+    compiled: those of steps, if there are any.
+    """
+    if name == COMPILED:
+        if compiled is None:
+            return "kernels of steps are not compiled here"
+        return None if compiled.serve(dtype) else "it multiplies numbers of float32 and bfloat16 only"
     if name == "fbgemm":
         if dtype == torch.float32:
             return "it keeps weights in float16, and would round those of float32"
@@ -151,15 +147,25 @@ class FloatLinear(JoinableLinear):
         self.weight = like.new_empty(0)  # some models ask for its dtype
 
 
-def make_linears(weights: Sequence[Tensor], biases: Sequence[Tensor | None], kernel: str) -> list[FloatLinear]:
+def make_product(name: str, weight: Tensor, compiled: CompiledKernels | None = None) -> Product:
+    """weight [N, K] on CPU -> its product by a kernel that there is for it, see why_no_kernel."""
+    if name != COMPILED:
+        return LIBRARY_KERNELS[name](weight)
+    assert compiled is not None, "there is such a kernel"
+    return CompiledProduct(weight, compiled)
+
+
+def make_linears(
+    weights: Sequence[Tensor], biases: Sequence[Tensor | None], kernel: str, compiled: CompiledKernels | None = None
+) -> list[FloatLinear]:
     """Layers that read one tensor, in one product of a kernel.
 
     weights: [N, K] each, of one dtype on CPU. A kernel that cannot hold their numbers is not taken, but nn.Linear's.
     """
     whole = weights[0] if len(weights) == 1 else torch.cat(list(weights))
-    if KERNELS[kernel] is FbgemmHalfProduct and whole.dtype != torch.float16 and _is_above_half(whole):
+    if kernel == "fbgemm" and whole.dtype != torch.float16 and _is_above_half(whole):
         kernel = "torch"
-    product = KERNELS[kernel](whole)
+    product = make_product(kernel, whole, compiled)
     linears = [FloatLinear(product, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
     if len(linears) > 1:
         share_product(product, linears)
@@ -168,7 +174,7 @@ def make_linears(weights: Sequence[Tensor], biases: Sequence[Tensor | None], ker
 
 def keeps_weight(kernel: str) -> bool:
     """Whether a kernel multiplies by the weight as it is, so that what is tied to it may keep it too."""
-    return KERNELS[kernel] in _KEEPING
+    return kernel in _KEEPING
 
 
 def _is_above_half(weight: Tensor) -> bool:

@@ -180,6 +180,8 @@ def dtype_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     """Why this model is not served in its own dtype, or not by the kernel that is asked for."""
     if served_dtype(spec, config) == "float32" and config.engine.linear_kernel == "fbgemm":
         return ["engine.linear_kernel=fbgemm keeps weights in float16, and would round those of float32; use onednn"]
+    if served_dtype(spec, config) == "float16" and config.engine.linear_kernel == "compiled":
+        return ["engine.linear_kernel=compiled multiplies float32 and bfloat16, not float16; use onednn or fbgemm"]
     if served_dtype(spec, config) in SERVED_DTYPES:
         return []
     return [f"dtype=auto means {spec.dtype} here, which is not served; set dtype: {' or '.join(SERVED_DTYPES)}"]

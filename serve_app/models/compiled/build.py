@@ -87,7 +87,8 @@ def _digest(compiler: str, openmp: Path) -> str:
     """Of all that the library follows from."""
     version = _run([compiler, "--version"])
     cpu = cpu_identity()
-    facts = (SOURCE.read_text(), version, " ".join(_FLAGS), str(openmp), cpu.name, cpu.instructions)
+    sources = (path.read_text() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))))
+    facts = (*sources, version, " ".join(_FLAGS), str(openmp), cpu.name, cpu.instructions)
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:20]
 
 

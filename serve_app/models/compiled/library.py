@@ -17,7 +17,7 @@ _ARGUMENTS = {
     "rotate": (_ADDRESS, _COUNT, _COUNT, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _THREADS),
     "attend": (*[_ADDRESS] * 8, _THREADS),
 }
-_INT8_ARGUMENTS = (_ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _THREADS)
+_PRODUCT_ARGUMENTS = (_ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _THREADS)
 
 
 class Int8Layer(ctypes.Structure):
@@ -26,6 +26,15 @@ class Int8Layer(ctypes.Structure):
     _fields_ = (
         *((name, _ADDRESS) for name in ("weights", "offsets", "scales", "bias")),
         *((name, _COUNT) for name in ("num_outputs", "num_quads")),
+    )
+
+
+class FloatLayer(ctypes.Structure):
+    """Addresses and sizes of a packed weight in float32 or bfloat16."""
+
+    _fields_ = (
+        *((name, _ADDRESS) for name in ("weights", "bias")),
+        *((name, _COUNT) for name in ("num_outputs", "num_units")),
     )
 
 
@@ -45,12 +54,16 @@ class CompiledKernels:
     def __init__(self, path: Path) -> None:
         """Raises OSError where it cannot be loaded."""
         library = ctypes.CDLL(str(path))
+        self.digest = path.stem
         self._norm, self._silu_product, self._rotate, self._attend = (
             {dtype: _function(library, f"{name}_{suffix}", arguments) for dtype, suffix in _NAMES.items()}
             for name, arguments in _ARGUMENTS.items()
         )
+        self._multiply = {
+            dtype: _function(library, f"multiply_{suffix}", _PRODUCT_ARGUMENTS) for dtype, suffix in _NAMES.items()
+        }
         self.has_int8 = hasattr(library, "multiply_int8")  # the CPU has AVX-512 VNNI
-        self._multiply_int8 = _function(library, "multiply_int8", _INT8_ARGUMENTS) if self.has_int8 else None
+        self._multiply_int8 = _function(library, "multiply_int8", _PRODUCT_ARGUMENTS) if self.has_int8 else None
 
     @staticmethod
     def serve(dtype: torch.dtype) -> bool:
@@ -107,16 +120,24 @@ class CompiledKernels:
         )
         return outputs
 
+    def multiply(self, layer: FloatLayer, rows: Tensor) -> Tensor:
+        """rows [..., K] of the layer's dtype -> [..., N]."""
+        return _multiplied(self._multiply[rows.dtype], layer, rows)
+
     def multiply_int8(self, layer: Int8Layer, rows: Tensor) -> Tensor:
         """rows [..., K] float32 -> [..., N], each row rounded to int8 by its largest number."""
         assert self._multiply_int8 is not None, "the CPU has the instructions"
-        rows, num_inputs = rows.contiguous(), rows.shape[-1]
-        outputs = rows.new_empty((*rows.shape[:-1], layer.num_outputs))
-        self._multiply_int8(
-            *(ctypes.addressof(layer), rows.data_ptr(), rows.numel() // num_inputs, num_inputs, outputs.data_ptr()),
-            torch.get_num_threads(),
-        )
-        return outputs
+        return _multiplied(self._multiply_int8, layer, rows)
+
+
+def _multiplied(function: _Function, layer: FloatLayer | Int8Layer, rows: Tensor) -> Tensor:
+    rows, num_inputs = rows.contiguous(), rows.shape[-1]
+    outputs = rows.new_empty((*rows.shape[:-1], layer.num_outputs))
+    function(
+        *(ctypes.addressof(layer), rows.data_ptr(), rows.numel() // num_inputs, num_inputs, outputs.data_ptr()),
+        torch.get_num_threads(),
+    )
+    return outputs
 
 
 def _function(library: ctypes.CDLL, name: str, arguments: tuple[type, ...]) -> _Function:

@@ -49,6 +49,21 @@ def test_processes_that_cannot_stand_by_are_refused(args: dict[str, Any], told: 
 
 
 @pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({"engine": {"compile": "off"}}, "linear_kernel=compiled cannot be had beside compile=off; remove one of them"),
+        ({"task": "embed"}, "engine.linear_kernel=compiled is for task=generate, not task=embed; remove it"),
+        ({"device": {"type": "cuda"}}, "linear_kernel=compiled is for device.type=cpu; remove it"),
+    ],
+)
+def test_compiled_products_are_of_generators_on_cpu(args: dict[str, Any], told: str) -> None:
+    engine = {"linear_kernel": "compiled", **args.get("engine", {})}
+    ModelConfig.model_validate({"name": "a", "source": "b", "engine": {"linear_kernel": "compiled"}})
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        ModelConfig.model_validate({"name": "a", "source": "b", **args, "engine": engine})
+
+
+@pytest.mark.parametrize(
     ("args", "is_by_prefix"),
     [
         ({}, True),

@@ -16,13 +16,14 @@ from serve_app.engine import gradient_step
 from serve_app.engine.batch_loader import load_batch_stage
 from serve_app.engine.plain_processes import PlainProcesses
 from serve_app.engine.tensors import to_data, to_tensor
-from serve_app.models.linear_kernels import KERNELS
+from serve_app.models.linear_kernels import COMPILED, KERNELS, make_product
 from serve_app.models.text_classifier import TextClassifier
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.planning.planner import plan_shards
 from serve_app.types.shards import BatchModelSettings, LoadQuantization, ShardSpec, WeightScheme
 from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.types.tensors import PATH_BASELINE, PATH_POSITION, PATH_TARGET
+from tests.compiled import kernels_or_skip
 from tests.encoder_checkpoints import ENCODERS, VOCAB_SIZE, make_encoder
 from tests.stage_group import CPU, StageGroup, lone_group, settings_of, stage_group, stages
 from tests.user_modules import BagOfWords
@@ -208,7 +209,7 @@ def test_what_gives_no_gradients_says_why(tmp_path: Path) -> None:
 def test_every_kernel_of_floating_point_weights_has_the_gradient_of_its_inputs(kernel: str) -> None:
     torch.manual_seed(2)
     weight, bias = torch.randn(5, 8), torch.randn(5)
-    product = KERNELS[kernel](weight)
+    product = make_product(kernel, weight, kernels_or_skip() if kernel == COMPILED else None)
     inputs = torch.randn(3, 8, requires_grad=True)
     outputs = product.multiply(inputs, bias)
     (outputs * torch.arange(5.0)).sum().backward()  # type: ignore[no-untyped-call]

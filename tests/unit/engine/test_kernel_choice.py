@@ -10,6 +10,7 @@ from serve_app.engine import kernel_choice
 from serve_app.engine.kernel_choice import BATCH_ROWS, STEP_ROWS, choose_kernel, fastest, kernel_times
 from serve_app.errors import ConfigError
 from serve_app.models.linear_kernels import KERNELS, why_no_kernel
+from tests.compiled import kernels_or_skip
 
 CPU = torch.device("cpu")
 
@@ -32,6 +33,18 @@ def test_the_fastest_at_the_numbers_of_rows_is_taken(
     times: dict[str, list[float]], rows: tuple[int, ...], expected: str
 ) -> None:
     assert fastest(times, rows) == expected
+
+
+def test_compiled_kernels_are_timed_beside_the_others_and_kept_for_themselves(tmp_path: Path) -> None:
+    compiled, times_file = kernels_or_skip(), tmp_path / "kernels.json"
+    without, times = (kernel_times(torch.float32, times_file, own) for own in (None, compiled))
+    assert set(times) == {*without, "compiled"}
+    assert len(json.loads(times_file.read_text())) == 2
+    assert choose_kernel("compiled", torch.bfloat16, CPU, STEP_ROWS, times_file, compiled).name == "compiled"
+    with pytest.raises(ConfigError, match="linear_kernel=compiled cannot be had: it multiplies numbers of float32"):
+        choose_kernel("compiled", torch.float16, CPU, STEP_ROWS, times_file, compiled)
+    with pytest.raises(ConfigError, match="linear_kernel=compiled cannot be had: kernels of steps are not compiled"):
+        choose_kernel("compiled", torch.float32, CPU, STEP_ROWS, times_file)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -12,6 +12,7 @@ from serve_app.models.linear_kernels import FloatLinear, keeps_weight, why_no_ke
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.types.shards import EngineLimits
 from tests.checkpoints import ARCHITECTURES, make_checkpoint
+from tests.compiled import kernels_or_skip
 from tests.plain_driver import WHOLE, greedy, run_in_process
 
 LIMITS = EngineLimits(max_num_seqs=4, max_num_batched_tokens=32, max_model_len=64, block_size=4, num_blocks=64)
@@ -21,11 +22,14 @@ HALF_KERNELS = [  # that this CPU has
     for kernel in ("gemv", "onednn", "fbgemm")
     for dtype in ("bfloat16", "float16")
     if why_no_kernel(kernel, getattr(torch, dtype)) is None
-]
+] + [("compiled", "bfloat16")]
 
 
 def load(directory: Path, kernel: str | None, dtype: str = "float32") -> LoadedStage:
-    return load_stage(directory, dtype, WHOLE, LoneCommunicator(), torch.device("cpu"), linear_kernel=kernel)
+    compiled = kernels_or_skip() if kernel == "compiled" else None
+    return load_stage(
+        directory, dtype, WHOLE, LoneCommunicator(), torch.device("cpu"), linear_kernel=kernel, compiled=compiled
+    )
 
 
 def answer(loaded: LoadedStage) -> tuple[Tensor, list[int]]:
@@ -36,7 +40,7 @@ def answer(loaded: LoadedStage) -> tuple[Tensor, list[int]]:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("kernel", ["torch", "onednn"])
+@pytest.mark.parametrize("kernel", ["torch", "onednn", "compiled"])
 def test_every_architecture_answers_as_with_nn_linear(tmp_path: Path, name: str, kernel: str) -> None:
     directory = make_checkpoint(name, tmp_path)
     packed = load(directory, kernel)
@@ -54,7 +58,7 @@ def test_half_precision_is_as_near_to_float32_as_with_nn_linear(tmp_path: Path, 
     assert (packed - exact).abs().max() <= 2 * (plain - exact).abs().max()
 
 
-@pytest.mark.parametrize("kernel", ["torch", "onednn"])
+@pytest.mark.parametrize("kernel", ["torch", "onednn", "compiled"])
 def test_a_tied_head_shares_the_embedding_where_the_kernel_lets_it(tmp_path: Path, kernel: str) -> None:
     directory = make_checkpoint("llama_tied", tmp_path)
     plain, packed = load(directory, None), load(directory, kernel)

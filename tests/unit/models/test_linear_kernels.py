@@ -5,12 +5,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from serve_app.models.linear_kernels import KERNELS, keeps_weight, make_linears, why_no_kernel
+from serve_app.models.compiled.library import CompiledKernels
+from serve_app.models.linear_kernels import COMPILED, LIBRARY_KERNELS, keeps_weight, make_linears, why_no_kernel
 from serve_app.models.packed_linear import multiply_joined
+from tests.compiled import kernels_or_skip
 
 SIZES = (64, 16, 24)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-PAIRS = [(name, dtype) for name in KERNELS for dtype in DTYPES if why_no_kernel(name, dtype) is None]
+PAIRS = [(name, dtype) for name in LIBRARY_KERNELS for dtype in DTYPES if why_no_kernel(name, dtype) is None]
+PAIRS += [(COMPILED, torch.float32), (COMPILED, torch.bfloat16)]
+
+
+def own_kernels(name: str) -> CompiledKernels | None:
+    """What a kernel needs beside its name; skips where it cannot be had."""
+    return kernels_or_skip() if name == COMPILED else None
 
 
 def layers(dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor | None]]:
@@ -34,8 +42,8 @@ def test_products_are_those_of_the_weights(name: str, dtype: torch.dtype, num_ro
     weights, biases = layers(dtype)
     inputs = torch.randn(1, num_rows, 96).to(dtype)
     for linears in (
-        make_linears(weights, biases, name),
-        [make_linears([w], [b], name)[0] for w, b in zip(weights, biases, strict=True)],
+        make_linears(weights, biases, name, own_kernels(name)),
+        [make_linears([w], [b], name, own_kernels(name))[0] for w, b in zip(weights, biases, strict=True)],
     ):
         for module, weight, bias in zip(linears, weights, biases, strict=True):
             outputs = module(inputs)
@@ -46,7 +54,7 @@ def test_products_are_those_of_the_weights(name: str, dtype: torch.dtype, num_ro
 @pytest.mark.parametrize(("name", "dtype"), PAIRS)
 def test_inputs_may_be_a_part_of_what_another_product_gave(name: str, dtype: torch.dtype) -> None:
     weights, biases = layers(dtype)
-    [module] = make_linears(weights[:1], biases[:1], name)
+    [module] = make_linears(weights[:1], biases[:1], name, own_kernels(name))
     wide = torch.randn(7, 3, 96).to(dtype)
     for inputs in (wide[:, 1], wide[:1, 1]):
         assert is_near(module(inputs), weights[0], biases[0], inputs)
@@ -55,7 +63,7 @@ def test_inputs_may_be_a_part_of_what_another_product_gave(name: str, dtype: tor
 @pytest.mark.parametrize(("name", "dtype"), PAIRS)
 def test_a_joined_product_is_that_of_its_layers_side_by_side(name: str, dtype: torch.dtype) -> None:
     weights, biases = layers(dtype)
-    linears = make_linears(weights, biases, name)
+    linears = make_linears(weights, biases, name, own_kernels(name))
     inputs = torch.randn(5, 96).to(dtype)
     joined = multiply_joined(linears, inputs)
     assert joined is not None
@@ -83,6 +91,8 @@ def test_a_layer_tells_what_its_weight_takes_and_its_dtype() -> None:
 
 
 def test_which_kernels_there_are() -> None:
-    assert [keeps_weight(name) for name in ("torch", "gemv", "onednn", "fbgemm")] == [True, True, False, False]
+    kept = [keeps_weight(name) for name in ("torch", "gemv", "onednn", "fbgemm", "compiled")]
+    assert kept == [True, True, False, False, False]
+    assert "not compiled here" in (why_no_kernel("compiled", torch.float32) or "")
     assert "float16" in (why_no_kernel("fbgemm", torch.float32) or "")
     assert {(name, torch.float32) for name in ("torch", "gemv", "onednn")} <= set(PAIRS)
