@@ -18,7 +18,8 @@ from serve_app.config.engine import ParallelConfig
 from serve_app.config.environment import read_environment
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.graph import GraphConfig
-from serve_app.config.model import ModelConfig, ModelSetConfig
+from serve_app.config.model import ModelConfig
+from serve_app.config.model_set import ModelSetConfig
 from serve_app.deployments.preprocessor import Preprocessor
 from serve_app.deployments.router import BatchRouter, Router
 from serve_app.gateway.deployment import Gateway

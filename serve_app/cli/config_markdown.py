@@ -11,7 +11,8 @@ from serve_app.cli.setting_facts import Setting, settings_of
 from serve_app.config.base import ConfigModel
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.graph import GraphConfig
-from serve_app.config.model import ModelConfig, ModelSetConfig
+from serve_app.config.model import ModelConfig
+from serve_app.config.model_set import ModelSetConfig
 from serve_app.config.variables import VARIABLES
 from serve_app.gateway import key_file
 from serve_app.planning import cluster, device_profiles, serve_file

@@ -50,3 +50,10 @@ class AutoscalingConfig(ConfigModel):
     def num_first_replicas(self) -> int:
         """Copies that a deploy begins with: one at least, which shows that the model can be served."""
         return max(1, self.min_replicas)
+
+
+def kv_usage_problem(config: AutoscalingConfig | None, owner: str) -> str | None:
+    """Why a section is not for models that keep no KV cache, which `owner` names."""
+    if config is not None and "kv_usage" in config.model_fields_set:
+        return f"autoscaling.kv_usage={config.kv_usage:g} has no effect on {owner}: no KV cache is kept; remove it"
+    return None

@@ -156,6 +156,12 @@ class EngineConfig(ConfigModel):
             raise ValueError("linear_kernel=compiled cannot be had beside compile=off; remove one of them")
         return self
 
+    def product_problem(self, owner: str) -> str | None:
+        """Why `owner`, which does not generate, cannot have its products computed as they are asked for."""
+        if self.linear_kernel == "compiled":
+            return f"engine.linear_kernel=compiled is for task=generate, not {owner}; remove it"
+        return None
+
     def refuse_kv_cache_settings(self, owner: str) -> None:
         """Raises ValueError where a setting of the KV cache is given; `owner` keeps none."""
         given = [name for name in _KV_CACHE_SETTINGS if name in self.model_fields_set]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from serve_app.config.base import ConfigModel
-from serve_app.config.model import Step
+from serve_app.config.steps import Step
 
 INPUT_NAMES = ("text", "texts")  # what steps call that which the client sends
 

@@ -1,4 +1,4 @@
-"""The settings of one model, or of several small ones."""
+"""The settings of one model."""
 
 import re
 from typing import Annotated, Literal
@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from serve_app.config.autoscaling import AutoscalingConfig
+from serve_app.config.autoscaling import AutoscalingConfig, kv_usage_problem
 from serve_app.config.base import ConfigModel, Switch, parse_switch
 from serve_app.config.compression import QualityConfig, QuantizationConfig
 from serve_app.config.engine import (
@@ -28,43 +28,14 @@ from serve_app.config.engine import (
     placement_problem,
     standby_problem,
 )
+from serve_app.config.steps import Step
 from serve_app.config.weights import WeightsFiles
 from serve_app.types.models import RemoteWeights
 
 Task = Literal["generate", "embed", "classify", "score", "predict"]
 Pooling = Literal["mean", "cls", "last", "max", "mean_sqrt_len", "weightedmean"]
-
-
-_SHARED = ("standby_shards", "autoscaling", "timeouts")  # of models in one process, beside device and engine
-_COMPILED_STEPS_ONLY = "engine.linear_kernel=compiled is for task=generate, not {}; remove it"
 _Integers = Literal["bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
-
-
 TensorDtype = Literal[_Integers, "float16", "bfloat16", "float32", "float64"]
-
-
-def _parse_step(value: object) -> object:
-    """A step as `name`, or as `name: {argument: value}`."""
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, dict) and len(value) == 1 and "name" not in value:
-        ((name, arguments),) = value.items()
-        return {"name": name, "arguments": {} if arguments is None else arguments}
-    return value
-
-
-class StepConfig(ConfigModel):
-    """One step before or after a model: one of ours, or `package.module:Class` with its constructor's arguments."""
-
-    name: str = Field(min_length=1)
-    """One of docs/models.md, or package.module:Class."""
-    arguments: dict[str, JsonValue] = {}
-    """Of the step; written as `- name: {argument: value}`."""
-
-
-Step = Annotated[StepConfig, BeforeValidator(_parse_step)]
-
-
 ToolParser = Annotated[
     Literal["auto", "off", "hermes", "qwen3_coder", "llama3_json", "mistral", "json"], BeforeValidator(parse_switch)
 ]
@@ -279,62 +250,6 @@ class ModelConfig(ConfigModel):
         return self.engine.kv_cache_bytes
 
 
-class ModelSetConfig(ConfigModel):
-    """`args` of an application that holds several small models in one shard process."""
-
-    models: list[ModelConfig] = Field(min_length=1, max_length=256)
-    """The models, each as above without what they share."""
-    device: DeviceConfig = DeviceConfig()
-    """What the shard process runs on."""
-    standby_shards: StandbyShards = 0
-    """Processes that wait for the loss of the shard process; on cpu only. [processes]"""
-    autoscaling: AutoscalingConfig | None = None
-    """How many copies there are, and when; null: as Serve's own settings of the Router say."""
-    engine: EngineConfig = EngineConfig()
-    """Batching, for all models together."""
-    timeouts: TimeoutConfig = TimeoutConfig()
-    """How long Router and shard process wait for one another."""
-
-    @field_validator("engine")
-    @classmethod
-    def _sizes_no_cache(cls, value: EngineConfig) -> EngineConfig:
-        value.refuse_kv_cache_settings("models that share a process")
-        return value
-
-    @model_validator(mode="after")
-    def _can_share_a_process(self) -> "ModelSetConfig":
-        for model in self.models:
-            if model.is_generative:
-                raise ValueError(f"models: {model.name} has task=generate; give it an application of its own")
-            own = sorted(model.model_fields_set & {"parallel", "device", "engine", *_SHARED})
-            if own:
-                raise ValueError(f"models: {model.name} sets {own[0]}, which all models share; set it beside `models`")
-        if "linear_kernel" in self.engine.model_fields_set and all(model.architecture for model in self.models):
-            raise ValueError("engine.linear_kernel has no effect where each model has an architecture; remove it")
-        names = [model.name for model in self.models]
-        problem = _autoscaling_problem(self.autoscaling, "models that share a process")
-        if problem := problem or standby_problem(self.standby_shards, ParallelConfig(), self.device):
-            raise ValueError(problem)
-        if self.engine.linear_kernel == "compiled":
-            raise ValueError(_COMPILED_STEPS_ONLY.format("models that share a process"))
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"models: name={twice[0]!r} is given more than once; give each model its own name")
-        return self
-
-    @property
-    def shared_models(self) -> list[ModelConfig]:
-        """The models with what they share."""
-        shared = {
-            "device": self.device,
-            "engine": self.engine,
-            "standby_shards": self.standby_shards,
-            "autoscaling": self.autoscaling,
-            "timeouts": self.timeouts,
-        }
-        return [model.model_copy(update=shared) for model in self.models]
-
-
 def _task_problem(config: ModelConfig) -> str | None:
     """Why settings of a model do not go together."""
     if config.task != "generate" and isinstance(config.parallel, AutoParallelConfig):
@@ -352,9 +267,7 @@ def _task_problem(config: ModelConfig) -> str | None:
         return f"parallel.tensor={config.parallel.tensor} cannot cut architecture={config.architecture}; use pipeline"
     elif "linear_kernel" in config.engine.model_fields_set:
         return f"engine.linear_kernel has no effect on architecture={config.architecture}; remove it"
-    if config.task != "generate" and config.engine.linear_kernel == "compiled":
-        return _COMPILED_STEPS_ONLY.format(f"task={config.task}")
-    if config.task != "generate" and (problem := _autoscaling_problem(config.autoscaling, f"task={config.task}")):
+    if config.task != "generate" and (problem := kv_usage_problem(config.autoscaling, f"task={config.task}")):
         return problem
     if config.quantization is not None and config.task != "generate" and "head" in config.quantization.include:
         return f"quantization.include=[head] has no effect on task={config.task}; remove head"
@@ -376,11 +289,4 @@ def _task_problem(config: ModelConfig) -> str | None:
         return f"postprocessing has no effect on task={config.task}; remove it"
     if config.postprocessing and config.is_multi_label is not None:
         return "is_multi_label has no effect beside postprocessing; remove it, and use the step sigmoid or softmax"
-    return None
-
-
-def _autoscaling_problem(config: AutoscalingConfig | None, owner: str) -> str | None:
-    """Why a section is not for models that keep no KV cache."""
-    if config is not None and "kv_usage" in config.model_fields_set:
-        return f"autoscaling.kv_usage={config.kv_usage:g} has no effect on {owner}: no KV cache is kept; remove it"
     return None

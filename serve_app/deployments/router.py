@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config.environment import read_environment
-from serve_app.config.model import ModelConfig, ModelSetConfig
+from serve_app.config.model import ModelConfig
+from serve_app.config.model_set import ModelSetConfig
 from serve_app.deployments.batch_calls import BatchCalls
 from serve_app.deployments.copy_work import CopyWork, GroupMaker
 from serve_app.deployments.generator_calls import GeneratorCalls

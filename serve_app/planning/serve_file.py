@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from serve_app.config.base import ConfigModel
 from serve_app.config.gateway import GatewayConfig
 from serve_app.config.graph import GraphConfig
-from serve_app.config.model import ModelConfig, ModelSetConfig
+from serve_app.config.model import ModelConfig
+from serve_app.config.model_set import ModelSetConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.serve_options import (
     GATEWAY_IMPORT_PATH,

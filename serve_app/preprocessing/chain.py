@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from serve_app.config.model import ModelConfig, StepConfig
+from serve_app.config.model import ModelConfig
+from serve_app.config.steps import StepConfig
 from serve_app.errors import ConfigError, UnprocessableError
 from serve_app.preprocessing.answer_steps import LabelNames, Sigmoid, Softmax, Threshold, TopK
 from serve_app.preprocessing.chat_template import ChatTemplateRenderer

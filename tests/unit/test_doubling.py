@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.config.model import StepConfig
+from serve_app.config.steps import StepConfig
 from serve_app.errors import RequestError
 from serve_app.gateway.bodies.convert import parse_body
 from serve_app.gateway.bodies.json_body import parse_json_object

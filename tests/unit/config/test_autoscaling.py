@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from serve_app.config.autoscaling import AutoscalingConfig
-from serve_app.config.model import ModelConfig, ModelSetConfig
+from serve_app.config.model import ModelConfig
+from serve_app.config.model_set import ModelSetConfig
 
 EMBEDDER: dict[str, Any] = {"name": "a", "source": "b", "task": "embed"}
 
@@ -49,10 +50,3 @@ def test_a_kv_target_is_for_models_that_keep_a_kv_cache() -> None:
     told = "autoscaling.kv_usage=0.5 has no effect on models that share a process"
     with pytest.raises(ValidationError, match=re.escape(told)):
         ModelSetConfig.model_validate({"models": [EMBEDDER], "autoscaling": section})
-
-
-def test_models_that_share_a_process_are_scaled_together() -> None:
-    shared = ModelSetConfig.model_validate({"models": [EMBEDDER], "autoscaling": {"max_replicas": 2}})
-    assert [model.autoscaling for model in shared.shared_models] == [AutoscalingConfig(max_replicas=2)]
-    with pytest.raises(ValidationError, match="a sets autoscaling, which all models share"):
-        ModelSetConfig.model_validate({"models": [{**EMBEDDER, "autoscaling": {"max_replicas": 2}}]})

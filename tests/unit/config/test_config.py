@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from serve_app.config.engine import DEFAULT_CPU_KV_CACHE_BYTES
 from serve_app.config.environment import read_environment
-from serve_app.config.model import ModelConfig, ModelSetConfig
+from serve_app.config.model import ModelConfig
+from serve_app.config.model_set import ModelSetConfig
 
 
 def test_defaults_suit_a_laptop() -> None:
@@ -89,14 +90,6 @@ def test_requests_go_by_prefix_where_there_is_a_prefix_cache(args: dict[str, Any
 def test_a_routing_that_cannot_be_is_refused(args: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(told)):
         ModelConfig.model_validate({"name": "a", "source": "b", **args})
-
-
-def test_models_that_share_a_process_share_what_stands_by() -> None:
-    one = {"name": "a", "source": "b", "task": "embed"}
-    shared = ModelSetConfig.model_validate({"models": [one], "standby_shards": 1})
-    assert [model.standby_shards for model in shared.shared_models] == [1]
-    with pytest.raises(ValidationError, match="a sets standby_shards, which all models share"):
-        ModelSetConfig.model_validate({"models": [{**one, "standby_shards": 1}]})
 
 
 @pytest.mark.parametrize(
