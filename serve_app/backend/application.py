@@ -5,8 +5,9 @@ import re
 import time
 from dataclasses import dataclass, field
 
+from serve_app.backend.known_replicas import FRESH_S
 from serve_app.backend.protocol import Newcomer
-from serve_app.backend.replica_calls import FRESH_S, ReplicaCalls
+from serve_app.backend.replica_calls import ReplicaCalls
 from serve_app.types.models import CopyState, ModelDescription
 
 ROUTER_NAME = "Router"

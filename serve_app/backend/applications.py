@@ -16,8 +16,9 @@ from serve_app.backend.application import (
     why_ill,
 )
 from serve_app.backend.control import Control, RunningApplication
+from serve_app.backend.known_replicas import FRESH_S
 from serve_app.backend.protocol import HealthReport
-from serve_app.backend.replica_calls import FRESH_S, ReplicaCalls
+from serve_app.backend.replica_calls import ReplicaCalls
 from serve_app.errors import UnavailableError
 from serve_app.types.links import LinkAddress
 from serve_app.types.models import CopyState, ModelDescription

@@ -5,13 +5,12 @@ goes to another.
 """
 
 import asyncio
-import itertools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 
 from serve_app.backend.copy_choice import Choice, CopyChooser
+from serve_app.backend.known_replicas import KnownReplicas, Replica
+from serve_app.backend.open_calls import OpenCall, OpenCalls
 from serve_app.backend.prompt_marks import RoutedPrompt
 from serve_app.backend.token_stream import TokenStream
 from serve_app.errors import QueueFullError, RayshardError, UnavailableError, error_of_kind
@@ -25,12 +24,8 @@ from serve_app.wire.messages import (
     ErrorMessage,
     RegisterMessage,
     Reply,
-    TokenBatch,
-    unpack_batch,
 )
 
-FRESH_S = 3.0  # a replica that has said nothing for that long is not given new calls
-LOST_S = 5.0  # and after that long its calls are taken from it
 _LAST_WORDS_MS = 1000  # that what it is told then has to leave this process
 _MAX_ATTEMPTS = 3
 _WAKE_S = 1800.0  # how long calls wait for the start of a copy where none is kept; their own time may be less
@@ -38,86 +33,8 @@ _WAKE_S = 1800.0  # how long calls wait for the start of a copy where none is ke
 MakeCall = Callable[[int, LinkAddress], Call]  # of the call's number and the address that replies go to
 
 
-@dataclass(slots=True, eq=False)
-class _Replica:
-    replica_id: str
-    address: LinkAddress
-    told_s: float
-    state: str  # as in CopyState
-    version: ModelVersion | None
-    num_calls: int = 0
-    num_sequences: int = 0  # of those calls
-    most_sequences: int = 0  # of this process, since it last told its state: what it tells may count any of them
-    num_others: int = 0  # sequences of other processes, when it last told its state
-    num_blocks: int = 0  # of its KV cache
-    num_rebuilds: int = 0
-
-    @property
-    def load(self) -> float:
-        """See Copy: what other processes have there is known as it was half a second ago."""
-        return self.num_sequences + self.num_others
-
-    def take(self, state: CopyState) -> bool:
-        """Take over what it tells; whether it still has its KV cache."""
-        has_cache = state.state == self.state and state.counts.num_rebuilds == self.num_rebuilds
-        self.state, self.num_rebuilds = state.state, state.counts.num_rebuilds
-        self.num_blocks = state.num_blocks
-        self.num_others = max(0, state.num_running + state.num_waiting - self.most_sequences)
-        self.most_sequences = self.num_sequences
-        return has_cache or state.state == "draining"
-
-
-@dataclass(slots=True, eq=False)
-class _OpenCall:
-    replica: _Replica
-    reply: asyncio.Future[Reply | None]  # None: its stream has all that is wanted
-    stream: TokenStream | None
-
-
 class ReplicaLostError(Exception):
     """The replica that had the call is gone."""
-
-
-@dataclass(slots=True)
-class OpenCalls:
-    """All calls of this process that wait for an answer, by their numbers; none is given twice."""
-
-    _calls: dict[int, _OpenCall] = field(default_factory=dict)
-    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
-
-    def add(self, call: _OpenCall) -> int:
-        """Give a call its number."""
-        number = next(self._numbers)
-        self._calls[number] = call
-        return number
-
-    def remove(self, number: int) -> None:
-        """The call has ended: what still comes for it is dropped."""
-        del self._calls[number]
-
-    def of(self, replica: _Replica) -> dict[int, _OpenCall]:
-        """Those that a replica has."""
-        return {number: call for number, call in self._calls.items() if call.replica is replica}
-
-    def take_reply(self, reply: Reply) -> None:
-        """Hand a reply to the call that waits for it."""
-        call = self._calls.get(reply.stream)
-        if call is not None and not call.reply.done():
-            call.reply.set_result(reply)
-
-    def take_tokens(self, batch: TokenBatch) -> None:
-        """Hand tokens to their streams. What one stream makes of them ends that stream only."""
-        for number, chunk in unpack_batch(batch):
-            call = self._calls.get(number)
-            if call is None or call.stream is None or call.reply.done():
-                continue
-            try:
-                is_more_wanted = call.stream.feed(chunk)
-            except Exception as error:  # told by the task that waits for the reply
-                call.reply.set_exception(error)
-            else:
-                if not is_more_wanted:
-                    call.reply.set_result(None)
 
 
 class ReplicaCalls:
@@ -127,7 +44,8 @@ class ReplicaCalls:
         self._senders = senders
         self._own_address = own_address
         self._open = open_calls
-        self._replicas: dict[str, _Replica] = {}
+        self._known = KnownReplicas()
+        self._replicas = self._known.by_id
         self._changed = asyncio.Event()
         self._is_asleep = False
         self.num_calls = 0  # under way, waiting ones included
@@ -138,7 +56,7 @@ class ReplicaCalls:
     @property
     def num_ready(self) -> int:
         """Replicas that take calls now."""
-        return len(self._ready())
+        return len(self._known.ready())
 
     @property
     def is_asleep(self) -> bool:
@@ -155,26 +73,18 @@ class ReplicaCalls:
         if state.state == "gone":
             self._drop(state.replica_id)
             return
-        known = self._replicas.get(state.replica_id)
-        if known is None or known.address.server_key != address.server_key:
+        if not self._known.see(address, state, version):
             self.chooser.forget(state.replica_id)
-            known = self._replicas[state.replica_id] = _Replica(state.replica_id, address, 0.0, "", None)
-        known.address, known.told_s, known.version = address, time.monotonic(), version
-        if not known.take(state):
-            self.chooser.forget(known.replica_id)
-        if known.state == "ready":
+        if state.state == "ready":
             self._is_asleep = False
             self._changed.set()
 
     def sweep(self, late_s: float = 0.0) -> None:
         """Give up replicas that have fallen silent. late_s: how long this process itself has stood still."""
-        now_s = time.monotonic()
-        for replica in list(self._replicas.values()):
-            replica.told_s = min(replica.told_s + late_s, now_s)
-            if now_s - replica.told_s > LOST_S:
-                for number in self._open.of(replica):  # it may only stand still, and would go on with them for nobody
-                    self._cancel(replica, number)
-                self._drop(replica.replica_id, linger_ms=_LAST_WORDS_MS)
+        for replica in self._known.take_silent(late_s):
+            for number in self._open.of(replica):  # it may only stand still, and would go on with them for nobody
+                self._cancel(replica, number)
+            self._drop(replica.replica_id, linger_ms=_LAST_WORDS_MS)
 
     @property
     def heard(self) -> frozenset[str]:
@@ -228,7 +138,7 @@ class ReplicaCalls:
         A stream that goes on does so with a copy of the same version only. Raises UnavailableError when there is none
         any more.
         """
-        fit = self._fit(stream) or await self._wait_for_some(wait_s, stream)
+        fit = self._known.fit(stream) or await self._wait_for_some(wait_s, stream)
         replica, choice = self._choose(fit, prompt)
         num_sequences = 1
         if stream is not None:
@@ -245,13 +155,13 @@ class ReplicaCalls:
 
     async def _call_on(
         self,
-        replica: _Replica,
+        replica: Replica,
         make: MakeCall,
         stream: TokenStream | None,
         num_sequences: int,
         when_sent: Callable[[], None] = lambda: None,
     ) -> Reply | None:
-        call = _OpenCall(replica, asyncio.get_running_loop().create_future(), stream)
+        call = OpenCall(replica, asyncio.get_running_loop().create_future(), stream)
         number = self._open.add(call)
         replica.num_calls += 1
         replica.num_sequences += num_sequences
@@ -276,44 +186,27 @@ class ReplicaCalls:
 
     async def call_each(self, make: MakeCall, limit_s: float) -> list[Reply]:
         """What each replica replies that has told its state of late; who is lost, fails or takes longer is left out."""
-        oldest_s = time.monotonic() - FRESH_S
-        heard = [replica for replica in self._replicas.values() if replica.told_s > oldest_s]
-        replies = await asyncio.gather(*(self._ask(replica, make, limit_s) for replica in heard))
+        replies = await asyncio.gather(*(self._ask(replica, make, limit_s) for replica in self._known.fresh()))
         return [reply for reply in replies if reply is not None]
 
-    async def _ask(self, replica: _Replica, make: MakeCall, limit_s: float) -> Reply | None:
+    async def _ask(self, replica: Replica, make: MakeCall, limit_s: float) -> Reply | None:
         with suppress(ReplicaLostError, TimeoutError, RayshardError):
             async with asyncio.timeout(limit_s):
                 return await self._call_on(replica, make, None, num_sequences=1)
         return None
 
-    def _ready(self, state: str = "ready") -> list[_Replica]:
-        oldest_s = time.monotonic() - FRESH_S
-        return [replica for replica in self._replicas.values() if replica.state == state and replica.told_s > oldest_s]
-
-    def _fit(self, stream: TokenStream | None) -> list[_Replica]:
-        """Those that a call may go to now; none that is silent."""
-        fit = [one for one in self._ready() if stream is None or stream.can_go_on_with(one.version)]
-        if not fit and stream is not None and stream.has_begun:  # copies that leave are the last of their version
-            fit = [one for one in self._ready("draining") if stream.can_go_on_with(one.version)]
-        return fit
-
-    def _choose(self, fit: list[_Replica], prompt: RoutedPrompt | None) -> tuple[_Replica, Choice | None]:
+    def _choose(self, fit: list[Replica], prompt: RoutedPrompt | None) -> tuple[Replica, Choice | None]:
         if prompt is None or len(self._replicas) == 1:  # what a lone one holds need not be known
             return min(fit, key=lambda replica: replica.num_calls), None
         return self.chooser.choose(fit, prompt)
 
-    def _is_replaced(self, stream: TokenStream) -> bool:
-        """Whether no copy lives that could go on with the stream, but another model of its name runs."""
-        return bool(self._ready()) and not any(stream.can_go_on_with(one.version) for one in self._replicas.values())
-
-    async def _wait_for_some(self, wait_s: float | None, stream: TokenStream | None) -> list[_Replica]:
+    async def _wait_for_some(self, wait_s: float | None, stream: TokenStream | None) -> list[Replica]:
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         try:
             async with asyncio.timeout(wait_s) as limit:
-                while not (fit := self._fit(stream)):
-                    if stream is not None and self._is_replaced(stream):
+                while not (fit := self._known.fit(stream)):
+                    if stream is not None and self._known.is_replaced(stream):
                         raise UnavailableError(
                             "the model was changed while the request ran, and the copy that ran it has died: the "
                             "changed one cannot go on with its answer; ask again",
@@ -329,7 +222,7 @@ class ReplicaCalls:
                 f"no copy of the model was ready within {wait_s:g} s; try again", retry_after_s=1.0
             ) from error
 
-    def _cancel(self, replica: _Replica, number: int) -> None:
+    def _cancel(self, replica: Replica, number: int) -> None:
         self._senders.send(replica.address, CancelMessage(PROTOCOL_VERSION, 0, number, self._own_address()))
 
     def _drop(self, replica_id: str, linger_ms: int = 0) -> None:

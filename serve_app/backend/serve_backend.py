@@ -12,9 +12,10 @@ from serve_app.backend.applications import Applications
 from serve_app.backend.call_spans import generating, part_of
 from serve_app.backend.control import Control
 from serve_app.backend.failover import generate_on
+from serve_app.backend.open_calls import OpenCalls
 from serve_app.backend.prompt_marks import RoutedPrompt
 from serve_app.backend.protocol import HealthReport, TakeChunk
-from serve_app.backend.replica_calls import MakeCall, OpenCalls, ReplicaCalls
+from serve_app.backend.replica_calls import MakeCall, ReplicaCalls
 from serve_app.backend.time_left import TimeLeft
 from serve_app.backend.token_stream import TokenStream
 from serve_app.config.failover import FailoverConfig

@@ -76,7 +76,7 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
     ),
     "broad except": (  # where a process meets the outside: a client, foreign code, another process
         "serve_app/backend/applications.py",
-        "serve_app/backend/replica_calls.py",
+        "serve_app/backend/open_calls.py",
         "serve_app/backend/serve_backend.py",
         "serve_app/deployments/model_copy.py",
         "serve_app/deployments/replica_links.py",

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serve_app.backend import replica_calls
+from serve_app.backend import known_replicas
 from serve_app.backend.serve_backend import ServeBackend
 from serve_app.errors import ModelNotFoundError, QueueFullError, RayshardError, UnavailableError, UnprocessableError
 from serve_app.types.links import LinkAddress
@@ -114,8 +114,8 @@ async def test_a_cancelled_call_is_cancelled_at_the_replica(cluster: Cluster) ->
 async def test_calls_of_a_replica_that_falls_silent_go_to_another(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica_calls, "FRESH_S", 0.8)
-    monkeypatch.setattr(replica_calls, "LOST_S", 1.2)
+    monkeypatch.setattr(known_replicas, "FRESH_S", 0.8)
+    monkeypatch.setattr(known_replicas, "LOST_S", 1.2)
     silent = await cluster.add("a", can_answer=False)
     call = asyncio.create_task(cluster.infer("kept"))
     await until(lambda: silent.taken)

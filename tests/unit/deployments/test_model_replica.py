@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.backend import replica_calls
+from serve_app.backend import known_replicas
 from serve_app.backend.serve_backend import ServeBackend
 from serve_app.config.environment import read_environment
 from serve_app.config.failover import FailoverConfig
@@ -455,8 +455,8 @@ async def test_a_replica_that_shall_leave_lets_its_streams_end(served: tuple[Gen
 async def test_streams_go_on_with_another_copy_when_a_router_dies(
     generators: Callable[..., Generator], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica_calls, "FRESH_S", 0.8)
-    monkeypatch.setattr(replica_calls, "LOST_S", 1.2)
+    monkeypatch.setattr(known_replicas, "FRESH_S", 0.8)
+    monkeypatch.setattr(known_replicas, "LOST_S", 1.2)
     first, second = generators("a"), generators("b")
     await first.replica.start()
     control = FakeControl()
