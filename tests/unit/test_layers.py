@@ -38,7 +38,15 @@ LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in laye
 GATEWAY_LAYER_OF = {name: number for number, layer in enumerate(GATEWAY_LAYERS) for name in layer}
 STRANGERS = {("scheduling", "engine"), ("gateway", "deployments"), ("gateway", "graphs")}
 TORCH_PACKAGES = {"models", "parallel", "engine", "compress", "training"}
-TORCH_COMMANDS = ("serve_app/cli/compress_command.py", "serve_app/cli/train_command.py")
+TORCH_COMMANDS = (
+    "serve_app/cli/compress_command.py",
+    "serve_app/cli/compress_distill.py",
+    "serve_app/cli/compress_inspect.py",
+    "serve_app/cli/compress_measure.py",
+    "serve_app/cli/compress_prune.py",
+    "serve_app/cli/compress_quantize.py",
+    "serve_app/cli/train_command.py",
+)
 TORCH_MODULES = {"torch", "transformers", "torchao", "accelerate", "llmcompressor"}
 PICKLE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 MAX_ROOT_FILES = 7  # of serve_app; what is more than that belongs in a room
@@ -58,7 +66,8 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/training/ray_training.py",
     ),
     "late import": (  # torch of an actor, the engine of a shard's kind, commands that load torch or an extra
-        "serve_app/cli/compress_command.py",
+        "serve_app/cli/compress_distill.py",
+        "serve_app/cli/compress_quantize.py",
         "serve_app/cli/main.py",
         "serve_app/cli/train_command.py",
         "serve_app/deployments/shard.py",
