@@ -1,6 +1,7 @@
 """A cluster without Serve: replicas that are tasks of this process, over the real links, and what Serve would say."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -164,3 +165,22 @@ async def until(condition: Callable[[], Found]) -> Found:
 def states(backend: ServeBackend) -> Mapping[str, list[str]]:
     """The states of all copies, by model."""
     return {name: [copy.state for copy in copies] for name, copies in backend.health().models.items()}
+
+
+def add_replica(
+    control: FakeControl, made: dict[str, FakeReplica], application: str, model: str, created_s: int = 1
+) -> FakeReplica:
+    """An application of one replica that serves a model; `made` has it by the application's name."""
+    replica = made[application] = FakeReplica(application, application, model, created_s)
+    control.add(application, "Router", replica)
+    return replica
+
+
+async def looked(backend: ServeBackend, since_registered_s: float = 0.0) -> None:
+    """Let a backend look at Serve; it has registered with its replicas so many seconds ago."""
+    for application in backend._applications.all:
+        application.registered_s = time.monotonic() - since_registered_s
+    await backend._applications.discover()
+    for application in backend._applications.all:
+        if application.registering is not None:
+            await application.registering

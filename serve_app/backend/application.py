@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass, field
 
 from serve_app.backend.known_replicas import FRESH_S
-from serve_app.backend.protocol import Newcomer
 from serve_app.backend.replica_calls import ReplicaCalls
 from serve_app.types.models import CopyState, ModelDescription
 
@@ -118,7 +117,7 @@ class Application:
     def leaves(self, told_s: float, known: CopyState, state: CopyState) -> bool:
         """Whether a copy that was ready when it told that has just said that it leaves, and no other one is ready."""
         was_ready = known.state == "ready" and time.monotonic() - told_s < FRESH_S
-        return was_ready and state.state in ("draining", "gone") and not _has_ready(self.fresh_copies())
+        return was_ready and state.state in ("draining", "gone") and not has_ready(self.fresh_copies())
 
     def excuse(self, late_s: float) -> None:
         """Take so long a silence for nothing."""
@@ -131,39 +130,6 @@ class Application:
         return [state for told_s, state in self.copies.values() if now_s - told_s < FRESH_S]
 
 
-def why_ill(application: Application, fresh: list[CopyState]) -> str | None:
-    """Why an application cannot answer; None: it can."""
-    if _has_ready(fresh) or application.is_asleep or application.is_left:
-        return None
-    details = [f"{state.state} ({state.detail})" for state in fresh]
-    if details:
-        return ", ".join([*details, *([application.room] if application.room else [])])
-    return f"no copy answers; application is {application.status} {application.reason}".strip()
-
-
-def note(application: Application) -> str | None:
-    """What is to be told of an application without its being ill; None: nothing."""
-    if application.is_newcomer:
-        told = newcomer(application)
-        return f"{application.name}: {told.state}" + (f" ({told.detail})" if told.detail else "")
-    if application.is_asleep:
-        state = "asleep" if application.has_none else "waking"
-        return f"{', '.join(application.labels)}: {state}"
-    if application.status == "DEPLOY_FAILED" and _has_ready(application.fresh_copies()):
-        return f"{application.name}: its last deploy failed, copies that are ready go on ({application.reason})"
-    return (
-        f"{application.name}: {application.room}"
-        if application.room and _has_ready(application.fresh_copies())
-        else None
-    )
-
-
-def _has_ready(copies: list[CopyState]) -> bool:
+def has_ready(copies: list[CopyState]) -> bool:
+    """Whether any of them takes calls."""
     return any(copy.state == "ready" for copy in copies)
-
-
-def newcomer(application: Application) -> Newcomer:
-    """How it is told of before it has run."""
-    if application.room:
-        return Newcomer("waiting", application.room)
-    return Newcomer("failed" if application.status == "DEPLOY_FAILED" else "starting", application.reason)

@@ -6,22 +6,15 @@ import logging
 import time
 from collections.abc import Callable
 
-from serve_app.backend.application import (
-    GRAPH_NAME,
-    PREPROCESSOR_NAME,
-    ROUTER_NAME,
-    Application,
-    newcomer,
-    note,
-    why_ill,
-)
+from serve_app.backend.application import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME, Application
 from serve_app.backend.control import Control, RunningApplication
+from serve_app.backend.health import health_of
 from serve_app.backend.known_replicas import FRESH_S
 from serve_app.backend.protocol import HealthReport
 from serve_app.backend.replica_calls import ReplicaCalls
 from serve_app.errors import UnavailableError
 from serve_app.types.links import LinkAddress
-from serve_app.types.models import CopyState, ModelDescription
+from serve_app.types.models import ModelDescription
 from serve_app.wire.messages import StateMessage
 
 logger = logging.getLogger(__name__)
@@ -165,33 +158,7 @@ class Applications:
         """Healthy when every application that has run has a copy that says that it is ready."""
         if not self._is_discovered:
             return HealthReport(False, {}, "the models are still being looked for", is_discovering=True)
-        known = list(self._applications.values())
-        if not known:
-            return HealthReport(False, {}, "no model is deployed")
-        models: dict[str, list[CopyState]] = {}
-        num_resumes: dict[str, int] = {}
-        num_choices: dict[str, dict[str, int]] = {}
-        ill: list[str] = []
-        for application in known:
-            for label in application.labels:
-                if label in models:
-                    ill.append(
-                        f"{application.name}: its model name {label} is taken by another application; rename one"
-                    )
-                    continue
-                models[label] = application.fresh_copies()
-                num_resumes[label] = sum(calls.num_resumes for calls in application.calls.values())
-                if application.is_routed:
-                    num_choices[label] = application.calls[ROUTER_NAME].chooser.counts()
-                reason = why_ill(application, models[label])
-                if reason is not None:
-                    ill.append(f"{label}: {reason}")
-        asleep = [label for one in known if one.is_asleep for label in one.labels]
-        newcomers = {one.name: newcomer(one) for one in known if one.is_newcomer}
-        detail = "; ".join([*ill, *(told for one in known if (told := note(one)) is not None)])
-        is_discovering = any(not one.descriptions and one.status != "DEPLOY_FAILED" for one in known)
-        is_healthy = bool(models) and not ill
-        return HealthReport(is_healthy, models, detail, is_discovering, newcomers, asleep, num_resumes, num_choices)
+        return health_of(list(self._applications.values()))
 
     def _main_of(self, app: RunningApplication) -> str | None:
         """Its deployment that describes models; None: it has none, or none that counts here."""
