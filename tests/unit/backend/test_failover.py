@@ -9,17 +9,7 @@ from serve_app.backend.serve_backend import ServeBackend
 from serve_app.errors import UnavailableError
 from serve_app.types.models import ModelVersion
 from tests.fakes_serve import FakeControl, running_backend, states, until
-from tests.unit.deployments.test_model_replica import (
-    Generator,
-    begun,
-    expected,
-    generators,
-    request_of,
-    slow_down,
-    tokens_of,
-)
-
-__all__ = ["generators"]  # a fixture
+from tests.generator_replica import Generator, begun, expected, request_of, slow_down, tokens_of
 
 FIRST = ModelVersion(tokens="t", weights="w")
 TRAINED = ModelVersion(tokens="t", weights="x")

@@ -10,17 +10,7 @@ import pytest
 from serve_app.backend.serve_backend import ServeBackend
 from serve_app.types.generation import GenerateRequest, OutputChunk
 from tests.fakes_serve import FakeControl, running_backend, states, until
-from tests.unit.deployments.test_model_replica import (
-    Generator,
-    begun,
-    expected,
-    generators,
-    request_of,
-    slow_down,
-    tokens_of,
-)
-
-__all__ = ["generators"]  # a fixture
+from tests.generator_replica import Generator, begun, expected, request_of, slow_down, tokens_of
 
 
 class Cluster:

@@ -1,154 +1,20 @@
 """A replica of a generator without Serve or Ray: deaths, hangs, failed starts, draining, as a client sees them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from serve_app.backend import known_replicas
 from serve_app.backend.serve_backend import ServeBackend
-from serve_app.config.environment import read_environment
 from serve_app.config.failover import FailoverConfig
-from serve_app.config.model import ModelConfig
-from serve_app.deployments.generator_calls import GeneratorCalls
-from serve_app.deployments.model_replica import ModelReplica
-from serve_app.deployments.replica_links import ReplicaIdentity
-from serve_app.errors import (
-    ConfigError,
-    InternalError,
-    QueueFullError,
-    RayshardError,
-    ShardLostError,
-    TimeoutExceededError,
-    UnavailableError,
-)
-from serve_app.planning.generator_plan import plan_generator
-from serve_app.tracing.tracing import Tracing
-from serve_app.types.generation import GenerateRequest, OutputChunk, SamplingParams
-from serve_app.types.models import ModelDescription, ModelVersion
+from serve_app.errors import ConfigError, InternalError, ShardLostError, UnavailableError
 from serve_app.types.plans import MeasuredBytes
 from serve_app.types.steps import SequenceStart
-from serve_app.wire.links import LOOPBACK, Senders
-from tests.fakes_engine import TAKEN, FakeModel, run_alone
+from tests.fakes_engine import TAKEN, FakeModel
 from tests.fakes_group import FakeGroups
 from tests.fakes_serve import FakeControl, running_backend, states, until
-
-ROOT = Path(__file__).parents[3]
-DEMO = ROOT / "examples" / "demo_model" / "model"
-READY = {"demo": ["ready"]}
-TIMEOUTS = {"heartbeat_s": 0.6, "collective_s": 5.0, "rendezvous_s": 5.0, "load_s": 10.0}
-
-
-class Generator:
-    """One replica, its groups of shards, and the backend that calls it."""
-
-    def __init__(
-        self,
-        name: str,
-        groups: FakeGroups,
-        max_queued: int = 16,
-        pipeline: int = 2,
-        version: ModelVersion | None = None,
-        tracing: Tracing | None = None,
-    ) -> None:
-        config = ModelConfig.model_validate(
-            {
-                "name": "demo",
-                "source": str(DEMO),
-                "max_model_len": 64,
-                "parallel": {"pipeline": pipeline},
-                "engine": {"max_num_seqs": 4, "max_num_batched_tokens": 16, "block_size": 4, "max_queued": max_queued},
-                "timeouts": TIMEOUTS,
-            }
-        )
-        plan = plan_generator(config, ROOT, read_environment({})).refuse_problems()
-        senders = Senders(LOOPBACK)
-        self.groups = groups
-        self.calls = GeneratorCalls(plan, name, senders, tracing)
-        identity = ReplicaIdentity(name, "demo", "Router", LOOPBACK, version)
-        self.replica = ModelReplica(identity, self.calls.work, self.calls, groups, senders, retry_s=0.001)
-        self.links = self.replica.links
-
-    def describe(self) -> list[ModelDescription]:
-        """One model."""
-        return self.replica.describe()
-
-
-@pytest.fixture
-async def generators() -> AsyncIterator[Callable[..., Generator]]:
-    """Makes replicas, and ends them."""
-    made: list[Generator] = []
-
-    def make(name: str = "a", groups: FakeGroups | None = None, **settings: Any) -> Generator:
-        made.append(Generator(name, groups or FakeGroups(), **settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.replica.close_now()
-    await asyncio.sleep(0)
-
-
-@pytest.fixture
-async def served(generators: Callable[..., Generator]) -> AsyncIterator[tuple[Generator, ServeBackend]]:
-    """A replica that is ready, and a backend that knows it."""
-    generator = generators()
-    await generator.replica.start()
-    async with backend_of(generator) as backend:
-        yield generator, backend
-
-
-@asynccontextmanager
-async def backend_of(generator: Generator, failover: FailoverConfig | None = None) -> AsyncIterator[ServeBackend]:
-    """A backend that knows the replica."""
-    control = FakeControl()
-    control.add("demo", "Router", generator)
-    async with running_backend(control, failover) as backend:
-        await until(lambda: states(backend) == READY)
-        yield backend
-
-
-def request_of(seed: int = 1, max_tokens: int = 12, **changes: object) -> GenerateRequest:
-    params = SamplingParams(max_tokens=max_tokens, seed=seed, ignore_eos=True)
-    return GenerateRequest(f"r{seed}", [1, 2, 3], params, **changes)  # type: ignore[arg-type]
-
-
-async def tokens_of(backend: ServeBackend, request: GenerateRequest) -> list[int]:
-    token_ids: list[int] = []
-
-    def take(chunk: OutputChunk) -> bool:
-        token_ids.extend(chunk.token_ids)
-        return True
-
-    async with asyncio.timeout(15):
-        await backend.generate("demo", request, take)
-    return token_ids
-
-
-def expected(request: GenerateRequest, choice: int = 0) -> list[int]:
-    return run_alone(FakeModel(), request, choice, 64, frozenset()).token_ids
-
-
-async def begun(backend: ServeBackend, request: GenerateRequest) -> "asyncio.Task[list[int]]":
-    """A request whose first token has come."""
-    first = asyncio.Event()
-    token_ids: list[int] = []
-
-    def take(chunk: OutputChunk) -> bool:
-        token_ids.extend(chunk.token_ids)
-        first.set()
-        return True
-
-    async def run() -> list[int]:
-        await backend.generate("demo", request, take)
-        return token_ids
-
-    task = asyncio.create_task(run())
-    await asyncio.wait_for(first.wait(), 10)
-    return task
+from tests.generator_replica import Generator, backend_of, begun, expected, request_of, slow_down, tokens_of
 
 
 async def draws(generator: Generator, epoch: int) -> None:
@@ -171,18 +37,6 @@ async def die(generator: Generator) -> None:
     links._gateways.clear()
     generator.calls._calls.clear()
     await asyncio.sleep(0)
-
-
-def slow_down(generator: Generator, step_s: float = 0.02) -> None:
-    for shard in generator.groups.made[-1].shards:
-        shard.step_s = step_s
-
-
-async def test_requests_give_what_they_give_alone(served: tuple[Generator, ServeBackend]) -> None:
-    _generator, backend = served
-    requests = [request_of(seed) for seed in range(1, 9)]
-    answers = await asyncio.gather(*(tokens_of(backend, request) for request in requests))
-    assert answers == [expected(request) for request in requests]
 
 
 async def test_streams_go_on_when_a_shard_dies(served: tuple[Generator, ServeBackend]) -> None:
@@ -334,109 +188,6 @@ async def test_a_first_step_without_memory_is_told_as_such(generators: Callable[
 async def test_a_cache_that_holds_no_block_is_refused(generators: Callable[..., Generator]) -> None:
     with pytest.raises(ConfigError, match="holds no block"):
         await generators(groups=FakeGroups(num_blocks=0)).replica.start()
-
-
-async def test_a_request_that_is_given_up_frees_its_blocks(served: tuple[Generator, ServeBackend]) -> None:
-    generator, backend = served
-    slow_down(generator)
-    running = await begun(backend, request_of(1, 50))
-    assert generator.calls.work.load().num_running == 1
-    running.cancel()
-    await until(lambda: generator.calls.work.load().num_running == 0)
-    load = generator.calls.work.load()
-    assert load.num_free_blocks == load.num_blocks
-
-
-async def test_a_reader_that_has_enough_ends_the_request(served: tuple[Generator, ServeBackend]) -> None:
-    generator, backend = served
-    slow_down(generator)
-    taken: list[OutputChunk] = []
-
-    def take(chunk: OutputChunk) -> bool:
-        taken.append(chunk)
-        return len(taken) < 3
-
-    await backend.generate("demo", request_of(1, 50), take)
-    assert len(taken) == 3
-    await until(lambda: generator.calls.work.load().num_running == 0)
-
-
-async def test_what_a_reader_raises_ends_its_request_and_no_other(served: tuple[Generator, ServeBackend]) -> None:
-    generator, backend = served
-    slow_down(generator, 0.005)
-    other = asyncio.create_task(tokens_of(backend, request_of(2, 30)))
-
-    def take(_chunk: OutputChunk) -> bool:
-        raise ValueError("a broken reader")
-
-    with pytest.raises(ValueError, match="a broken reader"):
-        await backend.generate("demo", request_of(1, 50), take)
-    assert await other == expected(request_of(2, 30))
-
-
-async def test_a_full_queue_is_told_to_the_caller(generators: Callable[..., Generator]) -> None:
-    generator = generators(max_queued=1)
-    await generator.replica.start()
-    control = FakeControl()
-    control.add("demo", "Router", generator)
-    async with running_backend(control) as backend:
-        await until(lambda: states(backend).get("demo") == ["ready"])
-        slow_down(generator)
-        running = [asyncio.create_task(tokens_of(backend, request_of(seed, 40))) for seed in range(1, 12)]
-        ends = await asyncio.gather(*running, return_exceptions=True)
-    refused = [end for end in ends if isinstance(end, RayshardError)]
-    assert refused
-    assert all(isinstance(end, QueueFullError) for end in refused)
-    for seed, end in enumerate(ends, 1):
-        assert isinstance(end, QueueFullError) or end == expected(request_of(seed, 40))
-
-
-async def test_a_request_that_waits_too_long_for_its_turn_is_refused(served: tuple[Generator, ServeBackend]) -> None:
-    generator, backend = served
-    slow_down(generator)
-    running = [await begun(backend, request_of(seed, 50)) for seed in range(1, 5)]
-    with pytest.raises(QueueFullError, match=r"queue_timeout_s=0\.1"):
-        await tokens_of(backend, request_of(9, queue_timeout_s=0.1))
-    for task in running:
-        task.cancel()
-
-
-async def test_a_request_whose_time_passes_is_ended_on_the_shards_too(served: tuple[Generator, ServeBackend]) -> None:
-    generator, backend = served
-    slow_down(generator)
-    other = await begun(backend, request_of(2, 30))
-    with pytest.raises(TimeoutExceededError, match="time passed"):
-        await tokens_of(backend, request_of(1, 50, time_left_s=0.1))
-    load = generator.calls.work.load()
-    assert (load.num_running, load.num_waiting) == (1, 0)
-    assert await other == expected(request_of(2, 30))
-
-
-async def test_a_request_whose_time_passes_in_the_queue_never_runs(served: tuple[Generator, ServeBackend]) -> None:
-    generator, backend = served
-    slow_down(generator)
-    running = [await begun(backend, request_of(seed, 50)) for seed in range(1, 5)]
-    num_tokens = generator.calls.work.load().num_prompt_tokens
-    with pytest.raises(TimeoutExceededError):
-        await tokens_of(backend, request_of(9, time_left_s=0.05))
-    load = generator.calls.work.load()
-    assert (load.num_waiting, load.num_prompt_tokens) == (0, num_tokens), "no token of it was computed"
-    for task in running:
-        task.cancel()
-
-
-async def test_a_request_that_would_wait_in_vain_is_refused_before_it_waits(
-    served: tuple[Generator, ServeBackend],
-) -> None:
-    generator, backend = served
-    slow_down(generator, 0.05)
-    running = [asyncio.create_task(tokens_of(backend, request_of(seed, 20))) for seed in range(1, 17)]
-    await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    with pytest.raises(QueueFullError, match=r"needs about .* s in the queue, and has 0\.[0-9]* s") as refused:
-        await tokens_of(backend, request_of(99, time_left_s=0.5))
-    assert refused.value.retry_after_s is not None
-    for task in running:
-        task.cancel()
 
 
 async def test_a_replica_that_shall_leave_lets_its_streams_end(served: tuple[Generator, ServeBackend]) -> None:

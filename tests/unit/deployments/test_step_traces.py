@@ -11,8 +11,8 @@ from serve_app.errors import QueueFullError
 from serve_app.tracing import attributes as names
 from tests.fakes_group import FakeGroups
 from tests.fakes_serve import FakeControl, states, until
+from tests.generator_replica import READY, Generator, expected, request_of, slow_down, tokens_of
 from tests.spans import SAMPLED, UNSAMPLED, KeptSpans, trace_id_of
-from tests.unit.deployments.test_model_replica import READY, Generator, expected, request_of, slow_down, tokens_of
 
 OF_CALL = ["decode", "generate demo", "prefill", "queue"]
 
