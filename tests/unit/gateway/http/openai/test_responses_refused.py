@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from tests.fakes import ScriptedBackend
 from tests.openai_calls import CHAT, RESPONSES, ask, chat_body, client_of
-from tests.unit.gateway.http.openai.test_responses import sdk_of
+from tests.unit.gateway.http.openai.responses_calls import sdk_of
 from tests.unit.gateway.http.openai.test_tool_calls import backend_of
 
 F: dict[str, Any] = {"type": "function", "name": "f"}
