@@ -8,10 +8,10 @@ from selenium.webdriver import Chrome
 from serve_app.backend.protocol import Newcomer
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
+from tests.api_keys import write_keys
 from tests.browser.chromium import Page
 from tests.browser.conftest import gateway
 from tests.browser.console_backend import ConsoleBackend, served
-from tests.unit.gateway.test_api_keys import write
 
 DEMO = "[data-model=demo]"
 
@@ -96,7 +96,7 @@ def test_a_server_that_is_gone_is_said_to_be(chromium: Chrome, backend: ConsoleB
 
 
 def test_a_key_is_asked_for_kept_in_the_tab_and_forgotten(chromium: Chrome, model_dir: Path, tmp_path: Path) -> None:
-    web, ops = write(tmp_path / "keys", "name=web models=demo,vectors", "name=ops admin")
+    web, ops = write_keys(tmp_path / "keys", "name=web models=demo,vectors", "name=ops admin")
     config = GatewayConfig(api_keys_file=str(tmp_path / "keys"))
     with gateway(DataPlane(served(model_dir), config)) as url:
         page = Page(chromium, url, ignored=["401 (Unauthorized)"])

@@ -12,9 +12,9 @@ from serve_app.errors import UnavailableError
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.intake import Intake
+from tests.api_keys import write_keys
 from tests.fakes import NO_TLS, ScriptedBackend, save_model_dir, serving
 from tests.unit.gateway.http.test_app import prompt_body, until
-from tests.unit.gateway.test_api_keys import write
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ async def test_health_says_that_it_drains(client: httpx.AsyncClient, plane: Data
 
 
 async def test_a_caller_without_a_key_is_told_that_it_drains(tmp_path: Path) -> None:
-    write(tmp_path / "keys", "name=all")
+    write_keys(tmp_path / "keys", "name=all")
     config = GatewayConfig(api_keys_file=str(tmp_path / "keys"))
     plane = DataPlane(ScriptedBackend(save_model_dir(tmp_path / "model")), config)
     plane.intake.close()

@@ -21,10 +21,10 @@ from serve_app.gateway.open_streams import OpenStreams
 from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import open_inference_pb2_grpc as services
 from serve_app.types.models import ModelDescription
+from tests.api_keys import code_of, metadata, write_keys
 from tests.fakes import ScriptedBackend, save_model_dir
 from tests.unit.gateway.grpc.test_open_inference import Methods, Servicer, prompt
 from tests.unit.gateway.http.test_app import until
-from tests.unit.gateway.test_api_keys import code_of, metadata, write
 
 STATUS = health_pb2.HealthCheckResponse
 SERVICES = ["", "inference.GRPCInferenceService", "rayshard.v1.Rayshard"]
@@ -62,7 +62,7 @@ class Server:
 async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server]:
     backend = ScriptedBackend(save_model_dir(tmp_path / "model"))
     path = tmp_path / "keys"
-    keys = write(
+    keys = write_keys(
         path, "name=all", "name=other models=other", "name=two concurrency=2", "name=four requests_per_minute=4"
     )
     config = GatewayConfig(api_keys_file=str(path)) if request.param else GatewayConfig()

@@ -18,8 +18,8 @@ from serve_app.gateway.http.app import build_http_app
 from serve_app.gateway.http.browser_guard import hosts_when_bound_to
 from serve_app.gateway.http.console_routes import console_routes
 from serve_app.gateway.http.openapi import openapi_document
+from tests.api_keys import write_keys
 from tests.fakes import NO_TLS, ScriptedBackend, serving
-from tests.unit.gateway.test_api_keys import write
 
 ROOT = Path(__file__).parents[4]
 FILES = ROOT / "serve_app" / "gateway" / "console"
@@ -29,7 +29,7 @@ PATHS = [route.path for route in console_routes()]
 @pytest.fixture
 async def client(backend: ScriptedBackend, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """Of a Gateway with keys that listens on loopback."""
-    write(tmp_path / "keys", "name=web")
+    write_keys(tmp_path / "keys", "name=web")
     config = GatewayConfig(api_keys_file=str(tmp_path / "keys"), allowed_hosts=hosts_when_bound_to("127.0.0.1"))
     async with (
         serving(build_http_app(DataPlane(backend, config))) as url,

@@ -9,9 +9,9 @@ import pytest
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
 from serve_app.gateway.http.app import build_http_app
+from tests.api_keys import bearer, write_keys
 from tests.fakes import NO_TLS, ScriptedBackend, serving
 from tests.unit.gateway.http.test_inference_routes import description
-from tests.unit.gateway.test_api_keys import bearer, write
 
 STATE = "/console/state"
 
@@ -58,7 +58,7 @@ async def test_a_key_sees_its_own_models_and_looking_costs_none_of_its_requests(
     backend: ScriptedBackend, tmp_path: Path
 ) -> None:
     backend.extra_models = [description(backend.source_dir, "vectors", "embed", {})]
-    web, ops = write(tmp_path / "keys", "name=web models=vectors requests_per_minute=1", "name=ops admin")
+    web, ops = write_keys(tmp_path / "keys", "name=web models=vectors requests_per_minute=1", "name=ops admin")
     config = GatewayConfig(api_keys_file=str(tmp_path / "keys"))
     async with (
         serving(build_http_app(DataPlane(backend, config))) as url,
