@@ -24,7 +24,7 @@ from serve_app.types.shards import (
     ShardSettings,
 )
 from serve_app.types.steps import StepInput, StepOutput
-from serve_app.wire.links import ControlAddress, ControlClient
+from serve_app.wire.control_link import ControlAddress, ControlClient
 
 STEP_S = 0.010
 TOKEN_ID = 300

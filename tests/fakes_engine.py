@@ -17,7 +17,7 @@ from serve_app.types.generation import FinishReason, GenerateRequest, SamplingPa
 from serve_app.types.plans import MemoryTaken
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import DRAWN_BEFORE, SequenceStart, StepInput, StepOutput
-from serve_app.wire.links import ControlAddress, ControlClient, SendBeat
+from serve_app.wire.control_link import ControlAddress, ControlClient, SendBeat
 
 BEAT_S = 0.1
 TAKEN = MemoryTaken(kv_cache_bytes=4096, process_bytes=2**28)  # what each shard says

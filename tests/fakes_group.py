@@ -14,7 +14,8 @@ from serve_app.errors import ShardLostError
 from serve_app.preprocessing.arrays import to_array, to_tensor_data
 from serve_app.types.shards import BatchModelReport, EngineLimits, ShardReport, StartTimes
 from serve_app.types.steps import BatchStep, BatchStepOutput
-from serve_app.wire.links import LOOPBACK, ControlAddress, ControlClient
+from serve_app.wire.control_link import ControlAddress, ControlClient
+from serve_app.wire.links import LOOPBACK
 from tests.fakes_engine import BEAT_S, CacheOracle, FakeModel, FakeShard, SilentLoop
 
 

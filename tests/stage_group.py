@@ -15,7 +15,7 @@ from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.types.shards import BatchModelSettings, BatchShardSettings, ShardReport, ShardSpec
 from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.types.tensors import Item
-from serve_app.wire.links import ControlServer
+from serve_app.wire.control_link import ControlServer
 from serve_app.wire.messages import BatchOutputMessage
 
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from serve_app.types.shards import (
     ShardSpec,
     StartTimes,
 )
-from serve_app.wire.links import ControlAddress
+from serve_app.wire.control_link import ControlAddress
 
 Settings = ShardSettings | BatchShardSettings
 WaitingT = TypeVar("WaitingT")

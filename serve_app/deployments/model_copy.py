@@ -18,7 +18,7 @@ from serve_app.metrics.times import Times
 from serve_app.types.models import CopyCounts, CopyState
 from serve_app.types.plans import MeasuredBytes
 from serve_app.types.shards import EngineLimits, ShardReport
-from serve_app.wire.links import ControlServer
+from serve_app.wire.control_link import ControlServer
 
 logger = logging.getLogger(__name__)
 

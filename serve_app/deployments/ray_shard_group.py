@@ -22,7 +22,8 @@ from serve_app.types.shards import (
     ShardSpec,
     StartTimes,
 )
-from serve_app.wire.links import LOOPBACK, ControlAddress
+from serve_app.wire.control_link import ControlAddress
+from serve_app.wire.links import LOOPBACK
 
 logger = logging.getLogger(__name__)
 

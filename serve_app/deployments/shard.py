@@ -20,7 +20,7 @@ from serve_app.types.shards import (
     ShardReport,
     ShardSettings,
 )
-from serve_app.wire.links import ControlAddress
+from serve_app.wire.control_link import ControlAddress
 
 if TYPE_CHECKING:
     from serve_app.engine.shard import EngineShard

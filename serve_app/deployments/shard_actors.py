@@ -18,7 +18,7 @@ from serve_app.config.engine import DeviceConfig
 from serve_app.config.environment import read_environment
 from serve_app.errors import PeerLostError
 from serve_app.types.shards import EngineKind, ShardLocation
-from serve_app.wire.links import ControlAddress
+from serve_app.wire.control_link import ControlAddress
 
 
 class ShardProcess:

@@ -13,7 +13,7 @@ from serve_app.metrics.times import Times
 from serve_app.scheduling.grammar_waits import GrammarWaits
 from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import BatchStep, StepInput
-from serve_app.wire.links import ControlServer
+from serve_app.wire.control_link import ControlServer
 from serve_app.wire.messages import (
     BatchOutputMessage,
     GrammarReadyMessage,

@@ -17,7 +17,7 @@ from serve_app.parallel.communicator import (
     open_store,
 )
 from serve_app.types.shards import BatchShardSettings, EngineKind, EngineLimits, Rendezvous, ShardReport, ShardSettings
-from serve_app.wire.links import ControlAddress, ControlClient
+from serve_app.wire.control_link import ControlAddress, ControlClient
 
 _LOADING = timedelta(days=1)  # the Router ends what takes longer than timeouts.load_s, and all shards when one fails
 

@@ -12,7 +12,7 @@ from serve_app.engine.step_runner import StepLauncher, StepRunner, StepT
 from serve_app.errors import InternalError
 from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import BatchStep, GrammarChange, StepInput
-from serve_app.wire.links import ControlClient, SendBeat
+from serve_app.wire.control_link import ControlClient, SendBeat
 
 HEARTBEAT_INTERVAL_S = 0.5
 _LOOK_S = 0.1  # a run that ends waits for that long

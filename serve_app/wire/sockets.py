@@ -3,12 +3,14 @@
 import logging
 from typing import Any
 
+import msgspec
 import zmq
 
 from serve_app.wire.messages import PROTOCOL_VERSION
 
 logger = logging.getLogger(__name__)
 
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # what msgspec raises for foreign bytes
 _HANDSHAKE_MS = 30_000
 _MAX_MESSAGE_BYTES = 64 << 20
 _MAX_TOLD = 20  # reasons

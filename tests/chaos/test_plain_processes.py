@@ -23,7 +23,7 @@ from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepInput
-from serve_app.wire.links import ControlServer
+from serve_app.wire.control_link import ControlServer
 from tests.calm import Calm
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.fakes import EOS, byte_level_tokenizer, save_model_dir

@@ -18,7 +18,7 @@ from serve_app.errors import PeerLostError, ShardLostError
 from serve_app.planning.generator_plan import plan_generator
 from serve_app.planning.reservations import bundle_of
 from serve_app.types.shards import EngineKind, ShardLocation, ShardReport
-from serve_app.wire.links import ControlAddress
+from serve_app.wire.control_link import ControlAddress
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "examples" / "demo_model" / "model"

@@ -19,7 +19,8 @@ from serve_app.scheduling.scheduler import Scheduler
 from serve_app.scheduling.sequence import Sequence
 from serve_app.types.generation import GenerateRequest, SamplingParams
 from serve_app.types.shards import EngineLimits
-from serve_app.wire.links import LOOPBACK, ControlServer
+from serve_app.wire.control_link import ControlServer
+from serve_app.wire.links import LOOPBACK
 from tests.calm import Calm
 from tests.fakes_engine import BEAT_S, CacheOracle, FakeModel, FakeShard, SlowCompiler, run_alone
 

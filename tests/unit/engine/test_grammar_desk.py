@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from serve_app.engine.grammar_desk import GrammarDesk
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.types.steps import GrammarChange, StepInput, StepOutput
-from serve_app.wire.links import LOOPBACK, ControlClient, ControlServer
+from serve_app.wire.control_link import ControlClient, ControlServer
+from serve_app.wire.links import LOOPBACK
 from serve_app.wire.messages import PROTOCOL_VERSION, GrammarReadyMessage, HelloMessage, OutputMessage
 from tests.fakes_engine import SlowCompiler
 

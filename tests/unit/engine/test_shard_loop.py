@@ -8,7 +8,8 @@ import pytest
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.errors import PeerLostError
 from serve_app.types.steps import StepInput, StepOutput
-from serve_app.wire.links import LOOPBACK, ControlClient, ControlServer
+from serve_app.wire.control_link import ControlClient, ControlServer
+from serve_app.wire.links import LOOPBACK
 
 
 class Stuck:

@@ -10,7 +10,8 @@ import pytest
 
 from serve_app.engine.shard_loop import ShardLoop
 from serve_app.types.steps import StepInput, StepOutput
-from serve_app.wire.links import LOOPBACK, ControlClient, ControlServer
+from serve_app.wire.control_link import ControlClient, ControlServer
+from serve_app.wire.links import LOOPBACK
 from serve_app.wire.messages import HelloMessage, OutputMessage
 
 WAIT_S = 20

@@ -18,7 +18,7 @@ from serve_app.scheduling.batch_scheduler import BatchModel, BatchScheduler
 from serve_app.scheduling.jobs import JobResult
 from serve_app.types.shards import BatchModelSettings, BatchShardSettings
 from serve_app.types.tensors import InferRequest, TensorSpec
-from serve_app.wire.links import ControlServer
+from serve_app.wire.control_link import ControlServer
 from tests.stage_group import settings_of, stages
 from tests.unit.models.test_torch_model import save
 from tests.user_modules import Traced
