@@ -83,8 +83,8 @@ class MessagesCalls:
 
     async def _prompt(self, chat: ChatBody, model: ServedModel) -> list[int]:
         await self._steps.change_messages(chat.messages, model.description)
-        text = await self._plane.reader.chat_text(chat, model)
-        return await self._plane.reader.encode(text, model.tokenizer, is_special_added=False)
+        text = await self._plane.prompts.chat_text(chat, model)
+        return await self._plane.prompts.encode(text, model.tokenizer, is_special_added=False)
 
 
 def _chat_body(body: CountTokensBody, model: ModelDescription) -> ChatBody:

@@ -30,8 +30,8 @@ async def with_input(plane: DataPlane, given: dict[str, Any]) -> dict[str, Any]:
     if model.description.has_preprocessing:
         message = f"messages: model={model.description.name} has steps before it, which take texts; send input"
         raise RequestError(message, field="messages")
-    text = await plane.reader.chat_text(body, model)
-    token_ids = await plane.reader.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
+    text = await plane.prompts.chat_text(body, model)
+    token_ids = await plane.prompts.encode(text, model.tokenizer, is_special_added=bool(body.add_special_tokens))
     rest = {name: value for name, value in given.items() if name not in _CHAT_KEYS}
     return {**rest, "input": [token_ids]}
 
@@ -48,5 +48,5 @@ async def _bare(plane: DataPlane, given: dict[str, Any]) -> dict[str, Any]:
     if description.has_preprocessing or default_prompt(description) or "text_pair" in given:
         message = f"add_special_tokens=false: model={description.name} needs texts here; leave it out"
         raise RequestError(message, field="add_special_tokens")
-    token_ids = [await plane.reader.encode(text, model.tokenizer, is_special_added=False) for text in texts]
+    token_ids = [await plane.prompts.encode(text, model.tokenizer, is_special_added=False) for text in texts]
     return {**rest, "input": token_ids}

@@ -17,6 +17,7 @@ from serve_app.gateway.calls.known_apis import KnownApiCalls
 from serve_app.gateway.calls.model_calls import ModelCalls
 from serve_app.gateway.calls.models import ServedModels
 from serve_app.gateway.calls.open_inference_counts import InferenceCounts
+from serve_app.gateway.calls.prompt_encoder import PromptEncoder
 from serve_app.gateway.calls.prompt_steps import PromptSteps
 from serve_app.gateway.calls.reader import RequestReader
 from serve_app.gateway.intake import Intake
@@ -52,9 +53,8 @@ class DataPlane:
         text_models = TextModels(backend, self.pool, tracing)
         self.models = ServedModels(text_models, self.metrics)
         self._held_answers = HeldAnswers(self.pool)
-        self.reader = RequestReader(
-            PromptSteps(backend), self.pool, self._renderer, self._held_answers, config.queue_timeout_s, tracing
-        )
+        self.prompts = PromptEncoder(self.pool, self._renderer, tracing)
+        self.reader = RequestReader(PromptSteps(backend), self.prompts, self._held_answers, config.queue_timeout_s)
         service = InferenceService(text_models, config.queue_timeout_s)
         self.watches = OpenStreams()
         self.infer_streams = OpenStreams(max_of_caller=256, max_in_all=2048)

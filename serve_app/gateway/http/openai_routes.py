@@ -35,6 +35,7 @@ class OpenAIEndpoints:
         self._pool = plane.pool
         self._models = plane.models
         self._reader = plane.reader
+        self._prompts = plane.prompts
 
     async def list_models(self, _request: Request) -> Response:
         """All models."""
@@ -92,9 +93,9 @@ class OpenAIEndpoints:
             raise RequestError("tools is for messages; leave it out beside prompt", field="tools")
         model = await self._models.find_text_model(body.model)
         is_chat = body.prompt is None
-        text = await self._reader.chat_text(body, model) if body.prompt is None else body.prompt
+        text = await self._prompts.chat_text(body, model) if body.prompt is None else body.prompt
         is_special_added = bool(body.add_special_tokens) if is_chat else body.add_special_tokens is not False
-        token_ids = await self._reader.encode(text, model.tokenizer, is_special_added=is_special_added)
+        token_ids = await self._prompts.encode(text, model.tokenizer, is_special_added=is_special_added)
         token_strs = [model.tokenizer.token_string(token_id) for token_id in token_ids]
         has_strings = bool(body.return_token_strs)
         return json_answer(
