@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
-from serve_app.checkpoints.model_spec import read_weight_map
 from serve_app.checkpoints.source import resolve_texts
+from serve_app.checkpoints.weight_files import read_weight_map
 from serve_app.config.environment import Environment
 from serve_app.errors import ConfigError
 

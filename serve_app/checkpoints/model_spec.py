@@ -11,12 +11,14 @@ from serve_app.architectures.lookup import GENERATORS, why_not_served
 from serve_app.architectures.other_heads import OtherHeads
 from serve_app.architectures.record import Architecture
 from serve_app.architectures.tensor_names import is_head, layer_of
-from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown, some
+from serve_app.checkpoints.checkpoint_json import read_json, shown, some
+from serve_app.checkpoints.config_keys import ConfigKeys
 from serve_app.checkpoints.quantization import read_quantization
 from serve_app.checkpoints.quantized_modules import CheckpointQuantization
 from serve_app.checkpoints.rope_scaling import scaled_max_positions, unstretched_positions
-from serve_app.checkpoints.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
+from serve_app.checkpoints.safetensors_header import MAX_TENSORS, TensorHeader
 from serve_app.checkpoints.stored_weights import check_stored_weights, has_words
+from serve_app.checkpoints.weight_files import find_weight_files, read_tensors
 from serve_app.errors import ConfigError
 from serve_app.types.dtypes import DTYPES_BY_CODE, SERVED_DTYPES
 
@@ -24,7 +26,6 @@ _EXPERTS_PER_TOKEN = (
     *("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k", "moe_top_k"),
     *("top_k_experts", "num_selected_experts", "num_activated_experts"),
 )
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture])
         raise ConfigError(
             f"source={source_dir}: model_type={shown(model_type)} in config.json is not supported: {reason}"
         )
-    tensors = _read_tensors(source_dir, weight_files)
+    tensors = read_tensors(source_dir, weight_files)
     spec = _spec_of(source_dir, architectures[model_type], config, tensors)
     _check_completeness(spec)
     check_stored_weights(spec.quantization, tensors)
@@ -99,38 +100,6 @@ def no_tensor_cut(model_type: str, tensor: int) -> str:
     return f"parallel.tensor={tensor} cannot cut model_type={model_type}; use parallel.pipeline"
 
 
-def find_weight_files(source_dir: Path) -> list[Path]:
-    """The safetensors files that make up the model, as transformers chooses them."""
-    single, index = source_dir / "model.safetensors", source_dir / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        names = sorted(set(read_weight_map(index).values()))
-        missing = [name for name in names if not (source_dir / name).is_file()]
-        if missing:
-            raise ConfigError(
-                f"source={source_dir}: {index.name} names {some(missing)}, not in the directory; copy the files there"
-            )
-        return [source_dir / name for name in names]
-    names = sorted(path.name for path in source_dir.iterdir())
-    raise ConfigError(f"source={source_dir} {_why_no_weights(names)}")
-
-
-def _why_no_weights(names: list[str]) -> str:
-    safetensors = [name for name in names if name.endswith(".safetensors")]
-    pickled = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
-    if safetensors:
-        return f"has {some(safetensors)} but no model.safetensors; rename it, or add model.safetensors.index.json"
-    if any(name.endswith(".gguf") for name in names):
-        return "holds GGUF files, which are not served; give the original model as safetensors"
-    if pickled:
-        return (
-            f"has only pickled weights ({some(pickled)}), which are never unpickled because that runs code; "
-            "convert them to safetensors"
-        )
-    return "has no safetensors files; give a directory with model.safetensors or model.safetensors.index.json"
-
-
 def _read_config(source_dir: Path) -> dict[str, object]:
     path = source_dir / "config.json"
     if not path.is_file():
@@ -138,40 +107,10 @@ def _read_config(source_dir: Path) -> dict[str, object]:
     return read_json(path)
 
 
-def read_weight_map(index: Path) -> dict[str, str]:
-    """Which file holds each tensor, by model.safetensors.index.json. Raises ConfigError."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise damaged(index, "no weight_map")
-    names: dict[str, str] = {}
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise damaged(index, f"{shown(name)} as a file, which is not a safetensors file beside it")
-        names[tensor] = name
-    return names
-
-
-def _read_tensors(source_dir: Path, files: list[Path]) -> dict[str, TensorHeader]:
-    tensors: dict[str, TensorHeader] = {}
-    for path in files:
-        header = read_safetensors_header(path)
-        twice = sorted(header.keys() & tensors.keys())
-        if twice or len(tensors) + len(header) > MAX_TENSORS:
-            raise damaged(path, f"{some(twice)} again" if twice else f"more than {MAX_TENSORS} tensors in all")
-        tensors |= header
-    if (source_dir / "model.safetensors") in files:
-        return tensors
-    weight_map = read_weight_map(source_dir / "model.safetensors.index.json")
-    absent = [name for name, file in weight_map.items() if name not in tensors or tensors[name].file.name != file]
-    if absent:
-        raise damaged(source_dir / "model.safetensors.index.json", f"tensors that its files lack: {some(absent)}")
-    return tensors
-
-
 def _spec_of(
     source_dir: Path, architecture: Architecture, config: dict[str, object], tensors: dict[str, TensorHeader]
 ) -> ModelSpec:
-    keys = _Keys(source_dir / "config.json", config)
+    keys = ConfigKeys(source_dir / "config.json", config)
     _check_kinds(keys, architecture)
     names, defaults = architecture.keys, architecture.sizes
     hidden_size = keys.count(names.hidden_size, defaults.hidden_size)
@@ -212,7 +151,7 @@ def _spec_of(
     )
 
 
-def _other_head_sizes(keys: "_Keys", other: OtherHeads, first: HeadSizes) -> HeadSizes:
+def _other_head_sizes(keys: ConfigKeys, other: OtherHeads, first: HeadSizes) -> HeadSizes:
     """Of a second kind of layers; a file that transformers has saved tells it layer by layer."""
     by_layer = keys.values.get("per_layer_config")
     if not isinstance(by_layer, dict):
@@ -222,7 +161,7 @@ def _other_head_sizes(keys: "_Keys", other: OtherHeads, first: HeadSizes) -> Hea
     return max(found, key=lambda one: one.width, default=first)
 
 
-def _check_kinds(keys: "_Keys", architecture: Architecture) -> None:
+def _check_kinds(keys: ConfigKeys, architecture: Architecture) -> None:
     """Raises ConfigError for parts that the type may have and that are not served."""
     for key, default in architecture.unserved_keys.items():
         value = keys.values.get(key, default)
@@ -240,7 +179,7 @@ def _check_kinds(keys: "_Keys", architecture: Architecture) -> None:
             )
 
 
-def _head_sizes(keys: "_Keys", architecture: Architecture, hidden_size: int) -> HeadSizes:
+def _head_sizes(keys: ConfigKeys, architecture: Architecture, hidden_size: int) -> HeadSizes:
     names, defaults = architecture.keys, architecture.sizes
     num_heads = keys.count(names.num_heads, defaults.num_heads)
     value_dim = None if defaults.value_dim is None else keys.count(("v_head_dim",), defaults.value_dim)
@@ -257,47 +196,19 @@ def _head_sizes(keys: "_Keys", architecture: Architecture, hidden_size: int) -> 
     )
 
 
-def _inner_sizes(keys: "_Keys", architecture: Architecture) -> dict[str, int]:
+def _inner_sizes(keys: ConfigKeys, architecture: Architecture) -> dict[str, int]:
     cut = architecture.tensor_cut
     return {} if cut is None else {key: keys.count((key,), default) for key, default in cut.inner_sizes.items()}
 
 
-class _Keys:
-    """Typed look-ups in config.json; the first key that is present counts."""
-
-    def __init__(self, path: Path, values: dict[str, object]) -> None:
-        self.path = path
-        self.values = values
-
-    def count(self, keys: tuple[str, ...], default: int) -> int:
-        return self.count_or_none(keys, default) or default
-
-    def count_or_none(self, keys: tuple[str, ...], default: int | None) -> int | None:
-        key = next((key for key in keys if key in self.values), None)
-        if key is None:
-            return default
-        value = self.values[key]
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
-            raise ConfigError(f"{self.path}: {key}={shown(value)} is not a positive integer; download it again")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.values.get(key)
-        if value is not None and not isinstance(value, bool):
-            raise ConfigError(f"{self.path}: {key}={shown(value)} is neither true nor false; write one of them")
-        return default if value is None else value
-
-
-def _sliding_window(keys: _Keys, architecture: Architecture) -> int | None:
+def _sliding_window(keys: ConfigKeys, architecture: Architecture) -> int | None:
     switch = architecture.keys.window_switch
     if switch is not None and not keys.flag(switch, False):
         return None
     return keys.count_or_none(("sliding_window",), architecture.sizes.sliding_window)
 
 
-def _windowed_layers(keys: _Keys, architecture: Architecture) -> frozenset[int]:
+def _windowed_layers(keys: ConfigKeys, architecture: Architecture) -> frozenset[int]:
     """Those that config.json lists as such, or all where the family's attention has one window for all layers."""
     if _sliding_window(keys, architecture) is None:
         return frozenset()
@@ -308,7 +219,7 @@ def _windowed_layers(keys: _Keys, architecture: Architecture) -> frozenset[int]:
     return frozenset(range(min(num_layers, MAX_TENSORS)) if architecture.fused.has_window_in_config else ())
 
 
-def _dtype_of(keys: _Keys, tensors: Mapping[str, TensorHeader]) -> str:
+def _dtype_of(keys: ConfigKeys, tensors: Mapping[str, TensorHeader]) -> str:
     dtype = keys.values.get("dtype") or keys.values.get("torch_dtype")
     if isinstance(dtype, str):
         return dtype.removeprefix("torch.")

@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown, some
-from serve_app.checkpoints.model_spec import find_weight_files
 from serve_app.checkpoints.safetensors_header import MAX_TENSORS, TensorHeader, read_safetensors_header
+from serve_app.checkpoints.weight_files import find_weight_files
 from serve_app.errors import ConfigError
 from serve_app.types.shards import WeightScheme
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from serve_app.checkpoints.checkpoint_json import read_json
-from serve_app.checkpoints.model_spec import find_weight_files
 from serve_app.checkpoints.module_files import labels_of
 from serve_app.checkpoints.quality_gate import sha256_of
+from serve_app.checkpoints.weight_files import find_weight_files
 from serve_app.compress.artifact import copy_text_files, new_directory, save_state, write_json
 from serve_app.compress.distill import DistillSettings, divergence, take_steps
 from serve_app.compress.modules import encode_texts, load_classifier, module_arguments, unknown_id_of

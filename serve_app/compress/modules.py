@@ -14,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from serve_app.checkpoints.checkpoint_json import read_json
-from serve_app.checkpoints.model_spec import find_weight_files
 from serve_app.checkpoints.module_files import MODULE_METHOD, SCALE_SUFFIX, labels_of, read_module_tensors
+from serve_app.checkpoints.weight_files import find_weight_files
 from serve_app.compress.artifact import WeightWriter, copy_text_files, new_directory, write_json
 from serve_app.compress.evaluate import Labelling
 from serve_app.compress.quantize import QuantizeSettings

@@ -139,53 +139,15 @@ def test_a_quantized_checkpoint_names_its_method(tmp_path: Path) -> None:
     assert spec_of(tmp_path).quantization is None
 
 
-def test_several_files_are_read_through_their_index(tmp_path: Path) -> None:
-    names = sorted(TENSORS)
-    weight_map = {name: f"model-{position % 2}.safetensors" for position, name in enumerate(names)}
-    for file in ("model-0.safetensors", "model-1.safetensors"):
-        save_file({name: TENSORS[name] for name in names if weight_map[name] == file}, tmp_path / file)
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
-    assert {name: header.file.name for name, header in read_model_spec(tmp_path).tensors.items()} == weight_map
-    index.write_text(json.dumps({"weight_map": weight_map | {"ghost": "model-0.safetensors"}}))
-    with pytest.raises(ConfigError, match=r"tensors that its files lack: ghost: it is damaged or incomplete"):
-        read_model_spec(tmp_path)
-    index.write_text(json.dumps({"weight_map": weight_map | {"ghost": "../other.safetensors"}}))
-    with pytest.raises(ConfigError, match=r"'../other.safetensors' as a file, which is not a safetensors file"):
-        read_model_spec(tmp_path)
-    (tmp_path / "model-1.safetensors").unlink()
-    index.write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(
-        ConfigError, match=r"index.json names model-1.safetensors, not in the directory; copy the files"
-    ):
-        read_model_spec(tmp_path)
-
-
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"source=.*none is not a directory; give one with config.json and"):
         read_model_spec(tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        ("notes.txt", "has no safetensors files; give a directory with model.safetensors"),
-        (
-            "pytorch_model.bin",
-            r"only pickled weights \(pytorch_model.bin\), which are never unpickled .* convert them to",
-        ),
-        ("model.pt", r"only pickled weights \(model.pt\)"),
-        ("model.ckpt", r"only pickled weights \(model.ckpt\)"),
-        ("model.gguf", "holds GGUF files, which are not served; give the original model as safetensors"),
-        ("weights.safetensors", r"has weights.safetensors but no model.safetensors; rename it"),
-        ("adapter_config.json", r"is an adapter \(LoRA\); merge it into its base model"),
-    ],
-)
-def test_a_directory_without_weights_says_what_it_has_instead(tmp_path: Path, file: str, expected: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    (tmp_path / file).write_bytes(b"")
-    with pytest.raises(ConfigError, match=f"source=.*{expected}"):
+def test_an_adapter_is_refused(tmp_path: Path) -> None:
+    checkpoint(tmp_path, LLAMA)
+    (tmp_path / "adapter_config.json").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"source=.*is an adapter \(LoRA\); merge it into its base model"):
         read_model_spec(tmp_path)
 
 
