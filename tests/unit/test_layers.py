@@ -94,6 +94,8 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/engine/output_reader.py",
         "serve_app/engine/plain_processes.py",
         "serve_app/gateway/batches/worker.py",
+        "serve_app/gateway/grpc/calls.py",
+        "serve_app/gateway/grpc/health.py",
         "serve_app/gateway/grpc/methods.py",
         "serve_app/gateway/grpc/open_inference.py",
         "serve_app/gateway/http/inner_call.py",

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serve_app.config.gateway import GatewayConfig
 from serve_app.gateway.calls.data_plane import DataPlane
-from serve_app.gateway.grpc.methods import StreamFailedError
+from serve_app.gateway.grpc.calls import StreamFailedError
 from serve_app.gateway.http.app import build_http_app
 from serve_app.protos import rayshard_pb2 as pb
 from serve_app.protos import rayshard_pb2_grpc as services
