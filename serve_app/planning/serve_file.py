@@ -13,6 +13,7 @@ from serve_app.config.graph import GraphConfig
 from serve_app.config.model import ModelConfig
 from serve_app.config.model_set import ModelSetConfig
 from serve_app.errors import ConfigError
+from serve_app.planning.router_problems import router_problems
 from serve_app.planning.serve_options import (
     GATEWAY_IMPORT_PATH,
     GRAPH_IMPORT_PATH,
@@ -26,11 +27,6 @@ from serve_app.planning.setting_problems import Problem, problems_of, shown
 from serve_app.planning.yaml_document import read_document
 
 _DASHBOARD_PORT = 8265
-_REMOVE = "where it is placed follows from args.parallel and args.device; remove it"
-_INSTEAD = {  # of ray_actor_options of a Router
-    **dict.fromkeys(("num_cpus", "num_gpus", "accelerator_type"), "use args.device for its shards"),
-    "runtime_env": "write it beside `args`, for the whole application",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +250,7 @@ class _Inspection:
         router = found.get("Router")
         self._check_hidden(raw, where)
         if router is not None:
-            self._check_router(router, needed, f"{where}.deployments[Router]")
-            self._check_scaling(router, raw.get("args"), f"{where}.deployments[Router]")
+            self._problems += router_problems(router, raw.get("args"), needed, f"{where}.deployments[Router]")
         return router, found.get("Preprocessor")
 
     def _check_hidden(self, raw: dict[str, object], where: str) -> None:
@@ -283,31 +278,6 @@ class _Inspection:
             elif options is not None:
                 found[options.name] = options
         return found
-
-    def _check_router(self, router: DeploymentOptions, needed: int, where: str) -> None:
-        derived = [setting for setting in sorted(router.model_fields_set) if setting.startswith("placement_group_")]
-        derived += sorted(router.model_fields_set & {"max_replicas_per_node", "gang_scheduling_config"})
-        for setting in derived:
-            value = shown(getattr(router, setting))
-            message = f"{value} cannot be set: placement follows from args.parallel and args.device; remove it"
-            self._add(f"{where}.{setting}", message)
-        actor = router.ray_actor_options
-        for setting in sorted(actor.model_fields_set):  # Serve would hold them against the Router's bundle, or wait
-            message = f"{shown(getattr(actor, setting))} cannot be set for the Router; {_INSTEAD.get(setting, _REMOVE)}"
-            self._add(f"{where}.ray_actor_options.{setting}", message)
-        if router.max_ongoing_requests is not None and router.max_ongoing_requests < needed:
-            message = (
-                f"{router.max_ongoing_requests} is less than max_num_seqs + max_queued = {needed}; "
-                "remove it, or lower args.engine.max_queued"
-            )
-            self._add(f"{where}.max_ongoing_requests", message)
-
-    def _check_scaling(self, router: DeploymentOptions, args: object, where: str) -> None:
-        """The number of replicas is set in one place."""
-        if not isinstance(args, dict) or args.get("autoscaling") is None:
-            return
-        for setting in sorted(router.model_fields_set & {"autoscaling_config", "num_replicas"}):
-            self._add(f"{where}.{setting}", "cannot be set beside args.autoscaling, which it follows from; remove one")
 
     def _check_routes(self, applications: list[object]) -> None:
         routes = [raw.get("route_prefix") for raw in applications if isinstance(raw, dict)]
