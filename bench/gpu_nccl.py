@@ -9,7 +9,7 @@ from torch import Tensor
 from bench.gpu_device import Bench, measure_us
 from bench.gpu_part import Rows, told
 from serve_app.engine.decode_graphs import capture_on
-from serve_app.parallel.communicator import make_group, open_store
+from serve_app.parallel.process_groups import make_group, open_store
 from serve_app.types.shards import Rendezvous
 
 _HOST = "127.0.0.1"

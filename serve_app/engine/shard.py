@@ -9,13 +9,9 @@ import torch
 
 from serve_app.engine.shard_engine import ShardEngine
 from serve_app.engine.shard_loop import ShardLoop
-from serve_app.parallel.communicator import (
-    GroupCommunicator,
-    LoneCommunicator,
-    Store,
-    connect_store,
-    open_store,
-)
+from serve_app.parallel.communicator import LoneCommunicator
+from serve_app.parallel.group_communicator import GroupCommunicator
+from serve_app.parallel.process_groups import Store, connect_store, open_store
 from serve_app.types.shards import BatchShardSettings, EngineKind, EngineLimits, Rendezvous, ShardReport, ShardSettings
 from serve_app.wire.control_link import ControlAddress, ControlClient
 

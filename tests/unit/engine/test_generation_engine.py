@@ -17,13 +17,9 @@ from serve_app.engine.memory_profile import limits_to_measure, measure_memory
 from serve_app.engine.step_runner import StepRunner
 from serve_app.errors import ConfigError
 from serve_app.models.compiled.build import CompiledChoice
-from serve_app.parallel.communicator import (
-    Communicator,
-    GroupCommunicator,
-    LoneCommunicator,
-    connect_store,
-    open_store,
-)
+from serve_app.parallel.communicator import Communicator, LoneCommunicator
+from serve_app.parallel.group_communicator import GroupCommunicator
+from serve_app.parallel.process_groups import connect_store, open_store
 from serve_app.planning.planner import kv_shape_on
 from serve_app.types.shards import GPU_RESERVE_BYTES, EngineLimits, Rendezvous, ShardSettings
 from serve_app.types.steps import StepInput, StepOutput

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from serve_app.errors import PeerLostError
-from serve_app.parallel.communicator import GroupCommunicator, Store, connect_store, open_store
+from serve_app.parallel.group_communicator import GroupCommunicator
+from serve_app.parallel.process_groups import Store, connect_store, open_store
 from serve_app.types.shards import Rendezvous, ShardSpec
 from serve_app.wire.links import LOOPBACK
 
