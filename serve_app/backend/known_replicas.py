@@ -51,11 +51,16 @@ class KnownReplicas:
     def see(self, address: LinkAddress, state: CopyState, version: ModelVersion | None) -> bool:
         """Take over what a replica tells; whether it still has what calls have left in its KV cache."""
         known = self.by_id.get(state.replica_id)
-        is_new = known is None or known.address.server_key != address.server_key
-        if known is None or is_new:
+        is_new = known is None
+        if known is None:
             known = self.by_id[state.replica_id] = Replica(state.replica_id, address, 0.0, "", None)
         known.address, known.told_s, known.version = address, time.monotonic(), version
         return known.take(state) and not is_new
+
+    def is_another(self, replica_id: str, address: LinkAddress) -> bool:
+        """Whether another process than this one is known by the replica's name."""
+        known = self.by_id.get(replica_id)
+        return known is not None and known.address.server_key != address.server_key
 
     def take_silent(self, late_s: float) -> list[Replica]:
         """Those that have been silent for too long. late_s: how long this process itself has stood still."""

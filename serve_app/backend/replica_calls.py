@@ -73,6 +73,8 @@ class ReplicaCalls:
         if state.state == "gone":
             self._drop(state.replica_id)
             return
+        if self._known.is_another(state.replica_id, address):
+            self._drop(state.replica_id)
         if not self._known.see(address, state, version):
             self.chooser.forget(state.replica_id)
         if state.state == "ready":

@@ -28,10 +28,9 @@ def tell(
     version: ModelVersion = OLD,
     num_rebuilds: int = 0,
     num_running: int = 0,
-    address: LinkAddress = ADDRESS,
 ) -> bool:
     counts = CopyCounts(num_rebuilds=num_rebuilds)
-    return known.see(address, CopyState(name, state, "", num_running, 0, 8, 8, counts=counts), version)
+    return known.see(ADDRESS, CopyState(name, state, "", num_running, 0, 8, 8, counts=counts), version)
 
 
 def stream_of(version: ModelVersion, *, has_begun: bool) -> TokenStream:
@@ -46,13 +45,21 @@ def fit(known: KnownReplicas, stream: TokenStream | None) -> list[str]:
     return [one.replica_id for one in known.fit(stream)]
 
 
-def test_a_cache_is_kept_until_its_copy_is_rebuilt_or_another_process_has_its_name(known: KnownReplicas) -> None:
+def test_a_cache_is_kept_until_its_copy_is_rebuilt(known: KnownReplicas) -> None:
     assert not tell(known, "a"), "nothing is known of a newcomer"
     assert tell(known, "a")
     assert not tell(known, "a", num_rebuilds=1)
     assert tell(known, "a", num_rebuilds=1)
-    assert not tell(known, "a", num_rebuilds=1, address=replace(ADDRESS, server_key="another"))
-    assert not tell(known, "a", "rebuilding", num_rebuilds=1, address=replace(ADDRESS, server_key="another"))
+
+
+def test_another_process_of_the_name_is_told_by_its_key(known: KnownReplicas) -> None:
+    another = replace(ADDRESS, server_key="another")
+    assert not known.is_another("a", another)
+    tell(known, "a")
+    assert known.is_another("a", another)
+    assert not known.is_another("a", replace(ADDRESS, wide_endpoint="tcp://127.0.0.1:2")), (
+        "the same, which listens wide"
+    )
 
 
 def test_one_that_drains_still_has_its_cache(known: KnownReplicas) -> None:

@@ -141,6 +141,16 @@ async def test_a_replica_that_stood_still_drops_the_calls_that_were_taken_from_i
     await until(lambda: stopped.cancelled == ["moved"])
 
 
+async def test_calls_of_a_process_that_another_has_taken_the_name_of_go_to_that_one(cluster: Cluster) -> None:
+    before = await cluster.add("a", can_answer=False)
+    call = asyncio.create_task(cluster.infer("kept"))
+    await until(lambda: before.taken)
+    before.die()
+    after = await cluster.add("a")
+    await asyncio.wait_for(call, 5)
+    assert after.taken == ["kept"]
+
+
 async def test_calls_of_a_replica_that_says_it_goes_move_at_once(cluster: Cluster) -> None:
     leaving, other = await cluster.add("a", can_answer=False), await cluster.add("b")
     calls = [asyncio.create_task(cluster.infer(str(number))) for number in range(4)]
