@@ -1,4 +1,4 @@
-"""The child of `rayshard serve`: starts Ray and Serve and deploys a Serve file, until SIGINT.
+"""The child of `rayshard serve`: starts Ray and Serve and deploys a Serve file, until SIGINT or its parent's death.
 
 It does what `serve run` does, but side by side what does not need each other: while Ray starts, Serve is imported, and
 so are torch and transformers for all shards on CPU; applications are built while the proxy starts. Ray's dashboard, a
@@ -27,7 +27,9 @@ import ray._private.node
 import ray._private.worker
 
 from serve_app.cli.absolute_paths import with_http_host
+from serve_app.cli.parent_watch import ParentWatch
 from serve_app.cli.serve_events import Begin, Event, Phase, RayLost, event_line
+from serve_app.cli.serve_process import SHUTDOWN_S
 from serve_app.config.environment import add_variables, read_environment
 from serve_app.types.shards import EngineKind
 
@@ -81,14 +83,19 @@ def main(path: Path) -> None:
     begin = msgspec.json.decode(line, type=Begin)
     _log_to(begin.log_path)
     add_variables(begin.variables)
-    with ExitStack() as stack:
+    with ParentWatch(sys.stdin.fileno(), ray.shutdown) as watch, ExitStack() as stack:
+
+        def settle() -> None:
+            stack.close()
+            watch.shutdown_s = begin.drain_s + SHUTDOWN_S
+
         stack.enter_context(_shard_server(begin.cpu_engines))
         _tell(Phase("starting Ray"))
         start_dashboard, deployment = (_start_ray if has_known_node() else _start_ray_whole)()
         _tell(Phase("starting Ray Serve", is_ray_up=True))
         threading.Thread(target=tell_when_lost, args=(ray._private.worker._global_node, _tell), daemon=True).start()
         content = with_http_host(path, begin.http_host)
-        deployment.serve_until_interrupted(content, _tell, start_dashboard, stack.close, begin.drain_s)
+        deployment.serve_until_interrupted(content, _tell, start_dashboard, settle, begin.drain_s)
 
 
 def tell_when_lost(node: Node, tell: Callable[[Event], None], poll_s: float = _LOST_POLL_S) -> None:

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -18,6 +18,8 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _STANDARD_ERROR = 2
 _POLL_S = 0.1
 _TERMINATE_S = 5.0
+SHUTDOWN_S = 40.0  # Serve ends its replicas one after the other
+SHUTDOWN_UNREADY_S = 2.0  # nothing is served yet that could be drained
 
 
 class ServeProcess:
@@ -72,24 +74,13 @@ class ServeProcess:
 
     def end(self) -> None:
         """End what is left of it and of the processes it started."""
-        self._signal_members(signal.SIGTERM)
-        deadline_s = time.monotonic() + _TERMINATE_S
-        while self._members() and time.monotonic() < deadline_s:
-            time.sleep(_POLL_S)
-        self._signal_members(signal.SIGKILL)
+        end_all(self._members)
         self._process.wait()
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
         if self._log is not None:
             self._log.close()
-
-    def _signal_members(self, number: signal.Signals) -> None:
-        for pid in self._members():
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                continue  # it ended by itself
 
     def _members(self) -> list[int]:
         self._process.poll()  # reaps it, so that only the living are left
@@ -99,6 +90,22 @@ class ServeProcess:
 def without_colours(text: str) -> str:
     """The text a terminal would show, in one colour."""
     return _COLOUR.sub("", text)
+
+
+def end_all(members: Callable[[], list[int]]) -> None:
+    """Have processes end, by force those that have not after a while; members: the pids of those that live."""
+    signal_all(members(), signal.SIGTERM)
+    deadline_s = time.monotonic() + _TERMINATE_S
+    while members() and time.monotonic() < deadline_s:
+        time.sleep(_POLL_S)
+    signal_all(members(), signal.SIGKILL)
+
+
+def signal_all(pids: Sequence[int], number: signal.Signals) -> None:
+    """Send a signal to processes, of which some may have ended."""
+    for pid in pids:
+        with suppress(ProcessLookupError):  # it ended by itself
+            os.kill(pid, number)
 
 
 def session_members(session_id: int) -> list[int]:

@@ -245,6 +245,13 @@ class ServeCluster:
             shutil.rmtree(self.directory, ignore_errors=True)
         assert not left, f"left behind: {left}"
 
+    def kill_command(self) -> list[psutil.Process]:
+        """SIGKILL to `rayshard serve` alone; gives all that it had started."""
+        started = self._started()
+        self._process.kill()
+        self._process.wait()
+        return started
+
     def _started(self) -> list[psutil.Process]:
         """All that it has started: they are in one session, and shards have no parent there any more."""
         found: list[psutil.Process] = []

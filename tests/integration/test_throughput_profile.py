@@ -13,13 +13,15 @@ import pytest
 import torch
 import tritonclient.http as triton
 
+from serve_app.cli.serve_process import SHUTDOWN_S
 from serve_app.cli.throughput_profile import find_software
 from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import open_inference_pb2_grpc as services
 from serve_app.protos import rayshard_pb2 as rayshard_pb
 from serve_app.protos import rayshard_pb2_grpc as rayshard_services
+from tests.integration.demo.streams import start_streams, wait_for_ends
 from tests.integration.everything.conftest import LINEAR, SERVICES
-from tests.integration.serve_cluster import GATEWAY, ServeCluster, free_port, model_application
+from tests.integration.serve_cluster import GATEWAY, LEFT_S, ServeCluster, free_port, left_after, model_application
 from tests.otlp_collector import Collector, collecting
 from tests.spans import SAMPLED, SPAN_ID, TRACE_ID
 from tests.unit.models.test_torch_model import save
@@ -138,3 +140,10 @@ def test_a_clients_trace_reaches_from_its_call_to_the_steps_of_the_shards(
     assert above[-1].span.parent_span_id.hex() == SPAN_ID
     assert [one.span.name for one in above] == names
     assert all(one.span.start_time_unix_nano <= step.span.start_time_unix_nano for one in above)
+
+
+def test_when_the_command_itself_is_killed_a_stream_ends_and_no_process_is_left(cluster: ServeCluster) -> None:
+    streams = start_streams(cluster, 1, num_tokens=400)
+    started = cluster.kill_command()
+    assert wait_for_ends(streams, 60) == ["done"]
+    assert left_after(started, SHUTDOWN_S + LEFT_S) == []
