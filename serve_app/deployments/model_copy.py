@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILED_STARTS = 5
 RETRY_S = 1.0  # after a first failed start; doubled after each
+_LEAVE_AGAIN_S = 0.2
 _READY_S = 60.0  # how long a request without queue_timeout_s waits for a rebuild
 
 
@@ -272,17 +273,28 @@ class ModelCopy:
         self._repair = RepairTimes(noticed_s=loop.silent_s)
         began_s = time.monotonic()
         control.send_leave()
+        telling = asyncio.create_task(self._tell_again(control))
         try:
             stay = await group.renew(loop.suspects)
         except Exception:  # Ray's, or of a process that has ended: all are started anew
             logger.exception("no shard stays model=%s epoch=%d", self._work.name, self.epoch)
             stay = False
+        finally:
+            telling.cancel()
         self._num_control_bytes += control.num_sent_bytes
         control.close()
         self._control = self._loop = None
         if not stay:
             self._end_group()
         self._repair.left_s = time.monotonic() - began_s
+
+    async def _tell_again(self, control: ControlServer) -> None:
+        """Tell the shards to leave until they have: one whose link was not up, or broke off, has not heard of it."""
+        while True:
+            await asyncio.sleep(_LEAVE_AGAIN_S)
+            if self._control is not control:
+                return
+            control.send_leave()
 
     def _end_group(self) -> None:
         self._stop_running()

@@ -74,7 +74,10 @@ class ControlServer:
         self._send(StopMessage(PROTOCOL_VERSION, self._epoch))
 
     def send_leave(self) -> None:
-        """Ask every shard to end its run, also where it waits for one that is gone."""
+        """Ask every shard to end its run, also where it waits for one that is gone.
+
+        One whose link is not up at this moment does not hear it: to be called again until it has left.
+        """
         message = StopMessage(PROTOCOL_VERSION, self._epoch)
         self._send(message)
         payload = self._encoder.encode(message)

@@ -15,6 +15,7 @@ from serve_app.errors import RayshardError
 from serve_app.planning.generator_plan import plan_generator
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.types.generation import GenerateRequest, SamplingParams
+from serve_app.wire.links import ControlClient
 from tests.fakes_engine import FakeModel, run_alone
 from tests.fakes_group import FakeGroup, FakeGroups
 from tests.fakes_serve import until
@@ -122,6 +123,23 @@ async def test_all_are_started_anew_when_leaving_fails(copy: Copy, monkeypatch: 
     first.die()
     await copy.until_epoch(2)
     assert (len(copy.groups.made), first.is_killed) == (2, True)
+
+
+async def test_a_shard_whose_link_comes_up_after_the_loss_is_told_to_leave_all_the_same(copy: Copy) -> None:
+    assert copy.copy._control is not None
+    address, renew, heard = copy.copy._control.address, copy.group.renew, list[bool]()
+
+    async def listen_late(suspects: frozenset[int]) -> bool:
+        client = ControlClient(address, 0)
+        heard.append(await asyncio.to_thread(client.leave_listener(), 5.0))
+        client.close()
+        return await renew(suspects)
+
+    copy.group.is_kept = True
+    copy.group.renew = listen_late  # type: ignore[method-assign]
+    copy.group.die()
+    await copy.until_epoch(2)
+    assert heard == [True]
 
 
 async def test_a_silent_shard_is_ended_and_no_other(copy: Copy) -> None:

@@ -39,7 +39,7 @@ async def test_a_step_that_waits_for_one_that_is_gone_is_freed() -> None:
         running = await begin(server, stuck)
         server.send_step(StepInput(0, [], [], [], [], [], [], []))
         assert await asyncio.to_thread(stuck.has_begun.wait, 10)
-        for _ in range(50):  # what is sent before the link to leave by is up is lost; a Router ends such a process
+        for _ in range(50):  # what is sent before the link to leave by is up is lost, so a Router does the same
             server.send_leave()
             if (await asyncio.wait([running], timeout=0.2))[0]:
                 break
