@@ -58,23 +58,17 @@ class BlockSplitter:
     def __init__(self) -> None:
         self._index = -1  # of the block that grows
         self._kind: BlockKind | None = None
-        self._call = -1  # the number of the call that grows
 
     def pieces(self, delta: ChoiceDelta) -> Iterator[BlockPiece]:
-        """In the order of the answer: a call that has begun goes on before a text that follows it."""
+        """In the order of the answer."""
         if delta.parts is None:
             if delta.text:
                 yield self._piece("text", delta.text)
             return
-        calls = list(delta.parts.calls)
         if delta.parts.reasoning:
             yield self._piece("thinking", delta.parts.reasoning)
-        while calls and calls[0].name is None and self._kind == "tool_use" and calls[0].index == self._call:
-            yield self._piece("tool_use", calls.pop(0).arguments)
-        if delta.text:
-            yield self._piece("text", delta.text)
-        for call in calls:
-            yield self._call_piece(call)
+        for part in delta.parts.in_order():
+            yield self._piece("text", part) if isinstance(part, str) else self._call_piece(part)
 
     def _piece(self, kind: BlockKind, text: str) -> BlockPiece:
         is_first = kind != self._kind
@@ -87,7 +81,7 @@ class BlockSplitter:
         if call.id is None or call.name is None:
             return self._piece("tool_use", call.arguments)
         self._index += 1
-        self._kind, self._call = "tool_use", call.index
+        self._kind = "tool_use"
         return BlockPiece(self._index, "tool_use", call.arguments, is_first=True, call_id=call.id, name=call.name)
 
 

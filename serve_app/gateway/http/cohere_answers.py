@@ -73,16 +73,19 @@ class CohereEvents:
     def encode(self, delta: ChoiceDelta) -> bytes:
         """The events of one piece."""
         events = [] if self._is_begun else [self._start()]
-        reasoning, calls = ("", []) if delta.parts is None else (delta.parts.reasoning, delta.parts.calls)
+        reasoning = "" if delta.parts is None else delta.parts.reasoning
         logprobs = None if delta.logprobs is None else _joined(delta.text or reasoning, delta.logprobs)
         if reasoning and self._is_planned:
             events.append(_event("tool-plan-delta", CohereDeltaMessage(tool_plan=reasoning)))
         elif reasoning:
             events += self._grow("thinking", CohereText(thinking=reasoning), None if delta.text else logprobs)
-        if delta.text:
-            events += self._grow("text", CohereText(text=delta.text), logprobs)
-        for call in calls:
-            events += self._call(call)
+        texts = [delta.text] if delta.text else []
+        for part in texts if delta.parts is None else delta.parts.in_order():
+            if isinstance(part, str):
+                events += self._grow("text", CohereText(text=part), logprobs)
+                logprobs = None  # they are of all that is shown, and come once
+            else:
+                events += self._call(part)
         if delta.finish_reason is not None:
             events += self._finished(delta, logprobs)
         return b"".join(events)

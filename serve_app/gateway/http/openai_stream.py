@@ -205,10 +205,10 @@ class ChatEvents(_EventEncoder):
 
 
 def _deltas(delta: ChoiceDelta, parts: AnswerParts) -> list[ChatDelta]:
-    """One for each part; an answer that ends with calls has an empty one for its end."""
+    """One for each part, as the model wrote them; an answer that ends with calls has an empty one for its end."""
     shown = [ChatDelta(reasoning_content=parts.reasoning, reasoning=parts.reasoning)] if parts.reasoning else []
-    shown += [ChatDelta(content=delta.text)] if delta.text else []
-    shown += [ChatDelta(tool_calls=[_call_piece(call)]) for call in parts.calls]
+    for part in parts.in_order():
+        shown.append(ChatDelta(content=part) if isinstance(part, str) else ChatDelta(tool_calls=[_call_piece(part)]))
     return [*shown, ChatDelta()] if parts.calls and delta.finish_reason is not None else shown
 
 

@@ -4,9 +4,10 @@ from serve_app.gateway.calls.choice import ChoiceDelta
 from serve_app.gateway.calls.generation import GenerationCall
 from serve_app.gateway.http.openai_logprobs import chat_logprobs
 from serve_app.gateway.http.responses_items import GrowingCall, GrowingItem, GrowingMessage, GrowingReasoning
-from serve_app.gateway.http.responses_tokens import logprobs_of_text
+from serve_app.gateway.http.responses_tokens import logprobs_of_texts
 from serve_app.gateway.http.responses_types import ItemStatus, OutputItem, StreamEvent
 from serve_app.preprocessing.answers.parts import CallDelta
+from serve_app.types.generation import TokenLogprobs
 
 
 class GrowingOutput:
@@ -30,14 +31,12 @@ class GrowingOutput:
         self.token_ids += delta.token_ids
         if delta.parts is not None and delta.parts.reasoning:
             events += self._add_reasoning(delta.parts.reasoning)
-        calls = [] if delta.parts is None else delta.parts.calls
-        num_continued = next((place for place, piece in enumerate(calls) if piece.id is not None), len(calls))
-        for piece in calls[:num_continued]:  # of the call that grows: they were written before any text
-            events += self._add_call(piece)
-        if delta.text:
-            events += self._add_text(delta)
-        for piece in calls[num_continued:]:
-            events += self._add_call(piece)
+        texts = [delta.text] if delta.text else []
+        pieces: list[str | CallDelta] = [*texts] if delta.parts is None else [*delta.parts.in_order()]
+        special_token_ids = self._call.model.tokenizer.table.special_token_ids
+        logprobs = logprobs_of_texts(delta, [one for one in pieces if isinstance(one, str)], special_token_ids)
+        for piece in pieces:
+            events += self._add_call(piece) if isinstance(piece, CallDelta) else self._add_text(piece, next(logprobs))
         if delta.finish_reason is not None:
             self.is_cut = delta.finish_reason == "length"
             if not self.items:  # an answer has an item, though it may say nothing
@@ -62,14 +61,13 @@ class GrowingOutput:
             events = self._begin(item)
         return [*events, item.add(text)]
 
-    def _add_text(self, delta: ChoiceDelta) -> list[StreamEvent]:
+    def _add_text(self, text: str, entries: list[TokenLogprobs]) -> list[StreamEvent]:
         item, events = self._growing, list[StreamEvent]()
         if not isinstance(item, GrowingMessage):
             item = GrowingMessage(self._next_index)
             events = self._begin(item)
-        special_token_ids = self._call.model.tokenizer.table.special_token_ids
-        logprobs = chat_logprobs(logprobs_of_text(delta, special_token_ids), self._call)
-        return [*events, item.add(delta.text, [] if logprobs is None else logprobs.content)]
+        logprobs = chat_logprobs(entries, self._call)
+        return [*events, item.add(text, [] if logprobs is None else logprobs.content)]
 
     def _add_call(self, piece: CallDelta) -> list[StreamEvent]:
         item, events = self._growing, list[StreamEvent]()

@@ -79,7 +79,7 @@ class AnswerParser:
 
     def _begin_call(self, delta: CallDelta) -> None:
         self._content.forget()
-        self._parts.calls.append(delta)
+        self._parts.add_call(delta)
 
     def _add_arguments(self, index: int, text: str) -> None:
         self._parts.add_arguments(index, text)

@@ -157,6 +157,20 @@ async def test_calls_have_a_plan_and_answers_thoughts(tmp_path: Path, tools: Any
     assert events[-1].delta.finish_reason == "TOOL_CALL"
 
 
+@pytest.mark.parametrize("num_merged", [1, 1000])
+async def test_content_and_calls_are_streamed_in_the_order_in_which_they_are_written(
+    tmp_path: Path, num_merged: int
+) -> None:
+    backend, tools = backend_of(tmp_path, answer=f"a <tool_call>{CALL}</tool_call> b"), cast(Any, [WEATHER])
+    backend.max_steps_in_chunk, backend.is_merged = num_merged, True
+    messages = cast(Any, [{"role": "user", "content": "hello"}])
+    events = await ask(backend, lambda client: list(client.chat_stream(model="tiny", messages=messages, tools=tools)))
+    kinds = [one.type for index, one in enumerate(events) if index == 0 or one.type != events[index - 1].type]
+    content = ["content-start", "content-delta", "content-end"]
+    calls = ["tool-call-start", "tool-call-delta", "tool-call-end"]
+    assert kinds == ["message-start", *content, *calls, *content, "message-end"]
+
+
 async def test_log_probabilities_of_thoughts_come_with_them(tmp_path: Path) -> None:
     backend = backend_of(tmp_path, answer="<think>hm, so</think>Well.")
     messages: Any = [{"role": "user", "content": "hello"}]

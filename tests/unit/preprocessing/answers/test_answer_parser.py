@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from serve_app.preprocessing.answers.answer_parser import AnswerFormat, AnswerParser
 from serve_app.preprocessing.answers.calls_sink import OfferedTools
 from serve_app.preprocessing.answers.formats import REASONING_FORMATS, TOOL_FORMATS
+from serve_app.preprocessing.answers.parts import AnswerParts
 from serve_app.preprocessing.answers.text_reader import MAX_HELD_CHARS
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -350,3 +351,18 @@ def test_an_answer_that_can_have_no_more_parts_is_plain() -> None:
 def test_marks_are_all_that_is_searched() -> None:
     given = AnswerFormat(TOOL_FORMATS["mistral"], OfferedTools(PARAMETERS), REASONING_FORMATS["mistral"])
     assert set(given.marks) == {"[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "[THINK]", "[/THINK]"}
+
+
+@given(st.lists(st.integers(0, 80), max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_content_and_calls_come_in_the_order_in_which_they_are_written(cuts: list[int]) -> None:
+    text = f"a <tool_call>{SIMPLE}</tool_call> b <tool_call>{SIMPLE}</tool_call> c"
+    parser = AnswerParser(AnswerFormat(TOOL_FORMATS["hermes"], OfferedTools(PARAMETERS)))
+    places = [0, *sorted(cuts), len(text)]
+    grown = AnswerParts()
+    for start, end in pairwise(places):
+        grown.add(parser.feed(text[start:end]))
+    grown.add(parser.flush())
+    shown = [one.strip() if isinstance(one, str) else one.name or "" for one in grown.in_order()]
+    assert [one for one in shown if one] == ["a", "add", "b", "add", "c"]
+    assert "".join(one for one in grown.in_order() if isinstance(one, str)) == grown.content

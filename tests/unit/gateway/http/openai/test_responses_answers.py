@@ -115,8 +115,8 @@ async def test_text_may_stand_between_calls(tmp_path: Path, size: int) -> None:
     assert output == [event["item"] for event in events if event["type"] == "response.output_item.done"]
     assert [item["arguments"] for item in output if item["type"] == "function_call"] == [ARGUMENTS] * 2
     said = [item["content"][0]["text"] for item in output if item["type"] == "message"]
-    assert "".join("".join(said).split()) == "One.Two.Three."
-    assert size > 1 or [item["type"] for item in output] == ["message", "function_call"] * 2 + ["message"]
+    assert [text.strip() for text in said] == ["One.", "Two.", "Three."]
+    assert [item["type"] for item in output] == ["message", "function_call"] * 2 + ["message"]
 
 
 async def test_arguments_are_streamed_while_they_are_written(tmp_path: Path) -> None:
@@ -150,6 +150,16 @@ async def test_log_probabilities_are_of_the_texts_tokens_alone(tmp_path: Path, s
     events = await streamed(backend, **asked)
     deltas = [event for event in events if event["type"] == "response.output_text.delta"]
     assert [entry for event in deltas for entry in event["logprobs"]] == part["logprobs"]
+
+
+@pytest.mark.parametrize("size", [1, 500])
+async def test_log_probabilities_of_texts_around_a_call_are_of_each_text_alone(tmp_path: Path, size: int) -> None:
+    backend = saying(tmp_path, f"ok <tool_call>{CALL}</tool_call> ok so")
+    backend.max_steps_in_chunk, backend.is_merged = size, True
+    answer = await whole(backend, input="hi", tools=[WEATHER], include=[LOGPROBS])
+    parts = [item["content"][0] for item in answer["output"] if item["type"] == "message"]
+    written = [b"".join(bytes(entry["bytes"]) for entry in part["logprobs"]).decode() for part in parts]
+    assert [text.strip() for text in written] == [part["text"].strip() for part in parts] == ["ok", "ok so"]
 
 
 async def test_an_answer_that_is_cut_is_incomplete(tmp_path: Path) -> None:
