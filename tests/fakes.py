@@ -1,6 +1,7 @@
 """Fakes that tests share: a backend that answers by script, a tiny model directory, a server on a real socket."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import ssl
@@ -132,6 +133,9 @@ class ScriptedBackend:
     prompt_logprobs_delay_steps: int = 0  # the second half of them comes that much later
     error: RayshardError | None = None
     is_healthy: bool = True
+    coming: list[ModelDescription] = field(default_factory=list)  # not known yet
+    may_come: asyncio.Event = field(default_factory=asyncio.Event)  # they are known once somebody waits after this
+    num_waits: int = 0
     newcomers: dict[str, Newcomer] = field(default_factory=dict)
     is_asleep: bool = False  # no copy, until somebody asks
     extra_models: list[ModelDescription] = field(default_factory=list)
@@ -178,6 +182,16 @@ class ScriptedBackend:
     def model(self, name: str) -> ModelDescription | None:
         """One of `models`."""
         return next((model for model in self.models() if model.name == name), None)
+
+    async def wait_for_model(self, name: str, limit_s: float) -> None:
+        """Whichever comes, after it may."""
+        self.num_waits += 1
+        if self.coming and self.model(name) is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await self.may_come.wait()
+                    self.extra_models += self.coming
+                    self.coming = []
 
     async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
         """Steps of the script, until all choices have ended or no more is wanted."""
@@ -227,6 +241,7 @@ class ScriptedBackend:
             self.is_healthy,
             {self.name: [state]},
             detail,
+            is_discovering=bool(self.coming),
             newcomers=self.newcomers,
             num_choices={self.name: {"prefix": 0}},
         )

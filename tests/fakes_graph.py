@@ -73,6 +73,9 @@ class FakeModels:
         """One of them."""
         return next((model for model in self.described if model.name == name), None)
 
+    async def wait_for_model(self, name: str, limit_s: float) -> None:
+        """All are known."""
+
     async def accounts(self) -> list[CopyAccount]:
         """None tells any."""
         return []

@@ -44,6 +44,7 @@ class FakeControl:
     held: list[tuple[str, str]] = field(default_factory=list)
     rooms: dict[str, str] = field(default_factory=dict)  # by application, why a replica is not placed
     is_repairing: bool = False  # as it was last asked
+    num_looks: int = 0
 
     def add(self, application: str, deployment: str, *services: Service) -> None:
         """Run replicas of a deployment."""
@@ -52,6 +53,7 @@ class FakeControl:
     async def applications(self, *, is_repairing: bool = False) -> dict[str, RunningApplication]:
         """See Control."""
         self.is_repairing = is_repairing
+        self.num_looks += 1
         found: dict[str, list[str]] = {}
         for application, deployment in self.replicas:
             found.setdefault(application, []).append(deployment)

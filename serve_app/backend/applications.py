@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from serve_app.backend.application import GRAPH_NAME, PREPROCESSOR_NAME, ROUTER_NAME, Application
 from serve_app.backend.control import Control, RunningApplication
-from serve_app.backend.health import health_of
+from serve_app.backend.health import health_of, may_have_more_models
 from serve_app.backend.known_replicas import FRESH_S
 from serve_app.backend.protocol import HealthReport
 from serve_app.backend.replica_calls import ReplicaCalls
@@ -58,6 +58,7 @@ class Applications:
         self._is_discovered = False
         self._is_due = asyncio.Event()  # a look at Serve, before its time
         self._is_told = asyncio.Event()  # a state
+        self._is_indexed = asyncio.Event()  # set, and replaced by a new one, whenever the tables are made anew
         self._renewed_s = time.monotonic()
         self.by_model: dict[str, Application] = {}
         self.descriptions: dict[str, ModelDescription] = {}  # by model
@@ -120,6 +121,13 @@ class Applications:
         for application in self._applications.values():
             self._register_if_due(application)
         self._index()
+
+    async def wait_for(self, model: str) -> None:
+        """Return when the model is known, or no application is left that may yet turn out to serve it."""
+        while model not in self.descriptions and (
+            not self._is_discovered or may_have_more_models(list(self._applications.values()))
+        ):
+            await self._is_indexed.wait()
 
     def renew(self) -> None:
         """Tell all replicas that are heard of, now and then, that they are. Nothing of Serve, which may be away."""
@@ -248,3 +256,5 @@ class Applications:
                 if by_model.setdefault(description.name, application) is application:
                     descriptions[description.name] = description
         self.by_model, self.descriptions = by_model, descriptions
+        self._is_indexed.set()
+        self._is_indexed = asyncio.Event()

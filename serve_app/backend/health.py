@@ -30,9 +30,14 @@ def health_of(applications: Sequence[Application]) -> HealthReport:
     asleep = [label for one in applications if one.is_asleep for label in one.labels]
     newcomers = {one.name: _newcomer(one) for one in applications if one.is_newcomer}
     detail = "; ".join([*ill, *(told for one in applications if (told := _note(one)) is not None)])
-    is_discovering = any(not one.descriptions and one.status != "DEPLOY_FAILED" for one in applications)
+    is_discovering = may_have_more_models(applications)
     is_healthy = bool(models) and not ill
     return HealthReport(is_healthy, models, detail, is_discovering, newcomers, asleep, num_resumes, num_choices)
+
+
+def may_have_more_models(applications: Sequence[Application]) -> bool:
+    """Whether one has not told its models' names yet, and may still do so."""
+    return any(not one.descriptions and one.status != "DEPLOY_FAILED" for one in applications)
 
 
 def _why_ill(application: Application, fresh: list[CopyState]) -> str | None:

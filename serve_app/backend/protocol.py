@@ -48,6 +48,13 @@ class ModelBackend(Protocol):
         """The model of this name; None when it is not served. Called for each request: must be cheap."""
         ...
 
+    async def wait_for_model(self, name: str, limit_s: float) -> None:
+        """Return when `model` knows the name, when none is on its way that may have it, or after so long.
+
+        At once, then, where all are known. Whoever waits shares the looks that are taken anyway.
+        """
+        ...
+
     async def generate(self, model: str, request: GenerateRequest, take: TakeChunk) -> None:
         """Hand a request's chunks to `take` as they come; returns when all choices have ended, or no more is wanted.
 

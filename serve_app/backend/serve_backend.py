@@ -1,6 +1,7 @@
 """ModelBackend over the links beside Serve. Nothing of Ray: what asks Serve is handed in."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -112,6 +113,12 @@ class ServeBackend:
     def model(self, name: str) -> ModelDescription | None:
         """See ModelBackend."""
         return self._applications.descriptions.get(name)
+
+    async def wait_for_model(self, name: str, limit_s: float) -> None:
+        """See ModelBackend."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._applications.wait_for(name)
 
     def health(self) -> HealthReport:
         """See ModelBackend."""

@@ -11,6 +11,7 @@ from serve_app.errors import RequestError, TimeoutExceededError
 TIMEOUT_KEY = "x-request-timeout-ms"  # Serve shows a replica no gRPC deadline; HTTP has none
 _MAX_DIGITS = 9
 ResultT = TypeVar("ResultT")
+ASKED: ContextVar[object] = ContextVar("asked", default=None)  # what the client has sent under that key
 _LEFT: ContextVar[TimeLeft] = ContextVar("time_left")
 
 
@@ -46,3 +47,12 @@ async def within(limit_s: float | None, work: Awaitable[ResultT]) -> ResultT:
 def time_left() -> TimeLeft:
     """Of the request that this task works on; it travels with what it asks of models."""
     return _LEFT.get(None) or TimeLeft()
+
+
+def wait_limit_s(most_s: float, request_limit_s: float | None) -> float:
+    """How long a request may wait before its work begins: most_s, or all of its time where that is less.
+
+    request_limit_s: as the Gateway's settings say. Raises RequestError.
+    """
+    limits = (time_limit_of({TIMEOUT_KEY: ASKED.get()}, request_limit_s), time_left().seconds)
+    return min([most_s, *(limit_s for limit_s in limits if limit_s is not None)])

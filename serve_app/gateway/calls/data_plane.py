@@ -51,7 +51,7 @@ class DataPlane:
             timeout_s=config.chat_template_timeout_s, max_output_bytes=config.chat_template_max_bytes
         )
         text_models = TextModels(backend, self.pool, tracing)
-        self.models = ServedModels(text_models, self.metrics)
+        self.models = ServedModels(text_models, self.metrics, config.request_timeout_s)
         self._held_answers = HeldAnswers(self.pool)
         self.prompts = PromptEncoder(self.pool, self._renderer, tracing)
         self.reader = RequestReader(PromptSteps(backend), self.prompts, self._held_answers, config.queue_timeout_s)

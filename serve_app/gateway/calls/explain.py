@@ -27,6 +27,7 @@ class ExplainCalls:
 
     async def explain(self, body: ExplainBody) -> ExplanationAnswer:
         """The explanation, and with `against` that of the other model and where they disagree. Raises RequestError."""
+        await self._models.meet(body.against)
         other = None if body.against is None else self._other(body.against)
         description = self._models.for_tasks(body.model, _TASKS)  # after the other: the request is counted as its
         if other is not None:

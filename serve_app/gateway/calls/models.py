@@ -7,12 +7,15 @@ from serve_app.backend.text_models import TextModels
 from serve_app.errors import ConfigError, InternalError, ModelNotFoundError, RequestError, UnavailableError
 from serve_app.gateway.caller import may_see, visible
 from serve_app.gateway.request_notes import note_model
+from serve_app.gateway.time_limits import wait_limit_s
 from serve_app.metrics.of_gateway import GatewayMetrics
 from serve_app.metrics.tokens import TokenMeters
 from serve_app.preprocessing.tokenizer import Tokenizer
 from serve_app.types.models import ModelDescription
 
 logger = logging.getLogger(__name__)
+
+_MEET_S = 2.0  # a model that has just begun to run is known here after a second
 
 _ROUTES = {
     "generate": "/v1/completions",
@@ -41,7 +44,11 @@ class ServedModel:
 class ServedModels:
     """Finds models by name, as the caller may see them."""
 
-    def __init__(self, text_models: TextModels, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, text_models: TextModels, metrics: GatewayMetrics, request_timeout_s: float | None = None
+    ) -> None:
+        """request_timeout_s: the most that any request may take, waiting for its model included; None: any."""
+        self._request_timeout_s = request_timeout_s
         self._backend = text_models.backend
         self._metrics = metrics
         self._text_models = text_models
@@ -61,12 +68,23 @@ class ServedModels:
             )
         raise _not_found(name, self.all())
 
+    async def meet(self, name: object) -> None:
+        """Wait, for a while, for a model that may be about to be known under this name.
+
+        Returns at once where there is such a model, where none is on its way, and of what is not the name of one.
+        """
+        if not isinstance(name, str) or not may_see(name) or self._backend.model(name) is not None:
+            return
+        await self._backend.wait_for_model(name, wait_limit_s(_MEET_S, self._request_timeout_s))
+
     async def find(self, name: str | None) -> ServedModel:
         """The model that generates text under this name; None will do when there is only one."""
+        await self.meet(name)
         return await self.with_tokenizer(self.for_tasks(name, ("generate",)))
 
     async def find_text_model(self, name: str | None) -> ServedModel:
         """Any model that takes text; without a name the one that generates, or the only one."""
+        await self.meet(name)
         has_generator = any(description.task == "generate" for description in self.all())
         tasks = ("generate",) if name is None and has_generator else ("generate", "embed", "classify", "score")
         return await self.with_tokenizer(self.for_tasks(name, tasks))

@@ -85,6 +85,7 @@ class OllamaCalls:
         options = check_options(body)
         refuse_text_options(options)
         name = model_name(body.model)
+        await self._plane.models.meet(name)
         is_cut = body.truncate is not False
         texts: Texts = body.input if isinstance(body.input, str) else [*body.input]
         own = EmbeddingsBody(input=texts, model=name, dimensions=body.dimensions, priority=body.priority)

@@ -93,6 +93,7 @@ class OpenInference:
 
     async def infer(self, call: InferCall) -> InferAnswer:
         """The whole answer. Raises a RayshardError."""
+        await self._plane.models.meet(call.model)
         model = self._describe(call.model, call.version)
         with self._plane.inference_counts.counted(model.name):
             port = self._checked_port(model, call)
@@ -101,6 +102,7 @@ class OpenInference:
 
     async def stream(self, call: InferCall) -> AsyncIterator[InferAnswer]:
         """The answer in pieces, as they come. Raises a RayshardError."""
+        await self._plane.models.meet(call.model)
         model = self._describe(call.model, call.version)
         with self._plane.inference_counts.counted(model.name):
             port = self._checked_port(model, call)

@@ -50,6 +50,7 @@ async def embed(plane: DataPlane, request: pb.EmbedRequest) -> pb.EmbedResponse:
         **_model(request.model),
         "input": list(request.texts),
     }
+    await plane.models.meet(request.model or None)
     answer = await plane.calls.embed(convert_body(given, EmbeddingsBody))
     embeddings = [pb.Embedding(values=one.embedding) for one in answer.data if not isinstance(one.embedding, str)]
     return pb.EmbedResponse(embeddings=embeddings, usage=_usage(answer.usage))
@@ -60,6 +61,7 @@ async def classify(plane: DataPlane, request: pb.ClassifyRequest) -> pb.Classify
     check_size(request, plane.config.max_request_bytes)
     settings = _given(request, "top_k", "threshold", "truncate", "priority")
     given = {**settings, **_model(request.model), "input": list(request.texts)}
+    await plane.models.meet(request.model or None)
     answer = await plane.calls.classify(convert_body(given, ClassifyBody))
     classifications = [
         pb.Classification(
@@ -74,6 +76,7 @@ async def classify(plane: DataPlane, request: pb.ClassifyRequest) -> pb.Classify
 async def predict(plane: DataPlane, request: pb.PredictRequest) -> pb.PredictResponse:
     """What a module makes of named tensors. Raises a RayshardError."""
     check_size(request, plane.config.max_request_bytes)
+    await plane.models.meet(request.model or None)
     model = plane.models.for_tasks(request.model or None, ("predict", "classify", "embed"))
     inputs = [
         NamedTensor.of_raw(name, DATATYPE_OF.get(tensor.dtype, tensor.dtype), list(tensor.shape), tensor.data)

@@ -85,7 +85,7 @@ class _CompatibleEndpoints:
 
     async def predictions(self, request: Request) -> Response:
         """TorchServe's call: a text, a JSON value, or `{"instances": [...]}`."""
-        model = self._model(request.path_params["name"].removesuffix("/1.0"))  # the one version there is
+        model = await self._model(request.path_params["name"].removesuffix("/1.0"))  # the one version there is
         instances, is_list = _torchserve_instances(await self._shell.read(request), request)
         made = await self._shell.run(request, predict_instances(self._plane, model, instances, {}))
         shown = [one.probabilities if isinstance(one, Prediction) else one for one in made]
@@ -96,11 +96,12 @@ class _CompatibleEndpoints:
         body = parse_body(await self._shell.read(request), PredictInstancesBody)
         if body.signature_name != "serving_default":
             raise RequestError("signature_name is another than serving_default; leave it out", field="signature_name")
-        model = self._model(request.path_params["name"])
+        model = await self._model(request.path_params["name"])
         work = predict_instances(self._plane, model, body.instances, body.parameters)
         return json_answer(Predictions(await self._shell.run(request, work)))
 
-    def _model(self, name: str) -> ModelDescription:
+    async def _model(self, name: str) -> ModelDescription:
+        await self._plane.models.meet(name)
         return self._plane.models.describe(name)
 
 

@@ -38,22 +38,26 @@ def inference_endpoints(plane: DataPlane, shell: RequestShell, openai: OpenAIEnd
 
     def endpoint(call: Call) -> Endpoint:
         async def answer(request: Request) -> Response:
-            return await run(request, call(await shell.read_object(request)))
+            return await run(request, call, await shell.read_object(request))
 
         return answer
 
-    async def run(request: Request, work: Coroutine[Any, Any, object]) -> Response:
-        made = await shell.run(request, work)
+    async def run(request: Request, call: Call, given: dict[str, Any]) -> Response:
+        async def work() -> object:
+            await plane.models.meet(given.get("model"))
+            return await call(given)
+
+        made = await shell.run(request, work())
         return _bytes_answer(made) if isinstance(made, VectorBytes) else json_bytes(msgspec.json.encode(made))
 
     async def invoke(request: Request) -> Response:
         """SageMaker's one path: what is called follows from the body's keys."""
         given = await shell.read_object(request)
-        if "messages" in given and not _is_for_input(given, plane):
+        if "messages" in given and not await _is_for_input(given, plane):
             return await openai.answer_chat(request, given)
         if "prompt" in given:
             return await openai.answer_completion(request, given)
-        return await run(request, calls[_invoked_path(given, plane)](given))
+        return await run(request, calls[await _invoked_path(given, plane)], given)
 
     return {**{path: endpoint(call) for path, call in calls.items()}, "/invocations": invoke}
 
@@ -109,13 +113,14 @@ def _bytes_answer(made: VectorBytes) -> Response:
     return Response(made.content, headers=headers, media_type="application/octet-stream")
 
 
-def _is_for_input(given: dict[str, Any], plane: DataPlane) -> bool:
+async def _is_for_input(given: dict[str, Any], plane: DataPlane) -> bool:
     """Whether messages are for a model that embeds or classifies. Raises ModelNotFoundError."""
     name = given.get("model")
+    await plane.models.meet(name)
     return isinstance(name, str) and plane.models.describe(name).task in TASKS
 
 
-def _invoked_path(given: dict[str, Any], plane: DataPlane) -> str:
+async def _invoked_path(given: dict[str, Any], plane: DataPlane) -> str:
     """The path that takes such a body. Raises RequestError."""
     if "query" in given:
         return "/v1/rerank"
@@ -125,6 +130,7 @@ def _invoked_path(given: dict[str, Any], plane: DataPlane) -> str:
         return "/pooling"
     if "input" in given or "messages" in given:
         name = given.get("model")
+        await plane.models.meet(name)
         model = plane.models.for_tasks(name if isinstance(name, str) else None, ("embed", "classify", "score", "graph"))
         gives = {"embedding": "embed", "label": "classify"}.get(model.graph_gives or "", model.task)
         return {"embed": "/v1/embeddings", "classify": "/v1/classify"}.get(gives, "/pooling")

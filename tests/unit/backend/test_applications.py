@@ -258,3 +258,40 @@ async def test_a_name_that_another_kind_of_application_takes_is_a_new_one(
 def test_builders_are_those_of_a_serve_file() -> None:
     mains = {MODEL_IMPORT_PATH: ROUTER_NAME, MODEL_SET_IMPORT_PATH: ROUTER_NAME, GRAPH_IMPORT_PATH: GRAPH_NAME}
     assert mains == MAIN_OF_BUILDER
+
+
+async def test_whoever_waits_for_a_model_shares_the_looks_and_hears_when_it_is_known(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    control.listed["new"] = RunningApplication("DEPLOYING", "", (), MODEL_IMPORT_PATH)
+    async with running_backend(control) as backend:
+        waiting = [asyncio.create_task(backend.wait_for_model(name, 30.0)) for name in ("m", "m", "nobody")]
+        await looked(backend)
+        assert not any(one.done() for one in waiting)
+        del control.listed["new"]
+        add(control, replicas, "new", "m")
+        await looked(backend, since_registered_s=9.0)
+        async with asyncio.timeout(1):
+            await asyncio.gather(*waiting)
+        assert backend.model("m") is not None
+        assert control.num_looks == 3, "one of the start, and the two of this test"
+
+
+async def test_nobody_waits_for_a_model_when_none_is_on_its_way_or_longer_than_asked(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    add(control, replicas, "one", "m")
+    async with running_backend(control) as backend, asyncio.timeout(5):
+        await backend.wait_for_model("nobody", 30.0)
+        await backend.wait_for_model("m", 30.0)
+        control.listed["new"] = RunningApplication("DEPLOYING", "", (), MODEL_IMPORT_PATH)
+        await looked(backend)
+        await backend.wait_for_model("m", 30.0)
+        await backend.wait_for_model("nobody", 0.01)
+        waiting = asyncio.create_task(backend.wait_for_model("nobody", 30.0))
+        await asyncio.sleep(0)
+        control.listed["new"] = RunningApplication("DEPLOY_FAILED", "", (), MODEL_IMPORT_PATH)
+        await looked(backend)
+        await waiting

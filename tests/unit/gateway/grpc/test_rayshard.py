@@ -297,3 +297,34 @@ async def test_calls_are_counted_by_method_model_and_end(
     latencies = await counts("rayshard_e2e_request_latency_seconds_count", "route", "model")
     assert latencies == {("grpc Embed", "vectors"): 1, ("grpc Generate", "tiny"): 1}
     assert (await counts("rayshard_prompt_tokens_total", "model")).keys() == {("vectors",), ("tiny",)}
+
+
+TWO_ZEROS = pb.Tensor(dtype="FP32", shape=[1, 2], data=bytes(8))
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("Embed", pb.EmbedRequest(model="vectors", texts=["ab"])),
+        ("Classify", pb.ClassifyRequest(model="colours", texts=["ab"])),
+        (
+            "Predict",
+            pb.PredictRequest(model="module", inputs={"x": pb.Tensor(dtype="FP32", shape=[1, 2], data=bytes(8))}),
+        ),
+    ],
+)
+async def test_a_call_waits_for_a_model_that_is_about_to_be_known(
+    stub: Any, backend: ScriptedBackend, method: str, request_: Any
+) -> None:
+    backend.coming, backend.extra_models = backend.extra_models, []
+    asking = asyncio.ensure_future(getattr(stub, method)(request_))
+    await until(lambda: backend.num_waits == 1)
+    backend.may_come.set()
+    await asking
+
+
+async def test_a_call_waits_for_no_model_beyond_its_own_time(stub: Any, backend: ScriptedBackend) -> None:
+    backend.coming, backend.extra_models = backend.extra_models, []
+    stream = stub.Generate(pb.GenerateRequest(model="vectors", text="a"), metadata=[("x-request-timeout-ms", "20")])
+    async with asyncio.timeout(1):
+        assert await stream.code() is grpc.StatusCode.UNAVAILABLE
