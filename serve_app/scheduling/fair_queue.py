@@ -89,6 +89,10 @@ class FairQueue:
         if len(self._num_used) > len(self._newcomers) + _MAX_IDLE_OWNERS:
             self._forget_idle()
 
+    def tokens_had(self, owner: str) -> int:
+        """How many tokens count as an owner's."""
+        return self._num_used.get(owner, self._floor)
+
     def ahead_of(self, owner: str) -> list[TokenSequence]:
         """Those that are served before a newcomer of this owner, when each is charged for its prompt."""
         own = self._newcomers.get(owner, ())

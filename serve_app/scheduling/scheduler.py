@@ -12,6 +12,7 @@ from serve_app.scheduling.admission import most_request_tokens, refuse_full, ref
 from serve_app.scheduling.making_way import MakingWay, victim_of
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.scheduling.output_processor import OutputProcessor
+from serve_app.scheduling.prefill_turns import PrefillTurns
 from serve_app.scheduling.queue_estimate import Places, refuse_late
 from serve_app.scheduling.sequence import Sequence, SequenceState, sequences_of
 from serve_app.scheduling.sequence_blocks import SequenceBlocks
@@ -70,6 +71,7 @@ class Scheduler:
         self.last_step_s = 0.0  # from its sending to its output, of the step that was taken in last
         self._has_block_shortage = False  # whether the head of the queue waits for blocks
         self._making_way = MakingWay(pool.waiting, pool.running)
+        self._prefill_turns = PrefillTurns(pool.waiting, pool.running)
         self._in_flight: dict[int, Step] = {}
         self._next_step_id = 0
 
@@ -225,11 +227,19 @@ class Scheduler:
     def _continue_running(self, step: Step, budget: int) -> int:
         """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left."""
         max_sequences = -(-len(self._running) // self._num_stages)  # spread evenly over the steps in flight
-        for sequence in in_turn(self._running, self.max_request_tokens, overlaps_steps=self._overlaps_steps):
-            if budget == 0 or len(step.sequences) >= max_sequences:
+        ready = in_turn(self._running, self.max_request_tokens, overlaps_steps=self._overlaps_steps)
+        has_prefill = bool(ready) and ready[-1].num_unscheduled > 1
+        if has_prefill:
+            ready = self._prefill_turns.begin(ready)
+        for sequence in ready:
+            if budget == 0 or len(step.sequences) - len(step.starts) >= max_sequences:
                 break
             if sequence.state is not SequenceState.RUNNING or sequence is self._making_way.sequence:
                 continue  # pre-empted by one before it, or about to be
+            if has_prefill and sequence.num_unscheduled > 1:
+                budget = self._admit_waiting(step, budget, before=sequence)
+                if budget == 0:
+                    break
             num_tokens = chunk_tokens(sequence, budget)
             if sequence.is_suspect and num_tokens == sequence.num_unscheduled:
                 if is_kept_apart(sequence, self._running):
@@ -243,15 +253,21 @@ class Scheduler:
                 budget -= num_tokens
         return budget
 
-    def _admit_waiting(self, step: Step, budget: int) -> None:
+    def _admit_waiting(self, step: Step, budget: int, before: Sequence | None = None) -> int:
+        """Start those that wait, with what budget is left; gives what is left then.
+
+        before: a prefill that is under way; those that go before it are started.
+        """
         self._has_block_shortage = False
         while budget > 0 and (sequence := self._waiting.head) is not None:
+            if before is not None and not self._prefill_turns.goes_before(sequence, before):
+                break
             if is_kept_apart(sequence, self._running):
-                return
+                break
             if not self._free_slot_rows:
-                return
+                break
             if sequence.num_steps_in_flight:  # it made way, and its last token is on its way
-                return
+                break
             # Room for one more block each keeps the newcomer from being pre-empted at once.
             found = self._tables.find_prefix(sequence)
             num_free = self._blocks.num_free - self._blocks.num_unheld(found)
@@ -259,15 +275,18 @@ class Scheduler:
             if self._running and num_needed > num_free:
                 self._has_block_shortage = True
                 self._making_way.ask()
-                return
+                break
             num_found_tokens = len(found) * self.limits.block_size
             num_tokens = chunk_tokens(sequence, budget, num_found_tokens)
             if self._blocks.num_blocks_for(num_found_tokens + num_tokens) - len(found) > num_free:
-                return
+                break
+            if before is not None:
+                self._prefill_turns.has_passed = True
             self._waiting.take()
             self._pool.start(step, sequence, found)
             self._tables.put(step, sequence, num_tokens, self._most_tokens(sequence))
             budget -= num_tokens
+        return budget
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Find blocks for a sequence's next tokens, pre-empting later sequences; False when it must wait a step."""

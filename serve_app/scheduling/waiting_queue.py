@@ -83,6 +83,10 @@ class WaitingQueue:
         """Tokens that were computed for a sequence's owner."""
         self._level_of(sequence).charge(sequence.owner, num_tokens)
 
+    def tokens_had(self, owner: str, priority: int) -> int:
+        """How many tokens count as an owner's at a priority."""
+        return self._levels[priority].tokens_had(owner) if priority in self._levels else 0
+
     def ahead_of(self, owner: str, priority: int) -> list[TokenSequence]:
         """Those that are served before a newcomer."""
         ahead = [one for level in self._waiting_levels() if level < priority for one in self._levels[level]]

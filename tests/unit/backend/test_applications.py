@@ -270,7 +270,7 @@ async def test_whoever_waits_for_a_model_shares_the_looks_and_hears_when_it_is_k
         await looked(backend)
         assert not any(one.done() for one in waiting)
         del control.listed["new"]
-        add(control, replicas, "new", "m")
+        add_replica(control, replicas, "new", "m")
         await looked(backend, since_registered_s=9.0)
         async with asyncio.timeout(1):
             await asyncio.gather(*waiting)
@@ -282,7 +282,7 @@ async def test_nobody_waits_for_a_model_when_none_is_on_its_way_or_longer_than_a
     replicas: dict[str, FakeReplica],
 ) -> None:
     control = FakeControl()
-    add(control, replicas, "one", "m")
+    add_replica(control, replicas, "one", "m")
     async with running_backend(control) as backend, asyncio.timeout(5):
         await backend.wait_for_model("nobody", 30.0)
         await backend.wait_for_model("m", 30.0)
