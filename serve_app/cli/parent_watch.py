@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from serve_app.cli.serve_process import SHUTDOWN_UNREADY_S, end_all, session_members, signal_all
+from serve_app.cli.serve_process import end_all, session_members, signal_all
 
 
 class ParentWatch:
@@ -18,15 +18,16 @@ class ParentWatch:
     asked for after that start.) To be entered from the main thread.
     """
 
-    def __init__(self, pipe: int, end: Callable[[], None]) -> None:
+    def __init__(self, pipe: int, end: Callable[[], None], shutdown_s: float) -> None:
         """pipe: the file descriptor to read; end: called on leaving when the parent is gone, before the rest is ended.
 
-        Whoever leads its session ends what else is in it.
+        shutdown_s: from the parent's death on; what runs then is killed. Whoever leads its session ends what else is
+        in it.
         """
         self.is_orphan = False
-        self.shutdown_s = SHUTDOWN_UNREADY_S  # from the parent's death on; what runs then is killed
         self._pipe = pipe
         self._end = end
+        self._shutdown_s = shutdown_s
         self._is_interrupted = False
 
     def __enter__(self) -> "ParentWatch":
@@ -47,7 +48,7 @@ class ParentWatch:
         assert main_id is not None
         print("the parent process is gone: this one ends, and all that it has started", flush=True)
         signal.pthread_kill(main_id, signal.SIGINT)
-        time.sleep(self.shutdown_s)
+        time.sleep(self._shutdown_s)
         signal_all([*_others(), os.getpid()], signal.SIGKILL)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:

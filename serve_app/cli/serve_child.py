@@ -83,19 +83,14 @@ def main(path: Path) -> None:
     begin = msgspec.json.decode(line, type=Begin)
     _log_to(begin.log_path)
     add_variables(begin.variables)
-    with ParentWatch(sys.stdin.fileno(), ray.shutdown) as watch, ExitStack() as stack:
-
-        def settle() -> None:
-            stack.close()
-            watch.shutdown_s = begin.drain_s + SHUTDOWN_S
-
+    with ParentWatch(sys.stdin.fileno(), ray.shutdown, begin.drain_s + SHUTDOWN_S), ExitStack() as stack:
         stack.enter_context(_shard_server(begin.cpu_engines))
         _tell(Phase("starting Ray"))
         start_dashboard, deployment = (_start_ray if has_known_node() else _start_ray_whole)()
         _tell(Phase("starting Ray Serve", is_ray_up=True))
         threading.Thread(target=tell_when_lost, args=(ray._private.worker._global_node, _tell), daemon=True).start()
         content = with_http_host(path, begin.http_host)
-        deployment.serve_until_interrupted(content, _tell, start_dashboard, settle, begin.drain_s)
+        deployment.serve_until_interrupted(content, _tell, start_dashboard, stack.close, begin.drain_s)
 
 
 def tell_when_lost(node: Node, tell: Callable[[Event], None], poll_s: float = _LOST_POLL_S) -> None:

@@ -19,7 +19,6 @@ _STANDARD_ERROR = 2
 _POLL_S = 0.1
 _TERMINATE_S = 5.0
 SHUTDOWN_S = 40.0  # Serve ends its replicas one after the other
-SHUTDOWN_UNREADY_S = 2.0  # nothing is served yet that could be drained
 
 
 class ServeProcess:

@@ -5,10 +5,11 @@ import time
 from types import FrameType
 
 from serve_app.cli.serve_events import Drained, Draining, read_event
-from serve_app.cli.serve_process import SHUTDOWN_S, SHUTDOWN_UNREADY_S, ServeProcess
+from serve_app.cli.serve_process import SHUTDOWN_S, ServeProcess
 from serve_app.cli.serve_texts import drained_text, draining_text
 
 _POLL_S = 0.25
+_SHUTDOWN_UNREADY_S = 2.0  # nothing is served yet that could be drained
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -48,7 +49,7 @@ def stop_process(process: ServeProcess, stop: StopSignals, drain_s: float | None
 
 def _wait(process: ServeProcess, stop: StopSignals, drain_s: float | None, num_before: int) -> None:
     """Tell what it waits for, until it has ended, its time is over, or a signal comes after `num_before`."""
-    shutdown_s = SHUTDOWN_UNREADY_S if drain_s is None else drain_s + SHUTDOWN_S
+    shutdown_s = _SHUTDOWN_UNREADY_S if drain_s is None else drain_s + SHUTDOWN_S
     deadline_s = time.monotonic() + shutdown_s
     while True:
         has_ended = process.exit_status is not None

@@ -40,8 +40,7 @@ def tell(text):
 
 code = "import os, signal, time; os.setpgid(0, 0); signal.signal(signal.SIGHUP, signal.SIG_IGN); time.sleep(60)"
 subprocess.Popen([sys.executable, "-c", code])
-with ParentWatch(0, lambda: tell("disconnected")) as watch:
-    watch.shutdown_s = 0.2 if is_stuck else 50.0
+with ParentWatch(0, lambda: tell("disconnected"), shutdown_s=0.2 if is_stuck else 50.0):
     try:
         tell("serving")
         time.sleep(50)
