@@ -89,6 +89,12 @@ class FairQueue:
         if len(self._num_used) > len(self._newcomers) + _MAX_IDLE_OWNERS:
             self._forget_idle()
 
+    def is_only(self, owner: str) -> bool:
+        """Whether nobody else waits."""
+        num_owners = len(self._newcomers)
+        is_of_newcomers = num_owners == 0 or (num_owners == 1 and owner in self._newcomers)
+        return is_of_newcomers and all(one.owner == owner for one in self._resuming)
+
     def tokens_had(self, owner: str) -> int:
         """How many tokens count as an owner's."""
         return self._num_used.get(owner, self._floor)

@@ -17,16 +17,18 @@ class PrefillTurns:
         self._waiting = waiting
         self._running = running
         self.has_passed = False  # whether somebody in the step has gone before what had come first
-        self._is_by_owner = True  # the step at hand
+        self.is_by_owner = False  # the step at hand; False where all are one owner's, too
 
     def begin(self, ready: list[TokenSequence]) -> list[TokenSequence]:
         """The sequences for one more step, of which the last are prefills; those in their order in it."""
-        self._is_by_owner, self.has_passed = not self.has_passed, False
+        self.is_by_owner, self.has_passed = not self.has_passed, False
         num_others = len(ready)
         while num_others and ready[num_others - 1].num_unscheduled > 1:
             num_others -= 1
-        prefills = ready[num_others:]
-        if not self._is_by_owner or all(one.owner == prefills[0].owner for one in prefills):
+        prefills, owner = ready[num_others:], ready[-1].owner
+        if self._waiting.is_only(owner) and all(one.owner == owner for one in prefills):
+            self.is_by_owner = False
+        if not self.is_by_owner:
             return ready
         by_owner = sorted(prefills, key=self._turn)
         self.has_passed = any(one is not other for one, other in zip(prefills, by_owner, strict=True))
@@ -35,7 +37,7 @@ class PrefillTurns:
     def goes_before(self, newcomer: TokenSequence, prefill: TokenSequence) -> bool:
         """Whether the head of the queue comes before a prefill under way; only that of an owner that runs nothing."""
         priority = self._waiting.priority
-        if not self._is_by_owner or priority is None or any(one.owner == newcomer.owner for one in self._running):
+        if priority is None or any(one.owner == newcomer.owner for one in self._running):
             return False
         return (priority, self._waiting.tokens_had(newcomer.owner, priority)) < self._turn(prefill)
 

@@ -228,15 +228,16 @@ class Scheduler:
         """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left."""
         max_sequences = -(-len(self._running) // self._num_stages)  # spread evenly over the steps in flight
         ready = in_turn(self._running, self.max_request_tokens, overlaps_steps=self._overlaps_steps)
-        has_prefill = bool(ready) and ready[-1].num_unscheduled > 1
-        if has_prefill:
+        is_by_owner = False
+        if ready and ready[-1].num_unscheduled > 1:
             ready = self._prefill_turns.begin(ready)
+            is_by_owner = self._prefill_turns.is_by_owner
         for sequence in ready:
             if budget == 0 or len(step.sequences) - len(step.starts) >= max_sequences:
                 break
             if sequence.state is not SequenceState.RUNNING or sequence is self._making_way.sequence:
                 continue  # pre-empted by one before it, or about to be
-            if has_prefill and sequence.num_unscheduled > 1:
+            if is_by_owner and sequence.num_unscheduled > 1:
                 budget = self._admit_waiting(step, budget, before=sequence)
                 if budget == 0:
                     break

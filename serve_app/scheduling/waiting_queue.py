@@ -83,6 +83,10 @@ class WaitingQueue:
         """Tokens that were computed for a sequence's owner."""
         self._level_of(sequence).charge(sequence.owner, num_tokens)
 
+    def is_only(self, owner: str) -> bool:
+        """Whether nobody else waits."""
+        return all(level.is_only(owner) for level in self._levels.values())
+
     def tokens_had(self, owner: str, priority: int) -> int:
         """How many tokens count as an owner's at a priority."""
         return self._levels[priority].tokens_had(owner) if priority in self._levels else 0
