@@ -155,6 +155,13 @@ def bit_stream(numbers: Tensor, bits: int) -> Tensor:
     return words[:, :-1].to(torch.int32)
 
 
+def loose_words(numbers: Tensor, bits: int) -> Tensor:
+    """numbers [R, C] -> [R, words] int32: as many of them in each as it holds whole, from the lowest bit."""
+    per_word = 32 // bits
+    padded = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % per_word))
+    return bit_stream(padded.reshape(-1, per_word), bits).view(len(numbers), -1)
+
+
 def _words(numbers: Tensor, order: range | tuple[int, ...]) -> Tensor:
     """numbers [R, C] of 4 bits -> [R, C / 8] int32: nibble k of a word holds column order[k] of its eight."""
     words = torch.zeros(numbers.shape[0], numbers.shape[1] // 8, dtype=torch.int64)

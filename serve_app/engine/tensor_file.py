@@ -39,6 +39,8 @@ class TensorReader:
         """
         if header.dtype not in DTYPES_OF_FILES:
             raise ConfigError(f"a tensor in {header.file} has dtype {header.dtype}, which is not supported")
+        if out.numel() == 0:
+            return
         if dim is None or len(header.shape) == 0:
             self._read_rows(header, out, 0)
         elif dim == 0:

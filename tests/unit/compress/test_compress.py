@@ -23,7 +23,7 @@ from serve_app.compress.quantize import QuantizeSettings, quantize
 from serve_app.compress.schemes import encode, pack, scheme_of
 from serve_app.compress.texts import read_tasks, read_texts, sequences_of
 from serve_app.config.compression import QualityConfig
-from serve_app.engine.quantized_tensors import unpack_words
+from serve_app.engine.packed_words import stream_packing, unpack
 from serve_app.errors import ConfigError
 from tests.checkpoints import load_reference
 from tests.quantized_checkpoints import make_model
@@ -64,7 +64,9 @@ def test_packed_numbers_come_back(bits: int, num_columns: int) -> None:
     values = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (5, num_columns), generator=generator, dtype=torch.int8)
     packed = pack(values, bits)
     assert packed.shape == (5, -(-num_columns * bits // 32))
-    assert torch.equal(unpack_words(packed, bits, num_columns) - 2 ** (bits - 1), values.to(torch.int32))
+    unpacked = torch.empty(values.shape, dtype=torch.uint8)
+    unpack(packed, stream_packing(bits), (0, num_columns), unpacked)
+    assert torch.equal(unpacked.to(torch.int32) - 2 ** (bits - 1), values.to(torch.int32))
 
 
 def test_four_bits_are_packed_from_the_lowest() -> None:
