@@ -287,12 +287,12 @@ def test_inputs_in_an_order_of_their_own_are_cut_along_outputs_alone(kind: str, 
         read(stored, weight, Part(1, ((0, 48),)))
 
 
-@pytest.mark.parametrize(("group", "groups"), [(40, []), (40, [0, 1, 2]), (16, [0, 1, 9]), (16, [0, 1, -1]), (16, [0, 1, 1])])
-def test_groups_of_different_sizes_are_refused(group: int, groups: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("group", "firsts"), [(40, []), (40, [0, 1]), (16, [0, 9]), (16, [0, -1]), (16, [0, 1, 1])])
+def test_groups_of_different_sizes_are_refused(group: int, firsts: list[int], tmp_path: Path) -> None:
     stored = gptq(4, group)
     index = torch.arange(K) // group
     stored.tensors["g_idx"] = index.flip(0).to(torch.int32)  # the last of 40 is shorter: no order makes them equal
-    stored.tensors["g_idx"][: len(groups)] = torch.tensor(groups).to(torch.int32)
+    stored.tensors["g_idx"][: len(firsts)] = torch.tensor(firsts).to(torch.int32)
     weight = store(tmp_path, stored)
     with pytest.raises(ConfigError, match="w: g_idx gives groups of different sizes, which is not served"):
         read(stored, weight, Part())
