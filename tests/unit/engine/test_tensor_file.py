@@ -1,5 +1,6 @@
 """Parts of safetensors files read straight into tensors, whatever the borders of the chunks are."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from serve_app.checkpoints.safetensors_header import TensorHeader, read_safetensors_header
 from serve_app.engine import tensor_file
-from serve_app.engine.tensor_file import tensor_reader
+from serve_app.engine.tensor_file import TensorReader
 from serve_app.errors import ConfigError
 
 Ranges = tuple[tuple[int, int], ...]
@@ -20,6 +21,16 @@ def _chunk_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(tensor_file, "_CHUNK_BYTES", request.param)
 
 
+@pytest.fixture(params=[1, 1 << 20], ids=lambda size: f"gaps of {size} bytes")
+def _gap_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_file, "_GAP_BYTES", request.param)
+
+
+@pytest.fixture(params=[16, 1 << 20], ids=lambda size: f"threads of {size} bytes")
+def _thread_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_file, "_THREAD_BYTES", request.param)
+
+
 def store(directory: Path, tensor: Tensor) -> TensorHeader:
     """A file in which the tensor is not the first."""
     path = directory / "model.safetensors"
@@ -27,9 +38,12 @@ def store(directory: Path, tensor: Tensor) -> TensorHeader:
     return read_safetensors_header(path)["tensor"]
 
 
-def read(header: TensorHeader, out: Tensor, dim: int | None, ranges: Ranges) -> Tensor:
-    with tensor_reader() as reader:
+def read(header: TensorHeader, out: Tensor, dim: int | None, ranges: Ranges, num_threads: int = 3) -> Tensor:
+    reader = TensorReader(num_threads)
+    try:
         reader.read(header, out, dim, ranges)
+    finally:
+        reader.close()
     return out
 
 
@@ -39,22 +53,23 @@ def part_of(tensor: Tensor, dim: int | None, ranges: Ranges) -> Tensor:
     return torch.cat([tensor.narrow(dim, start, end - start) for start, end in ranges], dim)
 
 
-@pytest.mark.usefixtures("_chunk_bytes")
+PARTS: list[tuple[tuple[int, ...], int | None, Ranges]] = [
+    ((13, 6), None, ()),
+    ((13, 6), 0, ((3, 11),)),
+    ((13, 6), 0, ((0, 2), (5, 6), (12, 13))),
+    ((13, 6), 1, ((1, 4),)),
+    ((13, 6), 1, ((0, 1), (3, 5))),
+    ((5, 4, 3), 1, ((2, 4),)),
+    ((5, 4, 3), 2, ((0, 1), (2, 3))),
+    ((9,), 0, ((2, 7),)),
+    ((13, 6), 0, ((4, 4),)),
+    ((13, 6), 1, ((2, 2),)),
+]
+
+
+@pytest.mark.usefixtures("_chunk_bytes", "_gap_bytes", "_thread_bytes")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(
-    ("shape", "dim", "ranges"),
-    [
-        ((13, 6), None, ()),
-        ((13, 6), 0, ((3, 11),)),
-        ((13, 6), 0, ((0, 2), (5, 6), (12, 13))),
-        ((13, 6), 1, ((1, 4),)),
-        ((13, 6), 1, ((0, 1), (3, 5))),
-        ((5, 4, 3), 1, ((2, 4),)),
-        ((5, 4, 3), 2, ((0, 1), (2, 3))),
-        ((9,), 0, ((2, 7),)),
-        ((13, 6), 0, ((4, 4),)),
-    ],
-)
+@pytest.mark.parametrize(("shape", "dim", "ranges"), PARTS)
 def test_any_part_is_read_as_it_is_stored(
     tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...], dim: int | None, ranges: Ranges
 ) -> None:
@@ -62,6 +77,22 @@ def test_any_part_is_read_as_it_is_stored(
     expected = part_of(stored, dim, ranges).to(dtype)
     got = read(store(tmp_path, stored), torch.full_like(expected, torch.nan), dim, ranges)
     assert torch.equal(got, expected)
+
+
+def test_what_lies_between_columns_is_read_where_it_is_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
+    header, counts, preadv = store(tmp_path, stored), [], os.preadv
+
+    def counted(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        counts.append(preadv(descriptor, buffers, offset))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "preadv", counted)
+    for gap_bytes, expected in ((320, 8 * 20 * 4), (321, 8 * 100 * 4)):  # 80 of 100 numbers are not wanted
+        monkeypatch.setattr(tensor_file, "_GAP_BYTES", gap_bytes)
+        counts.clear()
+        read(header, torch.empty(8, 20), 1, ((5, 10), (40, 55)))
+        assert sum(counts) == expected
 
 
 @pytest.mark.usefixtures("_chunk_bytes")
@@ -85,6 +116,7 @@ def test_a_number_without_dimensions_is_read(tmp_path: Path) -> None:
     assert read(header, torch.zeros((), dtype=torch.bfloat16), None, ()).item() == 2.5
 
 
+@pytest.mark.usefixtures("_thread_bytes")
 def test_a_file_that_was_cut_short_is_named(tmp_path: Path) -> None:
     header = store(tmp_path, torch.ones(100))
     with header.file.open("r+b") as file:
