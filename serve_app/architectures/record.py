@@ -76,6 +76,8 @@ class TensorCut:
 
     plan: Mapping[str, str] | None = None  # module -> style, transformers' or ours; None: its config's own plan
     packed: Mapping[str, tuple[Width, ...]] = field(default_factory=dict)  # matrices in one, by their numbers of rows
+    kv_modules: tuple[str, ...] = ("k_proj", "v_proj", "k_norm")  # those whose rows are of key-value heads, where they
+    # are cut by rows: by the last parts of their names
     divided: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # module -> attributes that shrink with it
     divided_config: str | None = None  # a module whose forward reads head counts from its config
     routers: tuple[str, ...] = ()  # held whole by each rank, as checkpoints call them

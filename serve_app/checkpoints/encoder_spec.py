@@ -8,8 +8,9 @@ from serve_app.architectures.record import EncoderFacts
 from serve_app.checkpoints.checkpoint_json import damaged, read_json, shown
 from serve_app.checkpoints.classifier_head import ClassifierHead, read_classifier_head
 from serve_app.checkpoints.embedding_head import EmbeddingHead, HeadChoices, check_modules, plain_head, read_head
-from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut, read_checkpoint
+from serve_app.checkpoints.model_spec import ModelSpec, read_checkpoint
 from serve_app.checkpoints.prompts import Prompts, read_prompts
+from serve_app.checkpoints.rank_sizes import tensor_problems
 from serve_app.checkpoints.sentence_modules import (
     read_model_kind,
     read_module_entries,
@@ -109,17 +110,10 @@ def read_encoder_spec(choices: EncoderChoices, source_dir: Path) -> EncoderSpec:
 def check_encoder(encoder: EncoderSpec, tensor: int, max_model_len: int | None) -> list[str]:
     """Why this encoder cannot be split over `tensor` ranks, or take texts of `max_model_len` tokens."""
     spec = encoder.spec
-    if tensor > 1 and EMBEDDERS[spec.model_type].tensor_cut is None:
-        return [no_tensor_cut(spec.model_type, tensor)]
     longest = _position_limit(spec)
     if max_model_len is not None and max_model_len > longest:
         return [f"max_model_len={max_model_len} is above the {longest} positions of the model; use at most that"]
-    sizes = {"num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
-    sizes["intermediate_size"] = spec.intermediate_size or spec.hidden_size
-    for name, size in sizes.items():
-        if size % tensor:
-            return [f"parallel.tensor={tensor} does not divide {name}={size}; use a divisor of it"]
-    return []
+    return tensor_problems(spec, tensor)
 
 
 def _read_embedding(

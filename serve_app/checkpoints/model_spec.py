@@ -52,6 +52,7 @@ class ModelSpec:
     tensors: dict[str, TensorHeader]
     num_bytes: int  # of all tensors
     value_dim: int | None = None  # None: head_dim
+    other_heads: tuple[HeadSizes, ...] = ()  # of layers with narrower keys and values
     inner_sizes: dict[str, int] = field(default_factory=dict)  # further widths that tensor ranks share, by their keys
     experts_per_token: int | None = None  # None: config.json does not say, or there are none
     windowed_layers: frozenset[int] = frozenset()  # known to look no further back than the sliding window
@@ -60,6 +61,11 @@ class ModelSpec:
     def heads(self) -> HeadSizes:
         """Of the layers with the widest keys and values."""
         return HeadSizes(self.num_heads, self.num_kv_heads, self.head_dim, self.value_dim or self.head_dim)
+
+    @property
+    def head_kinds(self) -> tuple[HeadSizes, ...]:
+        """Of each kind of layers, the widest first."""
+        return (self.heads, *self.other_heads)
 
     @property
     def default_max_tokens(self) -> int | None:
@@ -95,11 +101,6 @@ def read_checkpoint(source_dir: Path, architectures: Mapping[str, Architecture])
     return spec
 
 
-def no_tensor_cut(model_type: str, tensor: int) -> str:
-    """Why tensor ranks cannot share a model of this family."""
-    return f"parallel.tensor={tensor} cannot cut model_type={model_type}; use parallel.pipeline"
-
-
 def _read_config(source_dir: Path) -> dict[str, object]:
     path = source_dir / "config.json"
     if not path.is_file():
@@ -114,11 +115,7 @@ def _spec_of(
     _check_kinds(keys, architecture)
     names, defaults = architecture.keys, architecture.sizes
     hidden_size = keys.count(names.hidden_size, defaults.hidden_size)
-    heads, inner_sizes = _head_sizes(keys, architecture, hidden_size), _inner_sizes(keys, architecture)
-    if architecture.other_heads is not None:
-        others = _other_head_sizes(keys, architecture.other_heads, heads)
-        inner_sizes["num_kv_heads of other layers"] = others.num_kv_heads
-        heads = max(heads, others, key=lambda one: one.width)
+    heads, *other_heads = _head_kinds(keys, architecture, hidden_size)
     architectures = config.get("architectures")
     max_positions = keys.count(names.max_positions, defaults.max_positions)
     if architecture.sparse_above:
@@ -145,20 +142,25 @@ def _spec_of(
         tensors=tensors,
         num_bytes=sum(tensor.num_bytes for tensor in tensors.values()),
         value_dim=heads.value_dim,
-        inner_sizes=inner_sizes,
+        other_heads=tuple(other_heads),
+        inner_sizes=_inner_sizes(keys, architecture),
         experts_per_token=keys.count_or_none(_EXPERTS_PER_TOKEN, None),
         windowed_layers=_windowed_layers(keys, architecture),
     )
 
 
-def _other_head_sizes(keys: ConfigKeys, other: OtherHeads, first: HeadSizes) -> HeadSizes:
-    """Of a second kind of layers; a file that transformers has saved tells it layer by layer."""
+def _head_kinds(keys: ConfigKeys, architecture: Architecture, hidden_size: int) -> list[HeadSizes]:
+    """Of each kind of layers, the widest first; a file that transformers has saved tells it layer by layer."""
+    first, other = _head_sizes(keys, architecture, hidden_size), architecture.other_heads
+    if other is None:
+        return [first]
     by_layer = keys.values.get("per_layer_config")
-    if not isinstance(by_layer, dict):
-        return other_head_sizes(first, other, keys.values)
-    own = OtherHeads(kv_heads_key="num_key_value_heads", head_dim_key="head_dim")
-    found = [other_head_sizes(first, own, values) for values in by_layer.values() if isinstance(values, dict)]
-    return max(found, key=lambda one: one.width, default=first)
+    if isinstance(by_layer, dict):
+        own = OtherHeads(kv_heads_key="num_key_value_heads", head_dim_key="head_dim")
+        found = [other_head_sizes(first, own, values) for values in by_layer.values() if isinstance(values, dict)]
+    else:
+        found = [other_head_sizes(first, other, keys.values)]
+    return sorted(dict.fromkeys([first, *found]), key=lambda one: one.width, reverse=True)
 
 
 def _check_kinds(keys: ConfigKeys, architecture: Architecture) -> None:

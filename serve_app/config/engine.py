@@ -34,7 +34,7 @@ class ParallelConfig(ConfigModel):
     pipeline: PositiveInt = 1
     """Stages, each with a run of the model's layers. [stages]"""
     tensor: PositiveInt = 1
-    """Ranks of each stage, each with a slice of every matrix. [ranks]"""
+    """Ranks of each stage, each with a slice of every matrix; ranks beyond the key-value heads share these. [ranks]"""
     layers: list[PositiveInt] | None = None
     """Layers of each stage, first to last; without it stages are as even as their bytes allow. [layers]"""
     accelerator_types: list[str] | None = None

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from serve_app.architectures.head_sizes import head_sizes_of
+from serve_app.architectures.rank_shares import heads_of_rank, widest_on_rank
 from serve_app.models.fast_arrays import has_fast_array
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.types.shards import KvShape
@@ -77,15 +77,9 @@ class KvCache:
 def kv_shape_of(stage: TransformersStage) -> KvShape:
     """What one token of this shard's cache is made of."""
     cut = stage.architecture.tensor_cut
-    heads = stage.kv_heads or head_sizes_of(stage.config)
-    num_shares = 1 if cut is None or cut.has_whole_attention else stage.shard.num_ranks
-    return KvShape(
-        len(stage.own_layers),
-        heads.num_kv_heads // num_shares,
-        heads.head_dim,
-        stage.dtype.itemsize,
-        heads.value_dim,
-    )
+    num_ranks = 1 if cut is None or cut.has_whole_attention else stage.shard.num_ranks
+    heads = heads_of_rank(widest_on_rank(stage.head_kinds, num_ranks), num_ranks)
+    return KvShape(len(stage.own_layers), heads.num_kv_heads, heads.head_dim, stage.dtype.itemsize, heads.value_dim)
 
 
 def kv_block_bytes(stage: TransformersStage, block_size: int) -> int:

@@ -61,8 +61,7 @@ def load_stage(
     """
     config = read_config(source_dir)
     spec = read_model_spec(source_dir)
-    stage = TransformersStage(config, resolve_dtype(config, dtype), shard)
-    stage.kv_heads = spec.heads
+    stage = TransformersStage(config, resolve_dtype(config, dtype), shard, spec.head_kinds)
     kernel = (
         None
         if linear_kernel is None

@@ -69,6 +69,7 @@ class EncoderStage:
             )
         self.model.eval().requires_grad_(False)
         self.config = self.model.config
+        self.head_kinds = spec.spec.head_kinds
         self.base: PreTrainedModel = self.model.base_model
         self.base_prefix = "" if self.base is self.model else f"{self.model.base_model_prefix}."
         self.whole_state = {key: tensor.shape for key, tensor in self.model.state_dict().items()}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from serve_app.architectures.head_sizes import HeadSizes
+from serve_app.architectures.head_sizes import HeadSizes, head_sizes_of
 from serve_app.architectures.lookup import GENERATORS
 from serve_app.errors import ConfigError
 from serve_app.models.compiled.int8_product import compile_int8
@@ -50,13 +50,19 @@ class TransformersStage:
     """Layers [first_layer, end_layer) of a decoder, with the embedding and the head at the ends of the pipeline.
 
     Built on the meta device: parameters have shapes and no memory until a loader fills them.
+    head_kinds: of each kind of layers of the whole model, the widest first; None: all have what the config says.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, shard: ShardSpec) -> None:
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        dtype: torch.dtype,
+        shard: ShardSpec,
+        head_kinds: tuple[HeadSizes, ...] | None = None,
+    ) -> None:
         self.shard = shard
         self.architecture = GENERATORS[config.model_type]
         self.head = self.architecture.parts.head
-        self.kv_heads: HeadSizes | None = None  # of the layers with the widest; None: as its config has them
         AttentionInterface.register(ATTENTION_NAME, _forward_attention)  # without a mask function, so no mask is built
         with torch.device("meta"):
             self.model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -68,6 +74,7 @@ class TransformersStage:
         self._is_fused = fuse_layers(self.model, self.architecture.fused)
         self.model.eval().requires_grad_(False)
         self.config = self.model.config
+        self.head_kinds = head_kinds or (head_sizes_of(self.config),)
         self.dtype = dtype
         self.base: PreTrainedModel = self.model.base_model
         self.base_prefix = f"{self.model.base_model_prefix}."

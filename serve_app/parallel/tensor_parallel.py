@@ -1,18 +1,27 @@
 """Cutting a stage's matrices over its ranks (Megatron-LM, arXiv:1909.08053), on plain tensors.
 
 `cut_stage` shrinks the meta parameters, adds the collectives, and says for each parameter which part of the
-checkpoint's tensor this rank holds. The embedding and the head are cut along the vocabulary.
+checkpoint's tensor this rank holds. The embedding and the head are cut along the vocabulary. Where ranks outnumber the
+key-value heads, several hold the same one.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from serve_app.architectures.head_sizes import Width, head_sizes_of, num_rows
+from serve_app.architectures.rank_shares import (
+    even_range,
+    kv_head_range,
+    kv_heads_of_layer,
+    kv_heads_on_rank,
+    ranks_of_kv_head,
+)
 from serve_app.architectures.record import SHARED_NORM, TensorCut
 from serve_app.models.cut_stage import CutStage
 from serve_app.models.transformers_model import replace_module
@@ -24,6 +33,8 @@ Range = tuple[int, int]
 OutputHook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 
 _SUMMED = ("rowwise", "moe_tp_experts")
+_BY_COLUMNS = ("colwise", SHARED_NORM)
+_NUM_KV_HEADS = "num_key_value_heads"  # as modules and configs of transformers call it
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +65,16 @@ def cut_stage(stage: CutStage, communicator: Communicator) -> dict[str, Part]:
     return parts
 
 
-def even_range(size: int, rank: int, num_ranks: int) -> Range:
-    """The rank's share of `size`; shares differ by one where it does not divide."""
-    return rank * size // num_ranks, (rank + 1) * size // num_ranks
+def kv_range(size: int, num_kv_heads: int, rank: int, num_ranks: int) -> Range:
+    """The rank's part of `size`, to which each key-value head gives as much: that of its own heads."""
+    first, end = kv_head_range(num_kv_heads, rank, num_ranks)
+    return first * size // num_kv_heads, end * size // num_kv_heads
 
 
-def packed_ranges(sizes: tuple[int, ...], rank: int, num_ranks: int) -> tuple[Range, ...]:
-    """The rank's share of each of several matrices that are packed one after the other."""
-    ranges = []
-    offset = 0
-    for size in sizes:
-        start, end = even_range(size, rank, num_ranks)
-        ranges.append((offset + start, offset + end))
-        offset += size
-    return tuple(ranges)
+def packed_ranges(sizes: Sequence[int], own: Sequence[Range]) -> tuple[Range, ...]:
+    """Ranges within each of several matrices, in the one that they are packed in one after the other."""
+    offsets = accumulate(sizes, initial=0)
+    return tuple((offset + start, offset + end) for offset, (start, end) in zip(offsets, own, strict=False))
 
 
 def _cut_layers(stage: CutStage, cut: TensorCut, communicator: Communicator) -> dict[str, Part]:
@@ -81,11 +88,17 @@ def _cut_layers(stage: CutStage, cut: TensorCut, communicator: Communicator) -> 
                 continue  # a layer of another kind
             if isinstance(target, nn.Module) and style in _SUMMED:
                 target.register_forward_hook(_sum_output(communicator))
+            num_kv_heads = _kv_heads_of(stage, cut, name, style)
             if style == SHARED_NORM:
-                target = SharedRMSNorm(target, communicator)
+                num_copies = 1 if num_kv_heads is None else ranks_of_kv_head(num_kv_heads, stage.shard.num_ranks)
+                target = SharedRMSNorm(target, communicator, num_copies)
                 replace_module(stage.base, name, target)
             for parameter_name, parameter in _parameters_of(target, name):
-                part = _part_of(stage, cut.packed.get(pattern), style, target, parameter_name, parameter)
+                if num_kv_heads is not None:
+                    own = kv_range(parameter.shape[0], num_kv_heads, stage.shard.rank, stage.shard.num_ranks)
+                    part: Part | None = Part(0, (own,))
+                else:
+                    part = _part_of(stage, cut.packed.get(pattern), style, target, parameter_name, parameter)
                 if part is not None:
                     parts[stage.base_prefix + parameter_name] = part
     return parts
@@ -122,21 +135,40 @@ def _part_of(
     # Linear weights are [out, in], Conv1D weights [in, out], experts' [experts, out, in].
     out_dim = 0 if is_bias else max(0, parameter.dim() - (1 if type(target).__name__ == "Conv1D" else 2))
     in_dim = parameter.dim() - (2 if type(target).__name__ == "Conv1D" else 1)
-    if style == SHARED_NORM:
-        return Part(0, (even_range(parameter.shape[0], rank, num_ranks),))
-    if style == "colwise":
+    if style in _BY_COLUMNS:
         return Part(out_dim, (even_range(parameter.shape[out_dim], rank, num_ranks),))
     if style == "packed_colwise":
         if packed is None:  # what a gate and its values are computed from
             sizes: tuple[int, ...] = (parameter.shape[out_dim] // 2,) * 2
-        else:
-            sizes = tuple(num_rows(width, stage.config) for width in packed)
-        return Part(out_dim, packed_ranges(sizes, rank, num_ranks))
+            return Part(out_dim, packed_ranges(sizes, [even_range(size, rank, num_ranks) for size in sizes]))
+        return Part(out_dim, _ranges_of(stage, packed))
     if style == "rowwise":
         if is_bias:
             return Part(is_zero=rank != 0)
         return Part(in_dim, (even_range(parameter.shape[in_dim], rank, num_ranks),))
     return None  # replicated, or a module whose parameters have lines of their own
+
+
+def _ranges_of(stage: CutStage, packed: tuple[Width, ...]) -> tuple[Range, ...]:
+    """This rank's part of matrices packed in one."""
+    rank, num_ranks, num_kv_heads = stage.shard.rank, stage.shard.num_ranks, stage.head_kinds[0].num_kv_heads
+    sizes = [num_rows(width, stage.config) for width in packed]
+    own = [
+        kv_range(size, num_kv_heads, rank, num_ranks) if width == "kv_heads" else even_range(size, rank, num_ranks)
+        for width, size in zip(packed, sizes, strict=True)
+    ]
+    return packed_ranges(sizes, own)
+
+
+def _kv_heads_of(stage: CutStage, cut: TensorCut, name: str, style: str) -> int | None:
+    """Key-value heads of the whole layer, of a module that has rows or numbers of theirs; None: of another."""
+    if style not in _BY_COLUMNS or name.rpartition(".")[2] not in cut.kv_modules:
+        return None
+    if len(stage.head_kinds) == 1:
+        return stage.head_kinds[0].num_kv_heads
+    attention = stage.base_prefix + name.rpartition(".")[0]
+    query, key = (stage.whole_state[f"{attention}.{one}.weight"][0] for one in ("q_proj", "k_proj"))
+    return kv_heads_of_layer(stage.head_kinds[0], query, key)
 
 
 def _cut_vocabulary(stage: CutStage, communicator: Communicator) -> dict[str, Part]:
@@ -226,8 +258,10 @@ def _shrink_attributes(stage: CutStage, cut: TensorCut) -> None:
             except AttributeError:
                 continue  # a layer of another kind
             for attribute in attributes:
-                if hasattr(module, attribute):
-                    setattr(module, attribute, getattr(module, attribute) // num_ranks)
+                whole = getattr(module, attribute, None)
+                if whole is not None:
+                    held = kv_heads_on_rank(whole, num_ranks) if attribute == _NUM_KV_HEADS else whole // num_ranks
+                    setattr(module, attribute, held)
         if cut.divided_config is not None:
             module = layer.get_submodule(cut.divided_config)
             module.config = _divided_config(stage.config, num_ranks)
@@ -237,5 +271,5 @@ def _divided_config(config: PreTrainedConfig, num_ranks: int) -> PreTrainedConfi
     divided, heads = copy.copy(config), head_sizes_of(config)
     divided.head_dim = heads.head_dim
     divided.num_attention_heads = heads.num_heads // num_ranks
-    divided.num_key_value_heads = heads.num_kv_heads // num_ranks
+    divided.num_key_value_heads = kv_heads_on_rank(heads.num_kv_heads, num_ranks)
     return divided

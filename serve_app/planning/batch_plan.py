@@ -12,8 +12,9 @@ from serve_app.checkpoints.module_spec import ModuleSpec
 from serve_app.config.model import ModelConfig
 from serve_app.planning.activation_bytes import layer_activation_bytes
 from serve_app.planning.device_profiles import DeviceProfile, PlannedDevice
-from serve_app.planning.layer_weights import ModelWeights, PartWeights, weigh_encoder
+from serve_app.planning.layer_weights import weigh_encoder
 from serve_app.planning.memory_plan import MemoryPlan, ShardMemory, device_shares
+from serve_app.planning.part_weights import ModelWeights, PartWeights
 from serve_app.planning.planner import kv_shape_on, readable_bytes, served_dtype
 from serve_app.planning.reservations import copy_bundles
 from serve_app.planning.served_model import BatchModelPlan

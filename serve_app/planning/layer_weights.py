@@ -1,76 +1,19 @@
 """What a model's parameters weigh as they are served, layer by layer, and what of that tensor ranks share."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from serve_app.architectures.lookup import ARCHITECTURES
-from serve_app.architectures.record import TensorCut
-from serve_app.architectures.tensor_names import (
-    is_before_layers,
-    is_embedding,
-    is_head,
-    is_router,
-    is_unused,
-    layer_of,
-)
+from serve_app.architectures.rank_shares import kv_heads_of_layer
+from serve_app.architectures.tensor_names import is_before_layers, is_embedding, is_head, is_unused, layer_of
 from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.checkpoints.safetensors_header import TensorHeader
 from serve_app.checkpoints.stored_weights import is_scale, num_stored_numbers
+from serve_app.planning.layer_cut import EXPERTS, LayerCut, Share
+from serve_app.planning.part_weights import ModelWeights, PartWeights, sum_parts
 from serve_app.types.dtypes import DTYPES, DTYPES_BY_CODE, SERVED_DTYPES
-from serve_app.types.shards import LoadQuantization, ShardSpec
+from serve_app.types.shards import LoadQuantization
 
 _SCALE_BYTES = 4  # of a quantized weight's scale, for each output or group, however the checkpoint stores it
-_EXPERTS = ".experts."
-
-
-@dataclass(frozen=True, slots=True)
-class PartWeights:
-    """Of one part of a model: all its bytes, and how many numbers it multiplies a token by."""
-
-    whole_bytes: int = 0  # that each tensor rank holds
-    cut_bytes: int = 0  # that the ranks share
-    expert_bytes: int = 0  # of both, what only the tokens of an expert need
-    num_products: int = 0  # numbers of matrices that every token is multiplied by
-    num_expert_products: int = 0  # of all experts
-
-    def on_rank(self, num_ranks: int) -> int:
-        """Bytes on one tensor rank."""
-        return self.whole_bytes + self.cut_bytes // num_ranks
-
-
-@dataclass(frozen=True, slots=True)
-class ModelWeights:
-    """All parts of a model that generates or embeds."""
-
-    layers: tuple[PartWeights, ...]
-    before: PartWeights  # of the first stage: embeddings, which a token reads one row of
-    after: PartWeights  # of the last stage: norm and head
-    tied: PartWeights  # the embedding as head, where that is apart from it: on another stage, or in another form
-    shares_embedding: bool = False  # the head of a single stage is its embedding
-
-    def parts_on(self, shard: ShardSpec) -> list[PartWeights]:
-        """Parts of the stage of a shard."""
-        parts = list(self.layers[shard.first_layer : shard.end_layer])
-        if shard.is_first:
-            parts.append(self.before)
-        if shard.is_last:
-            parts.append(self.after)
-        if shard.is_last and not (shard.is_first and self.shares_embedding):
-            parts.append(self.tied)
-        return parts
-
-    def head_on(self, shard: ShardSpec) -> PartWeights | None:
-        """What draws multiply by, of the stage of a shard; None: it is on another."""
-        if not shard.is_last:
-            return None
-        if not shard.is_first or not self.shares_embedding:
-            return _sum([self.after, self.tied])
-        table = replace(self.before, num_products=0) if self.tied.cut_bytes else PartWeights()  # the head itself
-        return _sum([self.after, table])
-
-    def bytes_on(self, shard: ShardSpec) -> int:
-        """Bytes that one shard holds; vectors count as whole, though some are cut."""
-        return sum(part.on_rank(shard.num_ranks) for part in self.parts_on(shard))
 
 
 def weigh(spec: ModelSpec, dtype: str, quantization: LoadQuantization | None = None) -> ModelWeights:
@@ -93,9 +36,10 @@ def weigh(spec: ModelSpec, dtype: str, quantization: LoadQuantization | None = N
         elif not (spec.is_tied and is_head(name)):
             after.append(weighed.part(name, tensor))
     is_plain = quantization is None or not (quantization.has_embedding or quantization.has_head)
-    summed = _sum(tied)
+    summed = sum_parts(tied)
     after.append(PartWeights(num_products=summed.num_products))  # counted on any last stage, beside its bytes or not
-    return ModelWeights(tuple(map(_sum, layers)), _sum(before), _sum(after), replace(summed, num_products=0), is_plain)
+    head = replace(summed, num_products=0)
+    return ModelWeights(tuple(map(sum_parts, layers)), sum_parts(before), sum_parts(after), head, is_plain)
 
 
 def weigh_encoder(
@@ -111,72 +55,85 @@ def weigh_encoder(
 class _Weighed:
     def __init__(self, spec: ModelSpec, dtype: str, quantization: LoadQuantization | None) -> None:
         self._spec = spec
+        self._num_tokens = max(1, spec.vocab_size)
         self._dtype = dtype
         self._quantization = quantization
         architecture = ARCHITECTURES.get(spec.model_type)
-        self._cut = None if architecture is None else _Cut(architecture.tensor_cut)
+        self._is_transposed = architecture is not None and architecture.has_transposed_matrices
+        cut = None if architecture is None else architecture.tensor_cut
+        self._cut = LayerCut(cut, is_known=architecture is not None)
+        self._kv_heads = _kv_heads_of_layers(spec)
 
     def part(self, name: str, tensor: TensorHeader) -> PartWeights:
         """One tensor."""
-        num_bytes, is_expert = self._bytes_of(name, tensor), _EXPERTS in name
-        is_cut = len(tensor.shape) > 1 and (self._cut is None or self._cut.shares(name))
+        num_bytes, scale_bytes = self._bytes_of(name, tensor)
         count = 0 if is_before_layers(name) else num_stored_numbers(name, tensor, self._spec.quantization)
-        return PartWeights(
-            0 if is_cut else num_bytes,
-            num_bytes if is_cut else 0,
-            num_bytes if is_expert else 0,
-            0 if is_expert else count,
-            count if is_expert else 0,
-        )
+        share = self._cut.share_of(name, tensor.shape)
+        found = self._shared(name, share, num_bytes, count)
+        if scale_bytes:
+            has_one_group = self._quantization is not None and self._quantization.scheme.group_size is None
+            scale_share = "whole" if has_one_group and self._cut.is_by_inputs(name) else share
+            found = sum_parts([found, self._shared(name, scale_share, scale_bytes, 0)])
+        if EXPERTS not in name:
+            return found
+        return replace(found, expert_bytes=num_bytes, num_products=0, num_expert_products=count)
 
     def head_of_embedding(self, tensor: TensorHeader) -> PartWeights:
         """A tied head as one of its own."""
         quantization = self._quantization
         if quantization is not None and quantization.has_head:
-            return PartWeights(cut_bytes=_quantized_bytes(tensor, quantization), num_products=tensor.num_elements)
-        return PartWeights(cut_bytes=_bytes_in(tensor, self._dtype), num_products=tensor.num_elements)
+            num_bytes = sum(_quantized_bytes(tensor.shape, quantization))
+        else:
+            num_bytes = _bytes_in(tensor, self._dtype)
+        return PartWeights(table_bytes=num_bytes, num_products=tensor.num_elements, num_tokens=self._num_tokens)
 
-    def _bytes_of(self, name: str, tensor: TensorHeader) -> int:
+    def _shared(self, name: str, share: Share, num_bytes: int, count: int) -> PartWeights:
+        if share == "even":
+            return PartWeights(cut_bytes=num_bytes, num_products=count)
+        if share == "tokens":
+            return PartWeights(table_bytes=num_bytes, num_products=count, num_tokens=self._num_tokens)
+        if share == "whole":
+            return PartWeights(whole_bytes=num_bytes, num_products=count)
+        kv_heads = self._kv_heads.get(layer_of(name), self._spec.num_kv_heads)
+        of_kv, of_all = 1, 1
+        if share == "packed_kv":
+            num_kv = self._cut.widths_of(name).count("kv_heads")
+            num_others = len(self._cut.widths_of(name)) - num_kv
+            of_kv, of_all = num_kv * kv_heads, num_kv * kv_heads + num_others * self._spec.num_heads
+        kv_bytes, kv_count = num_bytes * of_kv // of_all, count * of_kv // of_all
+        return PartWeights(
+            cut_bytes=num_bytes - kv_bytes,
+            kv_bytes=kv_bytes,
+            num_products=count - kv_count,
+            num_kv_products=kv_count,
+            num_kv_heads=kv_heads,
+        )
+
+    def _bytes_of(self, name: str, tensor: TensorHeader) -> tuple[int, int]:
+        """Of its numbers, and of the scales that it gets while it is loaded."""
         if self._quantization is not None and _is_quantized(name, tensor, self._quantization):
-            return _quantized_bytes(tensor, self._quantization)
+            is_transposed = self._is_transposed and layer_of(name) is not None
+            return _quantized_bytes(tensor.shape[::-1] if is_transposed else tensor.shape, self._quantization)
         if self._spec.quantization is not None and is_scale(name):
-            return tensor.num_elements * _SCALE_BYTES
-        return _bytes_in(tensor, self._dtype)
+            return tensor.num_elements * _SCALE_BYTES, 0
+        return _bytes_in(tensor, self._dtype), 0
 
 
-class _Cut:
-    """Which matrices of a checkpoint tensor ranks share."""
-
-    def __init__(self, cut: TensorCut | None) -> None:
-        self._has_whole_attention = cut is not None and cut.has_whole_attention
-        styles = None if cut is None else cut.plan
-        self._named = None  # None: all of a layer
-        if styles is not None:
-            self._named = {name.partition("*.")[2] for name in styles}
-
-    def shares(self, name: str) -> bool:
-        """Those of layers that its plan names, but routers; along the vocabulary embedding and head."""
-        if layer_of(name) is None:
-            return is_embedding(name) or is_head(name)
-        if is_router(name) or (self._has_whole_attention and "attn." in name):
-            return False
-        if self._named is None:
-            return True
-        if _EXPERTS in name:  # a checkpoint has a matrix for each expert, the model one for all
-            return any(_EXPERTS in f".{one}." for one in self._named)
-        module = name.removesuffix(".weight")
-        return any(module.endswith(f".{one}") for one in self._named)
-
-
-def _sum(parts: Iterable[PartWeights]) -> PartWeights:
-    listed = list(parts)
-    return PartWeights(
-        sum(part.whole_bytes for part in listed),
-        sum(part.cut_bytes for part in listed),
-        sum(part.expert_bytes for part in listed),
-        sum(part.num_products for part in listed),
-        sum(part.num_expert_products for part in listed),
-    )
+def _kv_heads_of_layers(spec: ModelSpec) -> dict[int | None, int]:
+    """By layer, where layers differ in them: matrices of one layer that read the same inputs have as many columns."""
+    if not spec.other_heads:
+        return {}
+    counts: dict[tuple[int | None, str], int] = {}
+    for name, tensor in spec.tensors.items():
+        module = name.rpartition(".")[0].rpartition(".")[2]
+        if module in ("q_proj", "k_proj") and layer_of(name) is not None:
+            count = num_stored_numbers(name, tensor, spec.quantization)
+            counts[layer_of(name), module] = counts.get((layer_of(name), module), 0) + count
+    return {
+        layer: kv_heads_of_layer(spec.heads, count, counts[layer, "k_proj"])
+        for (layer, module), count in counts.items()
+        if module == "q_proj" and (layer, "k_proj") in counts
+    }
 
 
 def _is_quantized(name: str, tensor: TensorHeader, quantization: LoadQuantization) -> bool:
@@ -190,12 +147,12 @@ def _is_quantized(name: str, tensor: TensorHeader, quantization: LoadQuantizatio
     return is_head(name) and quantization.has_head
 
 
-def _quantized_bytes(tensor: TensorHeader, quantization: LoadQuantization) -> int:
-    """Numbers, and a float32 scale for each output or group."""
-    num_rows, num_columns = tensor.shape
+def _quantized_bytes(shape: tuple[int, ...], quantization: LoadQuantization) -> tuple[int, int]:
+    """Of the numbers of a matrix [out, in], and of a float32 scale for each output or group."""
+    num_rows, num_columns = shape
     scheme = quantization.scheme
     num_groups = 1 if scheme.group_size is None else num_columns // scheme.group_size
-    return num_rows * num_columns * scheme.bits // 8 + _SCALE_BYTES * num_rows * num_groups
+    return num_rows * num_columns * scheme.bits // 8, _SCALE_BYTES * num_rows * num_groups
 
 
 def _bytes_in(tensor: TensorHeader, dtype: str) -> int:

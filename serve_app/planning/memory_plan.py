@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serve_app.checkpoints.model_spec import ModelSpec
+from serve_app.checkpoints.rank_sizes import rank_heads
 from serve_app.config.model import ModelConfig
 from serve_app.planning.activation_bytes import StepSizes, activation_bytes
 from serve_app.planning.device_profiles import DeviceProfile, PlannedDevice
-from serve_app.planning.layer_weights import ModelWeights, weigh
+from serve_app.planning.layer_weights import weigh
+from serve_app.planning.part_weights import ModelWeights
 from serve_app.planning.planner import (
-    has_whole_attention,
     kv_shape_on,
     plan_split,
     served_dtype,
@@ -178,7 +179,7 @@ def _shard_memory(
     spec: ModelSpec, shard: ShardSpec, weights: ModelWeights, dtype: str, profile: DeviceProfile
 ) -> ShardMemory:
     """Without its activations and KV cache."""
-    num_heads = spec.num_heads if has_whole_attention(spec) else spec.num_heads // shard.num_ranks
+    num_heads = rank_heads(spec, shard.num_ranks).num_heads
     return ShardMemory(
         shard, num_heads, kv_shape_on(shard, spec, dtype), weights.bytes_on(shard), 0, 0, profile.reserve
     )

@@ -2,10 +2,12 @@
 
 from itertools import groupby
 
+from serve_app.architectures.rank_shares import kv_head_range
+from serve_app.checkpoints.rank_sizes import has_whole_attention, whole_heads
 from serve_app.planning.device_profiles import PlannedDevice
 from serve_app.planning.memory_plan import MemoryPlan, ShardMemory
 from serve_app.planning.model_plan import ModelPlan
-from serve_app.planning.planner import align, has_whole_attention, readable_bytes, served_dtype
+from serve_app.planning.planner import align, readable_bytes, served_dtype
 
 _HEAD = ("stage", "rank", "layers", "heads", "kv heads", "weights", "KV cache", "activations", "reserve", "total")
 
@@ -87,8 +89,8 @@ def _shard_json(plan: ModelPlan, one: ShardMemory) -> dict[str, object]:
         "rank": one.shard.rank,
         "device": plan.device_of(one.shard.stage).name,
         "layers": [one.shard.first_layer, one.shard.end_layer],
-        "heads": list(_range_on_rank(plan, one, one.num_heads)),
-        "kv_heads": list(_range_on_rank(plan, one, one.kv.num_heads)),
+        "heads": list(_head_range(plan, one)),
+        "kv_heads": list(_kv_head_range(plan, one)),
         "weights_bytes": one.weights_bytes,
         "kv_cache_bytes": one.kv_cache_bytes,
         "activation_bytes": one.activation_bytes,
@@ -117,16 +119,24 @@ def _row(plan: ModelPlan, one: ShardMemory) -> tuple[str, ...]:
         str(one.shard.stage),
         str(one.shard.rank),
         f"{one.shard.first_layer}-{one.shard.end_layer - 1}",
-        _shown(_range_on_rank(plan, one, one.num_heads)),
-        _shown(_range_on_rank(plan, one, one.kv.num_heads)),
+        _shown(_head_range(plan, one)),
+        _shown(_kv_head_range(plan, one)),
         *map(readable_bytes, sizes),
     )
 
 
-def _range_on_rank(plan: ModelPlan, one: ShardMemory, num_heads: int) -> tuple[int, int]:
-    """First and end of a rank's heads; all where attention is not cut."""
-    first = 0 if has_whole_attention(plan.spec) else one.shard.rank * num_heads
-    return first, first + num_heads
+def _head_range(plan: ModelPlan, one: ShardMemory) -> tuple[int, int]:
+    """First and end of a rank's query heads; all where attention is not cut."""
+    first = 0 if has_whole_attention(plan.spec) else one.shard.rank * one.num_heads
+    return first, first + one.num_heads
+
+
+def _kv_head_range(plan: ModelPlan, one: ShardMemory) -> tuple[int, int]:
+    """The same of key-value heads, of which several ranks may hold one."""
+    num_kv_heads = whole_heads(plan.spec, one.shard.num_ranks).num_kv_heads
+    if has_whole_attention(plan.spec):
+        return 0, num_kv_heads
+    return kv_head_range(num_kv_heads, one.shard.rank, one.shard.num_ranks)
 
 
 def _shown(heads: tuple[int, int]) -> str:

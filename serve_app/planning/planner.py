@@ -1,11 +1,10 @@
 """Which layers go on which shard, what that weighs, and what makes a split impossible."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from serve_app.architectures.lookup import ARCHITECTURES, GENERATORS, why_not_served
+from serve_app.architectures.lookup import GENERATORS, why_not_served
 from serve_app.architectures.tensor_names import (
     is_before_layers,
     is_embedding,
@@ -13,7 +12,8 @@ from serve_app.architectures.tensor_names import (
     is_unused,
     layer_of,
 )
-from serve_app.checkpoints.model_spec import ModelSpec, no_tensor_cut
+from serve_app.checkpoints.model_spec import ModelSpec
+from serve_app.checkpoints.rank_sizes import rank_heads, tensor_problems
 from serve_app.config.engine import ParallelConfig
 from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
@@ -70,7 +70,7 @@ def plan_shards(spec: ModelSpec, pipeline: int, tensor: int, layers: Sequence[in
 
 def check_split(spec: ModelSpec, config: ModelConfig) -> list[str]:
     """Every reason why this model cannot be served with these settings."""
-    problems = _model_problems(spec, config) + _tensor_problems(spec, config.parallel.tensor)
+    problems = _model_problems(spec, config) + tensor_problems(spec, config.parallel.tensor)
     problems += _stage_problems(spec, config.parallel.pipeline, config.parallel.layers)
     return problems or _cache_problems(spec, config)
 
@@ -87,9 +87,9 @@ def served_max_model_len(spec: ModelSpec, config: ModelConfig) -> int:
 
 def kv_shape_on(shard: ShardSpec, spec: ModelSpec, dtype: str) -> KvShape:
     """What one token of a shard's KV cache is made of."""
+    heads = rank_heads(spec, shard.num_ranks)
     num_layers = shard.end_layer - shard.first_layer
-    num_heads = spec.num_kv_heads // (1 if has_whole_attention(spec) else shard.num_ranks)
-    return KvShape(num_layers, num_heads, spec.head_dim, DTYPES[dtype].num_bytes, spec.value_dim)
+    return KvShape(num_layers, heads.num_kv_heads, heads.head_dim, DTYPES[dtype].num_bytes, heads.value_dim)
 
 
 def num_kv_blocks(spec: ModelSpec, plan: ShardPlan, config: ModelConfig, kv_cache_bytes: int) -> int:
@@ -232,31 +232,6 @@ def _context_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
             f"use at most {longest}"
         ]
     return []
-
-
-def _tensor_problems(spec: ModelSpec, tensor: int) -> list[str]:
-    architecture = ARCHITECTURES.get(spec.model_type)
-    if tensor > 1 and architecture is not None and architecture.tensor_cut is None:
-        return [no_tensor_cut(spec.model_type, tensor)]
-    sizes = {} if has_whole_attention(spec) else {"num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
-    if spec.intermediate_size is not None:
-        sizes["intermediate_size"] = spec.intermediate_size
-    sizes |= spec.inner_sizes
-    common = math.gcd(*sizes.values())
-    options = [str(number) for number in range(1, min(common, 1024) + 1) if common % number == 0]
-    way_out = " or ".join(filter(None, [", ".join(options[:-1]), options[-1]]))
-    return [
-        f"parallel.tensor={tensor} does not divide {name}={size}; use {way_out}"
-        for name, size in sizes.items()
-        if size % tensor
-    ]
-
-
-def has_whole_attention(spec: ModelSpec) -> bool:
-    """Whether each tensor rank holds all attention heads."""
-    architecture = ARCHITECTURES.get(spec.model_type)
-    cut = None if architecture is None else architecture.tensor_cut
-    return cut is not None and cut.has_whole_attention
 
 
 def _cache_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:

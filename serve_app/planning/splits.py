@@ -6,8 +6,8 @@ from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.config.engine import ParallelConfig
 from serve_app.config.model import ModelConfig
 from serve_app.planning.device_profiles import DeviceProfile
-from serve_app.planning.layer_weights import ModelWeights
 from serve_app.planning.memory_plan import MemoryPlan, plan_memory
+from serve_app.planning.part_weights import ModelWeights
 from serve_app.planning.planner import check_split
 
 MAX_DEVICES = 64  # of one copy that are tried
@@ -16,14 +16,19 @@ MAX_DEVICES = 64  # of one copy that are tried
 def possible_splits(
     spec: ModelSpec, config: ModelConfig, devices_per_node: int, max_devices: int
 ) -> Iterator[ParallelConfig]:
-    """Of each number of devices, the split with the most tensor ranks of those that the model allows."""
+    """Of each number of devices, the split with the most tensor ranks of those that the model allows.
+
+    Ranks that hold the same key-value heads keep more than stages of fewer ranks would: these are tried after them.
+    """
+    num_kv_heads = min(kind.num_kv_heads for kind in spec.head_kinds)
     for num_devices in range(1, max_devices + 1):
         for tensor in range(min(num_devices, devices_per_node), 0, -1):
             parallel = ParallelConfig(pipeline=num_devices // tensor, tensor=tensor)
             is_even = num_devices % tensor == 0 and devices_per_node % tensor == 0
             if is_even and not check_split(spec, split_as(config, parallel)):
                 yield parallel
-                break
+                if tensor <= num_kv_heads:
+                    break
 
 
 def split_as(config: ModelConfig, parallel: ParallelConfig) -> ModelConfig:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.config.model import ModelConfig
 from serve_app.planning.device_profiles import DeviceProfile
-from serve_app.planning.layer_weights import PartWeights
 from serve_app.planning.memory_plan import MemoryPlan, ShardMemory
+from serve_app.planning.part_weights import PartWeights
 from serve_app.planning.planner import served_dtype
 from serve_app.types.dtypes import DTYPES
 
@@ -109,8 +109,7 @@ class StageTimes:
         measured_s = profile.weights_s(self._dtype, rows, self._read_bytes(part, rows))
         if measured_s is not None and not part.expert_bytes:
             return measured_s
-        products = part.num_products + self._expert_share * part.num_expert_products
-        return 2 * rows * products / self._num_ranks / profile.rate(self._dtype)
+        return 2 * rows * part.products_on_rank(self._num_ranks, self._expert_share) / profile.rate(self._dtype)
 
     def _read_bytes(self, part: PartWeights, rows: int) -> float:
         """Of one rank."""

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import torch
 
-from serve_app.architectures.head_sizes import HeadSizes, head_sizes_of
+from serve_app.architectures.head_sizes import HeadSizes
 from serve_app.engine.attention.backend import DecodeBackend
 from serve_app.engine.attention.compiled import CompiledBackend
 from serve_app.engine.attention.padded import PaddedBackend
@@ -85,8 +85,7 @@ def attention_of(
     kernels: CompiledKernels | None = None,
 ) -> AttentionChoice:
     """The backend of a stage; see choose_attention."""
-    heads = stage.kv_heads or head_sizes_of(stage.config)
-    return choose_attention(name, heads, sizes, stage.dtype, device, kernels)
+    return choose_attention(name, stage.head_kinds[0], sizes, stage.dtype, device, kernels)
 
 
 def _why_not(name: str, heads: HeadSizes, sizes: DecodeSizes, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -90,7 +90,7 @@ def test_the_cache_has_room_for_the_widest_kind_of_layers(tmp_path: Path) -> Non
     assert (spec.num_kv_heads, spec.head_dim, spec.value_dim) == (2, 16, 16)
     spec = read_model_spec(made(tmp_path, "mimo_v2_flash"))  # twice the heads where a window slides
     assert spec.num_kv_heads == 4
-    assert spec.inner_sizes["num_kv_heads of other layers"] == 4
+    assert [one.num_kv_heads for one in spec.other_heads] == [2]
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,8 @@ def test_every_mistake_of_file_and_model_is_printed_at_once(tmp_path: Path, caps
     assert printed.out == ""
     lines = printed.err.splitlines()
     assert lines[0] == "http_options.prt: unknown setting; did you mean port?"
-    assert "applications[chat].args: parallel.tensor=3 does not divide num_kv_heads=2; use 1 or 2" in lines
+    misfit = "parallel.tensor=3 neither divides num_kv_heads=2 nor is a multiple of it; use 1, 2 or 4"
+    assert f"applications[chat].args: {misfit}" in lines
     assert len(lines) == 6
 
 

@@ -113,7 +113,7 @@ def test_mistakes_of_the_file_the_model_and_the_options_are_named(
     path = write(tmp_path, a="source: small, parallel: {tensor: 3}", b="source: nowhere", c="source: small, dtpe: auto")
     assert main(["plan", str(path)]) == 1
     told = capsys.readouterr().err
-    assert "applications[a].args: parallel.tensor=3 does not divide num_heads=4; use 1 or 2" in told
+    assert "applications[a].args: parallel.tensor=3 does not divide num_heads=4; use 1, 2 or 4" in told
     assert "applications[b].args: source=nowhere is not a directory" in told
     assert "applications[c].args.dtpe: unknown setting; did you mean dtype?" in told
     assert main(["plan", str(write(tmp_path, a="source: small")), "--device", "h1000"]) == 1

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,8 +60,8 @@ def classifier(directory: Path) -> BatchModelSettings:
     return settings_of(str(directory), task="classify", architecture=path, arguments=arguments)
 
 
-def encoder(name: str, directory: Path) -> tuple[BatchModelSettings, ModelSpec]:
-    make_encoder(name, directory, is_classifier=True)
+def encoder(name: str, directory: Path, **changes: Any) -> tuple[BatchModelSettings, ModelSpec]:
+    make_encoder(name, directory, is_classifier=True, **changes)
     spec = read_encoder_spec(EncoderChoices("classify"), directory).spec
     return settings_of(str(directory), task="classify", linear_kernel="torch"), spec
 
@@ -152,7 +153,21 @@ def test_the_slopes_of_every_encoder_add_up_to_what_its_output_gains(name: str, 
 def test_a_split_encoder_gives_the_slopes_of_a_whole_one(
     name: str, num_stages: int, num_ranks: int, kernel: str, tmp_path: Path, pool: PlainProcesses
 ) -> None:
-    settings, spec = encoder(name, tmp_path / "model")
+    compare_split(*encoder(name, tmp_path / "model"), num_stages, num_ranks, kernel, pool)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+@pytest.mark.process
+def test_ranks_that_hold_the_same_key_value_head_give_the_slopes_of_a_whole_encoder(
+    num_kv_heads: int, tmp_path: Path, pool: PlainProcesses
+) -> None:
+    settings, spec = encoder("qwen3", tmp_path / "model", num_key_value_heads=num_kv_heads)
+    compare_split(settings, spec, 1, 4, "torch", pool)
+
+
+def compare_split(
+    settings: BatchModelSettings, spec: ModelSpec, num_stages: int, num_ranks: int, kernel: str, pool: PlainProcesses
+) -> None:
     settings = replace(settings, linear_kernel=kernel)
     lone = StageGroup(settings, plan_shards(spec, 1, 1).shards, None)
     inputs = path_inputs([[2, 8, 5, 30, 6, 9, 9], [4, 3]], 1, [0.1, 0.5, 0.9], set(lone.reports[0].models[0].inputs))

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+from serve_app.architectures.rank_shares import even_range
 from serve_app.engine.loader import LoadedStage, load_stage
 from serve_app.errors import ConfigError
 from serve_app.models.transformers_model import read_config
 from serve_app.parallel.communicator import LoneCommunicator
-from serve_app.parallel.tensor_parallel import even_range
 from serve_app.types.shards import ShardSpec
 from tests.checkpoints import ARCHITECTURES, make_checkpoint
 from tests.plain_driver import WHOLE

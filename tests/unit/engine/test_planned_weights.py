@@ -25,11 +25,11 @@ from tests.encoder_checkpoints import ENCODERS, make_encoder
 
 
 def ratios(directory: Path, num_stages: int, num_ranks: int, wanted: LoadQuantization | None = None) -> list[float]:
-    """Planned bytes of each stage's first rank, by those that it holds."""
+    """Planned bytes of each shard, by those that it holds."""
     torch.set_num_threads(1)
     spec, found = read_model_spec(directory), []
     weights = weigh(spec, "float32", wanted)
-    for shard in plan_shards(spec, num_stages, num_ranks).shards[::num_ranks]:
+    for shard in plan_shards(spec, num_stages, num_ranks).shards:
         loaded = load_stage(directory, "float32", shard, LoneCommunicator(), torch.device("cpu"), wanted)
         assert kv_shape_of(loaded.stage) == kv_shape_on(shard, spec, "float32")
         found.append(weights.bytes_on(shard) / loaded.parameter_bytes)
@@ -41,7 +41,21 @@ def test_weights_are_as_planned(tmp_path: Path, name: str) -> None:
     directory = make_checkpoint(name, tmp_path)
     assert ratios(directory, 1, 1) == [1.0]
     assert ratios(directory, 2, 1) == [1.0, 1.0]
-    assert ratios(directory, 1, 2) == pytest.approx([1.0], rel=0.03)  # of vectors, some are cut
+    assert ratios(directory, 2, 2) == [1.0] * 4
+
+
+@pytest.mark.parametrize(("num_kv_heads", "num_ranks"), [(2, 4), (1, 2), (1, 4)])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("gpt2", "opt")])
+def test_key_value_heads_that_several_ranks_hold_are_planned_on_each(
+    tmp_path: Path, name: str, num_kv_heads: int, num_ranks: int
+) -> None:
+    directory = make_checkpoint(name, tmp_path, num_key_value_heads=num_kv_heads)
+    assert ratios(directory, 2, num_ranks) == [1.0] * 2 * num_ranks
+
+
+def test_biases_are_planned_as_their_matrices_are_cut(tmp_path: Path) -> None:
+    directory = make_checkpoint("llama", tmp_path, attention_bias=True, mlp_bias=True, num_key_value_heads=1)
+    assert ratios(directory, 1, 4) == [1.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -50,7 +64,14 @@ def test_weights_are_as_planned(tmp_path: Path, name: str) -> None:
 def test_attention_of_latents_and_experts_are_as_planned(tmp_path: Path, model_type: str) -> None:
     make_tiny(small_config(model_type), tmp_path)
     assert ratios(tmp_path, 2, 1) == pytest.approx([1.0, 1.0], rel=0.01)
-    assert ratios(tmp_path, 1, 2) == pytest.approx([1.0], rel=0.03)
+    assert ratios(tmp_path, 1, 2) == pytest.approx([1.0, 1.0], rel=0.03)
+
+
+@pytest.mark.parametrize("model_type", ["gemma4_text", "mimo_v2_flash"])
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_layers_of_other_heads_are_planned_by_their_own(tmp_path: Path, model_type: str, num_ranks: int) -> None:
+    make_tiny(small_config(model_type), tmp_path)
+    assert ratios(tmp_path, 2, num_ranks) == pytest.approx([1.0] * 2 * num_ranks, rel=0.002)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_tied", "gpt2"])
@@ -68,8 +89,19 @@ def test_weights_that_are_quantized_while_loading_are_as_planned(
     tmp_path: Path, name: str, given: QuantizationConfig
 ) -> None:
     directory = make_checkpoint(name, tmp_path)
-    assert ratios(directory, 1, 1, given.for_loading) == pytest.approx([1.0], rel=0.02)
-    assert ratios(directory, 2, 1, given.for_loading) == pytest.approx([1.0, 1.0], rel=0.02)
+    assert ratios(directory, 1, 1, given.for_loading) == [1.0]
+    assert ratios(directory, 2, 1, given.for_loading) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "phi3", "qwen2"])
+@pytest.mark.parametrize(
+    "given", [QuantizationConfig(scheme="int8"), QuantizationConfig(scheme="int8", include=["head"])], ids=str
+)
+def test_what_ranks_quantize_of_key_value_heads_is_as_planned(
+    tmp_path: Path, name: str, given: QuantizationConfig
+) -> None:
+    directory = make_checkpoint(name, tmp_path, num_key_value_heads=1)
+    assert ratios(directory, 2, 2, given.for_loading) == [1.0] * 4
 
 
 WHOLE: dict[str, list[int]] = {}

@@ -237,6 +237,29 @@ def test_ranks_hold_their_parts_of_a_weight_and_its_scales(source: Path, tmp_pat
             assert torch.allclose(layer(identity).t(), own, rtol=tolerance, atol=1e-2 * float(own.abs().max()))
 
 
+@pytest.mark.parametrize("kind", [*FLOAT8, "gptq", "awq gemm", "awq gemv"])
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+def test_ranks_that_share_a_key_value_head_hold_its_weight_and_scales(
+    tmp_path: Path, kind: str, num_kv_heads: int
+) -> None:
+    source = make_model("llama", tmp_path / "source", hidden_size=64, num_key_value_heads=num_kv_heads)
+    if kind in FLOAT8:
+        section, stored = FLOAT8[kind]
+        directory = pack_float8(source, tmp_path / "packed", section, **stored)
+    elif kind == "gptq":
+        directory = pack_gptq(source, tmp_path / "packed")
+    else:
+        directory = pack_awq(source, tmp_path / "packed", kind.removeprefix("awq "))
+    for name in ("k_proj", "v_proj"):
+        module = f"model.layers.1.self_attn.{name}"
+        whole: Any = load(directory).get_submodule(module)
+        heads = whole(torch.eye(64)).chunk(num_kv_heads, dim=-1)
+        for rank in range(4):
+            layer: Any = load(directory, rank, 4).get_submodule(module)
+            assert layer(torch.eye(64)).shape == heads[0].shape
+            assert torch.allclose(layer(torch.eye(64)), heads[rank * num_kv_heads // 4], rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("sparsity", [{"format": "dense", "global_sparsity": 0.15, "ignore": ["lm_head"]}])
 def test_dense_weights_of_a_sparsity_config_are_weights(
     source: Path, tmp_path: Path, sparsity: dict[str, object]

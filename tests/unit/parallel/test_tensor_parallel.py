@@ -12,14 +12,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from serve_app.architectures.rank_shares import even_range
 from serve_app.engine.loader import LoadedStage, load_stage
 from serve_app.models.transformers_model import TransformersStage, read_config
 from serve_app.parallel.communicator import Communicator, LoneCommunicator
-from serve_app.parallel.tensor_parallel import cut_stage, even_range, packed_ranges
-from serve_app.types.shards import ShardSpec
+from serve_app.parallel.tensor_parallel import cut_stage, packed_ranges
+from serve_app.types.shards import LoadQuantization, ShardSpec, WeightScheme
 from tests.checkpoints import ARCHITECTURES, VOCAB_SIZE, make_checkpoint
+from tests.quantized_checkpoints import make_model, pack_gptq
 
 Result = TypeVar("Result")
+BFLOAT16_ERROR = 0.02  # of a logit: what computing in bfloat16 does to quantized models
+WITH_FEWER_KV_HEADS = [name for name in ARCHITECTURES if name not in ("gpt2", "opt")]
 
 
 class ThreadCommunicator(LoneCommunicator):
@@ -89,26 +93,27 @@ def on_ranks(num_ranks: int, run: Callable[[int, ThreadCommunicator], Result]) -
     return [results[rank] for rank in range(num_ranks)]
 
 
-def load(directory: Path, rank: int, num_ranks: int, communicator: Communicator | None = None) -> LoadedStage:
+def load(
+    directory: Path,
+    rank: int,
+    num_ranks: int,
+    communicator: Communicator | None = None,
+    quantization: LoadQuantization | None = None,
+) -> LoadedStage:
     shard = ShardSpec(0, 1, rank, num_ranks, 0, 4)
-    return load_stage(directory, "float32", shard, communicator or LoneCommunicator(), torch.device("cpu"))
+    return load_stage(
+        directory, "float32", shard, communicator or LoneCommunicator(), torch.device("cpu"), quantization
+    )
 
 
 def stored(directory: Path) -> dict[str, Tensor]:
     return load_file(directory / "model.safetensors")
 
 
-@given(size=st.integers(0, 1000), num_ranks=st.integers(1, 16))
-def test_even_ranges_follow_each_other_and_hold_everything(size: int, num_ranks: int) -> None:
-    ranges = [even_range(size, rank, num_ranks) for rank in range(num_ranks)]
-    assert [place for start, end in ranges for place in range(start, end)] == list(range(size))
-    assert {end - start for start, end in ranges} <= {size // num_ranks, -(-size // num_ranks)}
-
-
 @given(sizes=st.lists(st.integers(1, 64), min_size=1, max_size=4), num_ranks=st.integers(1, 4))
 def test_packed_ranges_hold_a_share_of_each_matrix(sizes: list[int], num_ranks: int) -> None:
     packed = torch.cat([torch.full((size,), index) for index, size in enumerate(sizes)])
-    ranges = [packed_ranges(tuple(sizes), rank, num_ranks) for rank in range(num_ranks)]
+    ranges = [packed_ranges(sizes, [even_range(size, rank, num_ranks) for size in sizes]) for rank in range(num_ranks)]
     for own in ranges:
         for index, (start, end) in enumerate(own):
             assert (packed[start:end] == index).all()
@@ -121,17 +126,61 @@ def test_packed_ranges_hold_a_share_of_each_matrix(sizes: list[int], num_ranks: 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_ranks_together_give_the_logits_of_one(tmp_path: Path, name: str, num_ranks: int) -> None:
     changes = {} if name in ("gpt2", "opt") else {"num_key_value_heads": 4}
-    directory = make_checkpoint(name, tmp_path, **changes)
-    tokens = torch.tensor([5, 17, 98, 49, 50, 3, 0])  # both sides of each cut of the vocabulary
-    positions, rows = torch.arange(len(tokens)), torch.tensor([0, 3, 6])
+    compare_ranks(make_checkpoint(name, tmp_path, **changes), num_ranks)
 
-    def logits(stage: TransformersStage) -> Tensor:
-        with torch.inference_mode():
-            return stage.forward(tokens, positions, WholeAttention(), rows)
 
-    expected = logits(load(directory, 0, 1).stage)
+@pytest.mark.parametrize(("num_kv_heads", "num_ranks"), [(2, 4), (1, 2), (1, 4)])
+@pytest.mark.parametrize("name", WITH_FEWER_KV_HEADS)
+def test_ranks_that_hold_the_same_key_value_head_give_the_logits_of_one(
+    tmp_path: Path, name: str, num_kv_heads: int, num_ranks: int
+) -> None:
+    compare_ranks(make_checkpoint(name, tmp_path, num_key_value_heads=num_kv_heads), num_ranks)
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["int8 at load", "gptq"])
+@pytest.mark.parametrize(("num_kv_heads", "num_ranks"), [(2, 4), (1, 2)])
+def test_ranks_share_key_value_heads_of_quantized_weights(
+    tmp_path: Path, num_kv_heads: int, num_ranks: int, is_stored: bool
+) -> None:
+    directory = make_model("llama", tmp_path / "model", num_key_value_heads=num_kv_heads, hidden_size=64)
+    quantization = None if is_stored else LoadQuantization(WeightScheme(8))
+    if is_stored:
+        directory = pack_gptq(directory, tmp_path / "packed")
+    expected = logits_of(load(directory, 0, 1, quantization=quantization).stage)
     outputs = on_ranks(
-        num_ranks, lambda rank, communicator: logits(load(directory, rank, num_ranks, communicator).stage)
+        num_ranks,
+        lambda rank, communicator: logits_of(load(directory, rank, num_ranks, communicator, quantization).stage),
+    )
+    for output in outputs:
+        assert (output - expected).norm() < BFLOAT16_ERROR * expected.norm()
+        assert torch.equal(output, outputs[0])
+
+
+@pytest.mark.parametrize(("num_kv_heads", "num_ranks", "held"), [(2, 4, [0, 0, 1, 1]), (1, 2, [0, 0]), (4, 2, None)])
+def test_a_rank_holds_the_rows_of_its_own_key_value_head(
+    tmp_path: Path, num_kv_heads: int, num_ranks: int, held: list[int] | None
+) -> None:
+    directory = make_checkpoint("qwen2", tmp_path, num_key_value_heads=num_kv_heads)
+    tensors = stored(directory)
+    for rank in range(num_ranks):
+        model = load(directory, rank, num_ranks).stage.model
+        for name in ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"):
+            whole = tensors[f"model.layers.1.self_attn.{name}"]
+            own = whole.chunk(num_ranks)[rank] if held is None else whole.chunk(num_kv_heads)[held[rank]]
+            assert torch.equal(model.get_parameter(f"model.layers.1.self_attn.{name}"), own)
+
+
+def logits_of(stage: TransformersStage) -> Tensor:
+    tokens = torch.tensor([5, 17, 98, 49, 50, 3, 0])  # both sides of each cut of the vocabulary
+    with torch.inference_mode():
+        return stage.forward(tokens, torch.arange(len(tokens)), WholeAttention(), torch.tensor([0, 3, 6]))
+
+
+def compare_ranks(directory: Path, num_ranks: int) -> None:
+    """That as many ranks give the logits of one."""
+    expected = logits_of(load(directory, 0, 1).stage)
+    outputs = on_ranks(
+        num_ranks, lambda rank, communicator: logits_of(load(directory, rank, num_ranks, communicator).stage)
     )
     assert expected.shape == (3, VOCAB_SIZE)
     for output in outputs:

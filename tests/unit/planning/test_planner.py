@@ -2,12 +2,14 @@
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve_app.architectures.head_sizes import HeadSizes
 from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.checkpoints.quantized_modules import CheckpointQuantization
 from serve_app.checkpoints.safetensors_header import TensorHeader
@@ -24,6 +26,7 @@ from serve_app.planning.planner import (
     served_max_model_len,
     shard_parameter_bytes,
 )
+from serve_app.planning.splits import possible_splits
 from serve_app.types.shards import ShardSpec
 
 
@@ -138,17 +141,38 @@ def test_a_pipeline_longer_than_the_layers_is_refused() -> None:
     assert check_split(make_spec([4] * 8), make_config(pipeline=9)) == [expected]
 
 
-def test_a_tensor_size_must_divide_heads_kv_heads_and_intermediate_size() -> None:
+def test_a_tensor_size_must_divide_heads_and_intermediate_size_and_fit_kv_heads() -> None:
     spec = make_spec([4] * 8, num_kv_heads=8)
     assert check_split(spec, make_config(num_ranks=3)) == [
         "parallel.tensor=3 does not divide num_heads=8; use 1, 2, 4 or 8",
-        "parallel.tensor=3 does not divide num_kv_heads=8; use 1, 2, 4 or 8",
         "parallel.tensor=3 does not divide intermediate_size=16; use 1, 2, 4 or 8",
+        "parallel.tensor=3 neither divides num_kv_heads=8 nor is a multiple of it; use 1, 2, 4 or 8",
     ]
-    one_kv_head = make_spec([4] * 8, num_kv_heads=1)
-    assert check_split(one_kv_head, make_config(num_ranks=2)) == [
-        "parallel.tensor=2 does not divide num_kv_heads=1; use 1"
+
+
+def test_the_way_out_names_divisors_and_multiples_of_kv_heads() -> None:
+    spec = make_spec([4] * 8, num_heads=24, num_kv_heads=4, intermediate_size=48)
+    assert check_split(spec, make_config(num_ranks=6)) == [
+        "parallel.tensor=6 neither divides num_kv_heads=4 nor is a multiple of it; use 1, 2, 4, 8, 12 or 24"
     ]
+    of_two_kinds = replace(spec, other_heads=(HeadSizes(24, 3, 16, 16),))
+    assert check_split(of_two_kinds, make_config(num_ranks=4)) == [
+        "parallel.tensor=4 neither divides num_kv_heads of other layers=3 nor is a multiple of it; use 1, 12 or 24"
+    ]
+
+
+@pytest.mark.parametrize(("num_kv_heads", "num_ranks", "num_held"), [(1, 2, 1), (1, 8, 1), (2, 8, 1), (4, 2, 2)])
+def test_a_rank_holds_one_kv_head_where_ranks_are_more(num_kv_heads: int, num_ranks: int, num_held: int) -> None:
+    spec = make_spec([4] * 8, num_kv_heads=num_kv_heads)
+    assert check_split(spec, make_config(num_ranks=num_ranks)) == []
+    for shard in plan_shards(spec, 1, num_ranks).shards:
+        assert kv_shape_on(shard, spec, "float32").num_heads == num_held
+
+
+def test_the_cache_of_a_rank_has_room_for_the_widest_layers_that_it_holds() -> None:
+    spec = make_spec([4] * 8, num_kv_heads=8, head_dim=16, other_heads=(HeadSizes(8, 2, 32, 32),))
+    shapes = [kv_shape_on(plan_shards(spec, 1, num_ranks).shards[-1], spec, "float32") for num_ranks in (1, 4, 8)]
+    assert [(one.num_heads, one.head_dim) for one in shapes] == [(8, 16), (2, 16), (1, 32)]
 
 
 def test_ranks_of_a_family_that_cannot_be_cut_are_refused() -> None:
@@ -272,3 +296,9 @@ def test_an_attention_that_does_not_serve_the_model_is_refused_before_it_is_load
     assert "engine.block_size=16 is no multiple of it; set block_size: 256" in problem
     served = make_config(device={"type": "cuda"}, engine={"attention": "varlen", "block_size": 256}, dtype="bfloat16")
     assert check_split(make_spec([4] * 8), served) == []
+
+
+def test_of_as_many_devices_splits_whose_ranks_share_key_value_heads_are_not_the_only_ones() -> None:
+    spec = make_spec([4] * 8, num_kv_heads=2)
+    found = [(one.pipeline, one.tensor) for one in possible_splits(spec, make_config(), 8, 8)]
+    assert found == [(1, 1), (1, 2), (3, 1), (1, 4), (2, 2), (5, 1), (3, 2), (7, 1), (1, 8), (2, 4), (4, 2)]
