@@ -22,7 +22,7 @@ from serve_app.architectures import derived
 from serve_app.architectures.decoders import DECODERS
 from serve_app.architectures.encoders import ENCODERS
 from serve_app.architectures.other_heads import OtherHeads
-from serve_app.architectures.record import SHARED_NORM, Architecture, ConfigKeys, Parts, Sizes, TensorCut
+from serve_app.architectures.record import HEAD_NORM, SHARED_NORM, Architecture, ConfigKeys, Parts, Sizes, TensorCut
 
 TABLE = Path(derived.__file__).with_name("derived.json")
 CUT_STYLES = ("colwise", "rowwise", "packed_colwise", "moe_tp_experts")
@@ -202,8 +202,9 @@ def derive_cut(model: PreTrainedModel, config: PreTrainedConfig, parts: Parts) -
     if _find(layer_list[-1], "mlp.experts.gate_up_proj_bias") is not None:  # gpt_oss: of other shapes, held whole
         plan = {name: style for name, style in plan.items() if ".experts" not in name}
     norms = ("self_attn.q_norm", "self_attn.k_norm")
-    if all(_is_norm_of_all_heads(layer_list[-1], own, plan.get(f"{prefix}{own[:-4]}proj")) for own in norms):
-        plan |= {prefix + own: SHARED_NORM for own in norms}
+    for num_dims, style in ((1, SHARED_NORM), (2, HEAD_NORM)):  # over all heads, or within each
+        if all(_is_of_all_heads(layer_list[-1], own, plan.get(f"{prefix}{own[:-4]}proj"), num_dims) for own in norms):
+            plan |= {prefix + own: style for own in norms}
     divided = {
         name: tuple(one for one in ("intermediate_dim", "intermediate_size", "expert_dim") if hasattr(module, one))
         for layer in layer_list
@@ -216,11 +217,12 @@ def derive_cut(model: PreTrainedModel, config: PreTrainedConfig, parts: Parts) -
     return TensorCut(plan=plan, divided=divided, has_whole_attention=not is_cut, inner_sizes=inner)
 
 
-def _is_norm_of_all_heads(layer: nn.Module, name: str, style: str | None) -> bool:
+def _is_of_all_heads(layer: nn.Module, name: str, style: str | None, num_dims: int) -> bool:
+    """Whether a norm has a weight of so many dimensions for each channel of its matrix's heads."""
     norm, linear = _find(layer, name), _find(layer, f"{name[:-4]}proj")
     if style != "colwise" or norm is None or not hasattr(norm, "variance_epsilon"):
         return False
-    return bool(norm.weight.numel() == linear.weight.shape[0])
+    return bool(norm.weight.numel() == linear.weight.shape[0] and norm.weight.dim() == num_dims)
 
 
 def _kv_patterns(prefix: str) -> list[str]:

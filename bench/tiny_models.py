@@ -53,6 +53,7 @@ _SMALL: dict[str, Any] = {
     "eos_token_id": 2,
 }
 EXTRA: dict[str, dict[str, Any]] = {  # what a class wants beside that
+    "cohere": {"use_qk_norm": True},  # off in small models of it, on in large ones
     "youtu": {"pad_token_id": None},  # transformers empties its row of a tied embedding
     "cohere_compass_text": {
         "rope_parameters": {

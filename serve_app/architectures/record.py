@@ -10,6 +10,7 @@ from typing import Literal
 from serve_app.architectures.head_sizes import Width
 from serve_app.architectures.other_heads import OtherHeads
 
+HEAD_NORM = "head_norm"  # a style of ours: a norm within each head that has weights of its own for each [H, Dh]
 SHARED_NORM = "shared_norm"  # a style of ours: an RMSNorm over all that a colwise cut has spread over the ranks
 
 

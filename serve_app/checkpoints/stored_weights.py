@@ -15,6 +15,7 @@ _COMPANIONS = (
     *("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale"),
     *("qzeros", "scales", "g_idx"),
 )
+_NOTES = ("weight_shape", "weight_g_idx", "g_idx")
 _SYNONYMS = {"weight_scale_inv": "weight_scale", "activation_scale": "input_scale"}
 _PACKED = ("weight_packed", "qweight")
 _SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
@@ -65,6 +66,11 @@ def is_scale(name: str) -> bool:
     """Whether a tensor holds the scales of a quantized weight."""
     leaf = name.rpartition(".")[2]
     return _SYNONYMS.get(leaf, leaf) in ("weight_scale", "scales")
+
+
+def is_note(name: str) -> bool:
+    """Whether a tensor says how a quantized weight lies in its file; but for an order of its own none is held."""
+    return name.rpartition(".")[2] in _NOTES
 
 
 def num_stored_numbers(name: str, tensor: TensorHeader, quantization: CheckpointQuantization | None) -> int:

@@ -22,7 +22,7 @@ from serve_app.architectures.rank_shares import (
     kv_heads_on_rank,
     ranks_of_kv_head,
 )
-from serve_app.architectures.record import SHARED_NORM, TensorCut
+from serve_app.architectures.record import HEAD_NORM, SHARED_NORM, TensorCut
 from serve_app.models.cut_stage import CutStage
 from serve_app.models.transformers_model import replace_module
 from serve_app.parallel.communicator import Communicator
@@ -33,7 +33,7 @@ Range = tuple[int, int]
 OutputHook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]
 
 _SUMMED = ("rowwise", "moe_tp_experts")
-_BY_COLUMNS = ("colwise", SHARED_NORM)
+_BY_COLUMNS = ("colwise", HEAD_NORM, SHARED_NORM)
 _NUM_KV_HEADS = "num_key_value_heads"  # as modules and configs of transformers call it
 
 

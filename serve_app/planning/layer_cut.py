@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from serve_app.architectures.head_sizes import Width
-from serve_app.architectures.record import SHARED_NORM, TensorCut
+from serve_app.architectures.record import HEAD_NORM, SHARED_NORM, TensorCut
 from serve_app.architectures.tensor_names import is_embedding, is_head, is_router, layer_of
 
 Share = Literal["whole", "even", "kv", "packed_kv", "tokens"]
@@ -16,12 +16,11 @@ _SUMMED = ("o_proj", "down_proj")  # that transformers' own plans cut by inputs
 class LayerCut:
     """The same as parallel/tensor_parallel.py cuts modules, told by names in files. cut: None: layers are not cut."""
 
-    def __init__(self, cut: TensorCut | None, *, is_known: bool = True) -> None:
-        self._cut = cut or TensorCut()
-        self._is_known = is_known
-        plan = {} if cut is None else cut.plan
+    def __init__(self, cut: TensorCut | None) -> None:
+        self._cut = cut or TensorCut(plan={})
+        plan = self._cut.plan
         self._styles: dict[str, tuple[str, str]] | None = None  # None: all matrices of a layer are cut
-        if plan is not None and is_known:
+        if plan is not None:
             styles = {pattern.partition("*.")[2]: (pattern, style) for pattern, style in plan.items()}
             self._styles = dict(sorted(styles.items(), key=lambda one: -len(one[0])))
 
@@ -40,9 +39,9 @@ class LayerCut:
             return "whole" if is_vector else "even"
         if style == "packed_colwise":
             return "packed_kv" if "kv_heads" in self._cut.packed.get(pattern, ()) else "even"
-        if style not in ("colwise", SHARED_NORM):
+        if style not in ("colwise", HEAD_NORM, SHARED_NORM):
             return "whole"
-        return "kv" if self._is_known and pattern.rpartition(".")[2] in self._cut.kv_modules else "even"
+        return "kv" if pattern.rpartition(".")[2] in self._cut.kv_modules else "even"
 
     def is_by_inputs(self, name: str) -> bool:
         """Whether ranks share the inputs of a matrix, and each has all its outputs."""

@@ -7,12 +7,13 @@ from serve_app.architectures.rank_shares import kv_heads_of_layer
 from serve_app.architectures.tensor_names import is_before_layers, is_embedding, is_head, is_unused, layer_of
 from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.checkpoints.safetensors_header import TensorHeader
-from serve_app.checkpoints.stored_weights import is_scale, num_stored_numbers
+from serve_app.checkpoints.stored_weights import is_note, is_scale, num_stored_numbers
 from serve_app.planning.layer_cut import EXPERTS, LayerCut, Share
 from serve_app.planning.part_weights import ModelWeights, PartWeights, sum_parts
 from serve_app.types.dtypes import DTYPES, DTYPES_BY_CODE, SERVED_DTYPES
 from serve_app.types.shards import LoadQuantization
 
+_ORDER_BYTES = 8  # of each input of a weight whose inputs are in an order of their own
 _SCALE_BYTES = 4  # of a quantized weight's scale, for each output or group, however the checkpoint stores it
 
 
@@ -61,7 +62,7 @@ class _Weighed:
         architecture = ARCHITECTURES.get(spec.model_type)
         self._is_transposed = architecture is not None and architecture.has_transposed_matrices
         cut = None if architecture is None else architecture.tensor_cut
-        self._cut = LayerCut(cut, is_known=architecture is not None)
+        self._cut = LayerCut(cut)
         self._kv_heads = _kv_heads_of_layers(spec)
 
     def part(self, name: str, tensor: TensorHeader) -> PartWeights:
@@ -114,8 +115,12 @@ class _Weighed:
         if self._quantization is not None and _is_quantized(name, tensor, self._quantization):
             is_transposed = self._is_transposed and layer_of(name) is not None
             return _quantized_bytes(tensor.shape[::-1] if is_transposed else tensor.shape, self._quantization)
-        if self._spec.quantization is not None and is_scale(name):
+        stored = self._spec.quantization
+        if stored is not None and is_scale(name):
             return tensor.num_elements * _SCALE_BYTES, 0
+        if stored is not None and is_note(name):
+            is_held = stored.has_input_order and name.endswith("g_idx")
+            return tensor.num_elements * _ORDER_BYTES if is_held else 0, 0
         return _bytes_in(tensor, self._dtype), 0
 
 

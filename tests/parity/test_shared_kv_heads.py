@@ -10,8 +10,18 @@ from serve_app.architectures.lookup import GENERATORS
 from serve_app.checkpoints.model_spec import read_model_spec
 from tests.checkpoints import make_checkpoint
 
-# qkv in one; norms over all heads and of each; experts; sinks; layers of two kinds, of larger heads or of more of them
-SAMPLE = ("llama", "phi3", "olmo2", "qwen3_moe", "gpt_oss", "gemma3_text", "gemma4_unified_text", "mimo_v2_flash")
+# qkv in one; norms over all heads, of each, with weights of each; experts; sinks; layers of two kinds
+SAMPLE = (
+    "llama",
+    "phi3",
+    "olmo2",
+    "qwen3_moe",
+    "gpt_oss",
+    "gemma3_text",
+    "gemma4_unified_text",
+    "mimo_v2_flash",
+    "cohere",
+)
 SHARING = [
     name
     for name, one in GENERATORS.items()

@@ -14,7 +14,7 @@ from serve_app.architectures.lookup import ARCHITECTURES, EMBEDDERS, GENERATORS,
 from serve_app.checkpoints.model_spec import read_model_spec
 from serve_app.errors import ConfigError
 
-SAMPLE = ("granite", "gpt_neox", "glm_moe_dsa")
+SAMPLE = ("granite", "gpt_neox", "glm_moe_dsa", "cohere")
 
 
 def config_only(directory: Path, config: dict[str, object]) -> Path:

@@ -1,12 +1,15 @@
 """What planning says of a shard's weights and KV cache, against what the shard holds once it is loaded."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.tiny_models import make_tiny, small_config
+from serve_app.architectures.lookup import EMBEDDERS
 from serve_app.checkpoints.model_spec import read_model_spec
+from serve_app.compress.quantize import QuantizeSettings, quantize
 from serve_app.config.compression import QuantizationConfig
 from serve_app.config.environment import read_environment
 from serve_app.config.model import ModelConfig
@@ -22,6 +25,7 @@ from serve_app.planning.served_model import plan_batch_model
 from serve_app.types.shards import LoadQuantization
 from tests.checkpoints import ARCHITECTURES, make_checkpoint
 from tests.encoder_checkpoints import ENCODERS, make_encoder
+from tests.quantized_checkpoints import make_model
 
 
 def ratios(directory: Path, num_stages: int, num_ranks: int, wanted: LoadQuantization | None = None) -> list[float]:
@@ -104,14 +108,15 @@ def test_what_ranks_quantize_of_key_value_heads_is_as_planned(
     assert ratios(directory, 2, 2, given.for_loading) == [1.0] * 4
 
 
-WHOLE: dict[str, list[int]] = {}
-SPLITS = [(name, WHOLE) for name in ENCODERS] + [
-    (name, {"layers": [3, 1]}) for name in ENCODERS if name != "deberta-v2"
+SPLITS: list[tuple[str, Mapping[str, object]]] = [
+    *((name, {}) for name in ENCODERS),
+    *((name, {"layers": [3, 1]}) for name in ENCODERS if name != "deberta-v2"),
+    *((name, {"tensor": 4}) for name in ENCODERS if EMBEDDERS[name].tensor_cut is not None),
 ]
 
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)
-def test_an_encoders_weights_are_as_planned(tmp_path: Path, name: str, split: dict[str, list[int]]) -> None:
+def test_an_encoders_weights_are_as_planned(tmp_path: Path, name: str, split: Mapping[str, object]) -> None:
     torch.set_num_threads(1)
     make_encoder(name, tmp_path)
     config = ModelConfig.model_validate({"name": "m", "source": str(tmp_path), "task": "embed", "parallel": split})
@@ -119,4 +124,12 @@ def test_an_encoders_weights_are_as_planned(tmp_path: Path, name: str, split: di
     cpu = PlannedDevice("cpu", load_profiles()["cpu"], 2**34)
     for shard, planned in zip(plan.shards, plan_batch(plan, config, cpu, 1).memory.shards, strict=True):
         stage = load_batch_stage(plan.settings(shard), LoneCommunicator(), torch.device("cpu"))
-        assert planned.weights_bytes == pytest.approx(stage.parameter_bytes, rel=0.02)
+        assert planned.weights_bytes == stage.parameter_bytes
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_quantized_checkpoints_weights_are_as_planned(tmp_path: Path, scheme: str, num_ranks: int) -> None:
+    source = make_model("llama", tmp_path / "model", hidden_size=128, intermediate_size=256, num_key_value_heads=1)
+    quantize(source, tmp_path / "quantized", QuantizeSettings(scheme))
+    assert ratios(tmp_path / "quantized", 2, num_ranks) == [1.0] * 2 * num_ranks
