@@ -96,13 +96,14 @@ def _is_up(process: ServeProcess, url: str) -> bool:
     """Wait for /health; False when the process ends before, or takes too long."""
     deadline_s = time.monotonic() + _START_S
     while process.exit_status is None and time.monotonic() < deadline_s:
-        if _is_healthy(url):
+        if is_healthy(url):
             return True
         time.sleep(_POLL_S)
     return False
 
 
-def _is_healthy(url: str) -> bool:
+def is_healthy(url: str) -> bool:
+    """Whether GET /health says so."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{url}/health", timeout=5.0) as response:
