@@ -145,7 +145,7 @@ class Replica:
         identity = ReplicaIdentity("bench", "bench", "Router", HOST)
         self.replica = ModelReplica(identity, calls.work, calls, make_group, senders)
 
-    async def applications(self, *, is_repairing: bool = False) -> dict[str, RunningApplication]:  # noqa: ARG002
+    async def applications(self, **_: bool) -> dict[str, RunningApplication]:
         """See Control."""
         return {"bench": RunningApplication("RUNNING", "", ("Router",))}
 

@@ -102,7 +102,7 @@ class Copies:
         for replica in self._replicas:
             replica.close_now()
 
-    async def applications(self, *, is_repairing: bool = False) -> dict[str, RunningApplication]:  # noqa: ARG002
+    async def applications(self, **_: bool) -> dict[str, RunningApplication]:
         """See Control."""
         return {NAME: RunningApplication("RUNNING", "", (ROUTER_NAME,))}
 

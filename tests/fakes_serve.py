@@ -45,14 +45,15 @@ class FakeControl:
     rooms: dict[str, str] = field(default_factory=dict)  # by application, why a replica is not placed
     is_repairing: bool = False  # as it was last asked
     num_looks: int = 0
+    is_calm: bool = False  # as it was last asked
 
     def add(self, application: str, deployment: str, *services: Service) -> None:
         """Run replicas of a deployment."""
         self.replicas.setdefault((application, deployment), []).extend(services)
 
-    async def applications(self, *, is_repairing: bool = False) -> dict[str, RunningApplication]:
+    async def applications(self, *, is_repairing: bool = False, is_calm: bool = False) -> dict[str, RunningApplication]:
         """See Control."""
-        self.is_repairing = is_repairing
+        self.is_repairing, self.is_calm = is_repairing, is_calm
         self.num_looks += 1
         found: dict[str, list[str]] = {}
         for application, deployment in self.replicas:

@@ -79,6 +79,14 @@ class Application:
         return not self.has_calls or all(calls.num_ready for calls in self.calls.values())
 
     @property
+    def is_calm(self) -> bool:
+        """Whether nothing is known here that Serve would have to say more of: every copy that it listed is well."""
+        if not self.is_settled or (self.left_s is not None and self.looked_s <= self.left_s):
+            return False
+        ready = [copy for copy in self.fresh_copies() if copy.state == "ready"]
+        return self.has_none or (not self.has_strangers and 0 < len(ready) == len(self.copies))
+
+    @property
     def has_strangers(self) -> bool:
         """Whether a replica may run that does not tell its state here, or describes other models than are known."""
         if self.listed is None or not self.descriptions or self.listed != self.registered:

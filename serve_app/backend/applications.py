@@ -26,7 +26,7 @@ MAIN_OF_BUILDER = {  # where Serve lists no deployment yet
 }
 
 _DISCOVERY_INTERVAL_S = 1.0  # while an application is not settled
-_SETTLED_INTERVAL_S = 3.0  # a look costs Serve's controller and this process some 40 ms of CPU
+_SETTLED_INTERVAL_S = 3.0
 _REGISTER_INTERVAL_S = 5.0
 _RENEW_INTERVAL_S = 10.0  # of what replicas know of this process, over the links; they forget it after thirty
 _REGISTER_LIMIT_S = 20.0
@@ -102,7 +102,8 @@ class Applications:
         is_repairing = any(
             copy.state == "rebuilding" for one in self._applications.values() for copy in one.fresh_copies()
         )
-        found = await self._control.applications(is_repairing=is_repairing)
+        is_calm = all(one.is_calm for one in self._applications.values())
+        found = await self._control.applications(is_repairing=is_repairing, is_calm=is_calm)
         listed = {name: app for name, app in found.items() if app.status != "DELETING"}
         for name, known in list(self._applications.items()):
             app = listed.get(name)

@@ -26,10 +26,11 @@ class Control(Protocol):
 
     node: str  # address of this process's node
 
-    async def applications(self, *, is_repairing: bool = False) -> dict[str, RunningApplication]:
+    async def applications(self, *, is_repairing: bool = False, is_calm: bool = False) -> dict[str, RunningApplication]:
         """All applications, by name, in the order in which they were deployed.
 
-        is_repairing: whether a copy has lost a shard, and may wait for a node.
+        is_repairing: whether a copy has lost a shard, and may wait for a node. is_calm: whether all copies that were
+        listed last are heard and well: then Serve is asked for all only if what it says in short has changed.
         """
         ...
 

@@ -295,3 +295,33 @@ async def test_nobody_waits_for_a_model_when_none_is_on_its_way_or_longer_than_a
         control.listed["new"] = RunningApplication("DEPLOY_FAILED", "", (), MODEL_IMPORT_PATH)
         await looked(backend)
         await waiting
+
+
+async def test_serve_is_asked_for_all_unless_every_copy_that_it_listed_is_well(
+    replicas: dict[str, FakeReplica],
+) -> None:
+    control = FakeControl()
+    replica = add_replica(control, replicas, "one", "m")
+    control.listed["one"] = RunningApplication("RUNNING", "", ("Router",), replicas=frozenset({"one"}))
+    async with running_backend(control) as backend:
+        await until(lambda: states(backend) == {"m": ["ready"]})
+        await looked(backend, since_registered_s=60.0)
+        await looked(backend, since_registered_s=60.0)
+        await looked(backend)
+        assert control.is_calm
+        replica.tell(state="draining")
+        await until(lambda: states(backend) == {"m": ["draining"]})
+        await looked(backend)
+        assert not control.is_calm, "Serve may know why"
+        replica.tell(state="ready")
+        await until(lambda: states(backend) == {"m": ["ready"]})
+        await looked(backend)
+        assert control.is_calm
+        control.listed["one"] = RunningApplication("RUNNING", "", ("Router",), replicas=frozenset({"one", "two"}))
+        await looked(backend)
+        await looked(backend)
+        assert not control.is_calm, "the second one has not been heard"
+        control.listed["one"] = RunningApplication("RUNNING", "", ("Router",), asleep=("Router",), replicas=frozenset())
+        await looked(backend)
+        await looked(backend)
+        assert control.is_calm, "it sleeps, and nobody asks for it"

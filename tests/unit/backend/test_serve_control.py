@@ -8,7 +8,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ApplicationDetails
 
 from serve_app.backend.control import RunningApplication
-from serve_app.backend.serve_control import running_application
+from serve_app.backend.serve_control import Look, is_quiet, running_application
 
 
 def deployment(name: str, message: str = "") -> dict[str, Any]:
@@ -84,3 +84,32 @@ def test_a_deployment_that_may_sleep_wakes_until_one_of_its_replicas_runs(make: 
 def test_a_deployment_of_which_serve_wants_no_replica_is_asleep() -> None:
     deployments = {"Router": deployment("Router") | {"target_num_replicas": 0}, "Preprocessor": deployment("P")}
     assert running_application(application("RUNNING", deployments=deployments), ()).asleep == ("Router",)
+
+
+@pytest.mark.parametrize(
+    ("status", "changes", "is_so"),
+    [
+        ("RUNNING", {}, True),
+        ("DEPLOYING", {}, False),
+        ("RUNNING", {"status": "UPSCALING"}, False),
+        ("RUNNING", {"target_num_replicas": 2}, False),
+        ("RUNNING", {"replicas": [{"replica_id": "a", "state": "STOPPING", "start_time_s": 0.0}]}, False),
+        ("RUNNING", {"replicas": [], "target_num_replicas": 0}, True),
+    ],
+)
+def test_serve_is_quiet_when_each_deployment_has_what_it_is_to_have(
+    status: str, changes: dict[str, Any], *, is_so: bool
+) -> None:
+    running = {"replicas": [{"replica_id": "a", "state": "RUNNING", "start_time_s": 0.0}], "status": "HEALTHY"}
+    router = deployment("Router") | running | changes
+    assert is_quiet([application(status, deployments={"Router": router})]) is is_so
+    assert not is_quiet([application("RUNNING")]), "what Serve does not list is not known"
+
+
+def test_what_serve_has_said_holds_while_it_says_the_same_in_short_and_not_for_ever() -> None:
+    look = Look(100.0, [b"a", b"b"], {}, {}, is_quiet=True)
+    assert look.holds([b"a", b"b"], 114.0)
+    assert not look.holds([b"a", b"b"], 115.0)
+    assert not look.holds([b"a"], 101.0)
+    assert not look.holds([b"a", b"c"], 101.0)
+    assert not Look(100.0, [b"a"], {}, {}, is_quiet=False).holds([b"a"], 101.0)
