@@ -58,6 +58,7 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/cli/serve_child.py",
         "serve_app/cli/serve_deployment.py",
         "serve_app/compress/distill_workers.py",
+        "serve_app/deployments/light_serve.py",
         "serve_app/deployments/loopback_grpc.py",
         "serve_app/deployments/serve_replica.py",
         "serve_app/deployments/shard.py",
