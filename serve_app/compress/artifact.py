@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.checkpoints.checkpoint_json import read_json_list
+from serve_app.checkpoints.hub_files import TEXT_FILES
 from serve_app.checkpoints.quality_gate import REPORT_NAME, sha256_of
-from serve_app.checkpoints.source import TEXT_FILES
 from serve_app.errors import ConfigError
 
 MAX_FILE_BYTES = 4 * 2**30

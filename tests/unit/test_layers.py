@@ -66,7 +66,8 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/metrics/ray_export.py",
         "serve_app/training/ray_training.py",
     ),
-    "late import": (  # torch of an actor, the engine of a shard's kind, commands that load torch or an extra
+    "late import": (  # torch of an actor, the engine of a shard's kind, commands that load torch or an extra, the hub
+        "serve_app/checkpoints/source.py",
         "serve_app/cli/compress_distill.py",
         "serve_app/cli/compress_quantize.py",
         "serve_app/cli/main.py",
