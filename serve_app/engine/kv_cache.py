@@ -1,6 +1,7 @@
 """The paged KV cache of one shard."""
 
 import math
+import mmap
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ class KvCache:
         self.keys: list[Tensor] = []  # one [num_slots, K, Dh] for each own layer
         self.values: list[Tensor] = []
         for _ in stage.own_layers:
-            self.keys.append(torch.zeros((*shape, kv.head_dim), dtype=stage.dtype, device=device))
-            self.values.append(torch.zeros((*shape, kv.value_dim or kv.head_dim), dtype=stage.dtype, device=device))
+            self.keys.append(_zeros((*shape, kv.head_dim), stage.dtype, device))
+            self.values.append(_zeros((*shape, kv.value_dim or kv.head_dim), stage.dtype, device))
         # The same memory as attention wants it: [1, K, num_slots, Dh].
         self._by_head = [
             tuple(tensor.transpose(0, 1)[None] for tensor in pair) for pair in zip(self.keys, self.values, strict=True)
@@ -53,7 +54,8 @@ class KvCache:
         num_slots = len(self.keys[layer])
         shapes = (num_slots, *key.shape[1:]), (num_slots, *value.shape[1:])
         assert sum(map(math.prod, shapes)) <= self.keys[layer].numel() + self.values[layer].numel()
-        self.keys[layer], self.values[layer] = key.new_zeros(shapes[0]), value.new_zeros(shapes[1])
+        self.keys[layer] = _zeros(shapes[0], key.dtype, key.device)
+        self.values[layer] = _zeros(shapes[1], value.dtype, value.device)
         self._by_head[layer] = tuple(one.transpose(0, 1)[None] for one in (self.keys[layer], self.values[layer]))
         if self._arrays:
             self._arrays[layer] = (self.keys[layer].numpy(), self.values[layer].numpy())
@@ -91,3 +93,12 @@ def _read(cache: Tensor, blocks: Tensor, block_size: int) -> Tensor:
     num_slots, num_heads, head_dim = cache.shape
     pages = cache.view(num_slots // block_size, block_size * num_heads * head_dim)
     return pages.index_select(0, blocks).view(-1, num_heads, head_dim)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on CPU the system makes each page when it is first written, so that a cache takes what was used of it."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or num_bytes == 0:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)  # which holds them

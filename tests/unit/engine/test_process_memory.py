@@ -2,6 +2,8 @@
 
 import ctypes
 import mmap
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,36 @@ def test_memory_with_holes_does_not_grow() -> None:
     assert resident_pages(address, len(area)) == before < len(area) // mmap.PAGESIZE
     del handle
     area.close()
+
+
+_FORKED = """
+import mmap, os, sys
+from serve_app.engine.process_memory import collapse_to_huge_pages
+from tests.unit.engine.test_process_memory import HUGE_BYTES, private_bytes
+area = mmap.mmap(-1, 8 * HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+area[:] = bytes(len(area))
+if os.fork() == 0:
+    own = mmap.mmap(-1, 8 * HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    own[:] = bytes(len(own))
+    before = private_bytes()
+    print(collapse_to_huge_pages() // HUGE_BYTES, (private_bytes() - before) // HUGE_BYTES, flush=True)
+else:
+    os.wait()
+"""
+
+
+def private_bytes() -> int:
+    """What this process takes alone."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_Dirty"))
+
+
+@needs_huge_pages
+def test_a_forked_process_goes_on_sharing_what_it_shares() -> None:
+    done = subprocess.run([sys.executable, "-c", _FORKED], stdout=subprocess.PIPE, text=True, check=True)
+    num_collapsed, num_more = map(int, done.stdout.split())
+    assert num_collapsed >= 7, "its own"
+    assert num_more < 4, "the other's eight are not copied"
 
 
 def test_where_a_process_may_not_see_its_pages_all_stays_as_it_is(
