@@ -52,6 +52,16 @@ VARIABLES = (
     Variable("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "How long Serve's proxy may take to start; three times.", "20"),
     Variable("RAY_USAGE_STATS_ENABLED", "1: Ray reports its use to its makers.", "0"),
     Variable("RAY_worker_niceness", "Niceness of Ray's processes; Ray's own is 15.", "0"),
+    Variable(
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "How often Serve's controller looks after replicas; Ray's own: 0.1.", "0.2"
+    ),
+    Variable(
+        "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD",
+        "With fewer log files Ray looks for new ones ten times a second, else twice.",
+        "0",
+    ),
+    Variable("REPORTER_UPDATE_INTERVAL_MS", "How often Ray's dashboard measures processes; Ray's own: 5000.", "10000"),
+    Variable("METRICS_RECORD_INTERVAL_S", "How often it measures itself; Ray's own: 5.", "60"),
     Variable("MALLOC_ARENA_MAX", "Arenas of glibc's malloc in each process; more of them take more memory.", "2"),
     Variable("PYTHONUNBUFFERED", "1: logs are written at once.", "1"),
     Variable("RAY_SERVE_LOG_TO_STDERR", "In the throughput profile: Serve's logs, which `rayshard serve` reads.", "1"),

@@ -129,7 +129,7 @@ def test_every_option_is_described() -> None:
 
 
 def test_every_variable_that_the_code_names_is_described() -> None:
-    families = "RAY|RAYSHARD|HF|XDG|CUDA|TRANSFORMERS|OPENAI|MALLOC"
+    families = "RAY|RAYSHARD|HF|XDG|CUDA|TRANSFORMERS|OPENAI|MALLOC|METRICS_RECORD|REPORTER"
     pattern = re.compile(rf"[\"']((?:{families})_\w+|PYTHONUNBUFFERED|CXX)[\"']")
     files = [path for path in (ROOT / "serve_app").rglob("*.py") if path.name != "variables.py"]
     named = {name for path in files for name in pattern.findall(path.read_text())}

@@ -300,6 +300,7 @@ def test_the_child_gets_a_ray_of_its_own() -> None:
     assert environment["RAY_ADDRESS"] == "local"
     assert environment["RAY_worker_niceness"] == "5"
     assert environment["MALLOC_ARENA_MAX"] == "2"
+    assert environment["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] == "0.2"
     assert environment["HOME"] == "/home/user"
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS=10\.0\.0\.1:6379 names a cluster"):
         child_environment({"RAY_ADDRESS": "10.0.0.1:6379"})
