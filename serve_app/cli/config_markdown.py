@@ -15,7 +15,7 @@ from serve_app.config.model import ModelConfig
 from serve_app.config.model_set import ModelSetConfig
 from serve_app.config.variables import VARIABLES
 from serve_app.gateway import key_file
-from serve_app.planning import cluster, device_profiles, serve_file
+from serve_app.planning import cluster, device_profiles, router_problems, serve_file
 from serve_app.planning.cluster import ClusterConfig
 from serve_app.planning.device_profiles import DeviceProfile
 from serve_app.planning.serve_options import ApplicationOptions, DeploymentOptions, ServeOptions
@@ -33,7 +33,7 @@ GROUPS: tuple[tuple[str, type[ConfigModel]], ...] = (  # where each group stands
     ("Nodes: `--cluster FILE`", ClusterConfig),
 )
 _READERS: dict[type[ConfigModel], Callable[[], list[str]]] = {  # what checks a whole file beside its settings
-    ServeOptions: partial(reported_texts, serve_file),
+    ServeOptions: partial(reported_texts, serve_file, router_problems),
     DeviceProfile: partial(raised_texts, device_profiles),
     ClusterConfig: partial(raised_texts, cluster),
 }

@@ -30,11 +30,12 @@ def refusals_of(model: type[ConfigModel]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def reported_texts(module: ModuleType) -> list[str]:
-    """What a module's checks of a whole file add to its list of problems."""
+def reported_texts(*modules: ModuleType) -> list[str]:
+    """What the checks of a whole file, in these modules, add to its list of problems."""
     found: list[str] = []
-    for function, call in _calls_in(module):
-        if ast.unparse(call.func).endswith("._add"):
+    for function, call in (one for module in modules for one in _calls_in(module)):
+        called = ast.unparse(call.func)
+        if called.endswith("._add") or called == "Problem":
             found += _template(call.args[1], function)
     return _whole(found)
 
