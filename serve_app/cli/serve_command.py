@@ -20,7 +20,8 @@ from serve_app.cli.serve_process import ServeProcess, without_colours
 from serve_app.cli.serve_stop import StopSignals, stop_process
 from serve_app.cli.serve_texts import base_url, ray_text, ready_text
 from serve_app.cli.throughput_profile import Profile, choose_profile, find_software
-from serve_app.config.environment import SHARD_SERVER_VARIABLE, read_environment
+from serve_app.config.environment import read_environment
+from serve_app.config.server_variables import SHARD_SERVER_VARIABLE, WORKER_SERVER_VARIABLE
 from serve_app.errors import ConfigError, RayshardError
 from serve_app.gateway.bodies.others import HealthBody
 
@@ -43,6 +44,8 @@ _DEFAULT_VARIABLES = {
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # one that hangs would be asked to end, for ten minutes
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "20",  # three of them; Ray's 5 are too short on a busy machine
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_worker_prestart": "0",  # workers of no job yet, which nothing could be forked for
+    "RAY_prestart_worker_first_driver": "0",
     "RAY_worker_niceness": "0",  # Ray's own is 15, the lowest share of a busy machine
     "REPORTER_UPDATE_INTERVAL_MS": "10000",  # of what the dashboard shows of each process
 }
@@ -69,7 +72,9 @@ def serve(
     """
     try:
         with tempfile.TemporaryDirectory(prefix="rayshard-") as directory:
-            environment = {**child_environment(), SHARD_SERVER_VARIABLE: str(Path(directory, "shards"))}
+            sockets = {SHARD_SERVER_VARIABLE: "shards", WORKER_SERVER_VARIABLE: "workers"}
+            servers = {variable: str(Path(directory, name)) for variable, name in sockets.items()}
+            environment = {**child_environment(), **servers}
             start = partial(ServeProcess, [*child, str(path.resolve())], path.resolve().parent, environment)
             choose = partial(_choose_profile, environment, Path(directory), is_plain=is_plain)
             return _check_and_serve(start, start() if path.is_file() else None, check, drain_s, choose)

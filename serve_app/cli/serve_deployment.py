@@ -1,6 +1,5 @@
 """Serve and the applications of a Serve file, in the child of `rayshard serve`."""
 
-import serve_app.deployments.light_serve  # noqa: F401, I001 - first of all: what comes after it finds Serve imported
 import math
 import time
 from collections.abc import Callable

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve_app.config.server_variables import SHARD_SERVER_VARIABLE, WORKER_SERVER_VARIABLE
 from serve_app.config.tracing import TracingSettings, read_tracing
 from serve_app.errors import ConfigError
-
-SHARD_SERVER_VARIABLE = "RAYSHARD_SHARD_SERVER"  # set by `rayshard serve` for its cluster
 
 LOG_FORMAT_VARIABLE = "RAYSHARD_LOG_FORMAT"
 
@@ -28,6 +27,7 @@ class Environment:
     has_own_resources: bool = False  # Ray is told how many CPUs and GPUs there are
     max_visible_gpus: int | None = None  # None: all that there are
     shard_server: str | None = None  # the socket of the process that forks shards on CPU
+    worker_server: str | None = None  # of the process that forks Ray's other workers
     log_format: str = "text"  # of our processes' log lines: text, json
     tracing: TracingSettings | None = None  # None: no request is traced
 
@@ -56,6 +56,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         has_own_resources=bool(given.get("RAY_OVERRIDE_RESOURCES")),
         max_visible_gpus=_num_devices(given.get("CUDA_VISIBLE_DEVICES")),
         shard_server=given.get(SHARD_SERVER_VARIABLE) or None,
+        worker_server=given.get(WORKER_SERVER_VARIABLE) or None,
         log_format=_log_format(given.get(LOG_FORMAT_VARIABLE) or "text"),
         tracing=read_tracing(given),
     )
@@ -64,6 +65,11 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
 def add_variables(variables: Mapping[str, str]) -> None:
     """Set variables for what this process imports and starts from now on."""
     os.environ.update(variables)
+
+
+def own_variables() -> dict[str, str]:
+    """The environment that processes of this one have, as it is now."""
+    return dict(os.environ)
 
 
 def prepare_ray_client() -> bool:

@@ -15,6 +15,7 @@ class Variable:
 VARIABLES = (
     Variable("RAYSHARD_LOG_FORMAT", "Of log lines: text or json; on a cluster, of each node's `ray start`.", "text"),
     Variable("RAYSHARD_SHARD_SERVER", "Set by `rayshard serve` for its own processes, not by you."),
+    Variable("RAYSHARD_WORKER_SERVER", "The same."),
     Variable(
         "XDG_CACHE_HOME",
         "Where rayshard/ is: downloaded weights, compiled kernels, what was measured of this CPU, running servers.",
@@ -51,6 +52,14 @@ VARIABLES = (
     ),
     Variable("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "How long Serve's proxy may take to start; three times.", "20"),
     Variable("RAY_USAGE_STATS_ENABLED", "1: Ray reports its use to its makers.", "0"),
+    Variable("RAY_RAYLET_PID", "Ray sets it for its processes; `serve` compares it before it forks one."),
+    Variable("RAY_JOB_ID", "The same."),
+    Variable("RAY_CLIENT_MODE", "Ray sets it for itself; `serve` does not compare it."),
+    Variable("RAY_LD_PRELOAD_ON_WORKERS", "The same."),
+    Variable(
+        "RAY_enable_worker_prestart", "1: Ray starts a worker for each CPU ahead, which `serve` cannot fork.", "0"
+    ),
+    Variable("RAY_prestart_worker_first_driver", "The same, as it starts.", "0"),
     Variable("RAY_worker_niceness", "Niceness of Ray's processes; Ray's own is 15.", "0"),
     Variable(
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "How often Serve's controller looks after replicas; Ray's own: 0.1.", "0.2"

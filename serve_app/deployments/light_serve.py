@@ -1,17 +1,20 @@
-"""Imports Ray Serve without pandas: to be imported before anything of ray.serve.
+"""Ray Serve without pandas, which takes longer to import than Serve, for data frames in answers that we never give."""
 
-Serve imports pandas where it is installed, to encode a DataFrame that a deployment might return; ours return none. It
-and pyarrow behind it take 0.8 s of CPU and 30 MB in each process. Whoever asks for pandas afterwards gets it.
-"""
-
+import importlib
 import sys
+from collections.abc import Sequence
 
-_IS_WANTED = "pandas" in sys.modules  # somebody has paid for it already
+_UNUSED = "pandas"  # with pyarrow; Serve does without where it is not installed
 
-if not _IS_WANTED:
-    sys.modules["pandas"] = None  # type: ignore[assignment]  # import(3): as if it were not installed
-try:
-    import ray.serve  # noqa: F401
-finally:
-    if not _IS_WANTED:
-        del sys.modules["pandas"]
+
+def import_without_pandas(names: Sequence[str]) -> None:
+    """Import modules in this order; who imports pandas later, in a user's step, finds it."""
+    is_known = _UNUSED in sys.modules
+    if not is_known:
+        sys.modules[_UNUSED] = None  # type: ignore[assignment]  # importing it raises ModuleNotFoundError
+    try:
+        for name in names:
+            importlib.import_module(name)
+    finally:
+        if not is_known:
+            del sys.modules[_UNUSED]

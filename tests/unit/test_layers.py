@@ -58,7 +58,6 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
         "serve_app/cli/serve_child.py",
         "serve_app/cli/serve_deployment.py",
         "serve_app/compress/distill_workers.py",
-        "serve_app/deployments/light_serve.py",
         "serve_app/deployments/loopback_grpc.py",
         "serve_app/deployments/serve_replica.py",
         "serve_app/deployments/shard.py",
@@ -82,8 +81,9 @@ PERMITS: dict[str, tuple[str, ...]] = {  # by rule: files, or folders, that may 
     "environment": (
         "serve_app/cli/serve_command.py",
         "serve_app/config/environment.py",
+        "serve_app/deployments/fork_server.py",
         "serve_app/deployments/shard_process.py",  # hands its own on
-        "serve_app/deployments/shard_server.py",
+        "serve_app/deployments/worker_process.py",
     ),
     "broad except": (  # where a process meets the outside: a client, foreign code, another process
         "serve_app/backend/applications.py",

@@ -118,4 +118,5 @@ def test_the_environment_follows_the_hub_variables() -> None:
     assert (given.hub_cache_dir, given.is_hub_offline) == (Path("/hf/hub"), True)
     assert given.hub_endpoint == "http://localhost"
     assert read_environment({"RAYSHARD_SHARD_SERVER": "/tmp/shards"}).shard_server == "/tmp/shards"
-    assert empty.shard_server is None
+    assert read_environment({"RAYSHARD_WORKER_SERVER": "/tmp/workers"}).worker_server == "/tmp/workers"
+    assert (empty.shard_server, empty.worker_server) == (None, None)
