@@ -15,7 +15,7 @@ from serve_app.errors import RayshardError
 from serve_app.planning.generator_plan import plan_generator
 from serve_app.scheduling.output import SequenceOutput
 from serve_app.types.generation import GenerateRequest, SamplingParams
-from serve_app.wire.links import ControlClient
+from serve_app.wire.control_link import ControlClient
 from tests.fakes_engine import FakeModel, run_alone
 from tests.fakes_group import FakeGroup, FakeGroups
 from tests.fakes_serve import until
