@@ -34,6 +34,7 @@ _COLD_BYTES = 192 * 1024**2  # of weights: more than most caches hold
 _NUM_COMPUTED = 8  # weights at BATCH_ROWS, where computing takes longer than reading
 _NUM_PASSES = 3  # the shortest counts
 _LONG_PASS_S = 0.05  # needs no other
+_MAX_LOSS = 1.5  # at BATCH_ROWS, of a kernel that is faster in steps
 _MIN_GAIN = 1.1  # by which another kernel must be faster than nn.Linear's own
 
 Times = Mapping[str, Sequence[float]]  # by kernel: ms for _COLD_BYTES of weights, at STEP_ROWS and BATCH_ROWS
@@ -83,11 +84,17 @@ def choose_kernel(
 
 
 def fastest(times: Times, rows: Sequence[int]) -> str:
-    """The kernel whose geometric mean over numbers of rows is the least; nn.Linear's own where little is gained."""
-    columns = [(STEP_ROWS + BATCH_ROWS).index(count) for count in rows]
+    """The kernel whose geometric mean over numbers of rows is the least; nn.Linear's own where little is gained.
+
+    One that is much slower than nn.Linear's own at BATCH_ROWS is not taken: prompts are as many rows.
+    """
+    all_rows = STEP_ROWS + BATCH_ROWS
+    columns = [all_rows.index(count) for count in rows]
+    last = all_rows.index(BATCH_ROWS[0])
     means = {
         kernel: math.prod(row_times[column] for column in columns) ** (1 / len(columns))
         for kernel, row_times in times.items()
+        if row_times[last] <= _MAX_LOSS * times["torch"][last]
     }
     best = min(means, key=means.__getitem__)
     return best if means["torch"] > _MIN_GAIN * means[best] else "torch"

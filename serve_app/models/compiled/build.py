@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import platform
 import re
 import shutil
 import subprocess
@@ -20,7 +21,8 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 
 _COMPILERS = ("g++", "c++", "clang++")
 _FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fPIC"),
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC"),
+    *(("-mprefer-vector-width=512",) if platform.machine() == "x86_64" else ()),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
 _TIMEOUT_S = 120.0

@@ -7,29 +7,16 @@
 
 #include <vector>
 
+#include "lanes.h"
 #include "numbers.h"
-
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
-#include <immintrin.h>
-#endif
 
 namespace {
 
-constexpr int64_t kLanes = 16;         // outputs of a group
 constexpr int64_t kBlockUnits = 1024;  // of a group at once: several groups stay in the second-level cache
 constexpr int64_t kPanelRows = 48;     // whose sums are kept beside it
 
 #if defined(__AVX512F__)
 constexpr int kLoneGroups = 4, kTileRows = 6, kTileGroups = 2;  // whose sums fill the registers
-
-struct Sums {
-    __m512 numbers = _mm512_setzero_ps();
-
-    void add(Sums other) { numbers = _mm512_add_ps(numbers, other.numbers); }
-    void store(float* to) const { _mm512_storeu_ps(to, numbers); }
-    static Sums load(const float* from) { return {_mm512_loadu_ps(from)}; }
-    void multiply_add(__m512 own, float input) { numbers = _mm512_fmadd_ps(own, _mm512_set1_ps(input), numbers); }
-};
 
 struct FloatUnit {
     using Number = float;
@@ -37,7 +24,7 @@ struct FloatUnit {
     __m512 own;
 
     static FloatUnit load(const float* weights) { return {_mm512_loadu_ps(weights)}; }
-    void multiply_add(const float* inputs, Sums& sums) const { sums.multiply_add(own, *inputs); }
+    void multiply_add(const float* inputs, Lanes& sums) const { sums.multiply_add({own}, *inputs); }
 };
 
 struct BfloatUnit {
@@ -46,15 +33,15 @@ struct BfloatUnit {
     __m512i own;
 
     static BfloatUnit load(const Bfloat16* weights) { return {_mm512_loadu_si512(weights)}; }
-    void multiply_add(const Bfloat16* inputs, Sums& sums) const {
+    void multiply_add(const Bfloat16* inputs, Lanes& sums) const {
 #if defined(__AVX512BF16__)
         int32_t pair;
         std::memcpy(&pair, inputs, sizeof pair);
         sums.numbers = _mm512_dpbf16_ps(sums.numbers, (__m512bh)own, (__m512bh)_mm512_set1_epi32(pair));
 #else
-        sums.multiply_add(_mm512_castsi512_ps(_mm512_slli_epi32(own, 16)), widened(inputs[0]));
+        sums.multiply_add({_mm512_castsi512_ps(_mm512_slli_epi32(own, 16))}, widened(inputs[0]));
         const __m512i high = _mm512_and_si512(own, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000)));
-        sums.multiply_add(_mm512_castsi512_ps(high), widened(inputs[1]));
+        sums.multiply_add({_mm512_castsi512_ps(high)}, widened(inputs[1]));
 #endif
     }
 };
@@ -62,25 +49,13 @@ struct BfloatUnit {
 #elif defined(__AVX2__) && defined(__FMA__)
 constexpr int kLoneGroups = 2, kTileRows = 3, kTileGroups = 1;
 
-struct Sums {
-    __m256 low = _mm256_setzero_ps(), high = _mm256_setzero_ps();
-
-    void add(Sums other) { low = _mm256_add_ps(low, other.low), high = _mm256_add_ps(high, other.high); }
-    void store(float* to) const { _mm256_storeu_ps(to, low), _mm256_storeu_ps(to + 8, high); }
-    static Sums load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
-    void multiply_add(__m256 own_low, __m256 own_high, float input) {
-        const __m256 wide = _mm256_set1_ps(input);
-        low = _mm256_fmadd_ps(own_low, wide, low), high = _mm256_fmadd_ps(own_high, wide, high);
-    }
-};
-
 struct FloatUnit {
     using Number = float;
     static constexpr int64_t kInputs = 1;
     __m256 low, high;
 
     static FloatUnit load(const float* weights) { return {_mm256_loadu_ps(weights), _mm256_loadu_ps(weights + 8)}; }
-    void multiply_add(const float* inputs, Sums& sums) const { sums.multiply_add(low, high, *inputs); }
+    void multiply_add(const float* inputs, Lanes& sums) const { sums.multiply_add({low, high}, *inputs); }
 };
 
 struct BfloatUnit {
@@ -92,9 +67,9 @@ struct BfloatUnit {
         const auto* pairs = reinterpret_cast<const __m256i*>(weights);
         return {_mm256_loadu_si256(pairs), _mm256_loadu_si256(pairs + 1)};
     }
-    void multiply_add(const Bfloat16* inputs, Sums& sums) const {
-        sums.multiply_add(firsts(low), firsts(high), widened(inputs[0]));
-        sums.multiply_add(seconds(low), seconds(high), widened(inputs[1]));
+    void multiply_add(const Bfloat16* inputs, Lanes& sums) const {
+        sums.multiply_add({firsts(low), firsts(high)}, widened(inputs[0]));
+        sums.multiply_add({seconds(low), seconds(high)}, widened(inputs[1]));
     }
     static __m256 firsts(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
     static __m256 seconds(__m256i pairs) {
@@ -105,20 +80,6 @@ struct BfloatUnit {
 #else
 constexpr int kLoneGroups = 1, kTileRows = 2, kTileGroups = 1;
 
-struct Sums {
-    float numbers[kLanes] = {};
-
-    void add(const Sums& other) {
-        for (int i = 0; i < kLanes; ++i) numbers[i] += other.numbers[i];
-    }
-    void store(float* to) const { std::copy_n(numbers, kLanes, to); }
-    static Sums load(const float* from) {
-        Sums sums;
-        std::copy_n(from, kLanes, sums.numbers);
-        return sums;
-    }
-};
-
 template <typename Own, int64_t kCount>
 struct PlainUnit {
     using Number = Own;
@@ -126,7 +87,7 @@ struct PlainUnit {
     const Number* own;
 
     static PlainUnit load(const Number* weights) { return {weights}; }
-    void multiply_add(const Number* inputs, Sums& sums) const {
+    void multiply_add(const Number* inputs, Lanes& sums) const {
         for (int64_t k = 0; k < kInputs; ++k)
             for (int64_t i = 0; i < kLanes; ++i)
                 sums.numbers[i] =
@@ -156,7 +117,7 @@ struct Panel {
     template <int kRows, int kGroups>
     void add_tile(const Number* weights, int group, int64_t m, int64_t first, int64_t end) {
         const int64_t unit_size = kLanes * Unit::kInputs;
-        Sums totals[2][kRows][kGroups];
+        Lanes totals[2][kRows][kGroups];
         for (int64_t q = first; q < end; q += 2)
             for (int odd = 0; odd < 2; ++odd) {
                 Unit units[kGroups];
@@ -172,7 +133,7 @@ struct Panel {
                 float* kept = sums + ((m + r) * kLoneGroups + group + g) * kLanes;
                 totals[0][r][g].add(totals[1][r][g]);
                 if (first > 0) {
-                    Sums before = Sums::load(kept);
+                    Lanes before = Lanes::load(kept);
                     before.add(totals[0][r][g]);
                     totals[0][r][g] = before;
                 }

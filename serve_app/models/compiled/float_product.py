@@ -18,6 +18,7 @@ class CompiledProduct:
     def __init__(self, weight: Tensor, kernels: CompiledKernels) -> None:
         """weight [N, K] of a dtype that the kernels serve."""
         self._kernels = kernels
+        self._dtype = weight.dtype
         self._shape = num_outputs, num_inputs = weight.shape
         unit_inputs = _UNIT_INPUTS[weight.dtype]
         num_groups, num_pairs = -(-num_outputs // _GROUP), -(-num_inputs // (2 * unit_inputs))
@@ -33,7 +34,9 @@ class CompiledProduct:
         self._layer = FloatLayer(self._packed.data_ptr(), None, num_outputs, num_units)
 
     def multiply(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
-        """See Product."""
+        """See Product; inputs are of the weight's dtype."""
+        if inputs.dtype != self._dtype or inputs.shape[-1] != self._shape[1]:
+            raise RuntimeError(f"inputs [..., {inputs.shape[-1]}] {inputs.dtype} do not fit a weight {self}")
         if inputs.requires_grad:
             return multiply_frozen(self, inputs, bias)
         if bias is not self._given_bias:
@@ -46,6 +49,9 @@ class CompiledProduct:
         num_outputs, num_inputs = self._shape
         values = self._packed.transpose(1, 2).reshape(self._packed.shape[0] * _GROUP, -1)
         return values[:num_outputs, :num_inputs]
+
+    def __str__(self) -> str:
+        return f"{list(self._shape)} {self._dtype}"
 
     def _padded(self, bias: Tensor) -> Tensor:
         """[N] -> zeros behind it, to whole groups."""

@@ -34,6 +34,8 @@ class CompiledInt8Product:
 
     def multiply(self, inputs: Tensor, bias: Tensor | None) -> Tensor:
         """See Product."""
+        if inputs.shape[-1] != self._shape[1]:
+            raise RuntimeError(f"inputs [..., {inputs.shape[-1]}] do not fit a weight {list(self._shape)}")
         if bias is not self._given_bias:
             self._given_bias, self._bias = bias, None if bias is None else self._padded(bias)
             self._layer.bias = None if self._bias is None else self._bias.data_ptr()

@@ -27,6 +27,7 @@ def _few_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"torch": [7.5, 56, 209, 100], "fbgemm": [7.5, 15, 50, 185]}, BATCH_ROWS, "torch"),
         ({"torch": [10, 10, 10, 10], "onednn": [9.5, 9.5, 9.5, 1]}, STEP_ROWS, "torch"),  # too little is gained
         ({"torch": [10, 10, 10, 10], "gemv": [1, 10, 10, 10], "onednn": [9, 9, 9, 9]}, STEP_ROWS, "gemv"),
+        ({"torch": [10, 10, 10, 10], "gemv": [1, 10, 10, 16], "onednn": [8, 8, 8, 15]}, STEP_ROWS, "onednn"),
     ],
 )
 def test_the_fastest_at_the_numbers_of_rows_is_taken(

@@ -67,3 +67,12 @@ def test_a_bias_may_be_another_the_next_time() -> None:
     for bias in (torch.ones(20), None, torch.full((20,), 2.0)):
         expected = torch.zeros(1, 20) if bias is None else bias[None]
         assert torch.equal(product.multiply(inputs, bias), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputs_that_do_not_fit_are_refused(dtype: torch.dtype) -> None:
+    product, _ = product_of(20, 8, dtype)
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    for inputs in (torch.zeros(1, 9, dtype=dtype), torch.zeros(2, 4, dtype=dtype), torch.zeros(1, 8, dtype=other)):
+        with pytest.raises(RuntimeError, match=r"do not fit a weight \[20, 8\]"):
+            product.multiply(inputs, None)

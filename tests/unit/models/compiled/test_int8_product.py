@@ -47,6 +47,13 @@ def test_the_weight_comes_back() -> None:
     assert torch.equal(back.scales, weight.scales)
 
 
+@pytest.mark.parametrize("num_inputs", [49, 51])
+def test_inputs_of_another_width_are_refused(num_inputs: int) -> None:
+    product = CompiledInt8Product(weight_of(37, 50), int8_kernels_or_skip())
+    with pytest.raises(RuntimeError, match=r"do not fit a weight \[37, 50\]"):
+        product.multiply(torch.zeros(1, num_inputs), None)
+
+
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_row_that_is_not_finite_has_no_finite_answer(wrong: float) -> None:
     inputs = torch.ones(2, 64)
