@@ -1,6 +1,7 @@
 // Attention of sequences that decode, over the paged cache in place.
 #pragma once
 
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -151,8 +152,8 @@ void attend_sequence(const SeenKeys& seen, const Number* queries, const Number* 
     const Attention& sizes = seen.sizes;
     const int64_t group = sizes.num_heads / sizes.num_kv_heads, first = seen.first_head * group;
     const int64_t num_heads = (seen.end_head - seen.first_head) * group;
-    std::vector<float> wide(num_heads * sizes.head_dim), weights(num_heads * seen.count);
-    std::vector<float> sums(num_heads * sizes.value_dim);
+    std::vector<float> wide(num_heads * sizes.head_dim), sums(num_heads * sizes.value_dim);
+    const std::unique_ptr<float[]> weights(new float[num_heads * seen.count]);  // not zeros: all are written
     const auto at = [&](int64_t kv_head, int64_t h) { return (kv_head - seen.first_head) * group + h; };
     for (int64_t i = 0; i < num_heads * sizes.head_dim; ++i)
         wide[i] = widened(queries[first * sizes.head_dim + i]) * sizes.scaling;
