@@ -6,6 +6,8 @@ Processes ask for it by `forked_process`, at a Unix socket; one that asks before
 import gc
 import json
 import os
+import resource
+import select
 import selectors
 import signal
 import socket
@@ -17,14 +19,18 @@ from pathlib import Path
 from serve_app.deployments.forked_process import FORKED, WorkerCommand, receive_command, run_script
 
 _RAY = "RAY_"  # Ray reads such a variable when it is imported, and never again
+_REQUEST_S = 5.0  # for all that one process sends, which it does at once
 _HARMLESS = ("RAY_CLIENT_MODE", "RAY_LD_PRELOAD_ON_WORKERS")  # it sets these itself, and Python reads them
 
 
-def serve(path: Path, prepare: Callable[[], None], prepare_with_ray: Callable[[], None]) -> None:
+def serve(
+    path: Path, prepare: Callable[[], None], prepare_with_ray: Callable[[], None], request_s: float = _REQUEST_S
+) -> None:
     """Fork at a Unix socket until standard input ends.
 
     prepare: imports what does not import Ray; prepare_with_ray: what does, as soon as standard input has told the
-    variables of Ray's workers (`variables_line`). A process that has others runs by itself.
+    variables of Ray's workers (`variables_line`). A process that has others runs by itself, and so does one that
+    says nothing for `request_s`.
     """
     with socket.socket(socket.AF_UNIX) as listener:
         path.unlink(missing_ok=True)
@@ -41,7 +47,7 @@ def serve(path: Path, prepare: Callable[[], None], prepare_with_ray: Callable[[]
         gc.collect()
         gc.freeze()  # what is there now stays shared with the processes that are forked
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # they end by themselves
-        command = _fork_until_told(listener, has_ray=variables is not None)
+        command = _fork_until_told(listener, request_s, has_ray=variables is not None)
     if command is not None:
         _become(command)
 
@@ -51,7 +57,7 @@ def variables_line(variables: Mapping[str, str] | None) -> bytes:
     return json.dumps(None if variables is None else dict(variables)).encode() + b"\n"
 
 
-def _fork_until_told(listener: socket.socket, *, has_ray: bool) -> WorkerCommand | None:
+def _fork_until_told(listener: socket.socket, request_s: float, *, has_ray: bool) -> WorkerCommand | None:
     """Returns None when standard input has ended, and in each forked process the command that it is to run."""
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
@@ -61,10 +67,14 @@ def _fork_until_told(listener: socket.socket, *, has_ray: bool) -> WorkerCommand
             if sys.stdin in ready:
                 return None
             connection, _ = listener.accept()
-            with connection, suppress(ValueError):  # it has ended before it had asked
-                command, streams = receive_command(connection)
+            with connection:
+                connection.settimeout(request_s)
+                try:
+                    command, streams = receive_command(connection)
+                except (ValueError, OSError):  # it has ended before it had asked, or does not ask
+                    continue
                 is_fit = not has_ray or has_imported_the_same(os.environ, command.variables)
-                if _fork(connection, streams, is_fit=is_fit):
+                if _fork(connection, streams, is_fit=is_fit and not _is_gone(connection)):
                     return command
 
 
@@ -74,6 +84,13 @@ def has_imported_the_same(own: Mapping[str, str], asked: Mapping[str, str]) -> b
     return all(own.get(name) == asked.get(name) for name in names)
 
 
+def _is_gone(connection: socket.socket) -> bool:
+    """Whether the process at the other end has closed the connection, not its writing side alone."""
+    poll = select.poll()
+    poll.register(connection, 0)  # POLLHUP and POLLERR are told in any case
+    return bool(poll.poll(0))
+
+
 def _fork(connection: socket.socket, streams: list[int], *, is_fit: bool) -> bool:
     """Whether this is the forked process; the one that has asked is told when there is one."""
     is_forked = is_fit and os.fork() == 0
@@ -81,7 +98,8 @@ def _fork(connection: socket.socket, streams: list[int], *, is_fit: bool) -> boo
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
     elif is_fit:
-        connection.sendall(FORKED)
+        with suppress(OSError):  # it has ended just now
+            connection.sendall(FORKED)
     for stream in streams:
         os.close(stream)
     return is_forked
@@ -94,4 +112,6 @@ def _become(command: WorkerCommand) -> None:
     os.environ.clear()
     os.environ.update(command.variables)
     os.chdir(command.directory)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(command.max_open_files, hard), hard))
     run_script(command.arguments)

@@ -5,9 +5,12 @@ Nothing is imported that takes time: Ray starts such a process for each of its w
 
 import json
 import os
+import resource
 import runpy
 import socket
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 FORKED = b"forked"
@@ -22,6 +25,16 @@ class WorkerCommand:
     arguments: list[str]  # the script first
     directory: str
     variables: dict[str, str]
+    max_open_files: int
+
+
+_FIELDS = frozenset(WorkerCommand.__slots__)
+
+
+def own_command(arguments: list[str], variables: Mapping[str, str]) -> WorkerCommand:
+    """What has a fork run a script as this process would."""
+    max_open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # Ray raises it after the servers were started
+    return WorkerCommand(arguments, os.getcwd(), dict(variables), max_open_files)
 
 
 def ask_server(path: str, command: WorkerCommand) -> bool:
@@ -38,11 +51,20 @@ def ask_server(path: str, command: WorkerCommand) -> bool:
 
 
 def receive_command(connection: socket.socket) -> tuple[WorkerCommand, list[int]]:
-    """The command that a process asks for, and its three streams. Raises ValueError when it is none."""
-    _, streams, *_ = socket.recv_fds(connection, 1, len(_STREAMS))
-    with connection.makefile("rb") as file:
-        command = WorkerCommand(**json.loads(file.read(_MAX_COMMAND_BYTES)))
-    return command, streams
+    """The command that a process asks for, and its three streams, which are the caller's to close.
+
+    Raises ValueError when it is none, OSError when it does not come in time.
+    """
+    with ExitStack() as received:
+        _, streams, *_ = socket.recv_fds(connection, 1, len(_STREAMS))
+        for stream in streams:
+            received.callback(os.close, stream)
+        with connection.makefile("rb") as file:
+            fields = json.loads(file.read(_MAX_COMMAND_BYTES))
+        if len(streams) != len(_STREAMS) or not isinstance(fields, dict) or fields.keys() != _FIELDS:
+            raise ValueError("not the command of a worker")
+        received.pop_all()
+    return WorkerCommand(**fields), streams
 
 
 def run_script(arguments: list[str]) -> None:

@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Mapping
 
-from serve_app.deployments.forked_process import WorkerCommand, ask_server, run_script
+from serve_app.deployments.forked_process import ask_server, own_command, run_script
 
 
 def main(arguments: list[str], variables: Mapping[str, str]) -> None:
     """Have a script run: `arguments` are the server's socket, the script and its arguments."""
     path, *command = arguments
-    if not ask_server(path, WorkerCommand(command, os.getcwd(), dict(variables))):
+    if not ask_server(path, own_command(command, variables)):
         run_script(command)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from serve_app.config.server_variables import WORKER_SERVER_VARIABLE
 from serve_app.deployments import shard_process
-from serve_app.deployments.forked_process import WorkerCommand, ask_server, run_script
+from serve_app.deployments.forked_process import ask_server, own_command, run_script
 
 _CONTEXT = "--serialized-runtime-env-context="
 _LANGUAGE = "--language="
@@ -31,7 +31,7 @@ def main(arguments: list[str], variables: Mapping[str, str]) -> None:
         run_script([str(_rays_own()), *arguments])
     elif executable[:-1] == _SHARD:
         shard_process.main([executable[-1], *command], variables)
-    elif not ask_server(variables[WORKER_SERVER_VARIABLE], WorkerCommand(command, os.getcwd(), dict(variables))):
+    elif not ask_server(variables[WORKER_SERVER_VARIABLE], own_command(command, variables)):
         run_script(command)
 
 

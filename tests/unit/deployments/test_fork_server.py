@@ -2,18 +2,21 @@
 
 import json
 import os
+import resource
+import select
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve_app.deployments.fork_server import variables_line
-from serve_app.deployments.forked_process import WorkerCommand, ask_server
+from serve_app.deployments.forked_process import WorkerCommand, ask_server, own_command
 
 SERVER = """
 import os, sys
@@ -21,13 +24,20 @@ from pathlib import Path
 from serve_app.deployments.fork_server import serve
 
 socket, prepared = map(Path, sys.argv[1:])
-serve(socket, lambda: None, lambda: prepared.write_text(os.environ["RAY_RAYLET_PID"]))
+serve(socket, lambda: None, lambda: prepared.write_text(os.environ["RAY_RAYLET_PID"]), request_s=0.2)
 """
 WORKER = """
-import json, os, sys
+import json, os, resource, sys
 from pathlib import Path
 
-told = [sys.argv[1:], os.getcwd(), dict(os.environ), os.getpid(), os.getpgid(0)]
+told = {
+    "arguments": sys.argv[1:],
+    "directory": os.getcwd(),
+    "variables": dict(os.environ),
+    "pid": os.getpid(),
+    "group": os.getpgid(0),
+    "max_open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+}
 Path(sys.argv[1] + ".new").write_text(json.dumps(told))
 os.rename(sys.argv[1] + ".new", sys.argv[1])
 """
@@ -39,9 +49,14 @@ pytestmark = pytest.mark.process
 def server(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     command = [sys.executable, "-c", SERVER, str(tmp_path / "socket"), str(tmp_path / "prepared")]
     others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, env=others) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=others, preexec_fn=lower_limit) as process:
         wait_for(tmp_path / "socket")
         yield process
+
+
+def lower_limit() -> None:
+    """As Ray's limit on open files is when the servers are started."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def tell(server: "subprocess.Popen[bytes]", variables: dict[str, str] | None) -> None:
@@ -81,15 +96,17 @@ def test_the_server_forks_the_process_that_was_meant(
     (tmp_path / "elsewhere").mkdir()
     own = {"RAY_RAYLET_PID": "7", "RAY_JOB_ID": "01"}
     tell(server, own if has_ray else None)
-    command = WorkerCommand(worker(tmp_path), str(tmp_path / "elsewhere"), {**own, "RAY_CLIENT_MODE": "0"})
+    command = replace(
+        own_command(worker(tmp_path), {**own, "RAY_CLIENT_MODE": "0"}), directory=str(tmp_path / "elsewhere")
+    )
     ask_when_it_listens(tmp_path / "socket", command)
-    arguments, directory, variables, pid, group = told(tmp_path)
-    assert arguments == command.arguments[1:]
-    assert directory == command.directory
-    assert variables.items() >= command.variables.items()
-    assert "PATH" not in variables
-    assert pid not in (os.getpid(), server.pid)
-    assert group == pid
+    of_worker = told(tmp_path)
+    assert of_worker["arguments"] == command.arguments[1:]
+    assert of_worker["directory"] == command.directory
+    assert of_worker["variables"].items() >= command.variables.items()
+    assert "PATH" not in of_worker["variables"]
+    assert of_worker["pid"] not in (os.getpid(), server.pid)
+    assert of_worker["group"] == of_worker["pid"]
     assert server.stdin is not None
     server.stdin.close()
     assert server.wait(30) == 0
@@ -103,7 +120,7 @@ def test_one_that_would_import_another_ray_is_not_forked(
 ) -> None:
     tell(server, {"RAY_RAYLET_PID": "7"})
     wait_for(tmp_path / "prepared")
-    assert not ask_server(str(tmp_path / "socket"), WorkerCommand(worker(tmp_path), str(tmp_path), variables))
+    assert not ask_server(str(tmp_path / "socket"), own_command(worker(tmp_path), variables))
     server.communicate(timeout=30)
     assert not (tmp_path / "told").exists()
 
@@ -112,3 +129,72 @@ def test_a_server_that_is_never_told_of_ray_ends_with_its_input(server: "subproc
     assert server.stdin is not None
     server.stdin.close()
     assert server.wait(30) == 0
+
+
+def test_a_worker_may_open_as_many_files_as_the_process_that_asked(
+    server: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    tell(server, None)
+    own, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert own > 64
+    ask_when_it_listens(tmp_path / "socket", own_command(worker(tmp_path), {}))
+    assert told(tmp_path)["max_open_files"] == own
+
+
+def test_a_limit_above_what_is_allowed_is_what_is_allowed(server: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+    tell(server, None)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ask_when_it_listens(tmp_path / "socket", replace(own_command(worker(tmp_path), {}), max_open_files=hard + 1))
+    assert told(tmp_path)["max_open_files"] == hard
+
+
+def connect(path: Path) -> socket.socket:
+    deadline_s = time.monotonic() + 30
+    connection = socket.socket(socket.AF_UNIX)
+    while connection.connect_ex(str(path)) != 0:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    return connection
+
+
+def written(reader: int) -> bytes:
+    """What a pipe gives until nobody holds its other end."""
+    with os.fdopen(reader, "rb") as file:
+        assert select.select([file], [], [], 30)[0]
+        return file.read()
+
+
+PRINT = "print('it runs', flush=True)"
+
+
+def test_one_that_has_ended_while_it_waited_is_not_forked(server: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+    (tmp_path / "print.py").write_text(PRINT)
+    reader, writer = os.pipe()
+    with connect(tmp_path / "socket") as connection:
+        socket.send_fds(connection, [b"\n"], [0, writer, writer])
+        connection.sendall(json.dumps(asdict(own_command([str(tmp_path / "print.py")], {}))).encode())
+    os.close(writer)
+    tell(server, None)
+    assert ask_server(str(tmp_path / "socket"), own_command(worker(tmp_path), {}))
+    assert written(reader) == b""
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"arguments": []}', "null"])
+def test_what_is_not_a_command_is_closed_and_others_go_on(
+    text: str, server: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    tell(server, None)
+    reader, writer = os.pipe()
+    with connect(tmp_path / "socket") as connection:
+        socket.send_fds(connection, [b"\n"], [0, writer, writer])
+        connection.sendall(text.encode())
+        connection.shutdown(socket.SHUT_WR)
+        os.close(writer)
+        assert written(reader) == b""
+    assert ask_server(str(tmp_path / "socket"), own_command(worker(tmp_path), {}))
+
+
+def test_one_that_says_nothing_does_not_keep_others_waiting(server: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+    tell(server, None)
+    with connect(tmp_path / "socket"):
+        assert ask_server(str(tmp_path / "socket"), own_command(worker(tmp_path), {}))
