@@ -38,10 +38,17 @@ class ForkServers:
 
     def close(self) -> None:
         """Let them end; what they have forked goes on."""
+        for server in self._servers:
+            assert server.stdin is not None
+            with suppress(BrokenPipeError):  # what it was told and has never read
+                server.stdin.close()
         self._stack.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_error: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:  # nobody waits for what they would still import
+            for server in self._servers:
+                server.terminate()
         self.close()

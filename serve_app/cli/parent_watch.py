@@ -37,8 +37,10 @@ class ParentWatch:
 
     def __exit__(self, *_: object) -> None:
         if self.is_orphan:
-            self._end()
-            end_all(_others)
+            try:
+                self._end()
+            finally:
+                end_all(_others)
 
     def _watch(self) -> None:
         while os.read(self._pipe, 4096):

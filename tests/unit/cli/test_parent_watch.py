@@ -26,7 +26,8 @@ print(process._process.pid, flush=True)
 time.sleep(60)
 """
 
-# Has a process of another group, which heeds no SIGHUP, as Ray has. What is STUCK does not end by itself.
+# Has a process of another group, which heeds no SIGHUP, as Ray has. What is STUCK does not end by itself; what FAILS
+# cannot disconnect.
 CHILD = """
 import os, pathlib, signal, subprocess, sys, time
 from serve_app.cli.parent_watch import ParentWatch
@@ -40,7 +41,12 @@ def tell(text):
 
 code = "import os, signal, time; os.setpgid(0, 0); signal.signal(signal.SIGHUP, signal.SIG_IGN); time.sleep(60)"
 subprocess.Popen([sys.executable, "-c", code])
-with ParentWatch(0, lambda: tell("disconnected"), shutdown_s=0.2 if is_stuck else 50.0):
+def disconnect():
+    if sys.argv[2] == "FAILS":
+        raise RuntimeError
+    tell("disconnected")
+
+with ParentWatch(0, disconnect, shutdown_s=0.2 if is_stuck else 50.0):
     try:
         tell("serving")
         time.sleep(50)
@@ -84,6 +90,13 @@ def test_it_ends_in_order_and_leaves_no_process(tmp_path: Path) -> None:
     with orphaned(log, "WELL") as pid:
         wait_until(lambda: not session_members(pid))
     assert log.read_text().split() == ["serving", "drained", "disconnected"]
+
+
+def test_it_leaves_no_process_when_it_cannot_disconnect(tmp_path: Path) -> None:
+    log = tmp_path / "told"
+    with orphaned(log, "FAILS") as pid:
+        wait_until(lambda: not session_members(pid))
+    assert log.read_text().split() == ["serving", "drained"]
 
 
 def test_one_that_does_not_end_is_killed_when_its_time_is_over_with_all_that_it_has_started(tmp_path: Path) -> None:
