@@ -6,7 +6,6 @@ Processes ask for it by `forked_process`, at a Unix socket; one that asks before
 import gc
 import json
 import os
-import resource
 import select
 import selectors
 import signal
@@ -16,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from serve_app.deployments.forked_process import FORKED, WorkerCommand, receive_command, run_script
+from serve_app.deployments.forked_process import FORKED, WorkerCommand, receive_command, run_script, take_limits
 
 _RAY = "RAY_"  # Ray reads such a variable when it is imported, and never again
 _REQUEST_S = 5.0  # for all that one process sends, which it does at once
@@ -105,6 +104,13 @@ def _fork(connection: socket.socket, streams: list[int], *, is_fit: bool) -> boo
     return is_forked
 
 
+def draw_own_numbers() -> None:
+    """Seed numpy's generator of this process anew, if it has one: all forks of a process share its state."""
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+
+
 def _become(command: WorkerCommand) -> None:
     """Be the process that Ray meant to start."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -112,6 +118,6 @@ def _become(command: WorkerCommand) -> None:
     os.environ.clear()
     os.environ.update(command.variables)
     os.chdir(command.directory)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(command.max_open_files, hard), hard))
+    take_limits(command)
+    draw_own_numbers()
     run_script(command.arguments)

@@ -10,12 +10,14 @@ import runpy
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 
 FORKED = b"forked"
 _STREAMS = (0, 1, 2)
 _MAX_COMMAND_BYTES = 1 << 20
+_OWN_FOLDER = sys.path[0]  # Ray puts another one before it
+_OOM_SCORE = "/proc/self/oom_score_adj"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class WorkerCommand:
     directory: str
     variables: dict[str, str]
     max_open_files: int
+    oom_score_adj: str | None  # None: this system has none
 
 
 _FIELDS = frozenset(WorkerCommand.__slots__)
@@ -34,7 +37,19 @@ _FIELDS = frozenset(WorkerCommand.__slots__)
 def own_command(arguments: list[str], variables: Mapping[str, str]) -> WorkerCommand:
     """What has a fork run a script as this process would."""
     max_open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)  # Ray raises it after the servers were started
-    return WorkerCommand(arguments, os.getcwd(), dict(variables), max_open_files)
+    oom_score_adj = None
+    with suppress(OSError), open(_OOM_SCORE) as file:
+        oom_score_adj = file.read()  # Ray raises it for each process that it starts
+    return WorkerCommand(arguments, os.getcwd(), dict(variables), max_open_files, oom_score_adj)
+
+
+def take_limits(command: WorkerCommand) -> None:
+    """Let this process have what the one that asked was allowed, and go as early as that when memory runs out."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(command.max_open_files, hard), hard))
+    if command.oom_score_adj is not None:
+        with suppress(OSError), open(_OOM_SCORE, "w") as file:  # to lower it needs a privilege
+            file.write(command.oom_score_adj)
 
 
 def ask_server(path: str, command: WorkerCommand) -> bool:
@@ -70,5 +85,8 @@ def receive_command(connection: socket.socket) -> tuple[WorkerCommand, list[int]
 def run_script(arguments: list[str]) -> None:
     """Run a script in this process, as Python does."""
     sys.argv = arguments
-    sys.path[0] = os.path.dirname(arguments[0])
+    if not sys.flags.safe_path:
+        with suppress(ValueError):
+            sys.path.remove(_OWN_FOLDER)
+        sys.path.insert(0, os.path.dirname(arguments[0]))
     runpy.run_path(arguments[0], run_name="__main__")

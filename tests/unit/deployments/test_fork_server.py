@@ -24,7 +24,11 @@ from pathlib import Path
 from serve_app.deployments.fork_server import serve
 
 socket, prepared = map(Path, sys.argv[1:])
-serve(socket, lambda: None, lambda: prepared.write_text(os.environ["RAY_RAYLET_PID"]), request_s=0.2)
+def prepare_with_ray():
+    prepared.write_text(os.environ["RAY_RAYLET_PID"])
+    sys.path.insert(0, "/site-packages/ray/thirdparty_files")
+
+serve(socket, lambda: None, prepare_with_ray, request_s=0.2)
 """
 WORKER = """
 import json, os, resource, sys
@@ -37,6 +41,8 @@ told = {
     "pid": os.getpid(),
     "group": os.getpgid(0),
     "max_open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+    "oom_score_adj": Path("/proc/self/oom_score_adj").read_text(),
+    "path": sys.path,
 }
 Path(sys.argv[1] + ".new").write_text(json.dumps(told))
 os.rename(sys.argv[1] + ".new", sys.argv[1])
@@ -146,6 +152,38 @@ def test_a_limit_above_what_is_allowed_is_what_is_allowed(server: "subprocess.Po
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     ask_when_it_listens(tmp_path / "socket", replace(own_command(worker(tmp_path), {}), max_open_files=hard + 1))
     assert told(tmp_path)["max_open_files"] == hard
+
+
+def test_a_worker_goes_as_early_as_the_process_that_asked_when_memory_runs_out(
+    server: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    tell(server, None)
+    own = Path("/proc/self/oom_score_adj").read_text()
+    command = own_command(worker(tmp_path), {})
+    assert command.oom_score_adj == own
+    raised = str((int(own) + 1000) // 2) + "\n"
+    ask_when_it_listens(tmp_path / "socket", replace(command, oom_score_adj=raised))
+    assert told(tmp_path)["oom_score_adj"] == raised
+
+
+@pytest.mark.parametrize("oom_score_adj", [None, "-1000"])
+def test_one_whose_score_cannot_be_taken_is_forked(
+    oom_score_adj: str | None, server: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    tell(server, None)
+    command = replace(own_command(worker(tmp_path), {}), oom_score_adj=oom_score_adj)
+    ask_when_it_listens(tmp_path / "socket", command)
+    assert told(tmp_path)["oom_score_adj"]
+
+
+def test_a_script_finds_what_lies_beside_it_first_and_nothing_in_the_servers_folder(
+    server: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    tell(server, {"RAY_RAYLET_PID": "7"})
+    ask_when_it_listens(tmp_path / "socket", own_command(worker(tmp_path), {"RAY_RAYLET_PID": "7"}))
+    first, second, *others = told(tmp_path)["path"]
+    assert (first, second) == (str(tmp_path), "/site-packages/ray/thirdparty_files")
+    assert "" not in others, "what Python puts first for -c"
 
 
 def connect(path: Path) -> socket.socket:
