@@ -22,6 +22,12 @@ def test_it_installs_from_the_lock_and_runs_as_the_pods_do() -> None:
     assert not re.search(r"\bsed\b", text)
 
 
+def test_its_first_process_reaps_what_others_leave() -> None:
+    text = DOCKERFILE.read_text()
+    assert re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE) == ['["tini", "--", "rayshard"]']
+    assert re.search(r"apt-get install .* tini\b", text)
+
+
 def test_what_it_copies_is_let_in() -> None:
     ignore = (ROOT / "cluster" / "Dockerfile.dockerignore").read_text().splitlines()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
