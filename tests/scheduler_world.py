@@ -133,6 +133,7 @@ class World:
         self._check_places(priorities)
         if step is None:
             return False
+        assert len(set(step.slot_rows)) == len(step.slot_rows), "a sequence is in the step twice"
         is_failing = self.failing_share > 0 and self.coin.random() < self.failing_share
         output = self.oracle.fail(step, "no memory") if is_failing else self.oracle.run(step)
         members = self.oracle.sequences(step)

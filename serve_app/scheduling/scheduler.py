@@ -237,6 +237,8 @@ class Scheduler:
                 break
             if sequence.state is not SequenceState.RUNNING or sequence is self._making_way.sequence:
                 continue  # pre-empted by one before it, or about to be
+            if sequence.last_step_id == step.step_id:
+                continue  # pre-empted by one before it, and started again by this step
             if is_by_owner and sequence.num_unscheduled > 1:
                 budget = self._admit_waiting(step, budget, before=sequence)
                 if budget == 0:

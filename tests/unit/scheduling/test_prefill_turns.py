@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from serve_app.scheduling.scheduler import Scheduler
+from serve_app.scheduling.waiting_queue import TURNS
 from serve_app.types.generation import GenerateRequest
 from serve_app.types.shards import EngineLimits
 from serve_app.types.steps import StepOutput
@@ -23,12 +24,14 @@ def scheduler_of(num_stages: int = 1, max_num_seqs: int = 8) -> Scheduler:
     return Scheduler(limits, num_stages=num_stages, max_queued=1000)
 
 
-def run(scheduler: Scheduler) -> dict[str, int]:
-    """One step there and back: how many tokens of each request were in it, in its order."""
-    assert scheduler.schedule() is not None
-    ((step_id, step),) = scheduler._in_flight.items()
-    took = {one.request_id: count for one, count in zip(step.sequences, step.num_tokens, strict=True)}
-    scheduler.update(StepOutput(step_id, [7] * sum(step.samples)))
+def run(scheduler: Scheduler, num_steps: int = 1) -> dict[str, int]:
+    """Steps there and back: how many tokens of each request were in the last one, in its order."""
+    took: dict[str, int] = {}
+    for _ in range(num_steps):
+        assert scheduler.schedule() is not None
+        ((step_id, step),) = scheduler._in_flight.items()
+        took = {one.request_id: count for one, count in zip(step.sequences, step.num_tokens, strict=True)}
+        scheduler.update(StepOutput(step_id, [7] * sum(step.samples)))
     return took
 
 
@@ -146,3 +149,27 @@ def test_prefills_of_two_owners_share_the_steps() -> None:
     scheduler.add(request_of("b", num_tokens=3 * BUDGET))
     steps = [run(scheduler) for _ in range(5)]
     assert steps == [{"b": BUDGET}, {"a": BUDGET}, {"b": BUDGET}, {"a": BUDGET}, {"b": BUDGET}]
+
+
+def test_one_that_is_pre_empted_and_started_again_while_a_step_is_filled_is_in_it_once() -> None:
+    limits = EngineLimits(32, BUDGET, 4096, block_size=4, num_blocks=200)
+    scheduler = Scheduler(limits, num_stages=1, max_queued=100, has_prefix_cache=False)
+    for owner in ("d1", "d2"):
+        scheduler.add(request_of(owner, max_tokens=90))
+    run(scheduler, num_steps=3)
+    scheduler.add(request_of("p", "0", num_tokens=52, max_tokens=1))
+    run(scheduler)
+    scheduler.add(request_of("v1", num_tokens=8, max_tokens=4, priority=2))
+    run(scheduler, num_steps=3)
+    scheduler.add(request_of("p", num_tokens=60, max_tokens=4))
+    run(scheduler)
+    scheduler.add(request_of("v2", num_tokens=26, max_tokens=90))
+    run(scheduler, num_steps=5)
+    assert [one.request_id for one in scheduler._running] == ["d1", "d2", "p", "v2", "v1"]
+    assert [one.num_unscheduled for one in scheduler._running] == [1, 1, 3, 1, 4]
+    scheduler._blocks.grow([], limits.block_size * scheduler.num_free_blocks, 0)  # others take all that is left
+    scheduler._waiting._num_passed = TURNS - 1  # the next to start is one of a later priority
+    step = scheduler.schedule()
+    assert step is not None
+    assert scheduler.num_preemptions == 2, "d1 has taken the blocks of v1 and v2, and v1 has started before p again"
+    assert len(set(step.slot_rows)) == len(step.slot_rows) == 4
