@@ -275,6 +275,8 @@ class Scheduler:
             found = self._tables.find_prefix(sequence)
             num_free = self._blocks.num_free - self._blocks.num_unheld(found)
             num_needed = self._blocks.num_blocks_for(len(sequence.token_ids)) - len(found) + len(self._running)
+            if before is not None:
+                num_needed += self._num_prefill_blocks()
             if self._running and num_needed > num_free:
                 self._has_block_shortage = True
                 self._making_way.ask()
@@ -290,6 +292,12 @@ class Scheduler:
             self._tables.put(step, sequence, num_tokens, self._most_tokens(sequence))
             budget -= num_tokens
         return budget
+
+    def _num_prefill_blocks(self) -> int:
+        """Blocks that prefills under way have yet to take: without them they would pre-empt each other half done."""
+        prefills = (one for one in self._running if one.num_unscheduled > 1)
+        missing = (self._blocks.num_blocks_for(len(one.token_ids)) - len(one.block_table) for one in prefills)
+        return sum(max(0, count) for count in missing)
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Find blocks for a sequence's next tokens, pre-empting later sequences; False when it must wait a step."""

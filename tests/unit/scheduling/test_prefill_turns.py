@@ -19,8 +19,8 @@ def request_of(owner: str, name: str = "", **more: int) -> GenerateRequest:
     return test_fair_queue.request_of(owner, name, cache_salt=owner + name, **more)
 
 
-def scheduler_of(num_stages: int = 1, max_num_seqs: int = 8) -> Scheduler:
-    limits = EngineLimits(max_num_seqs, BUDGET, 1024, block_size=4, num_blocks=4096)
+def scheduler_of(num_stages: int = 1, max_num_seqs: int = 8, num_blocks: int = 4096) -> Scheduler:
+    limits = EngineLimits(max_num_seqs, BUDGET, 1024, block_size=4, num_blocks=num_blocks)
     return Scheduler(limits, num_stages=num_stages, max_queued=1000)
 
 
@@ -173,3 +173,18 @@ def test_one_that_is_pre_empted_and_started_again_while_a_step_is_filled_is_in_i
     assert step is not None
     assert scheduler.num_preemptions == 2, "d1 has taken the blocks of v1 and v2, and v1 has started before p again"
     assert len(set(step.slot_rows)) == len(step.slot_rows) == 4
+
+
+def test_no_more_prompts_are_under_way_than_have_room_for_all_their_tokens() -> None:
+    num_chunks, num_prompts = 16, 3
+    num_blocks = num_prompts * (num_chunks * BUDGET // 4 + 2)  # their outputs included
+    scheduler = scheduler_of(max_num_seqs=20, num_blocks=num_blocks)
+    for number in range(20):
+        scheduler.add(request_of(f"owner {number}", num_tokens=num_chunks * BUDGET, max_tokens=2))
+    most_at_once = 0
+    while scheduler.has_work:
+        run(scheduler)
+        most_at_once = max(most_at_once, sum(one.num_unscheduled > 1 for one in scheduler._running))
+        scheduler.check()
+    assert scheduler.num_preemptions == 0
+    assert most_at_once == num_prompts, "with blocks to spare they run side by side"
