@@ -11,8 +11,21 @@ from serve_app.errors import RequestError, TimeoutExceededError
 TIMEOUT_KEY = "x-request-timeout-ms"  # Serve shows a replica no gRPC deadline; HTTP has none
 _MAX_DIGITS = 9
 ResultT = TypeVar("ResultT")
-ASKED: ContextVar[object] = ContextVar("asked", default=None)  # what the client has sent under that key
+_ASKED: ContextVar[object] = ContextVar("asked", default=None)  # what the client has sent under that key
+_WAITED_S: ContextVar[float] = ContextVar("waited_s", default=0.0)  # of the request's time, before `within` counts it
 _LEFT: ContextVar[TimeLeft] = ContextVar("time_left")
+
+
+def begin_request(asked: object) -> None:
+    """Note, for this task alone, what a request's client has sent under TIMEOUT_KEY; none of its time has passed."""
+    _ASKED.set(asked)
+    _WAITED_S.set(0.0)
+
+
+def note_wait(seconds: float) -> None:
+    """A request has waited before its work began: `within` takes that off its time, unless it counts already."""
+    if _LEFT.get(None) is None:
+        _WAITED_S.set(_WAITED_S.get() + seconds)
 
 
 def time_limit_of(given: Mapping[str, object], limit_s: float | None) -> float | None:
@@ -29,10 +42,11 @@ def time_limit_of(given: Mapping[str, object], limit_s: float | None) -> float |
 
 
 async def within(limit_s: float | None, work: Awaitable[ResultT]) -> ResultT:
-    """What the work comes to; raises TimeoutExceededError."""
-    token = _LEFT.set(TimeLeft(limit_s))
+    """What the work comes to; raises TimeoutExceededError. limit_s: of the request, what it has waited included."""
+    left_s = None if limit_s is None else _rest_of(limit_s)
+    token = _LEFT.set(TimeLeft(left_s))
     try:
-        async with asyncio.timeout(limit_s) as limit:
+        async with asyncio.timeout(left_s) as limit:
             return await work
     except TimeoutError as error:
         if not limit.expired():
@@ -54,5 +68,10 @@ def wait_limit_s(most_s: float, request_limit_s: float | None) -> float:
 
     request_limit_s: as the Gateway's settings say. Raises RequestError.
     """
-    limits = (time_limit_of({TIMEOUT_KEY: ASKED.get()}, request_limit_s), time_left().seconds)
-    return min([most_s, *(limit_s for limit_s in limits if limit_s is not None)])
+    limit_s = time_limit_of({TIMEOUT_KEY: _ASKED.get()}, request_limit_s)
+    limits = (None if limit_s is None else _rest_of(limit_s), time_left().seconds)
+    return min([most_s, *(one_s for one_s in limits if one_s is not None)])
+
+
+def _rest_of(limit_s: float) -> float:
+    return max(0.0, limit_s - _WAITED_S.get())

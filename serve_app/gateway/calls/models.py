@@ -1,13 +1,14 @@
 """The models a Gateway serves, each with its tokenizer."""
 
 import logging
+import time
 from dataclasses import dataclass
 
 from serve_app.backend.text_models import TextModels
 from serve_app.errors import ConfigError, InternalError, ModelNotFoundError, RequestError, UnavailableError
 from serve_app.gateway.caller import may_see, visible
 from serve_app.gateway.request_notes import note_model
-from serve_app.gateway.time_limits import wait_limit_s
+from serve_app.gateway.time_limits import note_wait, wait_limit_s
 from serve_app.metrics.of_gateway import GatewayMetrics
 from serve_app.metrics.tokens import TokenMeters
 from serve_app.preprocessing.tokenizer import Tokenizer
@@ -69,13 +70,15 @@ class ServedModels:
         raise _not_found(name, self.all())
 
     async def meet(self, name: object) -> None:
-        """Wait, for a while, for a model that may be about to be known under this name.
+        """Wait, for a while of the request's time, for a model that may be about to be known under this name.
 
         Returns at once where there is such a model, where none is on its way, and of what is not the name of one.
         """
         if not isinstance(name, str) or not may_see(name) or self._backend.model(name) is not None:
             return
+        began_s = time.monotonic()
         await self._backend.wait_for_model(name, wait_limit_s(_MEET_S, self._request_timeout_s))
+        note_wait(time.monotonic() - began_s)
 
     async def find(self, name: str | None) -> ServedModel:
         """The model that generates text under this name; None will do when there is only one."""

@@ -16,7 +16,7 @@ from serve_app.gateway.calls.open_inference import OpenInference
 from serve_app.gateway.failures import as_rayshard_error, told_message
 from serve_app.gateway.request_notes import counted
 from serve_app.gateway.request_span import RequestSpan
-from serve_app.gateway.time_limits import ASKED, TIMEOUT_KEY, time_limit_of, within
+from serve_app.gateway.time_limits import TIMEOUT_KEY, begin_request, time_limit_of, within
 from serve_app.protos import open_inference_pb2 as pb
 from serve_app.protos import rayshard_pb2 as rayshard_pb
 
@@ -137,7 +137,7 @@ def _note_origin(context: CallContext) -> None:
     """Where a call comes from, for this task alone: its host; and the conversation and time that its metadata names."""
     ADDRESS.set(_host_of(context))
     SESSION.set(next((value for name, value in context.invocation_metadata() if name == "x-session-id"), ""))
-    ASKED.set(dict(context.invocation_metadata()).get(TIMEOUT_KEY))
+    begin_request(dict(context.invocation_metadata()).get(TIMEOUT_KEY))
 
 
 def _host_of(context: CallContext) -> str:

@@ -20,7 +20,7 @@ from serve_app.gateway.http.errors import error_body, on_http_exception, on_rays
 from serve_app.gateway.http.middleware import new_id
 from serve_app.gateway.request_notes import counted
 from serve_app.gateway.request_span import RequestSpan
-from serve_app.gateway.time_limits import TIMEOUT_KEY
+from serve_app.gateway.time_limits import TIMEOUT_KEY, begin_request
 
 _TRY_AGAIN = frozenset({429, 503})
 
@@ -54,6 +54,7 @@ class InnerCalls:
         CALLER.set(caller)
         ADDRESS.set("")
         SESSION.set("")
+        begin_request(Headers(scope=scope).get(TIMEOUT_KEY))
         route, plane = f"batch {scope['path']}", self._plane
         try:
             with plane.intake.taken():

@@ -17,7 +17,7 @@ from serve_app.gateway.failures import log_fault
 from serve_app.gateway.http.aliases import is_protocol_path
 from serve_app.gateway.http.errors import on_protocol_error, on_rayshard_error, on_unexpected_error
 from serve_app.gateway.intake import Intake
-from serve_app.gateway.time_limits import ASKED, TIMEOUT_KEY
+from serve_app.gateway.time_limits import TIMEOUT_KEY, begin_request
 
 MAX_HEADER_BYTES = 65_536  # as many as common proxies take, or more
 OPEN_PATHS = frozenset(
@@ -86,7 +86,7 @@ class HeaderLimitMiddleware:
         ADDRESS.set(client[0] if client else "")  # of this request's task alone
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         SESSION.set(headers.get("x-session-id", ""))
-        ASKED.set(headers.get(TIMEOUT_KEY))
+        begin_request(headers.get(TIMEOUT_KEY))
         if scope["type"] == "http" and _header_bytes(scope) > MAX_HEADER_BYTES:
             error = HeadersTooLargeError(f"the headers are larger than {MAX_HEADER_BYTES} bytes; send less")
             await refuse(error, scope, receive, send)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -328,3 +329,20 @@ async def test_a_call_waits_for_no_model_beyond_its_own_time(stub: Any, backend:
     stream = stub.Generate(pb.GenerateRequest(model="vectors", text="a"), metadata=[("x-request-timeout-ms", "20")])
     async with asyncio.timeout(1):
         assert await stream.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_what_a_call_has_waited_for_its_model_is_taken_off_its_time(stub: Any, backend: ScriptedBackend) -> None:
+    backend.coming, backend.name = backend.models()[:1], "another"
+    name = backend.coming[0].name
+    limit = [("x-request-timeout-ms", "1000")]
+    asking = asyncio.ensure_future(pieces_of(stub.Generate(pb.GenerateRequest(model=name, text="a"), metadata=limit)))
+    await until(lambda: backend.num_waits == 1)
+    began_s = time.monotonic()
+    await asyncio.sleep(0.3)
+    waited_s = time.monotonic() - began_s
+    backend.name = name
+    backend.may_come.set()
+    await asking
+    (request,) = backend.requests
+    assert request.time_left_s is not None
+    assert 0 < request.time_left_s <= 1 - waited_s

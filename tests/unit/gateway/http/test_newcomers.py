@@ -79,3 +79,39 @@ async def test_nobody_waits_for_a_model_that_is_known_or_that_nothing_tells_of(s
     hide(served, "module")
     known = await served.client.post("/v1/embeddings", json={"model": "vectors", "input": "ab"})
     assert (known.status_code, served.backend.num_waits) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/v1/completions", {"prompt": "ab"}),
+        ("/v1/completions", {"prompt": "ab", "stream": True}),
+        ("/v1/chat/completions", {"messages": TEXT}),
+        ("/v1/chat/completions", {"messages": TEXT, "stream": True}),
+        ("/v1/responses", {"input": "ab", "stream": True}),
+        ("/v1/messages", {"messages": TEXT, "max_tokens": 1}),
+        ("/v2/chat", {"messages": TEXT}),
+        ("/api/chat", {"messages": TEXT, "stream": False}),
+    ],
+)
+async def test_what_a_request_has_waited_is_taken_off_its_time(
+    served: Served, route: str, body: dict[str, Any]
+) -> None:
+    backend = served.backend
+    backend.coming, backend.name = backend.models()[:1], "another"
+    name, limit = backend.coming[0].name, {"x-request-timeout-ms": "1000"}
+    asking = asyncio.create_task(served.client.post(route, json={"model": name, **body}, headers=limit))
+    await until(lambda: backend.num_waits > 0)
+    began_s = time.monotonic()
+    await asyncio.sleep(0.3)
+    waited_s = time.monotonic() - began_s
+    backend.name = name
+    backend.may_come.set()
+    answer = await asking
+    assert answer.status_code == 200, answer.text
+    (request,) = backend.requests
+    assert request.time_left_s is not None
+    assert 0 < request.time_left_s <= 1 - waited_s
+    await served.client.post(route, json={"model": name, **body}, headers=limit)  # most likely on the same connection
+    assert backend.requests[1].time_left_s is not None
+    assert backend.requests[1].time_left_s > 1 - waited_s, "each request has a time of its own"
