@@ -86,7 +86,8 @@ class TensorReader:
             _fill_rows(header, block, descriptor)
             return
         shares = block.slabs(-(-block.num_rows // num_shares))
-        futures = [self._threads.submit(_fill_rows, header, share, descriptor) for share in shares]
+        is_inference = torch.is_inference_mode_enabled()
+        futures = [self._threads.submit(_fill_share, header, share, descriptor, is_inference) for share in shares]
         wait(futures)  # for all of them: where one fails, none shall write any more
         for future in futures:
             future.result()
@@ -95,6 +96,12 @@ class TensorReader:
         if path not in self._descriptors:
             self._descriptors[path] = os.open(path, os.O_RDONLY)
         return self._descriptors[path]
+
+
+def _fill_share(header: TensorHeader, share: FileBlock, descriptor: int, is_inference: bool) -> None:
+    """Read a share in a thread of the pool, which does not inherit the mode that the target was made in."""
+    with torch.inference_mode(is_inference):
+        _fill_rows(header, share, descriptor)
 
 
 def _fill_rows(header: TensorHeader, block: FileBlock, descriptor: int) -> None:

@@ -110,6 +110,15 @@ def test_a_part_goes_into_a_slice_of_a_tensor_and_nowhere_else(
     assert whole[:, -1].count_nonzero() == 0
 
 
+def test_threads_fill_tensors_of_inference_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_file, "_THREAD_BYTES", 16)
+    stored = torch.randn(13, 6, generator=torch.Generator().manual_seed(0))
+    header = store(tmp_path, stored)
+    with torch.inference_mode():
+        got = read(header, torch.empty(13, 6, dtype=torch.bfloat16), None, ())
+        assert torch.equal(got, stored.to(torch.bfloat16))
+
+
 def test_a_number_without_dimensions_is_read(tmp_path: Path) -> None:
     header = store(tmp_path, torch.tensor(2.5))
     assert read(header, torch.zeros(()), 0, ((0, 1),)).item() == 2.5
