@@ -5,7 +5,7 @@ inner dimension touches all of them. (Format: https://huggingface.co/docs/safete
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +22,7 @@ from serve_app.models.torch_dtypes import DTYPES_OF_FILES
 _CHUNK_BYTES = 1 << 20  # that are converted, or cut, at a time: they stay in a core's cache
 _THREAD_BYTES = 4 << 20  # that are worth a thread
 _GAP_BYTES = 32 << 10  # of a row that are read, and thrown away, sooner than its parts one by one
+_MAX_COPIED = (1 << 15) - 1  # numbers that torch copies in the thread that asks; for more it starts a team of all
 _MAX_THREADS = 4  # one copies 5 GB/s out of the system's file cache; a few fill what memory takes
 
 
@@ -113,7 +114,10 @@ def _fill_rows(header: TensorHeader, block: FileBlock, descriptor: int) -> None:
     rows_per_chunk = max(1, _CHUNK_BYTES // (block.row_size * dtype.itemsize))
     is_gathered = (block.row_size - block.num_held) * dtype.itemsize >= _GAP_BYTES
     width = block.num_held if is_gathered else block.row_size
-    buffer = torch.empty(min(rows_per_chunk, block.num_rows), width, dtype=dtype)
+    num_buffered = min(rows_per_chunk, block.num_rows)
+    buffer = torch.empty(num_buffered, width, dtype=dtype)
+    has_joins = block.columns is not None and len(block.columns) > 1 and not is_gathered
+    joined = torch.empty(num_buffered, block.num_held, dtype=dtype) if has_joins else buffer
     for chunk in block.slabs(rows_per_chunk):
         rows = buffer[: chunk.num_rows]
         if is_gathered:
@@ -122,8 +126,27 @@ def _fill_rows(header: TensorHeader, block: FileBlock, descriptor: int) -> None:
             _read_into(header, descriptor, _bytes_of(rows.view(-1)), chunk.first_element * dtype.itemsize)
         if block.columns is not None and not is_gathered:
             parts = [rows[:, start:end] for start, end in block.columns]
-            rows = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        chunk.target.copy_(rows.view(chunk.target.shape))
+            rows = parts[0] if len(parts) == 1 else _join(parts, joined[: chunk.num_rows])
+        _copy(rows.view(chunk.target.shape), chunk.target)
+
+
+def _join(parts: Sequence[Tensor], out: Tensor) -> Tensor:
+    """Columns of rows [R, C] each -> side by side in `out`."""
+    for part, held in zip(parts, torch.split(out, [part.shape[1] for part in parts], dim=1), strict=True):
+        _copy(part, held)
+    return out
+
+
+def _copy(source: Tensor, target: Tensor) -> None:
+    """To a tensor of the same shape in this thread alone: threads that share a tensor would each start a team."""
+    if target.numel() <= _MAX_COPIED:
+        target.copy_(source)
+    elif len(target) == 1:
+        _copy(source[0], target[0])
+    else:
+        num_rows = max(1, _MAX_COPIED * len(target) // target.numel())
+        for piece, held in zip(torch.split(source, num_rows), torch.split(target, num_rows), strict=True):
+            _copy(piece, held)
 
 
 def _gather(header: TensorHeader, descriptor: int, chunk: FileBlock, rows: Tensor) -> None:

@@ -29,6 +29,7 @@ def _gap_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(params=[16, 1 << 20], ids=lambda size: f"threads of {size} bytes")
 def _thread_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_file, "_THREAD_BYTES", request.param)
+    monkeypatch.setattr(tensor_file, "_MAX_COPIED", request.param // 4)
 
 
 def store(directory: Path, tensor: Tensor) -> TensorHeader:
@@ -108,6 +109,28 @@ def test_a_part_goes_into_a_slice_of_a_tensor_and_nowhere_else(
     assert torch.equal(whole[:, 2:-1], expected)
     assert whole[:, :2].count_nonzero() == 0
     assert whole[:, -1].count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "ranges"),
+    [((300, 300), None, ()), ((9, 40_000), 1, ((0, 39_000),)), ((9, 40_000), 1, ((0, 1), (2, 39_001)))],
+)
+def test_no_copy_is_so_large_that_torch_starts_threads_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dim: int | None, ranges: Ranges
+) -> None:
+    stored = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    expected = part_of(stored, dim, ranges).to(torch.bfloat16)
+    header, counts, copy = store(tmp_path, stored), [], torch.Tensor.copy_
+
+    def counted(target: Tensor, source: Tensor) -> Tensor:
+        counts.append(target.numel())
+        return copy(target, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", counted)
+    got = read(header, torch.empty(expected.shape, dtype=torch.bfloat16), dim, ranges)
+    assert torch.equal(got, expected)
+    assert 0 < max(counts) < 32_768  # at::internal::GRAIN_SIZE
+    assert sum(counts) >= expected.numel()
 
 
 def test_threads_fill_tensors_of_inference_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
