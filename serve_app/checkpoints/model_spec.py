@@ -27,6 +27,8 @@ _EXPERTS_PER_TOKEN = (
     *("top_k_experts", "num_selected_experts", "num_activated_experts"),
 )
 
+_HEADS_OF_LAYERS = "num_attention_heads_per_layer"  # of types whose layers differ in their query heads
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -200,7 +202,14 @@ def _head_sizes(keys: ConfigKeys, architecture: Architecture, hidden_size: int) 
 
 def _inner_sizes(keys: ConfigKeys, architecture: Architecture) -> dict[str, int]:
     cut = architecture.tensor_cut
-    return {} if cut is None else {key: keys.count((key,), default) for key, default in cut.inner_sizes.items()}
+    if cut is None:
+        return {}
+    sizes = {key: keys.count((key,), default) for key, default in cut.inner_sizes.items()}
+    by_layer = keys.values.get(_HEADS_OF_LAYERS)
+    if cut.has_whole_attention or not isinstance(by_layer, list) or not by_layer:
+        return sizes
+    counts = [count for count in by_layer if isinstance(count, int) and count > 0]
+    return sizes | {"heads of each layer": math.gcd(*counts)} if len(counts) == len(by_layer) else sizes
 
 
 def _sliding_window(keys: ConfigKeys, architecture: Architecture) -> int | None:

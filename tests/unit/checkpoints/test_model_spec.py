@@ -12,6 +12,7 @@ from serve_app.architectures.decoders import DECODERS
 from serve_app.architectures.lookup import GENERATORS
 from serve_app.architectures.tensor_names import layer_of
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
+from serve_app.checkpoints.rank_sizes import tensor_problems
 from serve_app.errors import ConfigError
 
 LLAMA = {
@@ -110,6 +111,19 @@ def test_the_keys_of_gpt2_and_opt_are_understood(tmp_path: Path) -> None:
         "ffn_dim": 40,
     }
     assert read_model_spec(checkpoint(tmp_path, opt)).intermediate_size == 40
+
+
+def test_ranks_have_to_divide_the_heads_of_each_layer_where_layers_differ(tmp_path: Path) -> None:
+    laguna: dict[str, object] = {
+        "model_type": "laguna",
+        "num_hidden_layers": 2,
+        "num_attention_heads": 48,
+        "num_attention_heads_per_layer": [48, 72],
+        "num_key_value_heads": 8,
+    }
+    spec = read_model_spec(checkpoint(tmp_path, laguna))
+    assert tensor_problems(spec, 8) == []
+    assert tensor_problems(spec, 16) == ["parallel.tensor=16 does not divide heads of each layer=24; use 1, 2, 4 or 8"]
 
 
 def test_dtype_comes_from_either_key_or_else_from_the_tensors(tmp_path: Path) -> None:
