@@ -94,7 +94,7 @@ def check_attention(bench: Bench) -> Rows:
     for case, dtype, name in product(CASES, ERROR_BOUNDS, ("reference", *BACKENDS)):
         sizes = DecodeSizes(block_size_of(name), max(lengths), len(lengths))
         try:
-            backend = choose_attention(name, case.heads, sizes, dtype, bench.device).backend
+            backend = choose_attention(name, (case.heads,), sizes, dtype, bench.device).backend
         except ConfigError as error:
             if str(error) not in reasons:
                 reasons.add(str(error))

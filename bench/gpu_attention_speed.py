@@ -51,7 +51,7 @@ def measure_attention(bench: Bench) -> Rows:
     for name in BACKENDS:
         sizes = DecodeSizes(block_size_of(name), max(contexts), max(_BATCH_SIZES))
         try:
-            backend = choose_attention(name, _HEADS, sizes, torch.bfloat16, bench.device).backend
+            backend = choose_attention(name, (_HEADS,), sizes, torch.bfloat16, bench.device).backend
         except ConfigError as error:
             yield Note(f"{name:>9} not measured: {error}")
             continue

@@ -66,5 +66,6 @@ def _kv_heads(spec: ModelSpec) -> dict[str, int]:
     """By their names, what each rank has an even share of, or one of."""
     if has_whole_attention(spec):
         return {}
-    names = ("num_kv_heads", "num_kv_heads of other layers")
+    names = ["num_kv_heads", "num_kv_heads of other layers"]
+    names += [f"num_kv_heads of other layers ({index})" for index in range(2, len(spec.head_kinds))]
     return {name: kind.num_kv_heads for name, kind in zip(names, spec.head_kinds, strict=False)}

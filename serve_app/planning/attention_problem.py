@@ -1,5 +1,7 @@
 """Why an attention backend does not serve a model: what is known before anything is loaded. No torch."""
 
+from collections.abc import Sequence
+
 from serve_app.architectures.head_sizes import HeadSizes
 
 VARLEN_PAGE_TOKENS = 256  # of torch's paged kernel; a KV block is as many of them as it likes
@@ -7,18 +9,21 @@ _VARLEN_MAX_HEAD_DIM = 256
 _TRITON_MAX_HEAD_DIM = 256  # a tile of keys and one of values have to fit a multiprocessor's memory
 
 
-def attention_problem(name: str, device: str, dtype: str, heads: HeadSizes, block_size: int) -> str | None:
+def attention_problem(
+    name: str, device: str, dtype: str, head_kinds: Sequence[HeadSizes], block_size: int
+) -> str | None:
     """Why `engine.attention: name` cannot be had, and what to do; None where nothing is against it.
 
-    dtype: of keys and values; block_size: tokens of a KV block.
+    dtype: of keys and values; head_kinds: of each kind of layers; block_size: tokens of a KV block.
     """
     if name in ("triton", "varlen") and device != "cuda":
         return f"engine.attention={name} is for device.type=cuda; use reference or padded, or remove it"
+    problems: list[str | None] = []
     if name == "triton":
-        return _triton_problem(heads)
+        problems += [_triton_problem(heads) for heads in head_kinds]
     if name == "varlen":
-        return _varlen_problem(dtype, heads, block_size)
-    return None
+        problems += [_varlen_problem(dtype, heads, block_size) for heads in head_kinds]
+    return next(filter(None, problems), None)
 
 
 def _triton_problem(heads: HeadSizes) -> str | None:

@@ -172,7 +172,7 @@ def _model_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
 def attention_problems(spec: ModelSpec, config: ModelConfig) -> list[str]:
     """Why this model is not served with the attention that is asked for."""
     engine, dtype = config.engine, served_dtype(spec, config)
-    problem = attention_problem(engine.attention, config.device.type, dtype, spec.heads, engine.block_size)
+    problem = attention_problem(engine.attention, config.device.type, dtype, spec.head_kinds, engine.block_size)
     return [] if problem is None else [problem]
 
 

@@ -1,5 +1,6 @@
 """Which backend decodes a stage, and why not a faster one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -48,7 +49,7 @@ class AttentionChoice:
 
 def choose_attention(
     name: str,
-    heads: HeadSizes,
+    head_kinds: Sequence[HeadSizes],
     sizes: DecodeSizes,
     dtype: torch.dtype,
     device: torch.device,
@@ -56,21 +57,21 @@ def choose_attention(
 ) -> AttentionChoice:
     """The backend that `engine.attention` names; auto: the fastest there is on CUDA, reference on CPU.
 
-    heads, dtype: of the KV cache. kernels: of steps on CPU, which auto takes there. Raises ConfigError where the
-    backend that is named cannot be had.
+    head_kinds: of each kind of layers; dtype: of the KV cache. kernels: of steps on CPU, which auto takes there. Raises
+    ConfigError where the backend that is named cannot be had.
     """
     if name == "auto" and kernels is not None and kernels.serve(dtype):
         return AttentionChoice("compiled", CompiledBackend(sizes.block_size, kernels))
     if name == "reference" or (name == "auto" and device.type == "cpu"):
         return AttentionChoice("reference", None)
     if name != "auto":
-        problem = _why_not(name, heads, sizes, dtype, device)
+        problem = _why_not(name, head_kinds, sizes, dtype, device)
         if problem is not None:
             raise ConfigError(problem)
         return AttentionChoice(name, _make(name, sizes, device))
     reasons: list[str] = []
     for candidate in _FASTEST_FIRST:
-        problem = _why_not(candidate, heads, sizes, dtype, device)
+        problem = _why_not(candidate, head_kinds, sizes, dtype, device)
         if problem is None:
             return AttentionChoice(candidate, _make(candidate, sizes, device), tuple(reasons))
         reasons.append(problem)
@@ -85,11 +86,13 @@ def attention_of(
     kernels: CompiledKernels | None = None,
 ) -> AttentionChoice:
     """The backend of a stage; see choose_attention."""
-    return choose_attention(name, stage.head_kinds[0], sizes, stage.dtype, device, kernels)
+    return choose_attention(name, stage.head_kinds, sizes, stage.dtype, device, kernels)
 
 
-def _why_not(name: str, heads: HeadSizes, sizes: DecodeSizes, dtype: torch.dtype, device: torch.device) -> str | None:
-    problem = attention_problem(name, device.type, DTYPE_NAMES[dtype], heads, sizes.block_size)
+def _why_not(
+    name: str, head_kinds: Sequence[HeadSizes], sizes: DecodeSizes, dtype: torch.dtype, device: torch.device
+) -> str | None:
+    problem = attention_problem(name, device.type, DTYPE_NAMES[dtype], head_kinds, sizes.block_size)
     return problem or missing_of(name, torch.__version__, has_triton=find_spec("triton") is not None)
 
 

@@ -161,6 +161,13 @@ def test_the_way_out_names_divisors_and_multiples_of_kv_heads() -> None:
     ]
 
 
+def test_every_kind_of_layers_has_to_fit_the_ranks() -> None:
+    others = tuple(HeadSizes(8, num_kv_heads, 16, 16) for num_kv_heads in (4, 3))
+    assert check_split(make_spec([4] * 8, num_kv_heads=8, other_heads=others), make_config(num_ranks=2)) == [
+        "parallel.tensor=2 neither divides num_kv_heads of other layers (2)=3 nor is a multiple of it; use 1"
+    ]
+
+
 @pytest.mark.parametrize(("num_kv_heads", "num_ranks", "num_held"), [(1, 2, 1), (1, 8, 1), (2, 8, 1), (4, 2, 2)])
 def test_a_rank_holds_one_kv_head_where_ranks_are_more(num_kv_heads: int, num_ranks: int, num_held: int) -> None:
     spec = make_spec([4] * 8, num_kv_heads=num_kv_heads)
@@ -296,6 +303,8 @@ def test_an_attention_that_does_not_serve_the_model_is_refused_before_it_is_load
     assert "engine.block_size=16 is no multiple of it; set block_size: 256" in problem
     served = make_config(device={"type": "cuda"}, engine={"attention": "varlen", "block_size": 256}, dtype="bfloat16")
     assert check_split(make_spec([4] * 8), served) == []
+    (problem,) = check_split(make_spec([4] * 8, other_heads=(HeadSizes(8, 1, 512, 512),)), served)
+    assert "not 512 and 512; use triton" in problem
 
 
 def test_of_as_many_devices_splits_whose_ranks_share_key_value_heads_are_not_the_only_ones() -> None:

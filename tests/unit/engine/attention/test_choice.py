@@ -17,12 +17,12 @@ CPU = torch.device("cpu")
 
 
 def test_auto_on_cpu_reads_each_sequence_in_place() -> None:
-    choice = choose_attention("auto", HEADS, SIZES, torch.float32, CPU)
+    choice = choose_attention("auto", (HEADS,), SIZES, torch.float32, CPU)
     assert (choice.name, choice.backend, str(choice)) == ("reference", None, "reference")
 
 
 def test_padded_is_had_everywhere() -> None:
-    choice = choose_attention("padded", HEADS, SIZES, torch.bfloat16, CPU)
+    choice = choose_attention("padded", (HEADS,), SIZES, torch.bfloat16, CPU)
     assert choice.name == "padded"
     assert isinstance(choice.backend, PaddedBackend)
 
@@ -30,17 +30,30 @@ def test_padded_is_had_everywhere() -> None:
 @pytest.mark.parametrize("name", ["triton", "varlen"])
 def test_a_kernel_of_a_gpu_is_refused_on_cpu(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"engine.attention={name} is for device.type=cuda; use reference or padded"):
-        choose_attention(name, HEADS, SIZES, torch.float32, CPU)
+        choose_attention(name, (HEADS,), SIZES, torch.float32, CPU)
 
 
 def test_auto_on_cuda_says_why_faster_ones_are_not_taken() -> None:
     wide = replace(HEADS, head_dim=512, value_dim=512)
-    choice = choose_attention("auto", wide, SIZES, torch.float32, torch.device("cuda"))
+    choice = choose_attention("auto", (wide,), SIZES, torch.float32, torch.device("cuda"))
     assert choice.name == "padded"
     assert str(choice) == (
         "padded (engine.attention=triton serves heads of at most 256, not 512; use padded; "
         "engine.attention=varlen serves float16 and bfloat16, not float32; use triton)"
     )
+
+
+@pytest.mark.parametrize("name", ["triton", "varlen"])
+def test_a_backend_has_to_serve_every_kind_of_layers(name: str) -> None:
+    kinds, sizes = (HeadSizes(32, 16, 256, 256), HeadSizes(32, 4, 512, 512)), replace(SIZES, block_size=256)
+    assert attention_problem(name, "cuda", "bfloat16", kinds[:1], 256) is None
+    problem = attention_problem(name, "cuda", "bfloat16", kinds, 256)
+    assert problem is not None
+    assert "not 512" in problem
+    cuda = torch.device("cuda")
+    assert choose_attention("auto", kinds, sizes, torch.bfloat16, cuda).name == "padded"
+    with pytest.raises(ConfigError, match="not 512"):
+        choose_attention(name, kinds, sizes, torch.bfloat16, cuda)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +69,7 @@ def test_auto_on_cuda_says_why_faster_ones_are_not_taken() -> None:
 def test_what_torch_s_paged_kernel_does_not_serve(
     dtype: str, heads: HeadSizes, block_size: int, problem: str | None
 ) -> None:
-    found = attention_problem("varlen", "cuda", dtype, heads, block_size)
+    found = attention_problem("varlen", "cuda", dtype, (heads,), block_size)
     assert found is None if problem is None else problem in str(found)
 
 
