@@ -156,6 +156,11 @@ class EngineConfig(ConfigModel):
             raise ValueError("linear_kernel=compiled cannot be had beside compile=off; remove one of them")
         return self
 
+    @property
+    def may_pack_head(self) -> bool:
+        """Whether a kernel on CPU may hold a head in a form of its own, beside the embedding that it is tied to."""
+        return self.linear_kernel not in ("torch", "gemv")
+
     def product_problem(self, owner: str) -> str | None:
         """Why `owner`, which does not generate, cannot have its products computed as they are asked for."""
         if self.linear_kernel == "compiled":

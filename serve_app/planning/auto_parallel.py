@@ -14,9 +14,9 @@ from serve_app.errors import ConfigError
 from serve_app.planning.device_choice import Surroundings, on_device
 from serve_app.planning.device_profiles import DeviceProfile, load_profiles
 from serve_app.planning.machine import find_accelerator_type, find_memory
-from serve_app.planning.memory_plan import plan_memory, weigh_as_served
+from serve_app.planning.memory_plan import plan_memory
 from serve_app.planning.plan_source import directory_to_plan
-from serve_app.planning.planner import check_split
+from serve_app.planning.planner import check_split, weigh_as_served
 from serve_app.planning.splits import fewest_devices, split_as
 from serve_app.planning.way_out import room_problem
 

@@ -17,8 +17,13 @@ _ORDER_BYTES = 8  # of each input of a weight whose inputs are in an order of th
 _SCALE_BYTES = 4  # of a quantized weight's scale, for each output or group, however the checkpoint stores it
 
 
-def weigh(spec: ModelSpec, dtype: str, quantization: LoadQuantization | None = None) -> ModelWeights:
-    """What the model weighs when served in `dtype`."""
+def weigh(
+    spec: ModelSpec, dtype: str, quantization: LoadQuantization | None = None, *, packs_head: bool = False
+) -> ModelWeights:
+    """What the model weighs when served in `dtype`.
+
+    packs_head: a head that is tied to the embedding is held once more, as a kernel multiplies by it.
+    """
     weighed = _Weighed(spec, dtype, quantization)
     layers: list[list[PartWeights]] = [[] for _ in range(spec.num_layers)]
     before: list[PartWeights] = []
@@ -37,10 +42,11 @@ def weigh(spec: ModelSpec, dtype: str, quantization: LoadQuantization | None = N
         elif not (spec.is_tied and is_head(name)):
             after.append(weighed.part(name, tensor))
     is_plain = quantization is None or not (quantization.has_embedding or quantization.has_head)
+    shares_embedding = is_plain and not packs_head
     summed = sum_parts(tied)
     after.append(PartWeights(num_products=summed.num_products))  # counted on any last stage, beside its bytes or not
     head = replace(summed, num_products=0)
-    return ModelWeights(tuple(map(sum_parts, layers)), sum_parts(before), sum_parts(after), head, is_plain)
+    return ModelWeights(tuple(map(sum_parts, layers)), sum_parts(before), sum_parts(after), head, shares_embedding)
 
 
 def weigh_encoder(

@@ -8,7 +8,6 @@ from serve_app.checkpoints.rank_sizes import rank_heads
 from serve_app.config.model import ModelConfig
 from serve_app.planning.activation_bytes import StepSizes, activation_bytes
 from serve_app.planning.device_profiles import DeviceProfile, PlannedDevice
-from serve_app.planning.layer_weights import weigh
 from serve_app.planning.part_weights import ModelWeights
 from serve_app.planning.planner import (
     kv_shape_on,
@@ -86,13 +85,6 @@ class MemoryPlan:
             sum(totals[first : first + self.num_on_device]) for first in range(0, len(totals), self.num_on_device)
         ]
         return max(0, max(devices) - self.share_bytes)
-
-
-def weigh_as_served(spec: ModelSpec, config: ModelConfig) -> ModelWeights:
-    """What the model weighs by these settings, however it is split."""
-    return weigh(
-        spec, served_dtype(spec, config), None if config.quantization is None else config.quantization.for_loading
-    )
 
 
 def plan_memory(

@@ -7,8 +7,8 @@ from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.config.engine import ParallelConfig
 from serve_app.config.model import ModelConfig
 from serve_app.planning.device_profiles import PlannedDevice
-from serve_app.planning.memory_plan import MemoryPlan, plan_memory, weigh_as_served
-from serve_app.planning.planner import check_split
+from serve_app.planning.memory_plan import MemoryPlan, plan_memory
+from serve_app.planning.planner import check_split, weigh_as_served
 from serve_app.planning.reservations import copy_bundles
 from serve_app.planning.roofline import predict_rates
 from serve_app.planning.way_out import memory_problem

@@ -19,6 +19,7 @@ from serve_app.config.model import ModelConfig
 from serve_app.errors import ConfigError
 from serve_app.planning.attention_problem import attention_problem
 from serve_app.planning.layer_weights import weigh
+from serve_app.planning.part_weights import ModelWeights
 from serve_app.planning.stage_ends import stage_ends
 from serve_app.types.dtypes import DTYPES, SERVED_DTYPES
 from serve_app.types.shards import KvShape, LoadQuantization, ShardSpec
@@ -109,14 +110,19 @@ def shard_parameter_bytes(
     return weigh(spec, dtype, quantization).bytes_on(shard)
 
 
+def weigh_as_served(spec: ModelSpec, config: ModelConfig) -> ModelWeights:
+    """What the model weighs by these settings, however it is split."""
+    quantization = None if config.quantization is None else config.quantization.for_loading
+    packs_head = config.device.type == "cpu" and config.engine.may_pack_head
+    return weigh(spec, served_dtype(spec, config), quantization, packs_head=packs_head)
+
+
 def describe_plan(spec: ModelSpec, plan: ShardPlan, config: ModelConfig) -> list[PlanRow]:
     """One row per shard."""
-    dtype = served_dtype(spec, config)
-    quantization = None if config.quantization is None else config.quantization.for_loading
     cache_bytes, num_tokens = config.kv_cache_bytes, None
     if cache_bytes is not None:
         num_tokens = num_kv_blocks(spec, plan, config, cache_bytes) * config.engine.block_size
-    weights = weigh(spec, dtype, quantization)
+    weights = weigh_as_served(spec, config)
     return [
         PlanRow(
             shard.stage,

@@ -10,10 +10,10 @@ from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.config.engine import AutoParallelConfig, ParallelConfig
 from serve_app.config.model import ModelConfig
 from serve_app.planning.device_profiles import PlannedDevice
-from serve_app.planning.memory_plan import plan_memory, weigh_as_served
+from serve_app.planning.memory_plan import plan_memory
 from serve_app.planning.model_plan import ModelPlan, plan_model
 from serve_app.planning.part_weights import ModelWeights
-from serve_app.planning.planner import check_split, stage_weights
+from serve_app.planning.planner import check_split, stage_weights, weigh_as_served
 from serve_app.planning.roofline import predict_rates
 from serve_app.planning.splits import MAX_DEVICES, has_room, split_as
 from serve_app.planning.stage_ends import uneven_stage_ends

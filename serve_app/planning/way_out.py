@@ -4,8 +4,8 @@ from serve_app.checkpoints.model_spec import ModelSpec
 from serve_app.config.compression import QuantizationConfig
 from serve_app.config.model import ModelConfig
 from serve_app.planning.device_profiles import DeviceProfile
-from serve_app.planning.memory_plan import MemoryPlan, plan_memory, weigh_as_served
-from serve_app.planning.planner import check_split, readable_bytes
+from serve_app.planning.memory_plan import MemoryPlan, plan_memory
+from serve_app.planning.planner import check_split, readable_bytes, weigh_as_served
 from serve_app.planning.splits import fewest_devices, has_room
 
 _MIN_CONTEXT_TOKENS = 256  # below which no shorter context is proposed

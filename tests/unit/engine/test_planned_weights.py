@@ -16,11 +16,12 @@ from serve_app.config.model import ModelConfig
 from serve_app.engine.batch_loader import load_batch_stage
 from serve_app.engine.kv_cache import kv_shape_of
 from serve_app.engine.loader import load_stage
+from serve_app.models.linear_kernels import KERNELS, keeps_weight
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.planning.batch_plan import plan_batch
 from serve_app.planning.device_profiles import PlannedDevice, load_profiles
 from serve_app.planning.layer_weights import weigh
-from serve_app.planning.planner import kv_shape_on, plan_shards
+from serve_app.planning.planner import kv_shape_on, plan_shards, weigh_as_served
 from serve_app.planning.served_model import plan_batch_model
 from serve_app.types.shards import LoadQuantization
 from tests.checkpoints import ARCHITECTURES, make_checkpoint
@@ -40,12 +41,45 @@ def ratios(directory: Path, num_stages: int, num_ranks: int, wanted: LoadQuantiz
     return found
 
 
+def config_of(linear_kernel: str) -> ModelConfig:
+    engine = {"linear_kernel": linear_kernel}
+    return ModelConfig.model_validate({"name": "m", "source": "m", "engine": engine, "dtype": "float32"})
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_weights_are_as_planned(tmp_path: Path, name: str) -> None:
     directory = make_checkpoint(name, tmp_path)
     assert ratios(directory, 1, 1) == [1.0]
     assert ratios(directory, 2, 1) == [1.0, 1.0]
     assert ratios(directory, 2, 2) == [1.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("planned", "taken"),
+    [("torch", "torch"), ("gemv", "gemv"), ("onednn", "onednn"), ("auto", "onednn"), ("compiled", "onednn")],
+)
+def test_a_tied_head_that_a_kernel_packs_is_planned_beside_its_embedding(
+    tmp_path: Path, planned: str, taken: str
+) -> None:
+    directory, config = make_checkpoint("llama_tied", tmp_path), config_of(planned)
+    spec, kept = read_model_spec(directory), config_of("torch")
+    (shard,) = plan_shards(spec, 1, 1).shards
+    cpu = torch.device("cpu")
+    loaded = load_stage(directory, "float32", shard, LoneCommunicator(), cpu, linear_kernel=taken)
+    assert weigh_as_served(spec, config).bytes_on(shard) == loaded.parameter_bytes
+    table_bytes = spec.vocab_size * spec.hidden_size * 4 if taken == "onednn" else 0
+    assert loaded.parameter_bytes - weigh_as_served(spec, kept).bytes_on(shard) == table_bytes
+
+
+def test_no_head_is_packed_on_a_gpu(tmp_path: Path) -> None:
+    spec = read_model_spec(make_checkpoint("llama_tied", tmp_path))
+    on_gpu = ModelConfig.model_validate({"name": "m", "source": "m", "device": {"type": "cuda"}})
+    assert weigh_as_served(spec, on_gpu) == weigh_as_served(spec, config_of("torch"))
+
+
+def test_settings_know_which_kernels_keep_a_weight() -> None:
+    kept = {kernel: not config_of(kernel).engine.may_pack_head for kernel in KERNELS}
+    assert kept == {kernel: keeps_weight(kernel) for kernel in KERNELS}
 
 
 @pytest.mark.parametrize(("num_kv_heads", "num_ranks"), [(2, 4), (1, 2), (1, 4)])

@@ -7,7 +7,8 @@ import pytest
 from serve_app.checkpoints.model_spec import ModelSpec, read_model_spec
 from serve_app.config.model import ModelConfig
 from serve_app.planning.device_profiles import DeviceProfile, load_profiles
-from serve_app.planning.memory_plan import plan_memory, weigh_as_served
+from serve_app.planning.memory_plan import plan_memory
+from serve_app.planning.planner import weigh_as_served
 from serve_app.planning.stage_time import Batch, StageTimes, StepTime
 from tests.published_models import write_published
 
