@@ -234,7 +234,11 @@ def _validate(path: Path, *, can_download: bool, is_elsewhere: bool) -> int:
     checked = check_file(path, can_download=can_download, machine=machine)
     if checked.serve_file is None:
         return _refuse(checked.problems)
-    kernels = [] if is_elsewhere else describe_kernels(checked.dtypes)
+    try:
+        kernels = [] if is_elsewhere else describe_kernels(checked.dtypes)
+    except RayshardError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
     print(_headline(checked.serve_file), checked.plan_text, *filter(None, ["\n".join(kernels)]), sep="\n\n")
     return 0
 

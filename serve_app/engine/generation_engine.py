@@ -62,6 +62,7 @@ class GenerationEngine:
             settings.max_model_len,
             settings.linear_kernel,
             compiled.kernels,
+            compiled.how,
         )
         num_blocks = (settings.kv_cache_bytes or 0) // kv_block_bytes(self._loaded.stage, settings.block_size)
         self._attention = self._choose_attention(self._loaded.stage, compiled.kernels)

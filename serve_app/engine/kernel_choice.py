@@ -21,13 +21,16 @@ from serve_app.errors import ConfigError
 from serve_app.models.compiled.build import compiled_kernels
 from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.cpu_identity import cpu_identity
-from serve_app.models.linear_kernels import KERNELS, make_product, why_no_kernel
+from serve_app.models.linear_kernels import COMPILED, KERNELS, make_product, why_no_kernel
 
 logger = logging.getLogger(__name__)
 
 STEP_ROWS = (1, 8, 32)  # of inputs, in steps that decode for as many sequences
 BATCH_ROWS = (128,)  # in steps of encoders
 AUTO = "auto"
+REFUSED = 3  # exit status
+
+_CPU = torch.device("cpu")
 
 _NUM_OUTPUTS, _NUM_INPUTS = 2048, 1024
 _COLD_BYTES = 192 * 1024**2  # of weights: more than most caches hold
@@ -64,17 +67,20 @@ def choose_kernel(
     rows: Sequence[int],
     times_file: Path | None = None,
     compiled: CompiledKernels | None = None,
+    compiled_reason: str | None = None,
 ) -> KernelChoice:
     """The kernel that a setting names, or the fastest at numbers of rows out of STEP_ROWS and BATCH_ROWS.
 
-    times_file: where times are kept; None: in this user's cache. compiled: kernels of steps, if there are any. Raises
-    ConfigError where this CPU has no such kernel.
+    times_file: where times are kept; None: in this user's cache. compiled: kernels of steps, if there are any;
+    compiled_reason: why there are none, where that is known. Raises ConfigError where this CPU has no such kernel.
     """
     if device.type != "cpu":
         return KernelChoice("torch", {})
     if wanted != AUTO:
         reason = why_no_kernel(wanted, dtype, compiled)
         if reason is not None:
+            if wanted == COMPILED and compiled is None and compiled_reason is not None:
+                reason += f" ({compiled_reason})"
             raise ConfigError(
                 f"engine.linear_kernel={wanted} cannot be had: {reason}; use auto", field="engine.linear_kernel"
             )
@@ -164,15 +170,22 @@ def _read(times_file: Path) -> dict[str, dict[str, list[float]]]:
 
 
 def main() -> None:
-    """Print the kernel for each argument "DTYPE:steps:THREADS:COMPILE" or "DTYPE:batches:THREADS:off"."""
+    """Print the kernel for each argument "DTYPE:steps:THREADS:COMPILE:KERNEL" or "DTYPE:batches:THREADS:off:KERNEL".
+
+    Ends with REFUSED and a sentence where one that is named cannot be had.
+    """
     environment = read_environment()
     for argument in sys.argv[1:]:
-        dtype, use, num_threads, compile_steps = argument.split(":")
+        dtype, use, num_threads, compile_steps, wanted = argument.split(":")
         torch.set_num_threads(int(num_threads))
         rows = {"steps": STEP_ROWS, "batches": BATCH_ROWS}[use]
         own = None if compile_steps == "off" else compiled_kernels(environment.compiled_dir, environment.cxx_compiler)
-        kernels = None if own is None else own.kernels
-        choice = choose_kernel(AUTO, getattr(torch, dtype), torch.device("cpu"), rows, compiled=kernels)
+        kernels, reason = (None, None) if own is None else (own.kernels, own.how)
+        try:
+            choice = choose_kernel(wanted, getattr(torch, dtype), _CPU, rows, None, kernels, reason)
+        except ConfigError as error:
+            print(error.message, file=sys.stderr)
+            sys.exit(REFUSED)
         owners = {"steps": "generators", "batches": "encoders"}[use]
         print(f"linear layers of {owners} in {dtype}, threads={num_threads}: {choice}")
 

@@ -52,12 +52,13 @@ def load_stage(
     max_model_len: int | None = None,
     linear_kernel: str | None = None,
     compiled: CompiledKernels | None = None,
+    compiled_reason: str | None = None,
 ) -> LoadedStage:
     """Build and fill one shard; raises ConfigError when the checkpoint lacks a tensor or has one of another shape.
 
     max_model_len: tokens that rotary frequencies are made for; None: each step has its own.
     linear_kernel: see choose_kernel; None: linear layers stay as they are, with their weights.
-    compiled: kernels of steps on CPU, if any.
+    compiled: kernels of steps on CPU, if any; compiled_reason: why there are none.
     """
     config = read_config(source_dir)
     spec = read_model_spec(source_dir)
@@ -65,7 +66,7 @@ def load_stage(
     kernel = (
         None
         if linear_kernel is None
-        else choose_kernel(linear_kernel, stage.dtype, device, STEP_ROWS, compiled=compiled)
+        else choose_kernel(linear_kernel, stage.dtype, device, STEP_ROWS, None, compiled, compiled_reason)
     )
     quantizations = Quantizations(spec.quantization, quantization)
     fill_stage(source_dir, stage, communicator, device, spec.tensors, quantizations, kernel, compiled)

@@ -1,14 +1,17 @@
 """What `rayshard validate` says of the kernels of linear layers."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serve_app.cli.kernel_process import describe_kernels
+from serve_app.cli.kernel_process import describe_kernels, run_group
 from serve_app.cli.main import main
 from serve_app.config.model import ModelConfig
+from serve_app.errors import ConfigError
 
 
 def config(**changes: Any) -> ModelConfig:
@@ -31,6 +34,34 @@ def test_nothing_is_asked_where_nothing_is_chosen() -> None:
     module = config(architecture="package.module:Class", task="predict")
     on_gpu = config(device={"type": "cuda"})
     assert describe_kernels([(named, "float32"), (module, "float32"), (on_gpu, "bfloat16")]) == []
+
+
+@pytest.mark.process
+def test_a_compiled_kernel_that_cannot_be_had_is_refused_as_loading_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    named = config(engine={"linear_kernel": "compiled"})
+    with pytest.raises(ConfigError, match=r"not compiled here \(no C\+\+ compiler: no-such-compiler\); use auto"):
+        describe_kernels([(named, "float32")])
+
+
+@pytest.mark.process
+def test_what_a_process_has_started_ends_with_it(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    os.set_blocking(reading, True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_group(["sh", "-c", f"exec >{pipe}; echo started; sleep 600 & wait"], 0.5)
+    with os.fdopen(reading) as held:
+        assert held.read() == "started\n"  # and its end: nobody has the pipe open any more
+
+
+@pytest.mark.process
+def test_a_process_tells_how_it_ended_and_what_it_said() -> None:
+    assert run_group(["sh", "-c", "echo one; echo two >&2; exit 4"], 30.0) == (4, ["one"], ["two"])
 
 
 @pytest.mark.process

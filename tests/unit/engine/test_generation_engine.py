@@ -94,6 +94,9 @@ def test_a_shard_says_how_its_kernels_were_compiled(
     monkeypatch.setenv("CXX", "no-such-compiler")
     report = GenerationEngine(replace(settings, is_compiled=True), CPU).load(LoneCommunicator())
     assert (report.compiled, report.attention) == ("none (no C++ compiler: no-such-compiler)", "reference")
+    named = replace(settings, is_compiled=True, linear_kernel="compiled")
+    with pytest.raises(ConfigError, match="no-such-compiler"):
+        GenerationEngine(named, CPU).load(LoneCommunicator())
 
 
 def test_a_shard_takes_compiled_kernels(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

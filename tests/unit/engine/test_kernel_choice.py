@@ -9,6 +9,7 @@ import torch
 from serve_app.engine import kernel_choice
 from serve_app.engine.kernel_choice import BATCH_ROWS, STEP_ROWS, choose_kernel, fastest, kernel_times
 from serve_app.errors import ConfigError
+from serve_app.models.compiled.build import compiled_kernels
 from serve_app.models.linear_kernels import KERNELS, why_no_kernel
 from tests.compiled import kernels_or_skip
 
@@ -46,6 +47,15 @@ def test_compiled_kernels_are_timed_beside_the_others_and_kept_for_themselves(tm
         choose_kernel("compiled", torch.float16, CPU, STEP_ROWS, times_file, compiled)
     with pytest.raises(ConfigError, match="linear_kernel=compiled cannot be had: kernels of steps are not compiled"):
         choose_kernel("compiled", torch.float32, CPU, STEP_ROWS, times_file)
+
+
+def test_why_kernels_are_not_compiled_is_said(tmp_path: Path) -> None:
+    own = compiled_kernels(tmp_path, "no-such-compiler")
+    expected = (
+        r"compiled cannot be had: kernels of steps are not compiled here \(no C\+\+ compiler: no-such-compiler\); use"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        choose_kernel("compiled", torch.float32, CPU, STEP_ROWS, tmp_path / "k", own.kernels, own.how)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
