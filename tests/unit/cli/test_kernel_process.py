@@ -48,6 +48,21 @@ def test_a_compiled_kernel_that_cannot_be_had_is_refused_as_loading_does(
 
 
 @pytest.mark.process
+def test_validating_fails_with_that_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    served, model = Path("serve_config.yaml").read_text(), Path("examples/demo_model/model").resolve()
+    split = "parallel: {pipeline: 2, tensor: 1}"
+    assert split in served
+    named = served.replace("examples/demo_model/model", str(model))
+    (tmp_path / "serve.yaml").write_text(named.replace(split, "engine: {linear_kernel: compiled}"))
+    assert main(["validate", str(tmp_path / "serve.yaml")]) == 1
+    assert "engine.linear_kernel=compiled cannot be had" in capsys.readouterr().err
+
+
+@pytest.mark.process
 def test_what_a_process_has_started_ends_with_it(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
