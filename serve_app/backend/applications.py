@@ -153,6 +153,9 @@ class Applications:
                 calls.see(message.calls, state, message.model_version)
         application = self._applications.get(message.application)
         if application is not None and message.deployment == application.main:
+            calls = application.calls.get(application.main)
+            if calls is not None and calls.is_outlived(message.calls, state):
+                return
             application.has_spoken = True
             told_s, known = application.copies.get(state.replica_id, (0.0, None))
             if state.state == "gone":

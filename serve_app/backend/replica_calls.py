@@ -71,7 +71,8 @@ class ReplicaCalls:
     def see(self, address: LinkAddress, state: CopyState, version: ModelVersion | None = None) -> None:
         """A replica has told its state."""
         if state.state == "gone":
-            self._drop(state.replica_id)
+            if not self.is_outlived(address, state):
+                self._drop(state.replica_id)
             return
         if self._known.is_another(state.replica_id, address):
             self._drop(state.replica_id)
@@ -80,6 +81,10 @@ class ReplicaCalls:
         if state.state == "ready":
             self._is_asleep = False
             self._changed.set()
+
+    def is_outlived(self, address: LinkAddress, state: CopyState) -> bool:
+        """Whether a process tells that it is gone whose name another one has taken, which has been heard already."""
+        return state.state == "gone" and self._known.is_another(state.replica_id, address)
 
     def sweep(self, late_s: float = 0.0) -> None:
         """Give up replicas that have fallen silent. late_s: how long this process itself has stood still."""
@@ -178,7 +183,7 @@ class ReplicaCalls:
             self._open.remove(number)
             replica.num_calls -= 1
             replica.num_sequences -= num_sequences
-            if reply is None and replica.replica_id in self._replicas:
+            if reply is None and self._replicas.get(replica.replica_id) is replica:  # no other process has its name
                 self._cancel(replica, number)
             del call  # its future holds the error that is raised, and the error this frame
         if isinstance(reply, ErrorMessage):

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from serve_app.backend.serve_backend import ServeBackend
 from serve_app.errors import ModelNotFoundError, QueueFullError, RayshardError, UnavailableError, UnprocessableError
 from serve_app.types.links import LinkAddress
 from serve_app.types.tensors import InferRequest, InferResult, Item, TensorData
-from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage
+from serve_app.wire.messages import PROTOCOL_VERSION, Call, InferMessage, StateMessage
 from tests.fakes_serve import FakeControl, FakeReplica, running_backend, states, until
 
 
@@ -149,6 +150,30 @@ async def test_calls_of_a_process_that_another_has_taken_the_name_of_go_to_that_
     after = await cluster.add("a")
     await asyncio.wait_for(call, 5)
     assert after.taken == ["kept"]
+    sockets = cluster.backend._senders._sockets
+    assert after.links._receiver.address.server_key in sockets
+    assert before.links._receiver.address.server_key not in sockets, "a socket to the dead one, which nobody forgets"
+
+
+async def test_the_late_farewell_of_a_process_does_not_end_the_one_that_has_taken_its_name(cluster: Cluster) -> None:
+    before = await cluster.add("a")
+    old_address = before.links._receiver.address
+    before.stand_still()
+    after = await cluster.add("a", can_answer=False)
+    call = asyncio.create_task(cluster.infer("kept"))
+    await until(lambda: after.taken)
+    applications = cluster.backend._applications
+    gone = replace(before.state, state="gone")
+    applications.take_state(StateMessage(PROTOCOL_VERSION, 0, "app", gone, "Router", old_address, None))
+    assert states(cluster.backend) == {"m": ["ready"]}
+    assert cluster.backend._calls("m", "Router").heard == {"a"}
+    after.may_answer.set()
+    await asyncio.wait_for(call, 5)
+    assert after.taken == ["kept"], "it was not asked again"
+    new_address = after.links._receiver.address
+    applications.take_state(StateMessage(PROTOCOL_VERSION, 0, "app", gone, "Router", new_address, None))
+    assert states(cluster.backend) == {"m": []}
+    assert not cluster.backend._calls("m", "Router").heard
 
 
 async def test_calls_of_a_replica_that_says_it_goes_move_at_once(cluster: Cluster) -> None:
