@@ -28,7 +28,9 @@ from serve_app.types.models import ModelDescription
 
 logger = logging.getLogger(__name__)
 
-_WHOLE_S = 15.0  # after that long all is asked for again, whatever is said in short
+# After that long all is asked for again, whatever is said in short: where one more copy comes, or a change begins and
+# ends, between two looks, every status is what it was, and that is known here so much later.
+_WHOLE_S = 6.0
 _UNREACHABLE = (RayError, RayServeException, DeploymentUnavailableError, KeyError)  # KeyError: Serve knows no such one
 
 

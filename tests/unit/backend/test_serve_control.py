@@ -108,8 +108,8 @@ def test_serve_is_quiet_when_each_deployment_has_what_it_is_to_have(
 
 def test_what_serve_has_said_holds_while_it_says_the_same_in_short_and_not_for_ever() -> None:
     look = Look(100.0, [b"a", b"b"], {}, {}, is_quiet=True)
-    assert look.holds([b"a", b"b"], 114.0)
-    assert not look.holds([b"a", b"b"], 115.0)
+    assert look.holds([b"a", b"b"], 105.0)
+    assert not look.holds([b"a", b"b"], 106.0)
     assert not look.holds([b"a"], 101.0)
     assert not look.holds([b"a", b"c"], 101.0)
     assert not Look(100.0, [b"a"], {}, {}, is_quiet=False).holds([b"a"], 101.0)
