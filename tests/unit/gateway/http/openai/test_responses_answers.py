@@ -162,6 +162,22 @@ async def test_log_probabilities_of_texts_around_a_call_are_of_each_text_alone(t
     assert [text.strip() for text in written] == [part["text"].strip() for part in parts] == ["ok", "ok so"]
 
 
+async def test_each_log_probability_is_of_one_text_where_a_stop_string_holds_a_text_back(tmp_path: Path) -> None:
+    head = "It shall be as you wish, of course, since nobody else has asked for anything of the kind before: fine"
+    said = f"{head} <tool_call>{CALL}</tool_call> so be it"
+    backend = saying(tmp_path, said)
+    backend.max_steps_in_chunk, backend.is_merged = len(backend.ids(head)), True
+    assert len(backend.ids(said)) < 2 * backend.max_steps_in_chunk, "the second piece has the rest"
+    asked: dict[str, Any] = {"input": "hi", "tools": [WEATHER], "include": [LOGPROBS], "stop": "fine <tool_call>never"}
+    answer = await whole(backend, **asked)
+    parts = [item["content"][0] for item in answer["output"] if item["type"] == "message"]
+    assert [part["text"].strip() for part in parts] == [head, "so be it"]
+    first, second = (b"".join(bytes(entry["bytes"]) for entry in part["logprobs"]).decode() for part in parts)
+    assert first.startswith(head.removesuffix(" fine"))
+    assert first.endswith("</tool_call>")
+    assert second == " so be it"
+
+
 async def test_an_answer_that_is_cut_is_incomplete(tmp_path: Path) -> None:
     backend = saying(tmp_path, THOUGHT)
     async with sdk_of(backend) as sdk:
