@@ -267,6 +267,8 @@ def _task_problem(config: ModelConfig) -> str | None:
         return f"parallel.tensor={config.parallel.tensor} cannot cut architecture={config.architecture}; use pipeline"
     elif "linear_kernel" in config.engine.model_fields_set:
         return f"engine.linear_kernel has no effect on architecture={config.architecture}; remove it"
+    if config.task != "generate" and (problem := config.engine.product_problem(f"task={config.task}")):
+        return problem
     if config.task != "generate" and (problem := kv_usage_problem(config.autoscaling, f"task={config.task}")):
         return problem
     if config.quantization is not None and config.task != "generate" and "head" in config.quantization.include:
