@@ -21,7 +21,7 @@ WITHOUT = {
 }
 
 
-@pytest.fixture(scope="module", params=WITHOUT.values(), ids=WITHOUT)
+@pytest.fixture(scope="module", params=list(WITHOUT.values()), ids=list(WITHOUT))
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CompiledKernels:
     kernels_or_skip()
     directory = tmp_path_factory.mktemp("kernels")
