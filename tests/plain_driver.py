@@ -260,12 +260,15 @@ def load_runner(
     capture: Capture | None = None,
     quantization: LoadQuantization | None = None,
     kernels: CompiledKernels | None = None,
+    linear_kernel: str | None = None,
     grammars: Grammars | None = None,
 ) -> ModelRunner:
     """A whole model of four layers in this process."""
     communicator = LoneCommunicator()
     device = torch.device("cpu")
-    stage = load_stage(directory, dtype, WHOLE, communicator, device, quantization, compiled=kernels).stage
+    stage = load_stage(
+        directory, dtype, WHOLE, communicator, device, quantization, linear_kernel=linear_kernel, compiled=kernels
+    ).stage
     backend: DecodeBackend | None
     if isinstance(attention, str):
         backend = attention_of(attention, stage, DecodeSizes.within(limits), device, kernels).backend

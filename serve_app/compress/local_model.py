@@ -52,6 +52,9 @@ class CausalAttention:
             start += length
         return torch.cat(parts)
 
+    def compiled_rows(self) -> None:
+        """None: no token has a cache."""
+
 
 class LocalModel:
     """One model copy in this process."""

@@ -85,9 +85,9 @@ class FusedAttention(nn.Module):
         for name, child in own.named_children():
             self.add_module(name, child)
         self._layer_index: int = own.layer_idx
-        self._head_dim: int = own.head_dim
-        self._scaling: float = own.scaling
-        self._window = window
+        self.head_dim: int = own.head_dim
+        self.scaling: float = own.scaling
+        self.window = window
 
     def forward(self, hidden: Tensor, tables: RotaryTables, attention: StageAttention) -> Tensor:
         """hidden [1, T, D] -> the same shape."""
@@ -95,7 +95,7 @@ class FusedAttention(nn.Module):
         rotated = tables.rotated(heads).transpose(0, 1)  # [H + K, T, Dh]
         attended = attention.attend(
             *(self._layer_index, rotated[:num_queries], rotated[num_queries:], values.transpose(0, 1)),
-            *(self._scaling, self._window, None),
+            *(self.scaling, self.window, None),
         )  # [T, H, Dh]
         o_proj: Any = self._modules["o_proj"]
         outputs: Tensor = o_proj(attended.reshape(1, hidden.shape[1], -1))
@@ -105,12 +105,12 @@ class FusedAttention(nn.Module):
         """hidden [1, T, D] -> queries and keys [T, H + K, Dh], H, and values [T, K, Dh]."""
         parts: Any = self._modules
         projections = (parts["q_proj"], parts["k_proj"], parts["v_proj"])
-        shape = (hidden.shape[1], -1, self._head_dim)
+        shape = (hidden.shape[1], -1, self.head_dim)
         has_norms = "q_norm" in parts
         joined = None if has_norms else multiply_joined(projections, hidden)
         if joined is not None:
             heads = joined.view(shape)
-            num_queries, num_keys = (one.out_features // self._head_dim for one in projections[:2])
+            num_queries, num_keys = (one.out_features // self.head_dim for one in projections[:2])
             return heads[:, : num_queries + num_keys], num_queries, heads[:, num_queries + num_keys :]
         queries, keys, values = (one(hidden).view(shape) for one in projections)
         if has_norms:

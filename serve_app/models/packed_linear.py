@@ -76,8 +76,8 @@ class Join:
         self._linears = list(linears)
         self._source: Tensor | None = None
         self._outputs: Sequence[Tensor] = ()
-        self._bias: Tensor | None = None  # [N], from the first run on
-        self._has_run = False
+        self._bias: Tensor | None = None  # [N], once it has been asked for
+        self._has_bias = False
         self._waiting = 0  # a bit for each layer that has not taken its columns
 
     def take(self, index: int, inputs: Tensor) -> Tensor:
@@ -95,9 +95,14 @@ class Join:
 
     def multiply(self, inputs: Tensor) -> Tensor:
         """inputs [..., K] -> the outputs of all layers [..., N]."""
-        if not self._has_run:
-            self._bias, self._has_run = self._joined_bias(), True
-        return self.product.multiply(inputs, self._bias)
+        return self.product.multiply(inputs, self._bias if self._has_bias else self.bias)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of all layers [N], from the first time on what it was then."""
+        if not self._has_bias:
+            self._bias, self._has_bias = self._joined_bias(), True
+        return self._bias
 
     def _joined_bias(self) -> Tensor | None:
         """Of all layers; they are set while a model is loaded, and stay."""

@@ -1,8 +1,22 @@
 """What a stage of a decoder asks of the attention of one step."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PagedRows:
+    """A step of one token of each sequence, on CPU: where its keys and values go, and where those before it are."""
+
+    slots: Tensor  # [B] int64
+    tables: Tensor  # [B, N] int64: the blocks of each
+    lengths: Tensor  # [B] int64: keys of each, its own token's among them
+    keys: Sequence[Tensor]  # [num_slots, K, Dh] of each layer
+    values: Sequence[Tensor]
+    block_size: int
 
 
 class StageAttention(Protocol):
@@ -23,3 +37,6 @@ class StageAttention(Protocol):
 
         sinks [H]: a score of each head that takes its share of the attention, and gives nothing.
         """
+
+    def compiled_rows(self) -> PagedRows | None:
+        """What compiled kernels read in place of `attend`, where they may and all of the step's tokens decode."""

@@ -1,5 +1,6 @@
 """A pipeline stage of a transformers decoder: the library's own class, with the parts of other stages cut away."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from serve_app.architectures.head_sizes import HeadSizes, head_sizes_of
 from serve_app.architectures.lookup import GENERATORS
 from serve_app.errors import ConfigError
+from serve_app.models.compiled.decoder import CompiledDecoder, compiled_decoder
 from serve_app.models.compiled.int8_product import compile_int8
 from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.fused_decoder import FusedMLP, RotaryTables, fuse_layers
@@ -18,6 +20,8 @@ from serve_app.models.step_attention import StageAttention
 from serve_app.models.torch_dtypes import DTYPE_NAMES, TORCH_DTYPES
 from serve_app.types.dtypes import SERVED_DTYPES
 from serve_app.types.shards import ShardSpec
+
+logger = logging.getLogger(__name__)
 
 ATTENTION_NAME = "rayshard_paged"
 
@@ -80,6 +84,7 @@ class TransformersStage:
         self.base_prefix = f"{self.model.base_model_prefix}."
         self.whole_state = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         self._kernels: CompiledKernels | None = None
+        self._decoder: CompiledDecoder | None = None
         self._incoming: Tensor | None = None
         self._outgoing: Tensor | None = None
         self._cut()
@@ -112,6 +117,12 @@ class TransformersStage:
             for module in self.model.modules():
                 if isinstance(module, FusedMLP):
                     module.kernels = kernels
+            if self._is_fused:
+                found = compiled_decoder(self._own, kernels, self.dtype)
+                if isinstance(found, str):
+                    logger.info("layers are run one by one: %s", found)
+                else:
+                    self._decoder = found
 
     def forward(
         self, inputs: Tensor, positions: Tensor, attention: StageAttention, logit_rows: Tensor | None
@@ -146,9 +157,13 @@ class TransformersStage:
         base: Any = self.base
         self._incoming = hidden = base.embed_tokens(inputs[None]) if self.shard.is_first else inputs[None]
         cos, sin = base.rotary_emb(hidden, position_ids=positions[None])
-        tables = RotaryTables(cos, sin, self._kernels)
-        for layer in self._own:
-            hidden = layer(hidden, tables, attention)
+        rows = None if self._decoder is None else attention.compiled_rows()
+        if self._decoder is not None and rows is not None:
+            hidden = self._decoder.run(hidden, cos, sin, rows)
+        else:
+            tables = RotaryTables(cos, sin, self._kernels)
+            for layer in self._own:
+                hidden = layer(hidden, tables, attention)
         if not self.shard.is_last:
             return hidden[0]
         logits: Tensor = self.model.lm_head(base.norm(hidden[:, logit_rows]))

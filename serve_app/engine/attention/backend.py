@@ -24,6 +24,11 @@ class DecodeBackend(Protocol):
         """Whether a call launches the same work whatever its tensors hold, as a captured graph does."""
         ...
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it is a compiled kernel, which those of whole layers may stand in for: the numbers are the same."""
+        ...
+
     def decode(
         self,
         query: Tensor,

@@ -10,6 +10,7 @@ class CompiledBackend:
     """DecodeBackend on CPU. Threads share sequences and key-value heads, so batch-mates change no bit."""
 
     is_graph_safe = False
+    is_compiled = True
 
     def __init__(self, block_size: int, kernels: CompiledKernels) -> None:
         self._block_size = block_size

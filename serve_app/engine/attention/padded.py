@@ -11,6 +11,7 @@ class PaddedBackend:
     """DecodeBackend that copies the keys of all sequences out of the cache, then attends over them at once."""
 
     is_graph_safe = True  # with a `max_length` that stays
+    is_compiled = False
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size

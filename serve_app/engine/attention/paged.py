@@ -8,6 +8,7 @@ from torch import Tensor
 from serve_app.engine.attention.backend import DecodeBackend, DecodeRows
 from serve_app.engine.attention.reference import attend_last, attend_one
 from serve_app.engine.kv_cache import KvCache
+from serve_app.models.step_attention import PagedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,14 @@ class PagedAttention:
         for span, output in zip(self._spans, outputs, strict=True):
             attended[span.first_token : span.first_token + span.num_tokens] = output
         return attended
+
+    def compiled_rows(self) -> PagedRows | None:
+        """See StageAttention."""
+        decoded, cache = self._decoded, self._cache
+        if decoded is None or decoded.tokens is not None or not decoded.backend.is_compiled:
+            return None
+        tables, lengths = decoded.rows.tables, decoded.rows.lengths
+        return PagedRows(self._slots, tables, lengths, cache.keys, cache.values, cache.block_size)
 
     def _attend_spans(
         self,

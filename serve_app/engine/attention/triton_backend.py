@@ -19,6 +19,7 @@ class TritonBackend:
     """DecodeBackend of two launches a layer, for any block size, window, softcap, sinks, and widths of heads."""
 
     is_graph_safe = True
+    is_compiled = False
 
     def __init__(self, block_size: int, max_model_len: int) -> None:
         self._block_size = block_size

@@ -16,6 +16,7 @@ class VarlenBackend:
     """
 
     is_graph_safe = True
+    is_compiled = False
 
     def __init__(self, block_size: int, max_num_seqs: int, device: torch.device) -> None:
         self._pages_per_block = block_size // VARLEN_PAGE_TOKENS

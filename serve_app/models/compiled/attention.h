@@ -179,28 +179,40 @@ void attend_sequence(const SeenKeys& seen, const Number* queries, const Number* 
             outputs[(first + h) * sizes.value_dim + k] = narrowed<Number>(sums[h * sizes.value_dim + k] / totals[h]);
 }
 
+// Into how many parts the heads of a sequence are shared among threads: of many sequences, each is read from end to
+// end by one thread.
+inline int64_t num_attention_parts(const Attention& a, int num_threads) {
+    const bool has_many = a.num_sequences >= 2 * num_threads || num_threads == 1;
+    return has_many ? 1 : std::min<int64_t>(a.num_kv_heads, num_threads);
+}
+
+// Sequence b by the key-value heads of one part; outputs [B, H, Dv]. Not inlined, as norm_row.
+template <typename Number>
+[[gnu::noinline]] void attend_part(const Attention& a, int64_t b, int64_t part, int64_t num_parts, const Number* queries,
+                 const Number* keys, const Number* values, const int64_t* tables, const int64_t* lengths,
+                 const Number* sinks, Number* outputs) {
+    const int64_t first = a.window > 0 ? std::max<int64_t>(0, lengths[b] - a.window) : 0;
+    const SeenKeys seen{a, tables + b * a.table_size, first, lengths[b] - first,
+                        part * a.num_kv_heads / num_parts, (part + 1) * a.num_kv_heads / num_parts};
+    const Number* query = queries + b * a.query_size;
+    Number* to = outputs + b * a.num_heads * a.value_dim;
+    const bool is_square = a.head_dim == a.value_dim;
+    if (is_square && a.head_dim == 64) attend_sequence<64>(seen, query, keys, values, sinks, to);
+    else if (is_square && a.head_dim == 128) attend_sequence<128>(seen, query, keys, values, sinks, to);
+    else attend_sequence<0>(seen, query, keys, values, sinks, to);
+}
+
 template <typename Number>
 void attend(const Attention& a, const Number* queries, const Number* keys, const Number* values, const int64_t* tables,
             const int64_t* lengths, const Number* sinks, Number* outputs, int num_threads) {
     int64_t num_keys = 0;
     for (int64_t b = 0; b < a.num_sequences; ++b) num_keys += lengths[b];
     const bool is_large = num_keys * a.num_heads * a.head_dim >= kManyNumbers;
-    // Few sequences are shared among threads by their heads; of many, each is read from end to end by one thread.
-    const bool has_many = a.num_sequences >= 2 * num_threads || num_threads == 1;
-    const int64_t num_parts = has_many ? 1 : std::min<int64_t>(a.num_kv_heads, num_threads);
+    const int64_t num_parts = num_attention_parts(a, num_threads);
 #pragma omp parallel for schedule(dynamic) num_threads(num_threads) if (is_large)
-    for (int64_t task = 0; task < a.num_sequences * num_parts; ++task) {
-        const int64_t b = task / num_parts, part = task % num_parts;
-        const int64_t first = a.window > 0 ? std::max<int64_t>(0, lengths[b] - a.window) : 0;
-        const SeenKeys seen{a, tables + b * a.table_size, first, lengths[b] - first,
-                            part * a.num_kv_heads / num_parts, (part + 1) * a.num_kv_heads / num_parts};
-        const Number* query = queries + b * a.query_size;
-        Number* to = outputs + b * a.num_heads * a.value_dim;
-        const bool is_square = a.head_dim == a.value_dim;
-        if (is_square && a.head_dim == 64) attend_sequence<64>(seen, query, keys, values, sinks, to);
-        else if (is_square && a.head_dim == 128) attend_sequence<128>(seen, query, keys, values, sinks, to);
-        else attend_sequence<0>(seen, query, keys, values, sinks, to);
-    }
+    for (int64_t task = 0; task < a.num_sequences * num_parts; ++task)
+        attend_part(a, task / num_parts, task % num_parts, num_parts, queries, keys, values, tables, lengths, sinks,
+                    outputs);
 }
 
 }  // namespace

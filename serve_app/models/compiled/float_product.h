@@ -164,38 +164,47 @@ struct Panel {
     }
 };
 
+// Groups of outputs that one thread computes at once.
+inline int64_t num_chunks_of(const FloatLayer& layer) {
+    return (layer.num_outputs + kLoneGroups * kLanes - 1) / (kLoneGroups * kLanes);
+}
+
+// One chunk of outputs [M, N] of rows [M, num_units * inputs of a unit].
+template <typename Unit>
+void put_chunk(const FloatLayer& layer, int64_t chunk, const typename Unit::Number* rows, int64_t num_rows,
+               typename Unit::Number* outputs) {
+    using Number = typename Unit::Number;
+    const int64_t row_size = layer.num_units * Unit::kInputs;
+    const int64_t num_groups = (layer.num_outputs + kLanes - 1) / kLanes, group = chunk * kLoneGroups, n = group * kLanes;
+    const int own_groups = static_cast<int>(std::min<int64_t>(kLoneGroups, num_groups - group));
+    const int64_t width = std::min(own_groups * kLanes, layer.num_outputs - n);
+    for (int64_t m = 0; m < num_rows; m += kPanelRows) {
+        Panel<Unit> panel;
+        panel.rows = rows + m * row_size, panel.num_units = layer.num_units;
+        panel.num_rows = std::min(kPanelRows, num_rows - m);
+        panel.multiply(static_cast<const Number*>(layer.weights) + group * row_size * kLanes, own_groups);
+        for (int64_t r = 0; r < panel.num_rows; ++r) {
+            const float* sums = panel.sums + r * kLoneGroups * kLanes;
+            Number* to = outputs + (m + r) * layer.num_outputs + n;
+            for (int64_t k = 0; k < width; ++k)
+                to[k] = narrowed<Number>(layer.bias ? sums[k] + layer.bias[n + k] : sums[k]);
+        }
+    }
+}
+
 // rows [M, K] -> outputs [M, N].
 template <typename Unit>
 void multiply_floats(const FloatLayer& layer, const typename Unit::Number* rows, int64_t num_rows, int64_t num_inputs,
                      typename Unit::Number* outputs, int num_threads) {
-    using Number = typename Unit::Number;
-    const int64_t row_size = layer.num_units * Unit::kInputs;
-    const int64_t num_groups = (layer.num_outputs + kLanes - 1) / kLanes;
-    const int64_t num_chunks = (num_groups + kLoneGroups - 1) / kLoneGroups;
-    std::vector<Number> padded;
+    const int64_t row_size = layer.num_units * Unit::kInputs, num_chunks = num_chunks_of(layer);
+    std::vector<typename Unit::Number> padded;
     if (row_size != num_inputs) {
         padded.resize(num_rows * row_size);
         for (int64_t m = 0; m < num_rows; ++m) std::copy_n(rows + m * num_inputs, num_inputs, &padded[m * row_size]);
         rows = padded.data();
     }
 #pragma omp parallel for schedule(dynamic) num_threads(num_threads) if (num_chunks > 1)
-    for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-        const int64_t group = chunk * kLoneGroups, n = group * kLanes;
-        const int own_groups = static_cast<int>(std::min<int64_t>(kLoneGroups, num_groups - group));
-        const int64_t width = std::min(own_groups * kLanes, layer.num_outputs - n);
-        for (int64_t m = 0; m < num_rows; m += kPanelRows) {
-            Panel<Unit> panel;
-            panel.rows = rows + m * row_size, panel.num_units = layer.num_units;
-            panel.num_rows = std::min(kPanelRows, num_rows - m);
-            panel.multiply(static_cast<const Number*>(layer.weights) + group * row_size * kLanes, own_groups);
-            for (int64_t r = 0; r < panel.num_rows; ++r) {
-                const float* sums = panel.sums + r * kLoneGroups * kLanes;
-                Number* to = outputs + (m + r) * layer.num_outputs + n;
-                for (int64_t k = 0; k < width; ++k)
-                    to[k] = narrowed<Number>(layer.bias ? sums[k] + layer.bias[n + k] : sums[k]);
-            }
-        }
-    }
+    for (int64_t chunk = 0; chunk < num_chunks; ++chunk) put_chunk<Unit>(layer, chunk, rows, num_rows, outputs);
 }
 
 }  // namespace

@@ -39,10 +39,18 @@ class CompiledProduct:
             raise RuntimeError(f"inputs [..., {inputs.shape[-1]}] {inputs.dtype} do not fit a weight {self}")
         if inputs.requires_grad:
             return multiply_frozen(self, inputs, bias)
+        return self._kernels.multiply(self.layer_with(bias), inputs)
+
+    def is_even(self, dtype: torch.dtype) -> bool:
+        """Whether rows of a dtype are multiplied as they lie, without zeros behind them."""
+        return dtype == self._dtype and self._layer.num_units * _UNIT_INPUTS[dtype] == self._shape[1]
+
+    def layer_with(self, bias: Tensor | None) -> FloatLayer:
+        """The weight with the bias [N] that the next products add."""
         if bias is not self._given_bias:
             self._given_bias, self._bias = bias, None if bias is None else self._padded(bias)
             self._layer.bias = None if self._bias is None else self._bias.data_ptr()
-        return self._kernels.multiply(self._layer, inputs)
+        return self._layer
 
     def weight(self) -> Tensor:
         """[N, K], unpacked anew."""

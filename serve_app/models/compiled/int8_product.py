@@ -36,10 +36,14 @@ class CompiledInt8Product:
         """See Product."""
         if inputs.shape[-1] != self._shape[1]:
             raise RuntimeError(f"inputs [..., {inputs.shape[-1]}] do not fit a weight {list(self._shape)}")
+        return self._kernels.multiply_int8(self.layer_with(bias), inputs.to(torch.float32)).to(inputs.dtype)
+
+    def layer_with(self, bias: Tensor | None) -> Int8Layer:
+        """The weight with the bias [N] that the next products add."""
         if bias is not self._given_bias:
             self._given_bias, self._bias = bias, None if bias is None else self._padded(bias)
             self._layer.bias = None if self._bias is None else self._bias.data_ptr()
-        return self._kernels.multiply_int8(self._layer, inputs.to(torch.float32)).to(inputs.dtype)
+        return self._layer
 
     def weight(self) -> QuantizedWeight:
         """See RoundedProduct."""

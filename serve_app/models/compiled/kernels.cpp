@@ -5,6 +5,7 @@
 // (-ffp-contract=off), so what torch rounds twice is rounded twice here.
 
 #include "attention.h"
+#include "decoder.h"
 #include "float_product.h"
 #include "int8_product.h"
 #include "rows.h"
@@ -60,6 +61,14 @@ void rotate_bfloat16(Bfloat16* rows, int64_t m, int64_t row_size, int64_t num_he
 void attend_bfloat16(const Attention* a, const Bfloat16* queries, const Bfloat16* keys, const Bfloat16* values,
                     const int64_t* tables, const int64_t* lengths, const Bfloat16* sinks, Bfloat16* outputs, int t) {
     attend(*a, queries, keys, values, tables, lengths, sinks, outputs, t);
+}
+
+void decode_float32(const DecoderStep* step, const DecoderLayer* layers, int64_t num_layers, int t) {
+    Decoder<FloatUnit>(*step, t).run(layers, num_layers);
+}
+
+void decode_bfloat16(const DecoderStep* step, const DecoderLayer* layers, int64_t num_layers, int t) {
+    Decoder<BfloatUnit>(*step, t).run(layers, num_layers);
 }
 
 }  // extern "C"

@@ -17,6 +17,7 @@ _ARGUMENTS = {
     "rotate": (_ADDRESS, _COUNT, _COUNT, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _THREADS),
     "attend": (*[_ADDRESS] * 8, _THREADS),
 }
+_DECODE_ARGUMENTS = (_ADDRESS, _ADDRESS, _COUNT, _THREADS)
 _PRODUCT_ARGUMENTS = (_ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _THREADS)
 
 
@@ -48,6 +49,33 @@ class AttentionSizes(ctypes.Structure):
     )
 
 
+class DecoderProduct(ctypes.Structure):
+    """A FloatLayer or an Int8Layer."""
+
+    _fields_ = (("layer", _ADDRESS), ("is_int8", _COUNT))
+
+
+class DecoderLayer(ctypes.Structure):
+    """Where a layer's weights and its part of the KV cache are; window is 0 where there is none. See decoder.h."""
+
+    _fields_ = (
+        *((f"{name}_norm", _ADDRESS) for name in ("attention", "mlp", "query", "key")),
+        *((f"{name}_epsilon", ctypes.c_double) for name in ("attention", "mlp", "query", "key")),
+        *((name, DecoderProduct) for name in ("queries_keys_values", "attended", "gates_and_ups", "activated")),
+        *(("keys", _ADDRESS), ("values", _ADDRESS), ("window", _COUNT), ("scaling", ctypes.c_double)),
+    )
+
+
+class DecoderStep(ctypes.Structure):
+    """Sizes of a step, and where its rows are."""
+
+    _fields_ = (
+        *((name, _COUNT) for name in ("num_sequences", "width", "mlp_width", "num_heads", "num_kv_heads")),
+        *((name, _COUNT) for name in ("head_dim", "block_size", "table_size")),
+        *((name, _ADDRESS) for name in ("slots", "lengths", "tables", "cos", "sin", "hidden")),
+    )
+
+
 class CompiledKernels:
     """Functions of a library. All tensors are on CPU; those that are read may lie apart, and are made contiguous."""
 
@@ -61,6 +89,9 @@ class CompiledKernels:
         )
         self._multiply = {
             dtype: _function(library, f"multiply_{suffix}", _PRODUCT_ARGUMENTS) for dtype, suffix in _NAMES.items()
+        }
+        self._decode = {
+            dtype: _function(library, f"decode_{suffix}", _DECODE_ARGUMENTS) for dtype, suffix in _NAMES.items()
         }
         self.has_int8 = hasattr(library, "multiply_int8")  # the CPU has AVX-512 VNNI
         self._multiply_int8 = _function(library, "multiply_int8", _PRODUCT_ARGUMENTS) if self.has_int8 else None
@@ -119,6 +150,10 @@ class CompiledKernels:
             torch.get_num_threads(),
         )
         return outputs
+
+    def decode(self, dtype: torch.dtype, step: DecoderStep, layers: "ctypes.Array[DecoderLayer]") -> None:
+        """Layers one after the other; the step's hidden states are read and written."""
+        self._decode[dtype](*(ctypes.addressof(step), ctypes.addressof(layers), len(layers), torch.get_num_threads()))
 
     def multiply(self, layer: FloatLayer, rows: Tensor) -> Tensor:
         """rows [..., K] of the layer's dtype -> [..., N]."""
