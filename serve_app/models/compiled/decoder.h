@@ -109,7 +109,8 @@ private:
     }
 
     // The rows of a product in int8 are bytes.
-    void prepare(const DecoderProduct& product, int64_t m, const Number* row, int64_t size) {
+    void prepare([[maybe_unused]] const DecoderProduct& product, [[maybe_unused]] int64_t m,
+                 [[maybe_unused]] const Number* row, [[maybe_unused]] int64_t size) {
 #ifdef HAS_INT8
         if (product.is_int8) {
             const int64_t row_size = static_cast<const Int8Layer*>(product.layer)->num_quads * kQuad;
