@@ -75,6 +75,7 @@ def load_stage(
     settle_memory(device)
     if max_model_len is not None:
         fix_frequencies(stage.model, max_model_len)
+        stage.keep_angles(max_model_len)
     return LoadedStage(stage, num_weight_bytes(stage.model), kernel)
 
 

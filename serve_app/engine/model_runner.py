@@ -71,7 +71,7 @@ class ModelRunner:
         # By slot row; known to the rank that draws.
         self._last_drawn = torch.zeros(limits.max_num_seqs, dtype=torch.int64, device=device)
         self._sampler = (
-            Sampler(limits.max_num_seqs, stage.config.vocab_size, device, grammars=grammars)
+            Sampler(limits.max_num_seqs, stage.config.vocab_size, device, grammars=grammars, kernels=stage.kernels)
             if stage.shard.is_last and stage.shard.rank == 0
             else None
         )

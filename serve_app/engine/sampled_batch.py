@@ -110,6 +110,11 @@ class SampledBatch:
     compared: list[tuple[int, Tensor]]  # places among `asking`, and the alternatives [k] int64 that are named there
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether each token is the likeliest by the model's own numbers."""
+        return not self.drawn and not self.changes_logits
+
+    @property
     def changes_logits(self) -> bool:
         """Whether tokens are drawn by other numbers than the model's."""
         return self.changed is not None or self.penalized is not None or self.held is not None

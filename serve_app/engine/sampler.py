@@ -17,6 +17,7 @@ from serve_app.engine.host_staging import HostStaging
 from serve_app.engine.sampled_batch import DrawnRows, PenalizedRows, RowWays, SampledBatch, lay_out
 from serve_app.engine.sampler_tables import SamplerTables
 from serve_app.engine.token_logprobs import LogprobColumns, token_logprobs
+from serve_app.models.compiled.library import CompiledKernels
 from serve_app.types.generation import TokenLogprobs
 from serve_app.types.steps import NOT_FINITE, SequenceStart
 
@@ -42,6 +43,8 @@ class DrawnTokens:
 
     def to_host(self) -> "DrawnTokens":
         """The same with its tokens on their way to the host, which does not wait for them."""
+        if self.token_ids.device.type == "cpu":
+            return self
         logprobs = None if self.logprobs is None else self.logprobs.to_host()
         return replace(self, token_ids=self.token_ids.to("cpu", non_blocking=True), logprobs=logprobs)
 
@@ -70,12 +73,17 @@ class Sampler:
         device: torch.device | str,
         staging: HostStaging | None = None,
         grammars: Grammars | None = None,
+        kernels: CompiledKernels | None = None,
     ) -> None:
-        """staging: takes arrays to the device; None: one of its own. grammars: None where no sequence has one."""
+        """staging: takes arrays to the device; None: one of its own. grammars: None where no sequence has one.
+
+        kernels: compiled ones on CPU, if any.
+        """
         self._vocab_size = vocab_size
         self._staging = staging or HostStaging(torch.device(device))
         self._tables = SamplerTables(max_num_seqs, vocab_size, torch.device(device), self._staging)
         self._grammars = grammars
+        self._kernels = kernels
         self._ways: dict[int, RowWays] = {}  # by slot row
         self._batches: dict[tuple[int, ...], SampledBatch] = {}  # by slot rows
 
@@ -102,6 +110,15 @@ class Sampler:
         logits [B, V] float32 or bfloat16; left as they are.
         """
         batch = self._batch_of(slot_rows)
+        if self._kernels is not None and batch.is_greedy and self._kernels.serve(logits.dtype):
+            tokens = self._kernels.finite_largest(logits, NOT_FINITE)
+        else:
+            tokens = self._drawn(logits, batch)
+        self._count(batch, tokens)
+        return DrawnTokens(batch.slot_rows, tokens, self._logprobs(logits, batch, tokens), batch.num_tops)
+
+    def _drawn(self, logits: Tensor, batch: SampledBatch) -> Tensor:
+        """[B] int64, or NOT_FINITE, NOTHING_FITS, NO_MATCHER."""
         scores = self._adjusted(logits, batch) if batch.changes_logits else logits
         best, tokens = scores.max(dim=-1)  # the lowest id of equals
         is_finite = best.isfinite()  # NaN and +inf win the maximum, so it tells for the whole row
@@ -112,8 +129,7 @@ class Sampler:
         tokens = torch.where(is_finite, tokens, NOT_FINITE)
         if batch.held is not None and self._grammars is not None:
             tokens = self._grammars.take(batch.held, tokens)
-        self._count(batch, tokens)
-        return DrawnTokens(batch.slot_rows, tokens, self._logprobs(logits, batch, tokens), batch.num_tops)
+        return tokens
 
     def _batch_of(self, slot_rows: Sequence[int]) -> SampledBatch:
         key = tuple(slot_rows)

@@ -14,6 +14,7 @@ from serve_app.errors import ConfigError
 from serve_app.models.compiled.decoder import CompiledDecoder, compiled_decoder
 from serve_app.models.compiled.int8_product import compile_int8
 from serve_app.models.compiled.library import CompiledKernels
+from serve_app.models.compiled.row_angles import KeptAngles
 from serve_app.models.fused_decoder import FusedMLP, RotaryTables, fuse_layers
 from serve_app.models.fused_norm import compile_norms, fuse_norms
 from serve_app.models.step_attention import StageAttention
@@ -83,8 +84,9 @@ class TransformersStage:
         self.base: PreTrainedModel = self.model.base_model
         self.base_prefix = f"{self.model.base_model_prefix}."
         self.whole_state = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
-        self._kernels: CompiledKernels | None = None
+        self.kernels: CompiledKernels | None = None
         self._decoder: CompiledDecoder | None = None
+        self._angles: KeptAngles | None = None
         self._incoming: Tensor | None = None
         self._outgoing: Tensor | None = None
         self._cut()
@@ -113,16 +115,22 @@ class TransformersStage:
         compile_int8(self.model, kernels)
         if kernels.serve(self.dtype):
             compile_norms(self.model, self.architecture.fused, kernels)
-            self._kernels = kernels
+            self.kernels = kernels
             for module in self.model.modules():
                 if isinstance(module, FusedMLP):
                     module.kernels = kernels
             if self._is_fused:
-                found = compiled_decoder(self._own, kernels, self.dtype)
+                last = (self.base.norm, self.model.lm_head) if self.shard.is_last else None
+                found = compiled_decoder(self._own, kernels, self.dtype, last)
                 if isinstance(found, str):
                     logger.info("layers are run one by one: %s", found)
                 else:
-                    self._decoder = found
+                    self._decoder, self._angles = found, KeptAngles(self.base.rotary_emb, self.dtype)
+
+    def keep_angles(self, num_positions: int) -> None:
+        """Once its rotary frequencies change no more: keep what steps of decoding would compute anew."""
+        if self._angles is not None:
+            self._angles.keep(num_positions)
 
     def forward(
         self, inputs: Tensor, positions: Tensor, attention: StageAttention, logit_rows: Tensor | None
@@ -156,12 +164,16 @@ class TransformersStage:
         """The same, layer by layer, past the forwards of the model and of its base."""
         base: Any = self.base
         self._incoming = hidden = base.embed_tokens(inputs[None]) if self.shard.is_first else inputs[None]
-        cos, sin = base.rotary_emb(hidden, position_ids=positions[None])
         rows = None if self._decoder is None else attention.compiled_rows()
-        if self._decoder is not None and rows is not None:
-            hidden = self._decoder.run(hidden, cos, sin, rows)
+        if self._decoder is not None and self._angles is not None and rows is not None:
+            wanted = logit_rows if self._decoder.has_head else None
+            outputs = self._decoder.run(hidden[0], self._angles.of(positions), rows, wanted)
+            if wanted is not None:
+                return outputs
+            hidden = outputs[None]
         else:
-            tables = RotaryTables(cos, sin, self._kernels)
+            cos, sin = base.rotary_emb(hidden, position_ids=positions[None])
+            tables = RotaryTables(cos, sin, self.kernels)
             for layer in self._own:
                 hidden = layer(hidden, tables, attention)
         if not self.shard.is_last:

@@ -29,11 +29,21 @@ struct DecoderLayer {
     double scaling;
 };
 
+struct DecoderHead {  // of the last stage
+    const void* norm;  // [D]
+    double epsilon;
+    DecoderProduct product;  // [V, D]
+};
+
 struct DecoderStep {
     int64_t num_sequences, width, mlp_width, num_heads, num_kv_heads, head_dim, block_size, table_size;
     const int64_t *slots, *lengths, *tables;  // [B], [B], [B, table_size]
-    const void *cos, *sin;                    // [B, Dh]
+    const int64_t* positions;                 // [B], rows of cos and sin
+    const void *cos, *sin;                    // [.., Dh]
     void* hidden;                             // [B, D], read and written
+    int64_t num_logits;                       // 0: there is no head
+    const int64_t* logit_rows;                // [num_logits]
+    void* logits;                             // [num_logits, V], written
 };
 
 }  // extern "C"
@@ -51,50 +61,60 @@ public:
           joined_size_((step.num_heads + 2 * step.num_kv_heads) * step.head_dim),
           attended_size_(step.num_heads * step.head_dim),
           hidden_(static_cast<Number*>(step.hidden)),
-          normed_(step.num_sequences * step.width),
+          normed_(num_rows() * step.width),
           joined_(step.num_sequences * joined_size_),
           attended_(step.num_sequences * attended_size_),
           gates_and_ups_(step.num_sequences * 2 * step.mlp_width),
           activated_(step.num_sequences * step.mlp_width),
           added_(step.num_sequences * step.width),
           row_bytes_(std::max({step.width, attended_size_, step.mlp_width}) + kLanes),
-          bytes_(step.num_sequences * row_bytes_),
-          factors_(step.num_sequences) {}
+          bytes_(num_rows() * row_bytes_),
+          factors_(num_rows()) {}
 
-    void run(const DecoderLayer* layers, int64_t num_layers) {
+    void run(const DecoderLayer* layers, int64_t num_layers, const DecoderHead* head) {
 #pragma omp parallel num_threads(num_threads_)
         {
             for (int64_t l = 0; l < num_layers; ++l) run_layer(layers[l], l > 0);
 #pragma omp for
             for (int64_t m = 0; m < step_.num_sequences; ++m) add_row(m);
+            if (step_.num_logits > 0) put_logits(*head);
         }
     }
 
 private:
+    int64_t num_rows() const { return std::max(step_.num_sequences, step_.num_logits); }
+
     // Called by all threads; each loop ends where they meet.
     void run_layer(const DecoderLayer& layer, bool has_added) {
         const int64_t num_rows = step_.num_sequences;
 #pragma omp for
         for (int64_t m = 0; m < num_rows; ++m) {
             if (has_added) add_row(m);  // what the layer before has left
-            norm_hidden(m, layer.attention_norm, layer.attention_epsilon, layer.queries_keys_values);
+            norm_hidden(m, m, layer.attention_norm, layer.attention_epsilon, layer.queries_keys_values);
         }
-        multiply(layer.queries_keys_values, normed_.data(), joined_.data());
+        multiply(layer.queries_keys_values, normed_.data(), num_rows, joined_.data());
         attend_all(layer);
-        multiply(layer.attended, attended_.data(), added_.data());
+        multiply(layer.attended, attended_.data(), num_rows, added_.data());
 #pragma omp for
         for (int64_t m = 0; m < num_rows; ++m) {
             add_row(m);
-            norm_hidden(m, layer.mlp_norm, layer.mlp_epsilon, layer.gates_and_ups);
+            norm_hidden(m, m, layer.mlp_norm, layer.mlp_epsilon, layer.gates_and_ups);
         }
-        multiply(layer.gates_and_ups, normed_.data(), gates_and_ups_.data());
+        multiply(layer.gates_and_ups, normed_.data(), num_rows, gates_and_ups_.data());
 #pragma omp for
         for (int64_t m = 0; m < num_rows; ++m) {
             Number* row = &activated_[m * step_.mlp_width];
             silu_product_row(&gates_and_ups_[m * 2 * step_.mlp_width], step_.mlp_width, row);
             prepare(layer.activated, m, row, step_.mlp_width);
         }
-        multiply(layer.activated, activated_.data(), added_.data());
+        multiply(layer.activated, activated_.data(), num_rows, added_.data());
+    }
+
+    void put_logits(const DecoderHead& head) {
+#pragma omp for
+        for (int64_t n = 0; n < step_.num_logits; ++n)
+            norm_hidden(step_.logit_rows[n], n, head.norm, head.epsilon, head.product);
+        multiply(head.product, normed_.data(), step_.num_logits, static_cast<Number*>(step_.logits));
     }
 
     void add_row(int64_t m) {
@@ -102,10 +122,11 @@ private:
         for (int64_t k = 0; k < step_.width; ++k) to[k] = narrowed<Number>(widened(from[k]) + widened(to[k]));
     }
 
-    void norm_hidden(int64_t m, const void* weight, double epsilon, const DecoderProduct& next) {
-        Number* row = &normed_[m * step_.width];
+    // Row m of the hidden states, as row n of the next product.
+    void norm_hidden(int64_t m, int64_t n, const void* weight, double epsilon, const DecoderProduct& next) {
+        Number* row = &normed_[n * step_.width];
         norm_row(hidden_ + m * step_.width, step_.width, static_cast<const Number*>(weight), epsilon, row);
-        prepare(next, m, row, step_.width);
+        prepare(next, n, row, step_.width);
     }
 
     // The rows of a product in int8 are bytes.
@@ -119,14 +140,14 @@ private:
 #endif
     }
 
-    void multiply(const DecoderProduct& product, const Number* rows, Number* outputs) {
+    void multiply(const DecoderProduct& product, const Number* rows, int64_t num_rows, Number* outputs) {
 #ifdef HAS_INT8
         if (product.is_int8) {
             const auto& layer = *static_cast<const Int8Layer*>(product.layer);
             const int64_t num_chunks = num_chunks_of(layer);
 #pragma omp for schedule(dynamic)
             for (int64_t chunk = 0; chunk < num_chunks; ++chunk)
-                put_chunk(layer, chunk, bytes_.data(), factors_.data(), step_.num_sequences, outputs);
+                put_chunk(layer, chunk, bytes_.data(), factors_.data(), num_rows, outputs);
             return;
         }
 #endif
@@ -134,7 +155,7 @@ private:
         const int64_t num_chunks = num_chunks_of(layer);
 #pragma omp for schedule(dynamic)
         for (int64_t chunk = 0; chunk < num_chunks; ++chunk)
-            put_chunk<Unit>(layer, chunk, rows, step_.num_sequences, outputs);
+            put_chunk<Unit>(layer, chunk, rows, num_rows, outputs);
     }
 
     void attend_all(const DecoderLayer& layer) {
@@ -159,8 +180,8 @@ private:
     // Of one sequence: norms and rotates the key-value heads [first, end) and their queries, and stores them.
     void place_heads(const DecoderLayer& layer, int64_t b, int64_t first, int64_t end) {
         const int64_t dim = step_.head_dim, group = step_.num_heads / step_.num_kv_heads;
-        const Number *cos = static_cast<const Number*>(step_.cos) + b * dim;
-        const Number *sin = static_cast<const Number*>(step_.sin) + b * dim;
+        const Number* cos = static_cast<const Number*>(step_.cos) + step_.positions[b] * dim;
+        const Number* sin = static_cast<const Number*>(step_.sin) + step_.positions[b] * dim;
         Number* queries = &joined_[b * joined_size_ + first * group * dim];
         Number* keys = &joined_[b * joined_size_ + (step_.num_heads + first) * dim];
         const Number* values = keys + step_.num_kv_heads * dim;

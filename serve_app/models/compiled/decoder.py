@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from serve_app.models.compiled.float_product import CompiledProduct
 from serve_app.models.compiled.int8_product import CompiledInt8Product
-from serve_app.models.compiled.library import CompiledKernels, DecoderLayer, DecoderProduct, DecoderStep
+from serve_app.models.compiled.library import CompiledKernels, DecoderHead, DecoderLayer, DecoderProduct, DecoderStep
+from serve_app.models.compiled.row_angles import RowAngles
 from serve_app.models.fused_decoder import FusedDecoderLayer
 from serve_app.models.fused_norm import CompiledRMSNorm
 from serve_app.models.packed_linear import JoinableLinear
@@ -35,8 +36,17 @@ class _Shape:
 class CompiledDecoder:
     """A stage's layers, over one KV cache at a time."""
 
-    def __init__(self, layers: Sequence[nn.Module], kernels: CompiledKernels, dtype: torch.dtype) -> None:
-        """Raises UnfitLayersError where a layer is not wholly of compiled parts."""
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        kernels: CompiledKernels,
+        dtype: torch.dtype,
+        last: tuple[nn.Module, nn.Module] | None = None,
+    ) -> None:
+        """last: the norm and the head behind the layers, on the last stage.
+
+        Raises UnfitLayersError where a layer is not wholly of compiled parts.
+        """
         self._kernels = kernels
         self._dtype = dtype
         shapes = {_shape_of(layer) for layer in layers}
@@ -45,30 +55,53 @@ class CompiledDecoder:
         (self._shape,) = shapes
         self._layers = (DecoderLayer * len(layers))(*(self._described(layer) for layer in layers))
         self._cache: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
-        self._modules = list(layers)  # whose weights the addresses are of
+        self._modules = [*layers, *(last or ())]  # whose weights the addresses are of
+        self._head, self._vocab_size = self._described_head(last)
 
-    def run(self, hidden: Tensor, cos: Tensor, sin: Tensor, rows: PagedRows) -> Tensor:
-        """One token of each sequence: hidden [1, B, D], cos and sin [1, B, Dh] -> [1, B, D]; hidden is left as it is.
+    @property
+    def has_head(self) -> bool:
+        """Whether it can give logits."""
+        return self._head is not None
+
+    def run(self, hidden: Tensor, angles: RowAngles, rows: PagedRows, logit_rows: Tensor | None = None) -> Tensor:
+        """One token of each sequence: hidden [B, D], left as it is -> [B, D], or logits [N, V] of logit_rows [N] int64.
 
         Stores the tokens' keys and values.
         """
         if self._cache is None or self._cache[0] is not rows.keys:
             self._take_cache(rows)
-        hidden, cos, sin = hidden.clone(memory_format=torch.contiguous_format), cos.contiguous(), sin.contiguous()
+        hidden = hidden.clone(memory_format=torch.contiguous_format)
         shape = self._shape
         step = DecoderStep(
-            *(hidden.shape[1], shape.width, shape.mlp_width, shape.num_heads, shape.num_kv_heads, shape.head_dim),
+            *(len(hidden), shape.width, shape.mlp_width, shape.num_heads, shape.num_kv_heads, shape.head_dim),
             *(rows.block_size, rows.tables.shape[1]),
             *(rows.slots.data_ptr(), rows.lengths.data_ptr(), rows.tables.data_ptr()),
-            *(cos.data_ptr(), sin.data_ptr(), hidden.data_ptr()),
+            *(angles.places.data_ptr(), angles.cos.data_ptr(), angles.sin.data_ptr(), hidden.data_ptr()),
         )
-        self._kernels.decode(self._dtype, step, self._layers)
-        return hidden
+        if logit_rows is None:
+            self._kernels.decode(self._dtype, step, self._layers)
+            return hidden
+        logits = hidden.new_empty(len(logit_rows), self._vocab_size)
+        step.num_logits, step.logit_rows, step.logits = len(logit_rows), logit_rows.data_ptr(), logits.data_ptr()
+        self._kernels.decode(self._dtype, step, self._layers, self._head)
+        return logits
 
     def _take_cache(self, rows: PagedRows) -> None:
         self._cache = rows.keys, rows.values
         for layer, keys, values in zip(self._layers, rows.keys, rows.values, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+
+    def _described_head(self, last: tuple[nn.Module, nn.Module] | None) -> tuple[DecoderHead | None, int]:
+        """None where it is not compiled; it is then called as it is."""
+        if last is None:
+            return None, 0
+        norm, head = last
+        try:
+            described = DecoderHead(*_norm_of(norm, self._dtype), _product_of((head,), self._dtype))
+        except UnfitLayersError:
+            return None, 0
+        assert isinstance(head, JoinableLinear), "it has a product"
+        return described, head.out_features
 
     def _described(self, layer: Any) -> DecoderLayer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -89,11 +122,14 @@ class UnfitLayersError(Exception):
 
 
 def compiled_decoder(
-    layers: Sequence[nn.Module], kernels: CompiledKernels, dtype: torch.dtype
+    layers: Sequence[nn.Module],
+    kernels: CompiledKernels,
+    dtype: torch.dtype,
+    last: tuple[nn.Module, nn.Module] | None = None,
 ) -> CompiledDecoder | str:
-    """The layers in one call, or why they cannot be."""
+    """The layers in one call, or why they cannot be; see CompiledDecoder."""
     try:
-        return CompiledDecoder(layers, kernels, dtype)
+        return CompiledDecoder(layers, kernels, dtype, last)
     except UnfitLayersError as error:
         return str(error)
 

@@ -63,12 +63,22 @@ void attend_bfloat16(const Attention* a, const Bfloat16* queries, const Bfloat16
     attend(*a, queries, keys, values, tables, lengths, sinks, outputs, t);
 }
 
-void decode_float32(const DecoderStep* step, const DecoderLayer* layers, int64_t num_layers, int t) {
-    Decoder<FloatUnit>(*step, t).run(layers, num_layers);
+void place_largest_float32(const float* rows, int64_t m, int64_t width, int64_t otherwise, int64_t* places, int t) {
+    place_largest(rows, m, width, otherwise, places, t);
 }
 
-void decode_bfloat16(const DecoderStep* step, const DecoderLayer* layers, int64_t num_layers, int t) {
-    Decoder<BfloatUnit>(*step, t).run(layers, num_layers);
+void place_largest_bfloat16(const Bfloat16* rows, int64_t m, int64_t width, int64_t otherwise, int64_t* places, int t) {
+    place_largest(rows, m, width, otherwise, places, t);
+}
+
+void decode_float32(const DecoderStep* step, const DecoderLayer* layers, int64_t num_layers,
+                    const DecoderHead* head, int t) {
+    Decoder<FloatUnit>(*step, t).run(layers, num_layers, head);
+}
+
+void decode_bfloat16(const DecoderStep* step, const DecoderLayer* layers, int64_t num_layers,
+                    const DecoderHead* head, int t) {
+    Decoder<BfloatUnit>(*step, t).run(layers, num_layers, head);
 }
 
 }  // extern "C"

@@ -16,8 +16,9 @@ _ARGUMENTS = {
     "silu_product": (_ADDRESS, _COUNT, _COUNT, _ADDRESS, _THREADS),
     "rotate": (_ADDRESS, _COUNT, _COUNT, _COUNT, _COUNT, _ADDRESS, _ADDRESS, _THREADS),
     "attend": (*[_ADDRESS] * 8, _THREADS),
+    "place_largest": (_ADDRESS, _COUNT, _COUNT, _COUNT, _ADDRESS, _THREADS),
 }
-_DECODE_ARGUMENTS = (_ADDRESS, _ADDRESS, _COUNT, _THREADS)
+_DECODE_ARGUMENTS = (_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _THREADS)
 _PRODUCT_ARGUMENTS = (_ADDRESS, _ADDRESS, _COUNT, _COUNT, _ADDRESS, _THREADS)
 
 
@@ -72,8 +73,15 @@ class DecoderStep(ctypes.Structure):
     _fields_ = (
         *((name, _COUNT) for name in ("num_sequences", "width", "mlp_width", "num_heads", "num_kv_heads")),
         *((name, _COUNT) for name in ("head_dim", "block_size", "table_size")),
-        *((name, _ADDRESS) for name in ("slots", "lengths", "tables", "cos", "sin", "hidden")),
+        *((name, _ADDRESS) for name in ("slots", "lengths", "tables", "positions", "cos", "sin", "hidden")),
+        *(("num_logits", _COUNT), ("logit_rows", _ADDRESS), ("logits", _ADDRESS)),
     )
+
+
+class DecoderHead(ctypes.Structure):
+    """The last norm and the product that gives logits."""
+
+    _fields_ = (("norm", _ADDRESS), ("epsilon", ctypes.c_double), ("product", DecoderProduct))
 
 
 class CompiledKernels:
@@ -83,7 +91,7 @@ class CompiledKernels:
         """Raises OSError where it cannot be loaded."""
         library = ctypes.CDLL(str(path))
         self.digest = path.stem
-        self._norm, self._silu_product, self._rotate, self._attend = (
+        self._norm, self._silu_product, self._rotate, self._attend, self._place_largest = (
             {dtype: _function(library, f"{name}_{suffix}", arguments) for dtype, suffix in _NAMES.items()}
             for name, arguments in _ARGUMENTS.items()
         )
@@ -151,9 +159,29 @@ class CompiledKernels:
         )
         return outputs
 
-    def decode(self, dtype: torch.dtype, step: DecoderStep, layers: "ctypes.Array[DecoderLayer]") -> None:
-        """Layers one after the other; the step's hidden states are read and written."""
-        self._decode[dtype](*(ctypes.addressof(step), ctypes.addressof(layers), len(layers), torch.get_num_threads()))
+    def decode(
+        self,
+        dtype: torch.dtype,
+        step: DecoderStep,
+        layers: "ctypes.Array[DecoderLayer]",
+        head: DecoderHead | None = None,
+    ) -> None:
+        """Layers one after the other; the step's hidden states are read and written. head: where it wants logits."""
+        self._decode[dtype](
+            *(ctypes.addressof(step), ctypes.addressof(layers), len(layers)),
+            *(None if head is None else ctypes.addressof(head), torch.get_num_threads()),
+        )
+
+    def finite_largest(self, rows: Tensor, otherwise: int) -> Tensor:
+        """rows [M, N] -> [M] int64: the first place of each row's largest number.
+
+        It is `otherwise` where a number is NaN or the largest is not finite.
+        """
+        rows, places = rows.contiguous(), torch.empty(len(rows), dtype=torch.int64)
+        self._place_largest[rows.dtype](
+            *(rows.data_ptr(), *rows.shape, otherwise, places.data_ptr()), torch.get_num_threads()
+        )
+        return places
 
     def multiply(self, layer: FloatLayer, rows: Tensor) -> Tensor:
         """rows [..., K] of the layer's dtype -> [..., N]."""

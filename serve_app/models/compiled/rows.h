@@ -65,4 +65,26 @@ void rotate(Number* rows, int64_t num_rows, int64_t row_size, int64_t num_heads,
         rotate_heads(rows + m * row_size, num_heads, head_dim, cos + m * head_dim, sin + m * head_dim);
 }
 
+// The first place of each row's largest number; `otherwise` where one of them is NaN or the largest is not finite.
+template <typename Number>
+void place_largest(const Number* rows, int64_t num_rows, int64_t width, int64_t otherwise, int64_t* places,
+                   int num_threads) {
+#pragma omp parallel for num_threads(num_threads) if (num_rows > 1 && num_rows * width >= kManyNumbers)
+    for (int64_t m = 0; m < num_rows; ++m) {
+        const Number* row = rows + m * width;
+        float largest = -INFINITY, nothing = 0;
+#pragma omp simd reduction(max : largest) reduction(+ : nothing)
+        for (int64_t k = 0; k < width; ++k) {
+            const float number = widened(row[k]);
+            largest = number > largest ? number : largest;
+            nothing += number != number ? 1.0f : 0.0f;
+        }
+        int64_t k = 0;
+        if (nothing != 0 || std::fabs(largest) == INFINITY) k = otherwise;
+        else
+            while (widened(row[k]) != largest) ++k;
+        places[m] = k;
+    }
+}
+
 }  // namespace

@@ -13,7 +13,8 @@ from torch import Tensor
 from serve_app.engine.draws import uniforms
 from serve_app.engine.sampler import SampledTokens, Sampler
 from serve_app.types.generation import SamplingParams
-from serve_app.types.steps import SequenceStart
+from serve_app.types.steps import NOT_FINITE, SequenceStart
+from tests.compiled import kernels_or_skip
 
 VOCAB = 40
 GREEDY = SamplingParams(max_tokens=64, seed=0, temperature=0.0)
@@ -365,3 +366,24 @@ def test_a_slot_row_forgets_what_its_sequence_was_allowed() -> None:
     assert sampler.sample(logits, [0]).token_ids == [3]
     sampler.start(start_of(0, GREEDY))
     assert sampler.sample(logits, [0]).token_ids == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_kernels_draw_what_torch_draws(dtype: torch.dtype) -> None:
+    logits = logits_of(5, 1000).to(dtype)
+    logits[1, 300], logits[2, 300], logits[3] = torch.nan, torch.inf, -torch.inf
+    logits[4, [70, 900]] = 50.0  # the lowest id of equals
+    biased = replace(GREEDY, logit_bias={5: 100.0})
+    expected = None
+    for kernels in (None, kernels_or_skip()):
+        sampler = Sampler(5, 1000, "cpu", kernels=kernels)
+        for row in range(5):
+            sampler.start(start_of(row, GREEDY))
+        drawn = sampler.sample(logits, list(range(5))).token_ids
+        sampler.start(start_of(0, biased))
+        drawn += sampler.sample(logits, list(range(5))).token_ids
+        assert expected is None or drawn == expected
+        expected = drawn
+    assert expected is not None
+    assert expected[1:5] == [NOT_FINITE, NOT_FINITE, NOT_FINITE, 70]
+    assert expected[5] == 5

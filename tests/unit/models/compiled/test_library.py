@@ -56,6 +56,20 @@ def test_silu_product(width: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 50, 1031])
+def test_finite_largest(width: int, dtype: torch.dtype) -> None:
+    kernels = kernels_or_skip()
+    rows = torch.randn(NUM_ROWS, width).to(dtype)
+    rows[3, width // 2] = rows[4, 0] = rows[5, -1] = torch.inf
+    rows[6, width // 3], rows[7], rows[8, width // 2] = torch.nan, -torch.inf, -torch.inf
+    rows[9, width // 3], rows[9, width // 2] = torch.inf, torch.nan
+    rows[10] = 7
+    largest, places = rows.max(dim=-1)
+    assert not largest.isfinite().all()
+    assert torch.equal(kernels.finite_largest(rows, -5), torch.where(largest.isfinite(), places, -5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [16, 24, 128])
 def test_rotary_positions_are_torch_s_to_the_bit(head_dim: int, dtype: torch.dtype) -> None:
     kernels = kernels_or_skip()
