@@ -85,7 +85,9 @@ class ServeBackend:
     async def find_running_models(self) -> None:
         """Begin to receive; return when every running model has described itself and a copy has told how it is."""
         await self._listen_to_other_nodes()
-        self._tasks += [asyncio.create_task(work) for work in (self._receive(), self._sweep_forever())]
+        self._tasks += [
+            asyncio.create_task(work) for work in (self._receiver.deliver(self._take), self._sweep_forever())
+        ]
         await self._applications.find_running_models()
 
     def start(self) -> None:
@@ -200,21 +202,16 @@ class ServeBackend:
     def _make_calls(self) -> ReplicaCalls:
         return ReplicaCalls(self._senders, self._own_address, self._open_calls)
 
-    async def _receive(self) -> None:
-        while True:
-            message = await self._receiver.receive()
-            try:
-                self._take(message)
-            except Exception as error:  # what one replica sends must not make this process deaf to the others
-                logger.error("message %s not understood error=%s", type(message).__name__, type(error).__name__)
-
     def _take(self, message: ToGateway) -> None:
-        if isinstance(message, TokenBatch):
-            self._open_calls.take_tokens(message)
-        elif isinstance(message, StateMessage):
-            self._applications.take_state(message)
-        else:
-            self._open_calls.take_reply(message)
+        try:
+            if isinstance(message, TokenBatch):
+                self._open_calls.take_tokens(message)
+            elif isinstance(message, StateMessage):
+                self._applications.take_state(message)
+            else:
+                self._open_calls.take_reply(message)
+        except Exception as error:  # what one replica sends must not make this process deaf to the others
+            logger.error("message %s not understood error=%s", type(message).__name__, type(error).__name__)
 
     async def _sweep_forever(self) -> None:
         """Notice replicas that are silent, and let Serve's autoscaling see the calls that are not Serve's."""

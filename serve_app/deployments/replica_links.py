@@ -158,8 +158,7 @@ class CallServer:
 
     async def run(self) -> None:
         """Take calls until cancelled."""
-        while True:
-            self._take(await self._receiver.receive())
+        await self._receiver.deliver(self._take)
 
     @property
     def is_idle(self) -> bool:

@@ -20,6 +20,7 @@ from serve_app.wire.messages import (
     HeartbeatMessage,
     HelloMessage,
     OutputMessage,
+    ToRouter,
 )
 
 _WATCH_INTERVAL_S = 0.25
@@ -100,7 +101,10 @@ class StepLoop:
 
     async def run(self) -> None:
         """Run until cancelled or until the group is lost."""
-        tasks = [asyncio.create_task(work) for work in (self._receive(), self._pump_when_due(), self._watch())]
+        tasks = [
+            asyncio.create_task(work)
+            for work in (self._control.deliver(self._hear), self._pump_when_due(), self._watch())
+        ]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -142,23 +146,21 @@ class StepLoop:
         if not self.scheduler.has_work and self.scheduler.num_steps_in_flight == 0:
             self.scheduler.check()
 
-    async def _receive(self) -> None:
-        while True:
-            message = await self._control.receive()
-            if isinstance(message, OutputMessage | BatchOutputMessage):
-                self._take(message)
-            elif isinstance(message, HeartbeatMessage):
-                now_s = self._heard_s[message.shard_index] = time.monotonic()
-                self.memory_taken[message.shard_index] = message.memory
-                if message.busy_s is not None:
-                    self._bubble.hear(message.shard_index, message.busy_s, now_s)
-                    self._stage_times.hear(message.shard_index, message.num_steps_done, message.busy_s)
-            elif isinstance(message, HelloMessage):
-                self._greet(message.shard_index)
-            elif isinstance(message, GrammarReadyMessage):
-                self._make_ready(message.number)
-            elif self._traces is not None:
-                self._traces.hear(message.shard_index, message.step_id, message.busy_s)
+    def _hear(self, message: ToRouter) -> None:
+        if isinstance(message, OutputMessage | BatchOutputMessage):
+            self._take(message)
+        elif isinstance(message, HeartbeatMessage):
+            now_s = self._heard_s[message.shard_index] = time.monotonic()
+            self.memory_taken[message.shard_index] = message.memory
+            if message.busy_s is not None:
+                self._bubble.hear(message.shard_index, message.busy_s, now_s)
+                self._stage_times.hear(message.shard_index, message.num_steps_done, message.busy_s)
+        elif isinstance(message, HelloMessage):
+            self._greet(message.shard_index)
+        elif isinstance(message, GrammarReadyMessage):
+            self._make_ready(message.number)
+        elif self._traces is not None:
+            self._traces.hear(message.shard_index, message.step_id, message.busy_s)
 
     def _make_ready(self, number: int) -> None:
         if self._grammars is not None:

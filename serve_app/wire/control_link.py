@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from serve_app.types.plans import MemoryTaken
 from serve_app.types.steps import BatchStep, BatchStepOutput, GrammarChange, StepInput, StepOutput
+from serve_app.wire.loop_socket import LoopSocket
 from serve_app.wire.messages import (
     PROTOCOL_VERSION,
     BatchOutputMessage,
@@ -48,10 +48,11 @@ class ControlServer:
     def __init__(self, host: str, epoch: int, num_shards: int) -> None:
         self._epoch = epoch
         self._num_shards = num_shards
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        server_key = make_server(self._socket)
-        self.address = ControlAddress(bind(self._socket, host), server_key, epoch)
+        self._context = zmq.Context()
+        bound: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        server_key = make_server(bound)
+        self.address = ControlAddress(bind(bound, host), server_key, epoch)
+        self._socket = LoopSocket(bound)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(ToRouter)
         self._peers = [f"{epoch}:{index}".encode() for index in range(num_shards)]
@@ -82,31 +83,46 @@ class ControlServer:
         self._send(message)
         payload = self._encoder.encode(message)
         for peer in self._peers:
-            self._socket.send_multipart((peer + _LEAVE, payload))
+            self._socket.send((peer + _LEAVE, payload))
 
     async def receive(self) -> ToRouter:
         """The next message of this epoch; others, and what cannot be read, are dropped."""
         while True:
-            frames = await self._socket.recv_multipart()
-            try:
-                message: ToRouter = self._decoder.decode(frames[-1])
-            except UNREADABLE as error:
-                self._dropped.note(f"unreadable: {error}")
-                continue
-            if message.version != PROTOCOL_VERSION:
-                self._dropped.note(f"protocol version {message.version}")
-            elif message.epoch == self._epoch:
+            message = self._decoded(await self._socket.receive())
+            if message is not None:
                 return message
+
+    async def deliver(self, take: Callable[[ToRouter], None]) -> None:
+        """Hand every message of this epoch to `take` as it comes, until cancelled; raises what `take` raises."""
+
+        def take_payload(payload: bytes) -> None:
+            message = self._decoded(payload)
+            if message is not None:
+                take(message)
+
+        await self._socket.deliver(take_payload)
 
     def close(self) -> None:
         """Drop what is unsent and close."""
+        self._socket.close()
         self._context.destroy(linger=0)
+
+    def _decoded(self, payload: bytes) -> ToRouter | None:
+        try:
+            message: ToRouter = self._decoder.decode(payload)
+        except UNREADABLE as error:
+            self._dropped.note(f"unreadable: {error}")
+            return None
+        if message.version != PROTOCOL_VERSION:
+            self._dropped.note(f"protocol version {message.version}")
+            return None
+        return message if message.epoch == self._epoch else None
 
     def _send(self, message: ToShard) -> None:
         payload = self._encoder.encode(message)
         self.num_sent_bytes += len(payload) * len(self._peers)
         for peer in self._peers:
-            self._socket.send_multipart((peer, payload))
+            self._socket.send((peer, payload))
 
 
 class ControlClient:

@@ -6,14 +6,15 @@ public key never crosses the network in clear, and nobody connects without it: i
 
 import errno
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from serve_app.types.links import LinkAddress
+from serve_app.wire.loop_socket import LoopSocket
 from serve_app.wire.messages import PROTOCOL_VERSION, Message, ToGateway, ToReplica
 from serve_app.wire.sockets import UNREADABLE, Dropped, bind, make_client, make_server
 
@@ -28,34 +29,51 @@ class Receiver(Generic[ReceivedT]):
     """The end of a link that many send to; listens on loopback, more widely only when asked to."""
 
     def __init__(self, node: str, messages: Any) -> None:
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.PULL)
-        server_key = make_server(self._socket)
-        self.address = LinkAddress(node, bind(self._socket, LOOPBACK), None, server_key)
+        self._context = zmq.Context()
+        self._bound: zmq.Socket[bytes] = self._context.socket(zmq.PULL)
+        server_key = make_server(self._bound)
+        self.address = LinkAddress(node, bind(self._bound, LOOPBACK), None, server_key)
+        self._socket = LoopSocket(self._bound)
         self._decoder = msgspec.msgpack.Decoder(messages)
         self._dropped = Dropped()
 
     def listen_wide(self) -> None:
         """Listen on the node's own address too: the cluster has other nodes."""
         if self.address.wide_endpoint is None:
-            self.address = replace(self.address, wide_endpoint=bind(self._socket, self.address.node))
+            self.address = replace(self.address, wide_endpoint=bind(self._bound, self.address.node))
 
     async def receive(self) -> ReceivedT:
         """The next message; what cannot be read is dropped."""
         while True:
-            payload = await self._socket.recv()
-            try:
-                message: ReceivedT = self._decoder.decode(payload)
-            except UNREADABLE as error:
-                self._dropped.note(f"unreadable: {error}")
-                continue
-            if message.version == PROTOCOL_VERSION:
+            message = self._decoded(await self._socket.receive())
+            if message is not None:
                 return message
-            self._dropped.note(f"protocol version {message.version}")
+
+    async def deliver(self, take: Callable[[ReceivedT], None]) -> None:
+        """Hand every message to `take` as it comes, until cancelled; raises what `take` raises."""
+
+        def take_payload(payload: bytes) -> None:
+            message = self._decoded(payload)
+            if message is not None:
+                take(message)
+
+        await self._socket.deliver(take_payload)
 
     def close(self) -> None:
         """Close the socket."""
+        self._socket.close()
         self._context.destroy(linger=0)
+
+    def _decoded(self, payload: bytes) -> ReceivedT | None:
+        try:
+            message: ReceivedT = self._decoder.decode(payload)
+        except UNREADABLE as error:
+            self._dropped.note(f"unreadable: {error}")
+            return None
+        if message.version == PROTOCOL_VERSION:
+            return message
+        self._dropped.note(f"protocol version {message.version}")
+        return None
 
 
 class TokenReceiver(Receiver[ToGateway]):

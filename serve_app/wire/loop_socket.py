@@ -1,0 +1,131 @@
+"""A ZeroMQ socket on an event loop: what comes is handed to a function, without a future or a task for each message.
+
+zmq.asyncio makes and queues a future for every message that is awaited or sent, which costs several times what the
+message itself does.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+_MAX_IN_A_ROW = 64  # messages, before others on the loop have their turn
+_NOBLOCK = int(zmq.NOBLOCK)  # plain numbers: an operation on pyzmq's flags costs as much as a message
+_NOT_LAST = int(zmq.NOBLOCK | zmq.SNDMORE)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
+
+Take = Callable[[bytes], None]
+
+
+class LoopSocket:
+    """Reads and writes a socket without ever blocking; a message that nobody has asked for stays in it.
+
+    ZMQ_FD is edge-triggered (zmq_getsockopt(3)): it says once that there is news for the socket, and whatever is done
+    with the socket may take that word away. So it is read until nothing is left, and looked at behind every send.
+    For the thread of one event loop; of one reader at a time: `receive` or `deliver`.
+    """
+
+    def __init__(self, socket: "zmq.Socket[bytes]") -> None:
+        """Closed by `close`, not by whoever has made it."""
+        self._socket = socket
+        self._get: Callable[[int], Any] = socket.get
+        self._descriptor = socket.fileno()
+        self._loop: asyncio.AbstractEventLoop | None = None  # that watches the descriptor
+        self._waiting: asyncio.Future[None] | None = None  # of a `receive`
+        self._take: Take | None = None  # of a `deliver`
+        self._ended: asyncio.Future[None] | None = None  # of that `deliver`
+        self._is_draining = False
+
+    async def receive(self) -> bytes:
+        """The last frame of the next message. Cancelled, it leaves the message in the socket."""
+        assert not self._is_read, "somebody reads this socket already"
+        while True:
+            try:
+                return self._read()
+            except zmq.Again:
+                self._waiting = self._watching_loop().create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+
+    async def deliver(self, take: Take) -> None:
+        """Hand the last frame of each message to `take` as it comes, until cancelled; raises what `take` raises."""
+        assert not self._is_read, "somebody reads this socket already"
+        ended = self._watching_loop().create_future()
+        self._take, self._ended = take, ended
+        self._drain()
+        try:
+            await ended
+        finally:
+            self._take = self._ended = None
+
+    def send(self, frames: Sequence[bytes]) -> None:
+        """Send a message. Raises zmq.Again where the socket takes no more; a ROUTER drops it then."""
+        for frame in frames[:-1]:
+            self._socket.send(frame, _NOT_LAST)
+        self._socket.send(frames[-1], _NOBLOCK)
+        if self._loop is not None and not self._is_draining and self._get(_EVENTS) & _POLLIN:
+            self._loop.call_soon(self._notice)
+
+    def close(self) -> None:
+        """Close the socket, without what is unsent; whoever waits for a message is cancelled. May be called again."""
+        if self._socket.closed:
+            return
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._descriptor)  # before the number becomes another file's
+            for waiting in (self._waiting, self._ended):
+                if waiting is not None:
+                    waiting.cancel()
+        self._take = None
+        self._socket.close(linger=0)
+
+    @property
+    def _is_read(self) -> bool:
+        return self._waiting is not None or self._take is not None
+
+    def _watching_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._descriptor, self._notice)
+        return self._loop
+
+    def _notice(self) -> None:
+        """There may be news."""
+        if self._take is not None:
+            self._drain()
+        elif self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+        elif not self._socket.closed:
+            self._get(_EVENTS)  # takes the word away: the loop would bring it again and again
+
+    def _drain(self) -> None:
+        """Hand on what is there; what is left after many goes on in the loop's next round."""
+        loop, take, ended = self._loop, self._take, self._ended
+        assert loop is not None
+        assert take is not None
+        assert ended is not None
+        self._is_draining = True
+        try:
+            for _ in range(_MAX_IN_A_ROW):
+                if not self._get(_EVENTS) & _POLLIN:  # an empty `recv` costs an exception, which is more
+                    return
+                take(self._read())
+                if self._take is None:
+                    return  # closed by what it was given
+            loop.call_soon(self._notice)
+        except Exception as error:  # told by `deliver`
+            self._take = None
+            if not ended.done():
+                ended.set_exception(error)
+        finally:
+            self._is_draining = False
+
+    def _read(self) -> bytes:
+        """The last frame of a message that is there, or zmq.Again."""
+        frame = self._socket.recv(_NOBLOCK, copy=False)
+        while frame.more:
+            frame = self._socket.recv(_NOBLOCK, copy=False)
+        return frame.bytes
