@@ -1,6 +1,7 @@
 """Messages as the links carry them, and strangers who send what they like."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import zmq
 from serve_app.types.generation import OutputChunk
 from serve_app.wire.control_link import ControlServer
 from serve_app.wire.links import TokenReceiver
+from serve_app.wire.loop_socket import LoopSocket
 from serve_app.wire.messages import TokenBatch
 
 EPOCH = 4
@@ -53,7 +55,24 @@ class Strangers:
         self._context.destroy(linger=0)
 
 
-async def soon(receiver: ControlServer | TokenReceiver) -> Any:
-    """The next message."""
+class _FoundError(Exception):
+    """The message that was waited for has come."""
+
+
+async def next_message(receiver: ControlServer | TokenReceiver | LoopSocket) -> Any:
+    """The next message, whenever it comes; those behind it stay where they are."""
+    found: list[Any] = []
+
+    def take(message: Any) -> None:
+        found.append(message)
+        raise _FoundError
+
+    with contextlib.suppress(_FoundError):
+        await receiver.deliver(take)
+    return found[0]
+
+
+async def soon(receiver: ControlServer | TokenReceiver | LoopSocket) -> Any:
+    """The next message, within ten seconds."""
     async with asyncio.timeout(10):
-        return await receiver.receive()
+        return await next_message(receiver)

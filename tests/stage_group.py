@@ -17,6 +17,7 @@ from serve_app.types.steps import BatchStep, BatchStepOutput
 from serve_app.types.tensors import Item
 from serve_app.wire.control_link import ControlServer
 from serve_app.wire.messages import BatchOutputMessage
+from tests.fakes_links import next_message
 
 CPU = torch.device("cpu")
 WHOLE = ShardSpec(0, 1, 0, 1, 0, 4)
@@ -70,11 +71,11 @@ class StageGroup:
     async def _exchange(self, step: BatchStep) -> BatchStepOutput:
         if step.step_id == 0:  # a step that is sent before a shard has connected is dropped
             for _ in range(self._num_shards):
-                await self._control.receive()
+                await next_message(self._control)
         self._control.send_step(step)
         async with asyncio.timeout(60):
             while True:
-                message = await self._control.receive()
+                message = await next_message(self._control)
                 if isinstance(message, BatchOutputMessage):
                     return message.output
 

@@ -24,6 +24,7 @@ from serve_app.wire.messages import (
 )
 
 _WATCH_INTERVAL_S = 0.25
+_OUTPUTS = (OutputMessage, BatchOutputMessage)  # not joined anew for each message
 
 
 class StepScheduler(Protocol):
@@ -143,11 +144,11 @@ class StepLoop:
                 step = self._traces.send(step)
             self._control.send_step(step)
         self._bubble.note(time.monotonic(), is_working=self.scheduler.num_steps_in_flight > 0)
-        if not self.scheduler.has_work and self.scheduler.num_steps_in_flight == 0:
+        if self.scheduler.num_steps_in_flight == 0 and not self.scheduler.has_work:
             self.scheduler.check()
 
     def _hear(self, message: ToRouter) -> None:
-        if isinstance(message, OutputMessage | BatchOutputMessage):
+        if isinstance(message, _OUTPUTS):
             self._take(message)
         elif isinstance(message, HeartbeatMessage):
             now_s = self._heard_s[message.shard_index] = time.monotonic()

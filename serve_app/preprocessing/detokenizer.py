@@ -28,17 +28,24 @@ class ByteLevelDetokenizer:
     def __init__(self, table: TokenTable, *, skipped_ids: frozenset[int] = frozenset()) -> None:
         self._bytes_of = table.bytes_of
         self._skipped_ids = skipped_ids
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_torn = False  # the last character so far is not whole
 
     def push(self, token_id: int) -> str:
         """Text that became certain with this token."""
         if token_id in self._skipped_ids:
             return ""
-        return self._decode(self._bytes_of(token_id))
+        text_bytes = self._bytes_of(token_id)
+        if text_bytes.isascii() and not self._is_torn:  # as most tokens' are
+            return text_bytes.decode("ascii")
+        text = self._decoder.decode(text_bytes)
+        self._is_torn = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """What is left at the end."""
-        return self._decode(b"", True)
+        self._is_torn = False
+        return self._decoder.decode(b"", True)
 
 
 class WindowDetokenizer:

@@ -30,9 +30,11 @@ class MakingWay:
 
     def take(self) -> TokenSequence | None:
         """The sequence that is to be pre-empted now; None: nobody is."""
+        if self.sequence is None:
+            return None
         sequence, newcomer, priority = self.sequence, self._waiting.head, self._waiting.priority
         self.sequence = None
-        if sequence is None or newcomer is None or priority is None or sequence.state is not SequenceState.RUNNING:
+        if newcomer is None or priority is None or sequence.state is not SequenceState.RUNNING:
             return None
         if is_kept_apart(newcomer, self._running):
             return None

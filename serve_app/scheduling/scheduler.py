@@ -54,6 +54,7 @@ class Scheduler:
         """
         assert not (overlaps_steps and num_stages > 1), "a first stage does not know what the last one draws"
         self.limits = limits
+        self.max_request_tokens = most_request_tokens(limits)  # prompt and output tokens that one sequence may have
         self.num_step_tokens = 0  # that steps have computed, prompts and outputs
         self._num_stages = num_stages
         self._overlaps_steps = overlaps_steps
@@ -129,12 +130,7 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         """Whether any sequence has not ended."""
-        return bool(self.num_waiting or self._running)
-
-    @property
-    def max_request_tokens(self) -> int:
-        """Prompt and output tokens that one sequence may have."""
-        return most_request_tokens(self.limits)
+        return bool(self._running or self.num_waiting)
 
     def add(self, request: GenerateRequest, now_s: float = 0.0) -> list[Sequence]:
         """Queue a request.
@@ -183,9 +179,9 @@ class Scheduler:
 
     def schedule(self, now_s: float = 0.0) -> StepInput | None:
         """The next step, or None when nothing can run before a step in flight is back."""
-        self.expire(now_s)
         if len(self._in_flight) >= self._max_in_flight:
             return None
+        self.expire(now_s)
         step = self._fill_step()
         if not step.sequences and not self._in_flight and end_trials(self._running):
             step = self._fill_step()

@@ -8,7 +8,10 @@ from serve_app.types.steps import MAX_LOGPROB_TOKENS
 
 def in_turn(sequences: Iterable[Sequence], max_request_tokens: int, *, overlaps_steps: bool) -> list[Sequence]:
     """Those that are ready, first those that decode, then prefills in their own order."""
-    return sorted((one for one in sequences if _is_ready(one, max_request_tokens, overlaps_steps)), key=_turn)
+    ready = [one for one in sequences if _is_ready(one, max_request_tokens, overlaps_steps)]
+    if len(ready) > 1:
+        ready.sort(key=_turn)
+    return ready
 
 
 def chunk_tokens(sequence: Sequence, budget: int, num_found: int = 0) -> int:

@@ -85,19 +85,22 @@ class ControlServer:
         for peer in self._peers:
             self._socket.send((peer + _LEAVE, payload))
 
-    async def receive(self) -> ToRouter:
-        """The next message of this epoch; others, and what cannot be read, are dropped."""
-        while True:
-            message = self._decoded(await self._socket.receive())
-            if message is not None:
-                return message
-
     async def deliver(self, take: Callable[[ToRouter], None]) -> None:
-        """Hand every message of this epoch to `take` as it comes, until cancelled; raises what `take` raises."""
+        """Hand every message of this epoch to `take` as it comes, until cancelled; raises what `take` raises.
+
+        Others, and what cannot be read, are dropped. What has not been handed on then is found by the next call.
+        """
+        decode, epoch = self._decoder.decode, self._epoch
 
         def take_payload(payload: bytes) -> None:
-            message = self._decoded(payload)
-            if message is not None:
+            try:
+                message: ToRouter = decode(payload)
+            except UNREADABLE as error:
+                self._dropped.note(f"unreadable: {error}")
+                return
+            if message.version != PROTOCOL_VERSION:
+                self._dropped.note(f"protocol version {message.version}")
+            elif message.epoch == epoch:
                 take(message)
 
         await self._socket.deliver(take_payload)
@@ -106,17 +109,6 @@ class ControlServer:
         """Drop what is unsent and close."""
         self._socket.close()
         self._context.destroy(linger=0)
-
-    def _decoded(self, payload: bytes) -> ToRouter | None:
-        try:
-            message: ToRouter = self._decoder.decode(payload)
-        except UNREADABLE as error:
-            self._dropped.note(f"unreadable: {error}")
-            return None
-        if message.version != PROTOCOL_VERSION:
-            self._dropped.note(f"protocol version {message.version}")
-            return None
-        return message if message.epoch == self._epoch else None
 
     def _send(self, message: ToShard) -> None:
         payload = self._encoder.encode(message)

@@ -42,20 +42,23 @@ class Receiver(Generic[ReceivedT]):
         if self.address.wide_endpoint is None:
             self.address = replace(self.address, wide_endpoint=bind(self._bound, self.address.node))
 
-    async def receive(self) -> ReceivedT:
-        """The next message; what cannot be read is dropped."""
-        while True:
-            message = self._decoded(await self._socket.receive())
-            if message is not None:
-                return message
-
     async def deliver(self, take: Callable[[ReceivedT], None]) -> None:
-        """Hand every message to `take` as it comes, until cancelled; raises what `take` raises."""
+        """Hand every message to `take` as it comes, until cancelled; raises what `take` raises.
+
+        What cannot be read is dropped. What has not been handed on then is found by the next call.
+        """
+        decode = self._decoder.decode
 
         def take_payload(payload: bytes) -> None:
-            message = self._decoded(payload)
-            if message is not None:
+            try:
+                message: ReceivedT = decode(payload)
+            except UNREADABLE as error:
+                self._dropped.note(f"unreadable: {error}")
+                return
+            if message.version == PROTOCOL_VERSION:
                 take(message)
+            else:
+                self._dropped.note(f"protocol version {message.version}")
 
         await self._socket.deliver(take_payload)
 
@@ -63,17 +66,6 @@ class Receiver(Generic[ReceivedT]):
         """Close the socket."""
         self._socket.close()
         self._context.destroy(linger=0)
-
-    def _decoded(self, payload: bytes) -> ReceivedT | None:
-        try:
-            message: ReceivedT = self._decoder.decode(payload)
-        except UNREADABLE as error:
-            self._dropped.note(f"unreadable: {error}")
-            return None
-        if message.version == PROTOCOL_VERSION:
-            return message
-        self._dropped.note(f"protocol version {message.version}")
-        return None
 
 
 class TokenReceiver(Receiver[ToGateway]):

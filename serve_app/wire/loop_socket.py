@@ -24,7 +24,7 @@ class LoopSocket:
 
     ZMQ_FD is edge-triggered (zmq_getsockopt(3)): it says once that there is news for the socket, and whatever is done
     with the socket may take that word away. So it is read until nothing is left, and looked at behind every send.
-    For the thread of one event loop; of one reader at a time: `receive` or `deliver`.
+    For the thread of one event loop.
     """
 
     def __init__(self, socket: "zmq.Socket[bytes]") -> None:
@@ -33,27 +33,16 @@ class LoopSocket:
         self._get: Callable[[int], Any] = socket.get
         self._descriptor = socket.fileno()
         self._loop: asyncio.AbstractEventLoop | None = None  # that watches the descriptor
-        self._waiting: asyncio.Future[None] | None = None  # of a `receive`
-        self._take: Take | None = None  # of a `deliver`
+        self._take: Take | None = None  # of `deliver`; None: nobody wants messages
         self._ended: asyncio.Future[None] | None = None  # of that `deliver`
         self._is_draining = False
 
-    async def receive(self) -> bytes:
-        """The last frame of the next message. Cancelled, it leaves the message in the socket."""
-        assert not self._is_read, "somebody reads this socket already"
-        while True:
-            try:
-                return self._read()
-            except zmq.Again:
-                self._waiting = self._watching_loop().create_future()
-            try:
-                await self._waiting
-            finally:
-                self._waiting = None
-
     async def deliver(self, take: Take) -> None:
-        """Hand the last frame of each message to `take` as it comes, until cancelled; raises what `take` raises."""
-        assert not self._is_read, "somebody reads this socket already"
+        """Hand the last frame of each message to `take` as it comes, until cancelled; raises what `take` raises.
+
+        What has not been handed on then is found by the next call. Only one at a time.
+        """
+        assert self._take is None, "somebody reads this socket already"
         ended = self._watching_loop().create_future()
         self._take, self._ended = take, ended
         self._drain()
@@ -71,33 +60,29 @@ class LoopSocket:
             self._loop.call_soon(self._notice)
 
     def close(self) -> None:
-        """Close the socket, without what is unsent; whoever waits for a message is cancelled. May be called again."""
+        """Close the socket, without what is unsent; a `deliver` is cancelled. May be called again."""
         if self._socket.closed:
             return
         if self._loop is not None and not self._loop.is_closed():
             self._loop.remove_reader(self._descriptor)  # before the number becomes another file's
-            for waiting in (self._waiting, self._ended):
-                if waiting is not None:
-                    waiting.cancel()
+            if self._ended is not None:
+                self._ended.cancel()
         self._take = None
         self._socket.close(linger=0)
 
-    @property
-    def _is_read(self) -> bool:
-        return self._waiting is not None or self._take is not None
-
     def _watching_loop(self) -> asyncio.AbstractEventLoop:
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._descriptor, self._notice)
-        return self._loop
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.remove_reader(self._descriptor)
+            self._loop = loop
+            loop.add_reader(self._descriptor, self._notice)
+        return loop
 
     def _notice(self) -> None:
         """There may be news."""
         if self._take is not None:
             self._drain()
-        elif self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
         elif not self._socket.closed:
             self._get(_EVENTS)  # takes the word away: the loop would bring it again and again
 
@@ -110,11 +95,13 @@ class LoopSocket:
         self._is_draining = True
         try:
             for _ in range(_MAX_IN_A_ROW):
-                if not self._get(_EVENTS) & _POLLIN:  # an empty `recv` costs an exception, which is more
+                try:
+                    frame = self._read()
+                except zmq.Again:
                     return
-                take(self._read())
-                if self._take is None:
-                    return  # closed by what it was given
+                take(frame)
+                if self._take is None or not self._get(_EVENTS) & _POLLIN:  # an empty `recv` costs more than this look
+                    return
             loop.call_soon(self._notice)
         except Exception as error:  # told by `deliver`
             self._take = None

@@ -241,5 +241,6 @@ def unpack_batch(batch: TokenBatch) -> list[tuple[int, OutputChunk]]:
             batch.streams, batch.choices, batch.first_indexes, batch.token_ids, strict=True
         )
     ]
-    chunks.extend((other.stream, other.chunk) for other in batch.others)
+    if batch.others:
+        chunks.extend((other.stream, other.chunk) for other in batch.others)
     return chunks

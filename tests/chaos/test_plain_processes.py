@@ -27,6 +27,7 @@ from serve_app.wire.control_link import ControlServer
 from tests.calm import Calm
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
 from tests.fakes import EOS, byte_level_tokenizer, save_model_dir
+from tests.fakes_links import next_message
 from tests.plain_driver import Split, driven_copy, greedy, load_group, shard_settings
 
 Pool = TypeVar("Pool", bound=PlainProcesses)
@@ -153,7 +154,7 @@ async def test_a_group_that_is_stopped_returns_and_one_whose_shard_fails_says_wh
         running = asyncio.create_task(group.run(control.address))
         try:
             for _ in settings:
-                await asyncio.wait_for(control.receive(), 30)  # greetings
+                await asyncio.wait_for(next_message(control), 30)  # greetings
             if is_broken:
                 control.send_step(StepInput(7, [], [], [], [], [], [], []))  # seven steps before it are missing
                 with pytest.raises(ShardLostError, match="a shard failed: InternalError: step 7 came"):

@@ -4,6 +4,7 @@ An answer's `x-request-id` is written by Serve's proxy.
 """
 
 import secrets
+from collections.abc import Awaitable
 from contextlib import ExitStack
 
 from starlette.datastructures import Headers
@@ -57,10 +58,10 @@ class FaultMiddleware:
         """Around all other middleware."""
         has_begun = False
 
-        async def send_and_see(message: Message) -> None:
+        def send_and_see(message: Message) -> Awaitable[None]:  # not a coroutine of its own: events pass here
             nonlocal has_begun
             has_begun = True
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_and_see)

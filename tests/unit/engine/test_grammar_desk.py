@@ -13,6 +13,7 @@ from serve_app.wire.control_link import ControlClient, ControlServer
 from serve_app.wire.links import LOOPBACK
 from serve_app.wire.messages import PROTOCOL_VERSION, GrammarReadyMessage, HelloMessage, OutputMessage
 from tests.fakes_engine import SlowCompiler
+from tests.fakes_links import next_message
 
 
 class Echo:
@@ -30,7 +31,7 @@ async def running(compiler: SlowCompiler | None) -> AsyncIterator[ControlServer]
     task = asyncio.create_task(asyncio.to_thread(loop.run, StepInput, Echo(), None, compiler))
     try:
         async with asyncio.timeout(10):
-            assert isinstance(await server.receive(), HelloMessage)
+            assert isinstance(await next_message(server), HelloMessage)
             yield server
             server.send_stop()
             await task
@@ -44,7 +45,7 @@ def empty_step(step_id: int) -> StepInput:
 
 async def run_step(server: ControlServer, step_id: int) -> None:
     server.send_step(empty_step(step_id))
-    message = await server.receive()
+    message = await next_message(server)
     assert isinstance(message, OutputMessage)
     assert message.output.step_id == step_id
 
@@ -57,7 +58,7 @@ async def test_steps_go_on_while_a_grammar_is_compiled_and_the_router_is_told_wh
             await run_step(server, step_id)
         assert not compiler.compiled["slow"].done()
         compiler.finish("slow")
-        assert await server.receive() == GrammarReadyMessage(PROTOCOL_VERSION, 1, 7)
+        assert await next_message(server) == GrammarReadyMessage(PROTOCOL_VERSION, 1, 7)
         server.send_grammar(GrammarChange(7, None))
         await run_step(server, 5)
         assert compiler.compiled == {}
@@ -69,7 +70,7 @@ async def test_one_that_cannot_be_compiled_is_told_of_too() -> None:
         server.send_grammar(GrammarChange(0, "broken"))
         await run_step(server, 0)
         compiler.compiled["broken"].set_exception(ValueError("no"))
-        assert await server.receive() == GrammarReadyMessage(PROTOCOL_VERSION, 1, 0)
+        assert await next_message(server) == GrammarReadyMessage(PROTOCOL_VERSION, 1, 0)
 
 
 async def test_a_run_ends_though_a_compilation_does_not() -> None:

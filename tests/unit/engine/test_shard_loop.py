@@ -10,6 +10,7 @@ from serve_app.errors import PeerLostError
 from serve_app.types.steps import StepInput, StepOutput
 from serve_app.wire.control_link import ControlClient, ControlServer
 from serve_app.wire.links import LOOPBACK
+from tests.fakes_links import next_message
 
 
 class Stuck:
@@ -29,7 +30,7 @@ class Stuck:
 async def begin(server: ControlServer, stuck: Stuck) -> "asyncio.Task[None]":
     loop = ShardLoop(ControlClient(server.address, 0), free=stuck.is_aborted.set)
     running = asyncio.create_task(asyncio.to_thread(loop.run, StepInput, stuck))
-    await asyncio.wait_for(server.receive(), 10)  # its greeting
+    await asyncio.wait_for(next_message(server), 10)  # its greeting
     return running
 
 

@@ -13,6 +13,7 @@ from serve_app.types.steps import StepInput, StepOutput
 from serve_app.wire.control_link import ControlClient, ControlServer
 from serve_app.wire.links import LOOPBACK
 from serve_app.wire.messages import HelloMessage, OutputMessage
+from tests.fakes_links import next_message
 
 WAIT_S = 20
 
@@ -62,7 +63,7 @@ class Served:
         return self.pool.submit(loop.run_ahead, launcher)
 
     async def next(self, kind: type[HelloMessage] | type[OutputMessage]) -> object:
-        while not isinstance(message := await self.server.receive(), kind):
+        while not isinstance(message := await next_message(self.server), kind):
             pass
         return message
 

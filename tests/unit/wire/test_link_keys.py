@@ -11,7 +11,7 @@ from zmq.utils.monitor import parse_monitor_message
 from serve_app.wire.control_link import ControlServer
 from serve_app.wire.links import LOOPBACK, TokenReceiver
 from serve_app.wire.messages import PROTOCOL_VERSION, HelloMessage, Message
-from tests.fakes_links import CHUNK, EPOCH, Strangers, batch_of
+from tests.fakes_links import CHUNK, EPOCH, Strangers, batch_of, next_message
 
 FAILED_HANDSHAKE = (
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -25,7 +25,7 @@ async def nothing_comes(receiver: ControlServer | TokenReceiver) -> bool:
     """Whether no message arrives."""
     try:
         async with asyncio.timeout(0.2):
-            await receiver.receive()
+            await next_message(receiver)
     except TimeoutError:
         return True
     return False

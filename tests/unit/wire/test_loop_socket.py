@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from serve_app.wire.loop_socket import LoopSocket
+from tests.fakes_links import soon
 
 LIMIT_S = 10.0
 LIMIT_MS = 10_000
@@ -99,12 +100,6 @@ def has_news(raw: "zmq.Socket[bytes]") -> bool:
     return bool(select.select([raw.fileno()], [], [], LIMIT_S)[0])
 
 
-async def soon(socket: LoopSocket) -> bytes:
-    """The next message."""
-    async with asyncio.timeout(LIMIT_S):
-        return await socket.receive()
-
-
 async def test_many_messages_at_once_come_in_order_and_others_have_their_turn(pair: Pair) -> None:
     socket, raw, endpoint = pair.bind(zmq.PULL)
     peer = pair.connect(zmq.PUSH, endpoint)
@@ -142,19 +137,6 @@ async def test_a_send_that_takes_the_word_of_a_message_away_has_it_read(pair: Pa
             socket.send((b"peer", b"answer"))
             assert (await taken.wait_for(index + 2))[-1] == b"%d" % index
     assert peer.recv() == b"answer"
-
-
-async def test_a_receive_that_waits_is_woken_by_a_send_as_well(pair: Pair) -> None:
-    socket, raw, endpoint = pair.bind(zmq.ROUTER)
-    peer = pair.connect(zmq.DEALER, endpoint, identity=b"peer")
-    peer.send(b"hello")
-    assert await soon(socket) == b"hello"
-    waiting = asyncio.create_task(soon(socket))
-    await asyncio.sleep(0)
-    peer.send(b"word")
-    assert raw.poll(LIMIT_MS)
-    socket.send((b"peer", b"answer"))
-    assert await waiting == b"word"
 
 
 async def test_what_is_taken_may_answer_at_once(pair: Pair) -> None:
@@ -204,17 +186,14 @@ async def test_a_full_pipe_is_told_and_nothing_that_was_taken_is_lost(pair: Pair
         assert raw.recv_multipart()[0] == b"%d" % index
 
 
-@pytest.mark.parametrize("reads", ["receive", "deliver"])
-async def test_closing_cancels_who_waits_and_leaves_nothing_on_the_loop(pair: Pair, reads: str) -> None:
+async def test_closing_cancels_who_waits_and_leaves_nothing_on_the_loop(pair: Pair) -> None:
     socket, raw, _endpoint = pair.bind(zmq.PULL)
     descriptor = raw.fileno()
-    work = socket.receive() if reads == "receive" else socket.deliver(Taken())
-    waiting = asyncio.ensure_future(work)
-    await asyncio.sleep(0)
-    socket.close()
-    socket.close()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    async with delivering(socket, Taken()) as waiting:
+        socket.close()
+        socket.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
     assert not asyncio.get_running_loop().remove_reader(descriptor)
 
 
@@ -235,17 +214,18 @@ async def test_what_is_taken_may_close_the_socket(pair: Pair) -> None:
     assert taken == [b"a"]
 
 
-async def test_a_cancelled_receive_leaves_its_message(pair: Pair) -> None:
+async def test_one_that_is_cancelled_leaves_the_message(pair: Pair) -> None:
     socket, raw, endpoint = pair.bind(zmq.PULL)
     peer = pair.connect(zmq.PUSH, endpoint)
     for index in range(20):
-        waiting = asyncio.create_task(socket.receive())
-        await asyncio.sleep(0)
-        peer.send(b"%d" % index)
-        assert raw.poll(LIMIT_MS)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
+        taken = Taken()
+        async with delivering(socket, taken) as waiting:
+            peer.send(b"%d" % index)
+            assert raw.poll(LIMIT_MS)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        assert taken.frames == []
         assert await soon(socket) == b"%d" % index
 
 
@@ -288,10 +268,8 @@ async def test_a_message_that_nobody_has_asked_for_does_not_keep_the_loop_busy(p
     peer = pair.connect(zmq.PUSH, endpoint)
     peer.send(b"first")
     assert await soon(socket) == b"first"
-    waiting = asyncio.create_task(socket.receive())
-    await asyncio.sleep(0)  # it finds nothing, so that the next message is told by the descriptor
-    waiting.cancel()
-    await asyncio.gather(waiting, return_exceptions=True)
+    async with delivering(socket, Taken()):
+        pass  # nothing is left, so that the next message is told by the descriptor
     peer.send(b"second")
     assert has_news(raw)
     for _ in range(1000):
@@ -304,4 +282,4 @@ async def test_only_one_reads_at_a_time(pair: Pair) -> None:
     socket, _raw, _endpoint = pair.bind(zmq.PULL)
     async with delivering(socket, Taken()):
         with pytest.raises(AssertionError):
-            await socket.receive()
+            await socket.deliver(Taken())
