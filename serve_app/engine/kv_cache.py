@@ -2,6 +2,7 @@
 
 import math
 import mmap
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -12,8 +13,8 @@ from serve_app.models.fast_arrays import has_fast_array
 from serve_app.models.transformers_model import TransformersStage
 from serve_app.types.shards import KvShape
 
-
 _HUGE_FROM = 8 << 20  # bytes of one layer's keys: in smaller ones, what huge pages hold unused would be much of them
+_memories = count()
 
 
 class KvCache:
@@ -24,6 +25,7 @@ class KvCache:
         self.block_size = block_size
         self._may_differ = stage.architecture.other_heads is not None  # layers in the shapes of their keys and values
         shape = (num_blocks * block_size, kv.num_heads)
+        self.memory = next(_memories)  # a number of its own as long as its tensors stay where they are
         self.keys: list[Tensor] = []  # one [num_slots, K, Dh] for each own layer
         self.values: list[Tensor] = []
         for _ in stage.own_layers:
@@ -56,6 +58,7 @@ class KvCache:
     def _reshape(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Give a layer's memory, which has room for the widest, the shape of its own keys and values [T, K, Dh]."""
         num_slots = len(self.keys[layer])
+        self.memory = next(_memories)
         shapes = (num_slots, *key.shape[1:]), (num_slots, *value.shape[1:])
         assert sum(map(math.prod, shapes)) <= self.keys[layer].numel() + self.values[layer].numel()
         self.keys[layer] = _zeros(shapes[0], key.dtype, key.device)

@@ -17,6 +17,7 @@ class PagedRows:
     keys: Sequence[Tensor]  # [num_slots, K, Dh] of each layer
     values: Sequence[Tensor]
     block_size: int
+    memory: int  # another number for keys and values that lie elsewhere
 
 
 class StageAttention(Protocol):

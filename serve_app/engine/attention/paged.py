@@ -100,7 +100,7 @@ class PagedAttention:
         if decoded is None or decoded.tokens is not None or not decoded.backend.is_compiled:
             return None
         tables, lengths = decoded.rows.tables, decoded.rows.lengths
-        return PagedRows(self._slots, tables, lengths, cache.keys, cache.values, cache.block_size)
+        return PagedRows(self._slots, tables, lengths, cache.keys, cache.values, cache.block_size, cache.memory)
 
     def _attend_spans(
         self,

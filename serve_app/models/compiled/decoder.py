@@ -54,7 +54,7 @@ class CompiledDecoder:
             raise UnfitLayersError("layers of several shapes")
         (self._shape,) = shapes
         self._layers = (DecoderLayer * len(layers))(*(self._described(layer) for layer in layers))
-        self._cache: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
+        self._memory = -1  # of the KV cache whose addresses the layers have; nothing here holds it
         self._modules = [*layers, *(last or ())]  # whose weights the addresses are of
         self._head, self._vocab_size = self._described_head(last)
 
@@ -68,7 +68,7 @@ class CompiledDecoder:
 
         Stores the tokens' keys and values.
         """
-        if self._cache is None or self._cache[0] is not rows.keys:
+        if self._memory != rows.memory:
             self._take_cache(rows)
         hidden = hidden.clone(memory_format=torch.contiguous_format)
         shape = self._shape
@@ -87,7 +87,7 @@ class CompiledDecoder:
         return logits
 
     def _take_cache(self, rows: PagedRows) -> None:
-        self._cache = rows.keys, rows.values
+        self._memory = rows.memory
         for layer, keys, values in zip(self._layers, rows.keys, rows.values, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
 

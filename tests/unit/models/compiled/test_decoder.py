@@ -1,16 +1,19 @@
 """All layers in one call against the layers' own forwards over the same cache."""
 
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from serve_app.engine.attention.compiled import CompiledBackend
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.models.compiled.decoder import CompiledDecoder, compiled_decoder
 from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.fused_decoder import FusedMLP
 from serve_app.models.step_attention import StageAttention
+from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.types.shards import EngineLimits, LoadQuantization, WeightScheme
 from tests.compiled import int8_kernels_or_skip, kernels_or_skip
 from tests.plain_driver import greedy, load_runner, run_in_process
@@ -126,3 +129,15 @@ def test_a_layer_whose_output_is_summed_over_ranks_is_refused(tmp_path: Path, ke
     mlp = next(one for one in stage.model.modules() if isinstance(one, FusedMLP))
     mlp.down_proj.register_forward_hook(lambda _module, _args, output: output)
     assert "is not a product alone" in str(compiled_decoder(stage.own_layers, kernels, torch.float32))
+
+
+def test_a_new_cache_is_taken_and_the_old_one_is_not_held(tmp_path: Path, kernels: CompiledKernels) -> None:
+    directory = make_model("llama", tmp_path, max_position_embeddings=64)
+    runner = load_runner(directory, LIMITS, kernels=kernels, linear_kernel="compiled")
+    request = greedy("0", PROMPTS[0], 6)
+    expected = run_in_process(runner, LIMITS, [request])[0].token_ids
+    old = weakref.ref(runner._cache.keys[0])
+    backend = CompiledBackend(LIMITS.block_size, kernels)
+    runner = ModelRunner(runner._stage, LIMITS, LoneCommunicator(), torch.device("cpu"), backend)
+    assert old() is None
+    assert run_in_process(runner, LIMITS, [request])[0].token_ids == expected
