@@ -1,13 +1,17 @@
 // Layers of a decoder, one after the other, for sequences that decode: what the kernels of single calls compute, to
-// the bit, in one parallel region. Threads meet between what one computes and another reads, and nowhere else.
+// the bit, in one parallel region.
 #pragma once
 
+#include <omp.h>
+
+#include <memory>
 #include <vector>
 
 #include "attention.h"
 #include "float_product.h"
 #include "int8_product.h"
 #include "rows.h"
+#include "shared_work.h"
 
 extern "C" {
 
@@ -40,174 +44,245 @@ struct DecoderStep {
     const int64_t *slots, *lengths, *tables;  // [B], [B], [B, table_size]
     const int64_t* positions;                 // [B], rows of cos and sin
     const void *cos, *sin;                    // [.., Dh]
-    void* hidden;                             // [B, D], read and written
-    int64_t num_logits;                       // 0: there is no head
+    const void* hidden;                       // [B, D]
+    int64_t num_logits;                       // 0: hidden states are wanted
     const int64_t* logit_rows;                // [num_logits]
-    void* logits;                             // [num_logits, V], written
+    void* outputs;                            // [num_logits, V], or [B, D]
 };
 
 }  // extern "C"
 
 namespace {
 
+// The rows of a product, of M sequences: as numbers, and where its weight is in int8 as bytes.
+template <typename Number>
+struct Rows {
+    std::unique_ptr<Number[]> numbers;
+    std::unique_ptr<uint8_t[]> bytes;
+    std::unique_ptr<float[]> factors;
+    int64_t size = 0;
+
+    Rows(int64_t num_rows, int64_t row_size)
+        : numbers(new Number[num_rows * row_size]),
+          bytes(new uint8_t[num_rows * (row_size + kLanes)]),
+          factors(new float[num_rows]),
+          size(row_size) {}
+
+    Number* at(int64_t m) { return numbers.get() + m * size; }
+
+    // Once the numbers of row m are there.
+    void prepare([[maybe_unused]] const DecoderProduct& product, [[maybe_unused]] int64_t m) {
+#ifdef HAS_INT8
+        if (!product.is_int8) return;
+        const int64_t bytes_size = static_cast<const Int8Layer*>(product.layer)->num_quads * kQuad;
+        factors[m] = rounded_to_bytes(at(m), size, bytes.get() + m * bytes_size);
+#endif
+    }
+};
+
+// All that one layer writes.
+template <typename Number>
+struct LayerRows {
+    Rows<Number> hidden, attention_inputs, joined, attended, attention_outputs;
+    Rows<Number> middle, mlp_inputs, gates_and_ups, activated, mlp_outputs;
+
+    LayerRows(const DecoderStep& step, int64_t m)
+        : hidden(m, step.width),
+          attention_inputs(m, step.width),
+          joined(m, (step.num_heads + 2 * step.num_kv_heads) * step.head_dim),
+          attended(m, step.num_heads * step.head_dim),
+          attention_outputs(m, step.width),
+          middle(m, step.width),
+          mlp_inputs(m, step.width),
+          gates_and_ups(m, 2 * step.mlp_width),
+          activated(m, step.mlp_width),
+          mlp_outputs(m, step.width) {}
+};
+
+inline int64_t num_chunks_of(const DecoderProduct& product) {
+#ifdef HAS_INT8
+    if (product.is_int8) return num_chunks_of(*static_cast<const Int8Layer*>(product.layer));
+#endif
+    return num_chunks_of(*static_cast<const FloatLayer*>(product.layer));
+}
+
 template <typename Unit>
 class Decoder {
     using Number = typename Unit::Number;
+    static constexpr int64_t kLayerPhases = 9, kLastPhases = 2;
+    static constexpr int64_t kFewRows = 8;
 
 public:
-    Decoder(const DecoderStep& step, int num_threads)
+    Decoder(const DecoderStep& step, const DecoderLayer* layers, int64_t num_layers, const DecoderHead* head,
+            int num_threads)
         : step_(step),
+          layers_(layers),
+          num_layers_(num_layers),
+          head_(head),
           num_threads_(num_threads),
-          joined_size_((step.num_heads + 2 * step.num_kv_heads) * step.head_dim),
-          attended_size_(step.num_heads * step.head_dim),
-          hidden_(static_cast<Number*>(step.hidden)),
-          normed_(num_rows() * step.width),
-          joined_(step.num_sequences * joined_size_),
-          attended_(step.num_sequences * attended_size_),
-          gates_and_ups_(step.num_sequences * 2 * step.mlp_width),
-          activated_(step.num_sequences * step.mlp_width),
-          added_(step.num_sequences * step.width),
-          row_bytes_(std::max({step.width, attended_size_, step.mlp_width}) + kLanes),
-          bytes_(num_rows() * row_bytes_),
-          factors_(num_rows()) {}
+          work_(kLayerPhases * num_layers + kLastPhases, max_chunks(), num_threads),
+          last_inputs_(std::max<int64_t>(step.num_logits, 1), step.width) {
+        const int64_t count = step.num_sequences <= kFewRows ? 4 : 3;  // of few rows, another one costs no memory
+        for (int64_t i = 0; i < count; ++i) rows_.emplace_back(step, step.num_sequences);
+    }
 
-    void run(const DecoderLayer* layers, int64_t num_layers, const DecoderHead* head) {
+    void run() {
 #pragma omp parallel num_threads(num_threads_)
         {
-            for (int64_t l = 0; l < num_layers; ++l) run_layer(layers[l], l > 0);
-#pragma omp for
-            for (int64_t m = 0; m < step_.num_sequences; ++m) add_row(m);
-            if (step_.num_logits > 0) put_logits(*head);
+            const int thread = omp_get_thread_num();
+            for (int64_t l = 0; l < num_layers_; ++l) {
+                work_.arrive(thread, l);
+                // What is written now, layer l + 1 - size has read last.
+                work_.wait_for_all(l + 2 - static_cast<int64_t>(rows_.size()));
+                run_layer(l);
+            }
+            put_last();
+            work_.arrive(thread, num_layers_);
         }
     }
 
 private:
-    int64_t num_rows() const { return std::max(step_.num_sequences, step_.num_logits); }
+    LayerRows<Number>& rows_of(int64_t l) { return rows_[l % rows_.size()]; }
 
-    // Called by all threads; each loop ends where they meet.
-    void run_layer(const DecoderLayer& layer, bool has_added) {
-        const int64_t num_rows = step_.num_sequences;
-#pragma omp for
-        for (int64_t m = 0; m < num_rows; ++m) {
-            if (has_added) add_row(m);  // what the layer before has left
-            norm_hidden(m, m, layer.attention_norm, layer.attention_epsilon, layer.queries_keys_values);
+    int64_t max_chunks() const {
+        int64_t most = step_.num_sequences * std::max<int64_t>(num_threads_, 1);  // of attention
+        most = std::max(most, std::max(step_.num_sequences, step_.num_logits));
+        for (int64_t l = 0; l < num_layers_; ++l) {
+            const DecoderLayer& layer = layers_[l];
+            for (const DecoderProduct* one :
+                 {&layer.queries_keys_values, &layer.attended, &layer.gates_and_ups, &layer.activated})
+                most = std::max(most, num_chunks_of(*one));
         }
-        multiply(layer.queries_keys_values, normed_.data(), num_rows, joined_.data());
-        attend_all(layer);
-        multiply(layer.attended, attended_.data(), num_rows, added_.data());
-#pragma omp for
-        for (int64_t m = 0; m < num_rows; ++m) {
-            add_row(m);
-            norm_hidden(m, m, layer.mlp_norm, layer.mlp_epsilon, layer.gates_and_ups);
+        return head_ ? std::max(most, num_chunks_of(head_->product)) : most;
+    }
+
+    void run_layer(int64_t l) {
+        const DecoderLayer& layer = layers_[l];
+        LayerRows<Number>& rows = rows_of(l);
+        const int64_t phase = l * kLayerPhases, num_rows = step_.num_sequences;
+        work_.share(phase, num_rows, [&](int64_t m) {
+            put_hidden(l, m, rows.hidden.at(m));
+            norm_into(rows.attention_inputs, m, rows.hidden.at(m), layer.attention_norm, layer.attention_epsilon,
+                      layer.queries_keys_values);
+        });
+        multiply(phase + 1, layer.queries_keys_values, rows.attention_inputs, num_rows, rows.joined.at(0));
+        attend_all(phase + 2, layer, rows);
+        if (layer.attended.is_int8)
+            work_.share(phase + 3, num_rows, [&](int64_t m) { rows.attended.prepare(layer.attended, m); });
+        multiply(phase + 4, layer.attended, rows.attended, num_rows, rows.attention_outputs.at(0));
+        work_.share(phase + 5, num_rows, [&](int64_t m) {
+            add(rows.attention_outputs.at(m), rows.hidden.at(m), rows.middle.at(m));
+            norm_into(rows.mlp_inputs, m, rows.middle.at(m), layer.mlp_norm, layer.mlp_epsilon, layer.gates_and_ups);
+        });
+        multiply(phase + 6, layer.gates_and_ups, rows.mlp_inputs, num_rows, rows.gates_and_ups.at(0));
+        work_.share(phase + 7, num_rows, [&](int64_t m) {
+            silu_product_row(rows.gates_and_ups.at(m), step_.mlp_width, rows.activated.at(m));
+            rows.activated.prepare(layer.activated, m);
+        });
+        multiply(phase + 8, layer.activated, rows.activated, num_rows, rows.mlp_outputs.at(0));
+    }
+
+    // Behind the layers: hidden states, or logits of some of them.
+    void put_last() {
+        const int64_t phase = num_layers_ * kLayerPhases;
+        if (step_.num_logits == 0) {
+            auto* outputs = static_cast<Number*>(step_.outputs);
+            work_.share(phase, step_.num_sequences,
+                        [&](int64_t m) { put_hidden(num_layers_, m, outputs + m * step_.width); });
+            return;
         }
-        multiply(layer.gates_and_ups, normed_.data(), num_rows, gates_and_ups_.data());
-#pragma omp for
-        for (int64_t m = 0; m < num_rows; ++m) {
-            Number* row = &activated_[m * step_.mlp_width];
-            silu_product_row(&gates_and_ups_[m * 2 * step_.mlp_width], step_.mlp_width, row);
-            prepare(layer.activated, m, row, step_.mlp_width);
+        work_.share(phase, step_.num_logits, [&](int64_t n) {
+            std::vector<Number> hidden(step_.width);
+            put_hidden(num_layers_, step_.logit_rows[n], hidden.data());
+            norm_into(last_inputs_, n, hidden.data(), head_->norm, head_->epsilon, head_->product);
+        });
+        multiply(phase + 1, head_->product, last_inputs_, step_.num_logits, static_cast<Number*>(step_.outputs));
+    }
+
+    // Row m of what layer l reads: the step's, or what the layer before has left.
+    void put_hidden(int64_t l, int64_t m, Number* to) {
+        if (l == 0) {
+            std::copy_n(static_cast<const Number*>(step_.hidden) + m * step_.width, step_.width, to);
+            return;
         }
-        multiply(layer.activated, activated_.data(), num_rows, added_.data());
+        LayerRows<Number>& before = rows_of(l - 1);
+        add(before.mlp_outputs.at(m), before.middle.at(m), to);
     }
 
-    void put_logits(const DecoderHead& head) {
-#pragma omp for
-        for (int64_t n = 0; n < step_.num_logits; ++n)
-            norm_hidden(step_.logit_rows[n], n, head.norm, head.epsilon, head.product);
-        multiply(head.product, normed_.data(), step_.num_logits, static_cast<Number*>(step_.logits));
+    void add(const Number* one, const Number* other, Number* to) {
+        for (int64_t k = 0; k < step_.width; ++k) to[k] = narrowed<Number>(widened(one[k]) + widened(other[k]));
     }
 
-    void add_row(int64_t m) {
-        Number *to = hidden_ + m * step_.width, *from = &added_[m * step_.width];
-        for (int64_t k = 0; k < step_.width; ++k) to[k] = narrowed<Number>(widened(from[k]) + widened(to[k]));
+    void norm_into(Rows<Number>& rows, int64_t m, const Number* hidden, const void* weight, double epsilon,
+                   const DecoderProduct& product) {
+        norm_row(hidden, step_.width, static_cast<const Number*>(weight), epsilon, rows.at(m));
+        rows.prepare(product, m);
     }
 
-    // Row m of the hidden states, as row n of the next product.
-    void norm_hidden(int64_t m, int64_t n, const void* weight, double epsilon, const DecoderProduct& next) {
-        Number* row = &normed_[n * step_.width];
-        norm_row(hidden_ + m * step_.width, step_.width, static_cast<const Number*>(weight), epsilon, row);
-        prepare(next, n, row, step_.width);
-    }
-
-    // The rows of a product in int8 are bytes.
-    void prepare([[maybe_unused]] const DecoderProduct& product, [[maybe_unused]] int64_t m,
-                 [[maybe_unused]] const Number* row, [[maybe_unused]] int64_t size) {
-#ifdef HAS_INT8
-        if (product.is_int8) {
-            const int64_t row_size = static_cast<const Int8Layer*>(product.layer)->num_quads * kQuad;
-            factors_[m] = rounded_to_bytes(row, size, &bytes_[m * row_size]);
-        }
-#endif
-    }
-
-    void multiply(const DecoderProduct& product, const Number* rows, int64_t num_rows, Number* outputs) {
+    void multiply(int64_t phase, const DecoderProduct& product, Rows<Number>& rows, int64_t num_rows, Number* outputs) {
+        const int64_t num_chunks = num_chunks_of(product);
 #ifdef HAS_INT8
         if (product.is_int8) {
             const auto& layer = *static_cast<const Int8Layer*>(product.layer);
-            const int64_t num_chunks = num_chunks_of(layer);
-#pragma omp for schedule(dynamic)
-            for (int64_t chunk = 0; chunk < num_chunks; ++chunk)
-                put_chunk(layer, chunk, bytes_.data(), factors_.data(), num_rows, outputs);
+            work_.share(phase, num_chunks, [&](int64_t chunk) {
+                put_chunk(layer, chunk, rows.bytes.get(), rows.factors.get(), num_rows, outputs);
+            });
             return;
         }
 #endif
         const auto& layer = *static_cast<const FloatLayer*>(product.layer);
-        const int64_t num_chunks = num_chunks_of(layer);
-#pragma omp for schedule(dynamic)
-        for (int64_t chunk = 0; chunk < num_chunks; ++chunk)
-            put_chunk<Unit>(layer, chunk, rows, num_rows, outputs);
+        work_.share(phase, num_chunks,
+                    [&](int64_t chunk) { put_chunk<Unit>(layer, chunk, rows.at(0), num_rows, outputs); });
     }
 
-    void attend_all(const DecoderLayer& layer) {
+    void attend_all(int64_t phase, const DecoderLayer& layer, LayerRows<Number>& rows) {
         const Attention sizes{step_.num_sequences, step_.num_heads, step_.num_kv_heads, step_.head_dim, step_.head_dim,
-                              joined_size_, step_.block_size, step_.table_size, layer.window,
+                              0, step_.block_size, step_.table_size, layer.window,
                               static_cast<float>(layer.scaling), 0};
         const int64_t num_parts = num_attention_parts(sizes, num_threads_);
-#pragma omp for schedule(dynamic)
-        for (int64_t task = 0; task < step_.num_sequences * num_parts; ++task) {
+        work_.share(phase, step_.num_sequences * num_parts, [&](int64_t task) {
             const int64_t b = task / num_parts, part = task % num_parts;
-            place_heads(layer, b, part * step_.num_kv_heads / num_parts, (part + 1) * step_.num_kv_heads / num_parts);
-            attend_part(sizes, b, part, num_parts, joined_.data(), static_cast<const Number*>(layer.keys),
-                        static_cast<const Number*>(layer.values), step_.tables, step_.lengths,
-                        static_cast<const Number*>(nullptr), attended_.data());
-        }
-        if (!layer.attended.is_int8) return;
-#pragma omp for
-        for (int64_t m = 0; m < step_.num_sequences; ++m)
-            prepare(layer.attended, m, &attended_[m * attended_size_], attended_size_);
+            const int64_t first = part * step_.num_kv_heads / num_parts;
+            const int64_t end = (part + 1) * step_.num_kv_heads / num_parts;
+            std::vector<Number> queries(rows.attended.size);  // of all heads, where attention finds its own
+            place_heads(layer, b, first, end, rows.joined.at(b), queries.data());
+            attend_part(sizes, b, part, num_parts, queries.data(),
+                        static_cast<const Number*>(layer.keys), static_cast<const Number*>(layer.values), step_.tables,
+                        step_.lengths, static_cast<const Number*>(nullptr), rows.attended.at(0));
+        });
     }
 
-    // Of one sequence: norms and rotates the key-value heads [first, end) and their queries, and stores them.
-    void place_heads(const DecoderLayer& layer, int64_t b, int64_t first, int64_t end) {
-        const int64_t dim = step_.head_dim, group = step_.num_heads / step_.num_kv_heads;
-        const Number* cos = static_cast<const Number*>(step_.cos) + step_.positions[b] * dim;
-        const Number* sin = static_cast<const Number*>(step_.sin) + step_.positions[b] * dim;
-        Number* queries = &joined_[b * joined_size_ + first * group * dim];
-        Number* keys = &joined_[b * joined_size_ + (step_.num_heads + first) * dim];
-        const Number* values = keys + step_.num_kv_heads * dim;
-        norm_heads(queries, (end - first) * group, layer.query_norm, layer.query_epsilon);
-        norm_heads(keys, end - first, layer.key_norm, layer.key_epsilon);
-        rotate_heads(queries, (end - first) * group, dim, cos, sin);
-        rotate_heads(keys, end - first, dim, cos, sin);
+    // Of one sequence: norms and rotates the key-value heads [first, end), which it stores, and their queries.
+    void place_heads(const DecoderLayer& layer, int64_t b, int64_t first, int64_t end, const Number* joined,
+                     Number* queries) {
+        const int64_t dim = step_.head_dim, group = step_.num_heads / step_.num_kv_heads, size = (end - first) * dim;
         const int64_t place = (step_.slots[b] * step_.num_kv_heads + first) * dim;
-        std::copy_n(keys, (end - first) * dim, static_cast<Number*>(layer.keys) + place);
-        std::copy_n(values, (end - first) * dim, static_cast<Number*>(layer.values) + place);
+        Number *to_keys = static_cast<Number*>(layer.keys) + place, *own = queries + first * group * dim;
+        std::vector<Number> keys(joined + (step_.num_heads + first) * dim, joined + (step_.num_heads + end) * dim);
+        std::copy_n(joined + first * group * dim, size * group, own);
+        turn(own, (end - first) * group, b, layer.query_norm, layer.query_epsilon);
+        turn(keys.data(), end - first, b, layer.key_norm, layer.key_epsilon);
+        std::copy_n(keys.data(), size, to_keys);
+        std::copy_n(joined + (step_.num_heads + step_.num_kv_heads + first) * dim, size,
+                    static_cast<Number*>(layer.values) + place);
     }
 
-    void norm_heads(Number* heads, int64_t num_heads, const void* weight, double epsilon) {
+    void turn(Number* heads, int64_t num_heads, int64_t b, const void* weight, double epsilon) {
         const int64_t dim = step_.head_dim;
         for (int64_t h = 0; weight && h < num_heads; ++h)
             norm_row(heads + h * dim, dim, static_cast<const Number*>(weight), epsilon, heads + h * dim);
+        rotate_heads(heads, num_heads, dim, static_cast<const Number*>(step_.cos) + step_.positions[b] * dim,
+                     static_cast<const Number*>(step_.sin) + step_.positions[b] * dim);
     }
 
     const DecoderStep& step_;
+    const DecoderLayer* const layers_;
+    const int64_t num_layers_;
+    const DecoderHead* const head_;
     const int num_threads_;
-    const int64_t joined_size_, attended_size_;
-    Number* const hidden_;
-    std::vector<Number> normed_, joined_, attended_, gates_and_ups_, activated_, added_;
-    const int64_t row_bytes_;
-    std::vector<uint8_t> bytes_;
-    std::vector<float> factors_;
+    SharedWork work_;
+    std::vector<LayerRows<Number>> rows_;  // in turn
+    Rows<Number> last_inputs_;
 };
 
 }  // namespace

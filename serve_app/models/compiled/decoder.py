@@ -64,27 +64,28 @@ class CompiledDecoder:
         return self._head is not None
 
     def run(self, hidden: Tensor, angles: RowAngles, rows: PagedRows, logit_rows: Tensor | None = None) -> Tensor:
-        """One token of each sequence: hidden [B, D], left as it is -> [B, D], or logits [N, V] of logit_rows [N] int64.
+        """One token of each sequence: hidden [B, D] -> [B, D], or logits [N, V] of logit_rows [N] int64.
 
         Stores the tokens' keys and values.
         """
         if self._memory != rows.memory:
             self._take_cache(rows)
-        hidden = hidden.clone(memory_format=torch.contiguous_format)
-        shape = self._shape
+        hidden, shape = hidden.contiguous(), self._shape
+        logits = None if logit_rows is None else hidden.new_empty(len(logit_rows), self._vocab_size)
+        asked: tuple[int, int | None]
+        if logits is None or logit_rows is None or not len(logit_rows):  # a prompt's token may want none
+            outputs, asked = torch.empty_like(hidden), (0, None)
+        else:
+            outputs, asked = logits, (len(logit_rows), logit_rows.data_ptr())
         step = DecoderStep(
             *(len(hidden), shape.width, shape.mlp_width, shape.num_heads, shape.num_kv_heads, shape.head_dim),
             *(rows.block_size, rows.tables.shape[1]),
             *(rows.slots.data_ptr(), rows.lengths.data_ptr(), rows.tables.data_ptr()),
             *(angles.places.data_ptr(), angles.cos.data_ptr(), angles.sin.data_ptr(), hidden.data_ptr()),
+            *(*asked, outputs.data_ptr()),
         )
-        if logit_rows is None:
-            self._kernels.decode(self._dtype, step, self._layers)
-            return hidden
-        logits = hidden.new_empty(len(logit_rows), self._vocab_size)
-        step.num_logits, step.logit_rows, step.logits = len(logit_rows), logit_rows.data_ptr(), logits.data_ptr()
         self._kernels.decode(self._dtype, step, self._layers, self._head)
-        return logits
+        return outputs if logits is None else logits
 
     def _take_cache(self, rows: PagedRows) -> None:
         self._memory = rows.memory

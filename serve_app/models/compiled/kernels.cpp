@@ -73,12 +73,12 @@ void place_largest_bfloat16(const Bfloat16* rows, int64_t m, int64_t width, int6
 
 void decode_float32(const DecoderStep* step, const DecoderLayer* layers, int64_t num_layers,
                     const DecoderHead* head, int t) {
-    Decoder<FloatUnit>(*step, t).run(layers, num_layers, head);
+    Decoder<FloatUnit>(*step, layers, num_layers, head, t).run();
 }
 
 void decode_bfloat16(const DecoderStep* step, const DecoderLayer* layers, int64_t num_layers,
                     const DecoderHead* head, int t) {
-    Decoder<BfloatUnit>(*step, t).run(layers, num_layers, head);
+    Decoder<BfloatUnit>(*step, layers, num_layers, head, t).run();
 }
 
 }  // extern "C"

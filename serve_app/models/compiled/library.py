@@ -74,7 +74,7 @@ class DecoderStep(ctypes.Structure):
         *((name, _COUNT) for name in ("num_sequences", "width", "mlp_width", "num_heads", "num_kv_heads")),
         *((name, _COUNT) for name in ("head_dim", "block_size", "table_size")),
         *((name, _ADDRESS) for name in ("slots", "lengths", "tables", "positions", "cos", "sin", "hidden")),
-        *(("num_logits", _COUNT), ("logit_rows", _ADDRESS), ("logits", _ADDRESS)),
+        *(("num_logits", _COUNT), ("logit_rows", _ADDRESS), ("outputs", _ADDRESS)),
     )
 
 
@@ -166,7 +166,7 @@ class CompiledKernels:
         layers: "ctypes.Array[DecoderLayer]",
         head: DecoderHead | None = None,
     ) -> None:
-        """Layers one after the other; the step's hidden states are read and written. head: where it wants logits."""
+        """Layers one after the other, then the head where the step wants logits."""
         self._decode[dtype](
             *(ctypes.addressof(step), ctypes.addressof(layers), len(layers)),
             *(None if head is None else ctypes.addressof(head), torch.get_num_threads()),

@@ -1,20 +1,21 @@
 """All layers in one call against the layers' own forwards over the same cache."""
 
+import os
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from serve_app.engine.attention.compiled import CompiledBackend
 from serve_app.engine.model_runner import ModelRunner
 from serve_app.models.compiled.decoder import CompiledDecoder, compiled_decoder
 from serve_app.models.compiled.library import CompiledKernels
 from serve_app.models.fused_decoder import FusedMLP
-from serve_app.models.step_attention import StageAttention
 from serve_app.parallel.communicator import LoneCommunicator
 from serve_app.types.shards import EngineLimits, LoadQuantization, WeightScheme
+from tests.compared_stage import Compared
 from tests.compiled import int8_kernels_or_skip, kernels_or_skip
 from tests.plain_driver import greedy, load_runner, run_in_process
 from tests.quantized_checkpoints import make_model
@@ -23,33 +24,6 @@ INT8 = LoadQuantization(WeightScheme(8, has_quantized_inputs=True), has_embeddin
 LIMITS = EngineLimits(max_num_seqs=9, max_num_batched_tokens=128, max_model_len=96, block_size=4, num_blocks=256)
 PROMPTS = [[5, 9, 17, 250, 3], [44], list(range(30, 70)), *([7 + index, 7, 9] for index in range(6))]
 FAST = (("llama", "float32", None), ("qwen3", "bfloat16", INT8))  # the others are slow tests
-
-
-class Compared:
-    """A stage that runs each step twice, and counts those that its decoder takes."""
-
-    def __init__(self, runner: ModelRunner) -> None:
-        self._stage, self._cache = runner._stage, runner._cache
-        self._forward = runner._stage.forward
-        self.num_taken = 0
-        self._stage.forward = self  # type: ignore[method-assign, assignment]
-
-    def __call__(self, inputs: Tensor, positions: Tensor, attention: StageAttention, rows: Tensor | None) -> Tensor:
-        decoder, self._stage._decoder = self._stage._decoder, None
-        assert decoder is not None
-        expected, stored = self._forward(inputs, positions, attention, rows), self._stored()
-        self._stage._decoder = decoder
-        for tensor, slots in ((one, attention.compiled_rows()) for one in self._cache.keys):
-            if slots is not None:
-                tensor[slots.slots] = 0  # what the decoder does not store is missed
-        found = self._forward(inputs, positions, attention, rows)
-        assert torch.equal(found, expected), (found - expected).abs().amax(dim=1)
-        assert all(map(torch.equal, self._stored(), stored))
-        self.num_taken += attention.compiled_rows() is not None
-        return found
-
-    def _stored(self) -> list[Tensor]:
-        return [one.clone() for one in (*self._cache.keys, *self._cache.values)]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +60,28 @@ def test_the_widths_of_heads_that_kernels_know(head_dim: int, tmp_path: Path) ->
     compared = Compared(runner)
     run_in_process(runner, LIMITS, [greedy(str(index), prompt, 9) for index, prompt in enumerate(PROMPTS)])
     assert compared.num_taken >= 8
+
+
+def test_more_threads_than_cores(tmp_path: Path) -> None:
+    directory = make_model("llama", tmp_path, max_position_embeddings=256)
+    runner = load_runner(directory, LIMITS, kernels=kernels_or_skip(), linear_kernel="compiled")
+    compared = Compared(runner)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 * (os.cpu_count() or 1) + 1)  # some are off their cores at any time
+    try:
+        run_in_process(runner, LIMITS, [greedy(str(index), prompt, 30) for index, prompt in enumerate(PROMPTS)])
+    finally:
+        torch.set_num_threads(before)
+    assert compared.num_taken >= 29
+
+
+def test_a_token_of_a_prompt_that_wants_no_logits(tmp_path: Path) -> None:
+    limits = replace(LIMITS, max_num_batched_tokens=1)
+    directory = make_model("llama", tmp_path, max_position_embeddings=256)
+    runner = load_runner(directory, limits, kernels=kernels_or_skip(), linear_kernel="compiled")
+    compared = Compared(runner)
+    run_in_process(runner, limits, [greedy("0", PROMPTS[2], 3)])
+    assert compared.num_taken == len(PROMPTS[2]) - 1 + 2
 
 
 @pytest.fixture

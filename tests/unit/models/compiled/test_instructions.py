@@ -1,6 +1,7 @@
 """The kernels as CPUs with fewer instructions compile them."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,11 @@ from serve_app.engine.attention.reference import attend_one
 from serve_app.models.compiled.build import compiled_kernels
 from serve_app.models.compiled.float_product import CompiledProduct
 from serve_app.models.compiled.library import CompiledKernels
+from serve_app.types.shards import EngineLimits
+from tests.compared_stage import Compared
 from tests.compiled import kernels_or_skip
+from tests.plain_driver import greedy, load_runner, run_in_process
+from tests.quantized_checkpoints import make_model
 
 pytestmark = pytest.mark.slow  # each compiles anew
 WITHOUT = {
@@ -63,3 +68,13 @@ def test_attention(kernels: CompiledKernels, head_dim: int, dtype: torch.dtype) 
         one = query[index, :, None].float(), keys[slots].float(), values[slots].float()
         expected = attend_one(*one, 0.2, None, None)[0]
         assert torch.allclose(found[index].float(), expected, atol=1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_layers_in_one_call(kernels: CompiledKernels, dtype: str, tmp_path: Path) -> None:
+    limits = EngineLimits(max_num_seqs=3, max_num_batched_tokens=64, max_model_len=64, block_size=4, num_blocks=64)
+    directory = make_model("qwen3", tmp_path, max_position_embeddings=256)
+    runner = load_runner(directory, limits, dtype=dtype, kernels=kernels, linear_kernel="compiled")
+    compared = Compared(runner)
+    run_in_process(runner, limits, [greedy(str(size), list(range(5, 5 + size)), 9) for size in (3, 20, 7)])
+    assert compared.num_taken >= 8
