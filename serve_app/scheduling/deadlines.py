@@ -19,13 +19,13 @@ class Deadlines(Generic[TimedT]):
 
     def __init__(self) -> None:
         self._open: dict[TimedT, float] = {}
-        self._earliest_s = math.inf  # no deadline is earlier
+        self.earliest_s = math.inf  # no deadline is earlier
 
     def add(self, one: TimedT) -> None:
         """Watch over one, if it has a deadline."""
         if one.deadline_s is not None:
             self._open[one] = one.deadline_s
-            self._earliest_s = min(self._earliest_s, one.deadline_s)
+            self.earliest_s = min(self.earliest_s, one.deadline_s)
 
     def forget(self, one: TimedT) -> None:
         """It has ended, or never had a deadline."""
@@ -33,10 +33,10 @@ class Deadlines(Generic[TimedT]):
 
     def take_passed(self, now_s: float) -> list[TimedT]:
         """Those whose time has passed; they are forgotten."""
-        if now_s < self._earliest_s:
+        if now_s < self.earliest_s:
             return []
         passed = [one for one, deadline_s in self._open.items() if deadline_s <= now_s]
         for one in passed:
             del self._open[one]
-        self._earliest_s = min(self._open.values(), default=math.inf)
+        self.earliest_s = min(self._open.values(), default=math.inf)
         return passed

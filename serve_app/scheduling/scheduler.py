@@ -179,9 +179,10 @@ class Scheduler:
 
     def schedule(self, now_s: float = 0.0) -> StepInput | None:
         """The next step, or None when nothing can run before a step in flight is back."""
+        if now_s >= self._pool.deadlines.earliest_s:
+            self.expire(now_s)
         if len(self._in_flight) >= self._max_in_flight:
             return None
-        self.expire(now_s)
         step = self._fill_step()
         if not step.sequences and not self._in_flight and end_trials(self._running):
             step = self._fill_step()
@@ -199,7 +200,8 @@ class Scheduler:
 
     def _fill_step(self) -> Step:
         step = Step(self._next_step_id)
-        self._make_way()
+        if self._making_way.sequence is not None or not self._free_slot_rows:
+            self._make_way()
         budget = self._continue_running(step, self.limits.max_num_batched_tokens)
         self._admit_waiting(step, budget)
         return step
@@ -258,6 +260,8 @@ class Scheduler:
         before: a prefill that is under way; those that go before it are started.
         """
         self._has_block_shortage = False
+        if not self._waiting:
+            return budget
         while budget > 0 and (sequence := self._waiting.head) is not None:
             if before is not None and not self._prefill_turns.goes_before(sequence, before):
                 break

@@ -37,7 +37,7 @@ class SequencePool:
         self.running: list[TokenSequence] = []  # by priority, then in order of admission: the last is pre-empted first
         self.grammars = GrammarWaits(self.waiting) if awaits_grammars else None
         self.record = QueueRecord()
-        self._deadlines: Deadlines[TokenSequence] = Deadlines()
+        self.deadlines: Deadlines[TokenSequence] = Deadlines()
         self._limits = limits
         self._on_start = on_start
 
@@ -58,7 +58,7 @@ class SequencePool:
             else:
                 self.waiting.add(sequences)
         for sequence in sequences:
-            self._deadlines.add(sequence)
+            self.deadlines.add(sequence)
 
     def start(self, step: Step, sequence: TokenSequence, found: list[int]) -> None:
         """Give a slot row to one that has been taken from the queue. found: blocks that hold its beginning already."""
@@ -102,7 +102,7 @@ class SequencePool:
             self.waiting.charge(sequence, sequence.num_outputs)
         if reason in ("stop", "length"):
             self.record.take_end(sequence.num_outputs)
-        self._deadlines.forget(sequence)
+        self.deadlines.forget(sequence)
         if self.grammars is not None:
             self.grammars.release(sequence)
         sequence.state = SequenceState.FINISHED
@@ -110,7 +110,7 @@ class SequencePool:
 
     def finish_passed(self, now_s: float) -> list[TokenSequence]:
         """End those whose time has passed."""
-        passed = self._deadlines.take_passed(now_s)
+        passed = self.deadlines.take_passed(now_s)
         for sequence in passed:
             self.finish(sequence, "abort")
         return passed

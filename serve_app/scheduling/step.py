@@ -52,9 +52,10 @@ class Step:
         """Add a sequence's next tokens; its blocks are there."""
         start, end = sequence.num_scheduled, sequence.num_scheduled + num_tokens
         is_last_chunk = end >= len(sequence.token_ids)
-        targets = _prompt_targets(sequence, start, end)
-        if targets is not None:
-            self.prompt_targets[len(self.sequences)] = targets
+        if sequence.params.num_prompt_logprobs is not None:
+            targets = _prompt_targets(sequence, start, end)
+            if targets is not None:
+                self.prompt_targets[len(self.sequences)] = targets
         self.sequences.append(sequence)
         self.num_tokens.append(num_tokens)
         self.num_computed.append(start)

@@ -19,11 +19,12 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._levels: dict[int, FairQueue] = {}
+        self._num_waiting = 0
         self._num_arrived = 0
         self._num_passed = 0  # starts before those of later levels, since one of them started
 
     def __len__(self) -> int:
-        return sum(map(len, self._levels.values()))
+        return self._num_waiting
 
     def __iter__(self) -> Iterator[TokenSequence]:
         for priority in sorted(self._levels):
@@ -57,10 +58,12 @@ class WaitingQueue:
 
     def put_back(self, sequence: TokenSequence) -> None:
         """One that was pre-empted: it comes before all of its level."""
+        self._num_waiting += 1
         self._level_of(sequence).put_back(sequence)
 
     def stand_back(self, sequence: TokenSequence) -> None:
         """One that has made way for another owner: it comes before those of its own."""
+        self._num_waiting += 1
         self._level_of(sequence).stand_back(sequence)
 
     def take(self) -> TokenSequence:
@@ -68,6 +71,7 @@ class WaitingQueue:
         sequence, levels = self.head, self._waiting_levels()
         assert sequence is not None
         self._levels[sequence.priority].take()
+        self._num_waiting -= 1
         if sequence.priority > min(levels):
             sequence.priority = min(levels)
             self._num_passed = 0
@@ -78,6 +82,7 @@ class WaitingQueue:
     def remove(self, sequence: TokenSequence) -> None:
         """One that waits, and has been given up."""
         self._levels[sequence.priority].remove(sequence)
+        self._num_waiting -= 1
 
     def charge(self, sequence: TokenSequence, num_tokens: int) -> None:
         """Tokens that were computed for a sequence's owner."""
@@ -97,6 +102,7 @@ class WaitingQueue:
         return ahead + (self._levels[priority].ahead_of(owner) if priority in self._levels else [])
 
     def _arrive(self, sequences: Sequence[TokenSequence]) -> None:
+        self._num_waiting += len(sequences)
         for sequence in sequences:
             sequence.arrival = self._num_arrived
             self._num_arrived += 1

@@ -92,9 +92,9 @@ class TokenLogprobs:
     top_logprobs: list[float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: to make one that is takes longer than all else that is done with it
 class OutputChunk:
-    """New tokens of one choice of one request, in order."""
+    """New tokens of one choice of one request, in order. Nobody changes it."""
 
     choice: int
     first_index: int  # index of token_ids[0] among the choice's outputs: a gap shows as a jump

@@ -118,7 +118,7 @@ class Choice:
         if chunk.logprobs is not None:
             self._logprobs += chunk.logprobs[:num_used]
         finish_reason: FinishReason | None = chunk.finish_reason
-        stop_reason: int | str | None = self._stop_reason(chunk)
+        stop_reason: int | str | None = None if chunk.stop_token_id is None else self._stop_reason(chunk)
         if self._matcher is not None and self._matcher.matched is not None:
             finish_reason, stop_reason = "stop", self._matcher.matched
         self.has_ended = finish_reason is not None
@@ -167,7 +167,7 @@ class Choice:
             piece = "" if is_last_hidden and index == last_index else self._detokenizer.push(token_id)
             if self._token_texts is not None:
                 self._token_texts.append(piece)
-            pieces.append(self._filter(piece))
+            pieces.append(piece if self._matcher is None else self._filter(piece))
             if self._hidden_tokens is not None and not piece:
                 pieces.append(self._filter(self._hidden_tokens.get(token_id, ""), is_hidden=True))
             if self._matcher is not None and self._matcher.matched is not None:

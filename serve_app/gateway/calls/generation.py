@@ -87,15 +87,10 @@ class PromptRun:
 
     async def run(self, backend: Generator, model: str, emit: Callable[[ChoiceDelta], None]) -> None:
         """Generate to the end of all choices; `emit` gets what can be shown. Raises a RayshardError."""
-
         if not self._is_hidden:
             self._times = self._token_times()
-
-        def take(chunk: OutputChunk) -> bool:
-            self._take(chunk, emit)
-            return not self._has_all
-
-        await backend.generate(model, replace(self.request, time_left_s=time_left().seconds), take)
+        request = replace(self.request, time_left_s=time_left().seconds)
+        await backend.generate(model, request, partial(self._take, emit))
         if not self._has_all:
             raise InternalError("the model's output ended before the answer did")
 
@@ -108,7 +103,8 @@ class PromptRun:
     def _has_all(self) -> bool:
         return self._num_running == 0 and self._num_awaited_logprobs <= 0
 
-    def _take(self, chunk: OutputChunk, emit: Callable[[ChoiceDelta], None]) -> None:
+    def _take(self, emit: Callable[[ChoiceDelta], None], chunk: OutputChunk) -> bool:
+        """Whether more is wanted."""
         if chunk.num_cached_tokens and chunk.choice == 0:
             self.num_cached_tokens = chunk.num_cached_tokens
         if chunk.prompt_logprobs:
@@ -125,11 +121,12 @@ class PromptRun:
             deltas = [delta] if delta is not None else []
         if self._num_awaited_logprobs > 0:
             self._early += deltas
-            return
+            return True
         if self._early:
             deltas, self._early = [*self._early, *deltas], []
         for delta in deltas:
             emit(delta)
+        return self._num_running > 0
 
 
 async def run_call(

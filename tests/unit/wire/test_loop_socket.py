@@ -116,12 +116,17 @@ async def test_many_messages_at_once_come_in_order_and_others_have_their_turn(pa
     assert max(later - earlier for earlier, later in itertools.pairwise(seen_by_others)) <= 64
 
 
-async def test_the_last_frame_of_a_message_is_what_counts(pair: Pair) -> None:
-    socket, _raw, endpoint = pair.bind(zmq.PULL)
-    peer = pair.connect(zmq.PUSH, endpoint)
+@pytest.mark.parametrize(
+    ("kind", "peer_kind", "expected"),
+    [(zmq.ROUTER, zmq.DEALER, [b"c", b"d"]), (zmq.PULL, zmq.PUSH, [b"a", b"b", b"c", b"d"])],
+    ids=["of a ROUTER the last", "of others each"],
+)
+async def test_frames_of_a_message(pair: Pair, kind: int, peer_kind: int, expected: list[bytes]) -> None:
+    socket, _raw, endpoint = pair.bind(kind)
+    peer = pair.connect(peer_kind, endpoint)
     peer.send_multipart([b"a", b"b", b"c"])
     peer.send(b"d")
-    assert [await soon(socket), await soon(socket)] == [b"c", b"d"]
+    assert [await soon(socket) for _ in expected] == expected
 
 
 async def test_a_send_that_takes_the_word_of_a_message_away_has_it_read(pair: Pair) -> None:
