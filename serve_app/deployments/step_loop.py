@@ -86,6 +86,7 @@ class StepLoop:
         self._on_outputs = on_outputs
         self._times = times  # of steps, from their sending to their outputs
         self._bubble = bubble
+        self._is_working = False  # as the bubble was told last
         self._stage_times = stage_times
         self._traces = traces
         self._grammars = grammars
@@ -135,16 +136,20 @@ class StepLoop:
     def _pump(self) -> None:
         if not self._all_greeted.is_set():
             return
-        for change in () if self._grammars is None else self._grammars.take_changes():
-            self._control.send_grammar(change)
+        if self._grammars is not None and self._grammars.has_changes:
+            for change in self._grammars.take_changes():
+                self._control.send_grammar(change)
         while (step := self.scheduler.schedule(time.monotonic())) is not None:
             if self.scheduler.num_steps_in_flight == 1:
                 self._progress_s = time.monotonic()
             if self._traces is not None:
                 step = self._traces.send(step)
             self._control.send_step(step)
-        self._bubble.note(time.monotonic(), is_working=self.scheduler.num_steps_in_flight > 0)
-        if self.scheduler.num_steps_in_flight == 0 and not self.scheduler.has_work:
+        is_working = self.scheduler.num_steps_in_flight > 0
+        if is_working is not self._is_working:
+            self._is_working = is_working
+            self._bubble.note(time.monotonic(), is_working=is_working)
+        if not is_working and not self.scheduler.has_work:
             self.scheduler.check()
 
     def _hear(self, message: ToRouter) -> None:

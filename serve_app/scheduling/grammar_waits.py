@@ -34,6 +34,7 @@ class GrammarWaits:
         self._by_number: dict[int, _Grammar] = {}
         self._unused: OrderedDict[int, _Grammar] = OrderedDict()  # the latest last
         self._changes: list[GrammarChange] = []
+        self.has_changes = False  # that `take_changes` has not given yet
         self._num_known = 0
 
     def __len__(self) -> int:
@@ -89,19 +90,23 @@ class GrammarWaits:
         if len(self._unused) > MAX_UNUSED:
             number, oldest = self._unused.popitem(last=False)
             del self._by_text[oldest.text], self._by_number[number]
-            self._changes.append(GrammarChange(number, None))
+            self._change(GrammarChange(number, None))
 
     def take_changes(self) -> list[GrammarChange]:
         """What the shards are to be told, in order, before the next step."""
-        changes, self._changes = self._changes, []
+        changes, self._changes, self.has_changes = self._changes, [], False
         return changes
 
     def _prepare(self, text: str) -> _Grammar:
         grammar = _Grammar(self._num_known, text)
         self._num_known += 1
         self._by_text[text] = self._by_number[grammar.number] = grammar
-        self._changes.append(GrammarChange(grammar.number, text))
+        self._change(GrammarChange(grammar.number, text))
         return grammar
+
+    def _change(self, change: GrammarChange) -> None:
+        self._changes.append(change)
+        self.has_changes = True
 
     def _grammar_of(self, sequence: TokenSequence) -> _Grammar | None:
         text = sequence.params.grammar

@@ -111,20 +111,20 @@ class PromptRun:
             self.prompt_logprobs.extend(chunk.prompt_logprobs)
             self._num_awaited_logprobs -= len(chunk.prompt_logprobs)
         choice = self._choices[chunk.choice]
-        if choice.has_ended or not (chunk.token_ids or chunk.finish_reason):
-            deltas = []
-        else:
+        delta: ChoiceDelta | None = None
+        if not choice.has_ended and (chunk.token_ids or chunk.finish_reason):
             if chunk.token_ids and self._times is not None:
                 self._times.see(chunk.choice, len(chunk.token_ids))
             delta = choice.feed(chunk)
             self._num_running -= choice.has_ended
-            deltas = [delta] if delta is not None else []
         if self._num_awaited_logprobs > 0:
-            self._early += deltas
+            self._early += [] if delta is None else [delta]
             return True
         if self._early:
-            deltas, self._early = [*self._early, *deltas], []
-        for delta in deltas:
+            early, self._early = self._early, []
+            for one in early:
+                emit(one)
+        if delta is not None:
             emit(delta)
         return self._num_running > 0
 
