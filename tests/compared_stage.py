@@ -21,7 +21,7 @@ class Compared:
         assert decoder is not None
         expected, stored = self._forward(inputs, positions, attention, rows), self._stored()
         self._stage._decoder = decoder
-        for tensor, slots in ((one, attention.compiled_rows()) for one in self._cache.keys):
+        for tensor, slots in ((one, attention.compiled_rows()) for one in (*self._cache.keys, *self._cache.values)):
             if slots is not None:
                 tensor[slots.slots] = 0  # what the decoder does not store is missed
         found = self._forward(inputs, positions, attention, rows)

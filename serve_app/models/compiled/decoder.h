@@ -109,7 +109,7 @@ inline int64_t num_chunks_of(const DecoderProduct& product) {
 template <typename Unit>
 class Decoder {
     using Number = typename Unit::Number;
-    static constexpr int64_t kLayerPhases = 9, kLastPhases = 2;
+    static constexpr int64_t kLayerPhases = 9;
     static constexpr int64_t kFewRows = 8;
 
 public:
@@ -120,7 +120,7 @@ public:
           num_layers_(num_layers),
           head_(head),
           num_threads_(num_threads),
-          work_(kLayerPhases * num_layers + kLastPhases, max_chunks(), num_threads),
+          work_(phase_sizes(), kLayerPhases, num_threads),
           last_inputs_(std::max<int64_t>(step.num_logits, 1), step.width) {
         const int64_t count = step.num_sequences <= kFewRows ? 4 : 3;  // of few rows, another one costs no memory
         for (int64_t i = 0; i < count; ++i) rows_.emplace_back(step, step.num_sequences);
@@ -144,38 +144,48 @@ public:
 private:
     LayerRows<Number>& rows_of(int64_t l) { return rows_[l % rows_.size()]; }
 
-    int64_t max_chunks() const {
-        int64_t most = step_.num_sequences * std::max<int64_t>(num_threads_, 1);  // of attention
-        most = std::max(most, std::max(step_.num_sequences, step_.num_logits));
+    // Chunks of all phases, in their order.
+    std::vector<int64_t> phase_sizes() const {
+        const int64_t m = step_.num_sequences;
+        std::vector<int64_t> sizes;
         for (int64_t l = 0; l < num_layers_; ++l) {
-            const DecoderLayer& layer = layers_[l];
-            for (const DecoderProduct* one :
-                 {&layer.queries_keys_values, &layer.attended, &layer.gates_and_ups, &layer.activated})
-                most = std::max(most, num_chunks_of(*one));
+            const DecoderLayer& one = layers_[l];
+            const int64_t rounded = one.attended.is_int8 ? m : 0;
+            sizes.insert(sizes.end(), {m, num_chunks_of(one.queries_keys_values), m * num_parts(), rounded,
+                                       num_chunks_of(one.attended), m, num_chunks_of(one.gates_and_ups), m,
+                                       num_chunks_of(one.activated)});
         }
-        return head_ ? std::max(most, num_chunks_of(head_->product)) : most;
+        if (step_.num_logits == 0) sizes.push_back(m);
+        else sizes.insert(sizes.end(), {step_.num_logits, num_chunks_of(head_->product)});
+        return sizes;
+    }
+
+    int64_t num_parts() const { return num_attention_parts(attention_sizes(), num_threads_); }
+
+    Attention attention_sizes() const {
+        return {step_.num_sequences, step_.num_heads,  step_.num_kv_heads, step_.head_dim, step_.head_dim, 0,
+                step_.block_size,    step_.table_size, 0,                  0,              0};
     }
 
     void run_layer(int64_t l) {
         const DecoderLayer& layer = layers_[l];
         LayerRows<Number>& rows = rows_of(l);
         const int64_t phase = l * kLayerPhases, num_rows = step_.num_sequences;
-        work_.share(phase, num_rows, [&](int64_t m) {
+        work_.share(phase, [&](int64_t m) {
             put_hidden(l, m, rows.hidden.at(m));
             norm_into(rows.attention_inputs, m, rows.hidden.at(m), layer.attention_norm, layer.attention_epsilon,
                       layer.queries_keys_values);
         });
         multiply(phase + 1, layer.queries_keys_values, rows.attention_inputs, num_rows, rows.joined.at(0));
         attend_all(phase + 2, layer, rows);
-        if (layer.attended.is_int8)
-            work_.share(phase + 3, num_rows, [&](int64_t m) { rows.attended.prepare(layer.attended, m); });
+        work_.share(phase + 3, [&](int64_t m) { rows.attended.prepare(layer.attended, m); });
         multiply(phase + 4, layer.attended, rows.attended, num_rows, rows.attention_outputs.at(0));
-        work_.share(phase + 5, num_rows, [&](int64_t m) {
+        work_.share(phase + 5, [&](int64_t m) {
             add(rows.attention_outputs.at(m), rows.hidden.at(m), rows.middle.at(m));
             norm_into(rows.mlp_inputs, m, rows.middle.at(m), layer.mlp_norm, layer.mlp_epsilon, layer.gates_and_ups);
         });
         multiply(phase + 6, layer.gates_and_ups, rows.mlp_inputs, num_rows, rows.gates_and_ups.at(0));
-        work_.share(phase + 7, num_rows, [&](int64_t m) {
+        work_.share(phase + 7, [&](int64_t m) {
             silu_product_row(rows.gates_and_ups.at(m), step_.mlp_width, rows.activated.at(m));
             rows.activated.prepare(layer.activated, m);
         });
@@ -187,11 +197,10 @@ private:
         const int64_t phase = num_layers_ * kLayerPhases;
         if (step_.num_logits == 0) {
             auto* outputs = static_cast<Number*>(step_.outputs);
-            work_.share(phase, step_.num_sequences,
-                        [&](int64_t m) { put_hidden(num_layers_, m, outputs + m * step_.width); });
+            work_.share(phase, [&](int64_t m) { put_hidden(num_layers_, m, outputs + m * step_.width); });
             return;
         }
-        work_.share(phase, step_.num_logits, [&](int64_t n) {
+        work_.share(phase, [&](int64_t n) {
             std::vector<Number> hidden(step_.width);
             put_hidden(num_layers_, step_.logit_rows[n], hidden.data());
             norm_into(last_inputs_, n, hidden.data(), head_->norm, head_->epsilon, head_->product);
@@ -220,27 +229,24 @@ private:
     }
 
     void multiply(int64_t phase, const DecoderProduct& product, Rows<Number>& rows, int64_t num_rows, Number* outputs) {
-        const int64_t num_chunks = num_chunks_of(product);
 #ifdef HAS_INT8
         if (product.is_int8) {
             const auto& layer = *static_cast<const Int8Layer*>(product.layer);
-            work_.share(phase, num_chunks, [&](int64_t chunk) {
+            work_.share(phase, [&](int64_t chunk) {
                 put_chunk(layer, chunk, rows.bytes.get(), rows.factors.get(), num_rows, outputs);
             });
             return;
         }
 #endif
         const auto& layer = *static_cast<const FloatLayer*>(product.layer);
-        work_.share(phase, num_chunks,
-                    [&](int64_t chunk) { put_chunk<Unit>(layer, chunk, rows.at(0), num_rows, outputs); });
+        work_.share(phase, [&](int64_t chunk) { put_chunk<Unit>(layer, chunk, rows.at(0), num_rows, outputs); });
     }
 
     void attend_all(int64_t phase, const DecoderLayer& layer, LayerRows<Number>& rows) {
-        const Attention sizes{step_.num_sequences, step_.num_heads, step_.num_kv_heads, step_.head_dim, step_.head_dim,
-                              0, step_.block_size, step_.table_size, layer.window,
-                              static_cast<float>(layer.scaling), 0};
-        const int64_t num_parts = num_attention_parts(sizes, num_threads_);
-        work_.share(phase, step_.num_sequences * num_parts, [&](int64_t task) {
+        Attention sizes = attention_sizes();
+        sizes.window = layer.window, sizes.scaling = static_cast<float>(layer.scaling);
+        const int64_t num_parts = this->num_parts();
+        const auto attend = [&](int64_t task) {
             const int64_t b = task / num_parts, part = task % num_parts;
             const int64_t first = part * step_.num_kv_heads / num_parts;
             const int64_t end = (part + 1) * step_.num_kv_heads / num_parts;
@@ -249,7 +255,9 @@ private:
             attend_part(sizes, b, part, num_parts, queries.data(),
                         static_cast<const Number*>(layer.keys), static_cast<const Number*>(layer.values), step_.tables,
                         step_.lengths, static_cast<const Number*>(nullptr), rows.attended.at(0));
-        });
+        };
+        const auto [shortest, longest] = std::minmax_element(step_.lengths, step_.lengths + step_.num_sequences);
+        work_.share(phase, attend, *longest / *shortest + 1);
     }
 
     // Of one sequence: norms and rotates the key-value heads [first, end), which it stores, and their queries.

@@ -82,8 +82,8 @@ void place_largest(const Number* rows, int64_t num_rows, int64_t width, int64_t 
         int64_t k = 0;
         if (nothing != 0 || std::fabs(largest) == INFINITY) k = otherwise;
         else
-            while (widened(row[k]) != largest) ++k;
-        places[m] = k;
+            while (k < width && widened(row[k]) != largest) ++k;
+        places[m] = k < width ? k : otherwise;
     }
 }
 
