@@ -44,11 +44,11 @@ class LoopSocket:
         handed on then is found by the next call. Only one at a time.
         """
         assert self._take is None, "somebody reads this socket already"
-        ended = self._watching_loop().create_future()
-        self._take, self._ended = take, ended
-        self._drain()
+        loop = self._watching_loop()
+        self._take, self._ended = take, loop.create_future()
+        loop.call_soon(self._notice)  # what is there already is not told
         try:
-            await ended
+            await self._ended
         finally:
             self._take = self._ended = None
 
@@ -68,7 +68,6 @@ class LoopSocket:
             self._loop.remove_reader(self._descriptor)  # before the number becomes another file's
             if self._ended is not None:
                 self._ended.cancel()
-        self._take = None
         self._socket.close(linger=0)
 
     def _watching_loop(self) -> asyncio.AbstractEventLoop:
@@ -82,7 +81,7 @@ class LoopSocket:
 
     def _notice(self) -> None:
         """There may be news."""
-        if self._take is not None:
+        if self._ended is not None and not self._ended.done():
             self._drain()
         elif not self._socket.closed:
             zmq_poll(self._read_end, 0)  # takes the word away: the loop would bring it again and again
@@ -102,11 +101,10 @@ class LoopSocket:
                     return
                 take(frame)
                 # To look costs less than an empty `recv`, or than to ask for the option ZMQ_EVENTS.
-                if self._take is None or not zmq_poll(self._read_end, 0):
+                if ended.done() or not zmq_poll(self._read_end, 0):  # cancelled or closed by what it was given
                     return
             loop.call_soon(self._notice)
         except Exception as error:  # told by `deliver`
-            self._take = None
             if not ended.done():
                 ended.set_exception(error)
         finally:

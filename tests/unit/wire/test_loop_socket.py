@@ -89,7 +89,8 @@ class Taken:
 @contextlib.asynccontextmanager
 async def delivering(socket: LoopSocket, take: Callable[[bytes], None]) -> "AsyncIterator[asyncio.Task[None]]":
     task = asyncio.create_task(socket.deliver(take))
-    await asyncio.sleep(0)
+    for _ in range(2):  # it begins, and takes what is there
+        await asyncio.sleep(0)
     yield task
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -217,6 +218,27 @@ async def test_what_is_taken_may_close_the_socket(pair: Pair) -> None:
     with pytest.raises(asyncio.CancelledError):
         await socket.deliver(close)
     assert taken == [b"a"]
+
+
+@pytest.mark.parametrize("last", [1, 70], ids=["in its first round", "in a later one"])
+async def test_one_that_is_cancelled_by_a_message_takes_no_further_one(pair: Pair, last: int) -> None:
+    socket, raw, endpoint = pair.bind(zmq.PULL)
+    peer = pair.connect(zmq.PUSH, endpoint)
+    for index in range(100):
+        peer.send(b"%d" % index)
+    assert raw.poll(LIMIT_MS)
+    taken: list[bytes] = []
+
+    def cancel(frame: bytes) -> None:
+        taken.append(frame)
+        if len(taken) == last:
+            waiting.cancel()
+
+    waiting = asyncio.create_task(socket.deliver(cancel))
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert len(taken) == last
+    assert await soon(socket) == b"%d" % last
 
 
 async def test_one_that_is_cancelled_leaves_the_message(pair: Pair) -> None:
