@@ -53,7 +53,9 @@ def test_the_others_go_on_and_newcomers_start_while_a_grammar_is_compiled(num_st
     assert in_step(scheduler) == {"runs"}
     scheduler.add(held("waits"))
     scheduler.add(held("came later", None))
+    assert waits_of(scheduler).has_changes
     assert waits_of(scheduler).take_changes() == [GrammarChange(0, "g")]
+    assert not waits_of(scheduler).has_changes
     assert scheduler.num_waiting == 2
     seen = [in_step(scheduler) for _ in range(4)]
     assert set().union(*seen) == {"runs", "came later"}

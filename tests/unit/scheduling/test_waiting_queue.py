@@ -46,6 +46,25 @@ def test_the_lowest_number_comes_first_and_within_it_who_came_first() -> None:
     assert len(queue) == 0
 
 
+def test_its_length_is_the_number_of_those_that_wait_whatever_becomes_of_them() -> None:
+    queue = WaitingQueue()
+    a, late, resumed = waiting("a"), waiting("late", 3), waiting("resumed")
+    lengths = []
+    for change in (
+        lambda: queue.add(a),
+        lambda: queue.add(late),
+        lambda: queue.add_resumed(resumed),
+        queue.take,
+        lambda: queue.put_back(resumed[0]),
+        lambda: queue.remove(late[0]),
+        lambda: queue.stand_back(waiting("b", 0, "b")[0]),
+    ):
+        change()
+        assert len(queue) == len(list(queue))
+        lengths.append(len(queue))
+    assert lengths == [1, 2, 3, 2, 3, 2, 3]
+
+
 def test_owners_take_turns_within_a_priority() -> None:
     queue = WaitingQueue()
     for number in range(3):
