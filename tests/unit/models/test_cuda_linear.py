@@ -130,7 +130,7 @@ def test_joined_layers_give_what_each_gives_alone(make: Maker, scheme: WeightSch
     inputs = torch.randn(70, 128)
     expected = [one(inputs) for one in linears]
     for one in linears:
-        one.join._has_run = False
+        one.join._has_bias = False
     join_linears([*linears])
     assert linears[0].join is linears[2].join
     for one, before in zip(linears, expected, strict=True):
@@ -250,7 +250,7 @@ def test_layers_on_a_gpu_get_these_kernels_and_join(
         inputs = torch.empty(2, num_rows, 128, dtype=dtype, device=device)
         alone = [one(inputs) for one in linears]
         for one in linears:
-            one.join._has_run = False
+            one.join._has_bias = False
         join_linears([*linears])
         assert linears[0].join is linears[1].join
         for outputs in (alone, [one(inputs) for one in linears]):
