@@ -36,6 +36,7 @@ class LoopSocket:
         self._take: Take | None = None  # of `deliver`; None: nobody wants messages
         self._ended: asyncio.Future[None] | None = None  # of that `deliver`
         self._is_draining = False
+        self._is_due = False  # a call of `_notice_due` is in the loop's queue: a second one would double what it reads
 
     async def deliver(self, take: Take) -> None:
         """Hand every message to `take` as it comes, until cancelled; raises what `take` raises.
@@ -46,7 +47,7 @@ class LoopSocket:
         assert self._take is None, "somebody reads this socket already"
         loop = self._watching_loop()
         self._take, self._ended = take, loop.create_future()
-        loop.call_soon(self._notice)  # what is there already is not told
+        self._notice_soon(loop)  # what is there already is not told
         try:
             await self._ended
         finally:
@@ -54,11 +55,13 @@ class LoopSocket:
 
     def send(self, frames: Sequence[bytes]) -> None:
         """Send a message. Raises zmq.Again where the socket takes no more; a ROUTER drops it then."""
-        for frame in frames[:-1]:
-            self._socket.send(frame, _NOT_LAST)
-        self._socket.send(frames[-1], _NOBLOCK)
-        if self._loop is not None and not self._is_draining and zmq_poll(self._read_end, 0):
-            self._loop.call_soon(self._notice)
+        try:
+            for frame in frames[:-1]:
+                self._socket.send(frame, _NOT_LAST)
+            self._socket.send(frames[-1], _NOBLOCK)
+        finally:
+            if self._loop is not None and not self._is_draining and zmq_poll(self._read_end, 0):
+                self._notice_soon(self._loop)
 
     def close(self) -> None:
         """Close the socket, without what is unsent; a `deliver` is cancelled. May be called again."""
@@ -75,9 +78,19 @@ class LoopSocket:
         if self._loop is not loop:
             if self._loop is not None and not self._loop.is_closed():
                 self._loop.remove_reader(self._descriptor)
-            self._loop = loop
+            self._loop, self._is_due = loop, False
             loop.add_reader(self._descriptor, self._notice)
         return loop
+
+    def _notice_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In the loop's next round, once."""
+        if not self._is_due:
+            self._is_due = True
+            loop.call_soon(self._notice_due)
+
+    def _notice_due(self) -> None:
+        self._is_due = False
+        self._notice()
 
     def _notice(self) -> None:
         """There may be news."""
@@ -103,10 +116,14 @@ class LoopSocket:
                 # To look costs less than an empty `recv`, or than to ask for the option ZMQ_EVENTS.
                 if ended.done() or not zmq_poll(self._read_end, 0):  # cancelled or closed by what it was given
                     return
-            loop.call_soon(self._notice)
-        except Exception as error:  # told by `deliver`
+            self._notice_soon(loop)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except asyncio.CancelledError:
+            ended.cancel()  # as a task that takes it
+        except BaseException as error:  # told by `deliver`
             if not ended.done():
-                ended.set_exception(error)
+                ended.set_exception(_as_told(error))
         finally:
             self._is_draining = False
 
@@ -117,3 +134,12 @@ class LoopSocket:
         while frame.more:  # a stranger's: the last one counts
             frame = self._socket.recv(_NOBLOCK, copy=False)
         return frame.bytes
+
+
+def _as_told(error: BaseException) -> BaseException:
+    """A future refuses StopIteration; a coroutine makes RuntimeError of it, too."""
+    if not isinstance(error, StopIteration):
+        return error
+    told = RuntimeError("StopIteration in what takes messages")
+    told.__cause__ = error
+    return told
