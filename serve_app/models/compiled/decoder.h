@@ -2,8 +2,6 @@
 // the bit, in one parallel region.
 #pragma once
 
-#include <omp.h>
-
 #include <memory>
 #include <vector>
 
@@ -129,7 +127,7 @@ public:
     void run() {
 #pragma omp parallel num_threads(num_threads_)
         {
-            const int thread = omp_get_thread_num();
+            const int thread = work_.enter();
             for (int64_t l = 0; l < num_layers_; ++l) {
                 work_.arrive(thread, l);
                 // What is written now, layer l + 1 - size has read last.

@@ -80,6 +80,9 @@ public:
         }
     }
 
+    // The number of a thread that begins.
+    int enter() { return num_entered_.fetch_add(1); }
+
     // Says that this thread has left all before a station, which grows.
     void arrive(int thread, int64_t station) { stations_[thread].reached.store(station); }
 
@@ -109,6 +112,7 @@ private:
     std::vector<Time> fastest_ns_;                   // of a chunk, by kind
     std::unique_ptr<std::atomic<bool>[]> is_done_;  // of all phases
     std::vector<Station> stations_;
+    std::atomic<int> num_entered_{0};
 };
 
 }  // namespace
