@@ -89,15 +89,21 @@ def has_failed(health: dict[str, Any], names: list[str]) -> bool:
 @pytest.mark.slow
 def test_callers_wait_while_the_only_copy_is_replaced_by_another_version(restored: ServeCluster) -> None:
     cluster = restored
+    pids = cluster.pids("ray::ServeReplica:demo")
     others = [one for one in cluster.applications if one["name"] != "demo"]
+
+    def is_replaced() -> bool:
+        too_long = cluster.complete("demo", DATE, max_tokens=600)
+        return too_long.status_code == 400 and "512" in too_long.text
+
     with constant_requests(cluster, "demo") as failures:
+        assert not is_replaced()
         cluster.deploy([*others, model_application("demo", max_model_len=512, parallel={"pipeline": 2, "tensor": 1})])
-        cluster.wait_until(lambda: not cluster.is_healthy(), 180, "the old copy's end")
-        cluster.wait_until(cluster.is_healthy, 180, "the new copy")
+        cluster.wait_until(is_replaced, 180, "the new copy")  # /health may not have seen that there was none
+        cluster.wait_until(cluster.is_healthy, 60, "health")
         failures.wait_for(failures.num_done + 20)
     assert failures.seen == []
-    too_long = cluster.complete("demo", DATE, max_tokens=600)
-    assert (too_long.status_code, "512" in too_long.text) == (400, True)
+    assert not set(pids) & set(cluster.pids("ray::ServeReplica:demo"))
 
 
 @pytest.mark.slow
