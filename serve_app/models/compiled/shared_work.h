@@ -2,9 +2,12 @@
 //
 // A phase is chunks, each of which computes the same numbers into the same place whoever computes it. Threads take chunks
 // in turn. Where all are taken and one is late, by more than twice what such a chunk has taken, the system has taken a
-// thread off its core, as it does where other processes have work, too: whoever waits computes it again and goes on. A thread that comes back finds its phase
-// behind it; what it still writes is what stands there. So nothing that a phase has read or written may be used for
-// anything else before all threads are beyond it, which `wait_for_all` tells.
+// thread off its core, as it does where other processes have work, too: whoever waits computes it again and goes on. A
+// thread that comes back finds its phase behind it; what it still writes is what stands there. So nothing that a phase
+// has read or written may be used for anything else before all threads are beyond it, which `wait_for_all` tells.
+//
+// Two threads may thus write the same numbers at once, while a third reads them: by the letter of C++ a data race,
+// without consequence where aligned stores of equal numbers change nothing, as on x86 and ARM.
 #pragma once
 
 #include <algorithm>
@@ -109,7 +112,7 @@ private:
 
     const std::vector<int64_t> sizes_;
     std::vector<Phase> phases_;
-    std::vector<Time> fastest_ns_;                   // of a chunk, by kind
+    std::vector<Time> fastest_ns_;                  // of a chunk, by kind
     std::unique_ptr<std::atomic<bool>[]> is_done_;  // of all phases
     std::vector<Station> stations_;
     std::atomic<int> num_entered_{0};
