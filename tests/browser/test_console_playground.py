@@ -99,6 +99,23 @@ def test_two_models_answer_side_by_side(page: Page, backend: ConsoleBackend) -> 
     assert not page.find("#comparison").is_displayed()
 
 
+def test_who_types_is_not_disturbed_by_models_that_come_and_go(page: Page, backend: ConsoleBackend) -> None:
+    page.ask("hello")
+    until_answered(page)
+    kept = [page.find(css) for css in ("#field-text", "#task-chat", "#model-0 option", ".log")]
+    scrolled = "const [log] = arguments; log.style.minHeight = '0'; log.style.maxHeight = '40px'; log.scrollTop = 7"
+    page.run(f"{scrolled}; arguments[1].focus()", kept[-1], kept[0])
+    assert page.run("return arguments[0].scrollTop", kept[-1]) == 7
+    kept[0].send_keys("half ", Keys.HOME)
+    backend.second_name = "newcomer"
+    page.until(lambda: [one.text for one in page.all("#model-0 option")] == ["demo", "newcomer"])
+    assert page.run("return arguments[0] === document.activeElement", kept[0])
+    assert all(page.run("return arguments[0].isConnected", one) for one in kept)
+    assert page.run("return arguments[0].scrollTop", kept[-1]) == 7
+    kept[0].send_keys("a ")
+    assert kept[0].get_attribute("value") == "a half "
+
+
 def test_settings_go_with_the_request(page: Page, backend: ConsoleBackend) -> None:
     page.find("#settings summary").click()
     for name, value in (("max_tokens", "7"), ("temperature", "0.25"), ("seed", "11"), ("system", "Be brief.")):

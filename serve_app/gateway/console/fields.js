@@ -1,10 +1,11 @@
-// Inputs made from what a task names; what was typed stays when the task changes.
+// Inputs made from what a task names; what was typed stays when the task changes, and an input that stays is not touched.
 
-import { el } from "./dom.js";
+import { el, keepParts } from "./dom.js";
 
 export class Fields {
   #parent;
-  #inputs = new Map(); // by name, of those shown
+  #parts = new Map(); // those shown, by all that they are made from
+  #inputs = new Map(); // the same by name
   #kept = new Map(); // by name: what was typed
 
   constructor(parent) {
@@ -14,8 +15,9 @@ export class Fields {
   /** Show these and no others. names: the models that the task can be asked of. */
   show(specs, names) {
     this.#keep();
-    this.#inputs.clear();
-    this.#parent.replaceChildren(...specs.map((spec) => this.#made(spec, names)));
+    const wanted = new Map(specs.map((spec) => [JSON.stringify([spec, spec.choices?.(names)]), spec]));
+    keepParts(this.#parent, this.#parts, [...wanted.keys()], (key) => this.#made(wanted.get(key), names));
+    this.#inputs = new Map([...this.#parts.values()].map(({ input }) => [input.name, input]));
   }
 
   /** What is typed, by name. */
@@ -42,9 +44,8 @@ export class Fields {
     const id = `field-${spec.name}`;
     const input = inputOf(spec, names, { id, name: spec.name, required: spec.isNeeded });
     input.value = this.#kept.get(spec.name) ?? "";
-    this.#inputs.set(spec.name, input);
     const label = el("label", { for: id, text: spec.label });
-    return el("div", { class: spec.kind === "area" ? "field wide" : "field" }, label, input);
+    return { input, root: el("div", { class: spec.kind === "area" ? "field wide" : "field" }, label, input) };
   }
 }
 

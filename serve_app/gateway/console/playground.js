@@ -1,7 +1,7 @@
 // Asks models: the task, one model or two side by side, an answer as it comes.
 
 import { events, post } from "./api.js";
-import { byId, el, setText } from "./dom.js";
+import { byId, el, keepParts, setText } from "./dom.js";
 import { Fields } from "./fields.js";
 import { Pane } from "./pane.js";
 import { TASKS } from "./tasks.js";
@@ -11,10 +11,13 @@ export class Playground {
   #task = null;
   #models = []; // as /console/state names them
   #shown = ""; // the models and tasks that the page stands for
+  #choices = new Map(); // of tasks, by id
   #panes = [new Pane(), new Pane()];
+  #shownPanes = new Map();
   #fields = new Fields(byId("fields"));
   #settings = new Fields(byId("setting-fields"));
   #selects = [byId("model-0"), byId("model-1")];
+  #options = [new Map(), new Map()]; // of the selects, by model
   #running = null; // an AbortController
   #onRefused;
 
@@ -38,7 +41,7 @@ export class Playground {
     this.update(this.#models);
   }
 
-  /** The models that there are now. */
+  /** The models that there are now. Whoever types or chooses meanwhile is not disturbed. */
   update(models) {
     this.#models = models;
     const tasks = this.#tasks.filter((task) => models.some(task.fits));
@@ -48,14 +51,15 @@ export class Playground {
     byId("ask").hidden = tasks.length === 0;
     byId("no-models").hidden = tasks.length > 0;
     if (tasks.length === 0) return;
-    byId("tasks").replaceChildren(...tasks.map((task) => this.#choiceOf(task)));
+    const byTask = new Map(tasks.map((task) => [task.id, task]));
+    keepParts(byId("tasks"), this.#choices, [...byTask.keys()], (id) => this.#choiceOf(byTask.get(id)));
     this.#choose(tasks.find((task) => task.id === this.#task?.id) ?? tasks[0]);
   }
 
   #choiceOf(task) {
     const input = el("input", { type: "radio", name: "task", id: `task-${task.id}`, value: task.id });
     input.addEventListener("change", () => this.#choose(task));
-    return el("span", {}, input, el("label", { for: input.id, text: task.label }));
+    return { root: el("span", {}, input, el("label", { for: input.id, text: task.label })) };
   }
 
   #choose(task) {
@@ -65,7 +69,7 @@ export class Playground {
     const names = this.#models.filter(task.fits).map((model) => model.name);
     this.#selects.forEach((select, index) => {
       const before = select.value;
-      select.replaceChildren(...names.map((name) => el("option", { value: name, text: name })));
+      keepParts(select, this.#options[index], names, (name) => ({ root: el("option", { value: name, text: name }) }));
       select.value = names.includes(before) ? before : names[Math.min(index, names.length - 1)];
     });
     byId("compare-label").hidden = names.length < 2;
@@ -80,7 +84,7 @@ export class Playground {
   #lay() {
     const panes = this.#active();
     byId("second-model").hidden = panes.length < 2;
-    byId("panes").replaceChildren(...panes.map((pane) => pane.root));
+    keepParts(byId("panes"), this.#shownPanes, panes, (pane) => pane);
     panes.forEach((pane, index) => pane.setModel(this.#selects[index].value));
   }
 
