@@ -1,11 +1,14 @@
-"""llama.cpp on a llama of ours: its weights written as GGUF, and its engine measured by its own batched-bench.
+"""llama.cpp on a llama of ours: its weights written as GGUF, its engine measured by its own batched-bench, its server.
 
-Needs `llama-batched-bench` on the PATH (a build of llama.cpp) and the package gguf; whoever has neither goes without.
+Needs `llama-batched-bench` on the PATH (a build of llama.cpp) and the package gguf; whoever has neither goes without,
+and so does the server where there is no `llama-server`.
 """
 
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +19,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
+from bench.serving import free_port, running
+
 PROGRAM = "llama-batched-bench"
+SERVER = "llama-server"
 _NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -36,6 +42,11 @@ def is_installed() -> bool:
     return shutil.which(PROGRAM) is not None and find_spec("gguf") is not None
 
 
+def has_server() -> bool:
+    """Whether its server is there too."""
+    return shutil.which(SERVER) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class BatchTimes:
     """Of sequences that all begin at once."""
@@ -45,7 +56,7 @@ class BatchTimes:
 
 
 def write_gguf(directory: Path, target: Path, kind: str = "q8_0") -> Path:
-    """The llama in `directory`, without a vocabulary (https://github.com/ggml-org/ggml, gguf).
+    """The llama in `directory`, with its vocabulary if that is a BPE of bytes (https://github.com/ggml-org/ggml, gguf).
 
     kind: of its matrices: q8_0, bf16 or f32.
     """
@@ -63,7 +74,7 @@ def write_gguf(directory: Path, target: Path, kind: str = "q8_0") -> Path:
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("no_vocab")
+    _add_vocabulary(writer, directory, config.vocab_size)
     file_types = {"q8_0": "MOSTLY_Q8_0", "bf16": "MOSTLY_BF16", "f32": "ALL_F32"}
     writer.add_file_type(gguf.LlamaFileType[file_types[kind]])
     matrix_type = gguf.GGMLQuantizationType[kind.upper()]
@@ -101,6 +112,39 @@ def batch_times(model: Path, batch_size: int, prompt_tokens: int, num_tokens: in
     if done.returncode or len(rows) != 1:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
     return BatchTimes(float(rows[0]["t_pp"]), float(rows[0]["t_tg"]))
+
+
+@contextmanager
+def serving(model: Path, num_slots: int, slot_tokens: int, threads: int) -> Iterator[str]:
+    """Its server with as many sequences at once, and nothing kept of prompts: its URL. Raises ServeFailedError."""
+    port, program = free_port(), shutil.which(SERVER)
+    assert program is not None
+    options = {
+        "--model": model,
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--parallel": num_slots,
+        "--ctx-size": num_slots * slot_tokens,
+        "--threads": threads,
+        "--cache-ram": 0,
+    }
+    words = [str(part) for pair in options.items() for part in pair]
+    with running([program, *words, "--no-cache-prompt", "--no-ui"], port, {}) as served:
+        yield served.url
+
+
+def _add_vocabulary(writer: Any, directory: Path, vocab_size: int) -> None:
+    path = directory / "tokenizer.json"
+    model = json.loads(path.read_text())["model"] if path.is_file() else {}
+    if model.get("type") != "BPE":
+        writer.add_tokenizer_model("no_vocab")  # which its server refuses
+        return
+    numbered = {number: token for token, number in model["vocab"].items()}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([numbered.get(number, f"[unused{number}]") for number in range(vocab_size)])
+    writer.add_token_types([1 if number in numbered else 5 for number in range(vocab_size)])  # normal, unused
+    writer.add_token_merges([one if isinstance(one, str) else " ".join(one) for one in model["merges"]])
 
 
 def _gguf_name(name: str) -> str:

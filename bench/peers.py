@@ -1,10 +1,10 @@
-"""Ours, served, beside llama.cpp's engine and any other server that speaks OpenAI's protocol: the same llama and load.
+"""Ours, served, beside llama.cpp's engine and server and others that speak OpenAI's protocol: the same llama and load.
 
 A random 120M llama, prompts of 128 tokens, answers of 64, at 1, 8 and 32 clients. Ours runs behind HTTP in Serve's
 throughput mode; llama.cpp is measured by its own batched-bench, without a server, so what a server costs counts against
-us alone. All take turns, medians of the rounds. Other servers (vLLM, llama.cpp's own) are measured where they run:
-`--server NAME=URL=MODEL`, started by hand with the checkpoint of `--keep DIR`. `--record` adds the table to
-bench/results.md.
+us alone, and by its own server, under the same load as ours. All take turns, medians of the rounds. Other servers
+(vLLM) are measured where they run: `--server NAME=URL=MODEL`, started by hand with the checkpoint of `--keep DIR`.
+`--record` adds the table to bench/results.md.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from bench.workload import equal_workload
 
 NUM_CLIENTS = (1, 8, 32)
 NUM_PROMPT_TOKENS, NUM_OUTPUT_TOKENS = 128, 64
+MAX_TOKENS = 256  # of a sequence
 NUM_ROUNDS = 3
 MODEL = "peers"
 INT8 = {"scheme": "int8", "include": ["head"]}
@@ -35,10 +36,11 @@ OURS: Mapping[str, Mapping[str, object]] = {
     "ours, bfloat16": {"dtype": "bfloat16"},
     "ours, float32": {"dtype": "float32"},
 }
-LLAMA_CPP = {"llama.cpp, q8_0": "q8_0", "llama.cpp, bf16": "bf16", "llama.cpp, f32": "f32"}
+ENGINES = {"q8_0": "llama.cpp, q8_0", "bf16": "llama.cpp, bf16", "f32": "llama.cpp, f32"}
+SERVERS = {kind: f"llama.cpp's server, {kind}" for kind in ENGINES}
 AIMS = (  # ours / another, at NUM_CLIENTS
-    ("ours, int8", "llama.cpp, q8_0", (0.9, 1.3, 1.5)),
-    ("ours, bfloat16", "llama.cpp, bf16", (0.8, 1.0, 1.2)),
+    ("ours, int8", "q8_0", (0.9, 1.3, 1.5)),
+    ("ours, bfloat16", "bf16", (0.8, 1.0, 1.2)),
 )
 
 
@@ -69,15 +71,18 @@ def measure_round(source: Path, ggufs: Mapping[str, Path], servers: Sequence[Ser
         args = {
             "name": MODEL,
             "source": str(source),
-            "max_model_len": 256,
+            "max_model_len": MAX_TOKENS,
             "device": {"cpu_threads": num_threads},
             "engine": {"max_num_seqs": max(NUM_CLIENTS), "prefix_cache": False},
             **settings,
         }
         with serving("serve_app.app:build_model", args, THROUGHPUT_PROFILE) as served:
             found[name] = _measure_server(Server(name, served.url, MODEL))
-    for name, path in ggufs.items():
-        found[name] = [_measure_llama_cpp(path, num_clients, num_threads) for num_clients in NUM_CLIENTS]
+    for kind, path in ggufs.items():
+        found[ENGINES[kind]] = [_measure_llama_cpp(path, num_clients, num_threads) for num_clients in NUM_CLIENTS]
+        if llama_cpp.has_server():
+            with llama_cpp.serving(path, max(NUM_CLIENTS), MAX_TOKENS, num_threads) as url:
+                found[SERVERS[kind]] = _measure_server(Server(SERVERS[kind], url, MODEL))
     return found | {server.name: _measure_server(server) for server in servers}
 
 
@@ -98,13 +103,14 @@ def format_rounds(rounds: Sequence[Round], num_threads: int) -> str:
         firsts = [median(one[name][column].first_token_ms for one in rounds) for column in columns]
         shown = " / ".join(f"{rate:.0f}" for rate in rates[name])
         lines.append(f"| {name} | {shown} | {' / '.join(f'{first:.0f}' for first in firsts)} |")
-    for own, other, aims in AIMS:
-        if other in rates:
+    for own, kind, aims in AIMS:
+        for other in (name for name in (ENGINES[kind], SERVERS[kind]) if name in rates):
             ratios = " / ".join(f"{mine / its:.2f}" for mine, its in zip(rates[own], rates[other], strict=True))
             lines += ["", f"{own} ÷ {other}: {ratios} (aim: {' / '.join(str(aim) for aim in aims)})."]
-    missing = [name for name in LLAMA_CPP if name not in rates]
-    if missing:
-        lines += ["", f"Not here: {', '.join(missing)} (`{llama_cpp.PROGRAM}` on the PATH, and the package gguf)."]
+    for names, program in ((ENGINES, llama_cpp.PROGRAM), (SERVERS, llama_cpp.SERVER)):
+        missing = [name for name in names.values() if name not in rates]
+        if missing:
+            lines += ["", f"Not here: {', '.join(missing)} (`{program}` on the PATH, and the package gguf)."]
     return "\n".join(lines)
 
 
@@ -145,10 +151,7 @@ def main() -> None:
         source = write_checkpoint(SIZES["120M"], torch.float32, options.keep or Path(scratch) / "model")
         ggufs = {}
         if llama_cpp.is_installed():
-            ggufs = {
-                name: llama_cpp.write_gguf(source, Path(scratch) / f"{kind}.gguf", kind)
-                for name, kind in LLAMA_CPP.items()
-            }
+            ggufs = {kind: llama_cpp.write_gguf(source, Path(scratch) / f"{kind}.gguf", kind) for kind in ENGINES}
         rounds = [measure_round(source, ggufs, options.server, options.threads) for _ in range(options.rounds)]
     text = format_rounds(rounds, options.threads)
     print(text)

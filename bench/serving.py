@@ -63,10 +63,13 @@ def serving(
 def running(
     command: Sequence[str], port: int, environment: Mapping[str, str], serve_file: Mapping[str, object] | None = None
 ) -> Iterator[ServedModel]:
-    """A server that answers GET /health at `port`; the command gets the Serve file's path. Raises ServeFailedError."""
+    """A server that answers GET /health at `port`; the command gets the Serve file's path. Raises ServeFailedError.
+
+    command: a program of this environment, or the path of another.
+    """
     name = f"serve-{port}"
     BUILD_DIR.mkdir(parents=True, exist_ok=True)
-    words = [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+    words = [str(Path(sys.executable).parent / command[0]), *command[1:]]
     if serve_file is not None:
         path = BUILD_DIR / f"{name}.yaml"
         path.write_text(yaml.safe_dump(serve_file))

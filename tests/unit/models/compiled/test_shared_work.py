@@ -72,7 +72,7 @@ int main() {
         for (int phase = 0; phase < kPhases; ++phase)
             work.share(phase, [&](int64_t) {
                 ++(phase == 0 ? num_first : num_computed);
-                std::this_thread::sleep_for(std::chrono::milliseconds(5));
+                std::this_thread::sleep_for(std::chrono::milliseconds(20));
             });
     };
     std::vector<std::thread> threads;
