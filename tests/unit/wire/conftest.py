@@ -1,12 +1,19 @@
-"""Ends of links, and whoever else there is on the network."""
+"""Ends of links, and whoever else there is on the network; each test runs on asyncio's loop and on the one of Ray."""
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import pytest
+import uvloop
 
 from serve_app.wire.control_link import ControlServer
 from serve_app.wire.links import LOOPBACK, Senders, TokenReceiver
 from tests.fakes_links import EPOCH, Strangers
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Descriptors are watched by other code in each."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture
