@@ -17,9 +17,16 @@ def scheduler_of(
     max_model_len: int = 64,
     num_blocks: int = 64,
     max_queued: int = 16,
+    prefill_budget: int | None = None,
 ) -> Scheduler:
     limits = EngineLimits(max_num_seqs, budget, max_model_len, block_size=4, num_blocks=num_blocks)
-    return Scheduler(limits, num_stages=num_stages, max_queued=max_queued, eos_token_ids=frozenset({EOS}))
+    return Scheduler(
+        limits,
+        num_stages=num_stages,
+        max_queued=max_queued,
+        max_num_prefill_tokens=prefill_budget,
+        eos_token_ids=frozenset({EOS}),
+    )
 
 
 def request_of(

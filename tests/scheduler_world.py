@@ -90,6 +90,7 @@ class World:
             limits,
             num_stages=num_stages,
             max_queued=12,
+            max_num_prefill_tokens=(None, 3, limits.max_num_batched_tokens // 2)[seed % 3],
             eos_token_ids=EOS,
             joins_blocks=seed % 2 == 1,
             overlaps_steps=overlaps,

@@ -119,7 +119,8 @@ def _comment(setting: Setting, indent: str) -> list[str]:
 
 def _refusal(group: _Group, model: type[ConfigModel], path: Place, default: object) -> list[str]:
     """What the setting is refused with when it is set to its default in this file, with what its group must have."""
-    if default is None and len(path) > 1:  # of a group that is not there either
+    is_left_out = group.root.model_fields[path[0]].default is None
+    if default is None and len(path) > 1 and is_left_out:  # of a group that is not there either
         return []
     values = group.given
     for sibling in settings_of(model) if len(path) > 1 else ():

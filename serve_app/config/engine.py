@@ -14,6 +14,7 @@ from pydantic import (
 from serve_app.config.base import ByteSize, ConfigModel, Switch
 
 DEFAULT_CPU_KV_CACHE_BYTES = 256 * 1024**2
+DEFAULT_CPU_PREFILL_TOKENS = 512  # where products are bound by computing, so that more of them save nothing
 _KV_CACHE_SETTINGS = (
     "attention",
     "block_size",
@@ -21,6 +22,7 @@ _KV_CACHE_SETTINGS = (
     "cuda_graphs",
     "gpu_memory_utilization",
     "kv_cache_bytes",
+    "max_num_prefill_tokens",
     "prefix_cache",
 )
 
@@ -113,6 +115,8 @@ class EngineConfig(ConfigModel):
     """Sequences, or entries of a batch, that run at once. [sequences]"""
     max_num_batched_tokens: int = Field(default=2048, gt=0, le=1_048_576)
     """Tokens of a step, of prompts and answers together; longer prompts are read in chunks."""
+    max_num_prefill_tokens: int | None = Field(default=None, gt=0, le=1_048_576)
+    """Tokens of prompts in a step; null: 512 on cpu, on cuda max_num_batched_tokens, which it may not exceed."""
     block_size: int = Field(default=16, gt=0, le=1024)
     """Tokens of a block, the KV cache's page. [tokens]"""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -138,6 +142,15 @@ class EngineConfig(ConfigModel):
             raise ValueError(
                 f"max_num_batched_tokens={self.max_num_batched_tokens} is less than max_num_seqs={self.max_num_seqs}; "
                 f"set max_num_batched_tokens to {self.max_num_seqs} or more, or lower max_num_seqs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_fill_steps(self) -> "EngineConfig":
+        if self.max_num_prefill_tokens is not None and self.max_num_prefill_tokens > self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_prefill_tokens={self.max_num_prefill_tokens} is more than a step may have, "
+                f"max_num_batched_tokens={self.max_num_batched_tokens}; lower it, or raise max_num_batched_tokens"
             )
         return self
 

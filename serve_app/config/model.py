@@ -18,6 +18,7 @@ from serve_app.config.base import ConfigModel, Switch, parse_switch
 from serve_app.config.compression import QualityConfig, QuantizationConfig
 from serve_app.config.engine import (
     DEFAULT_CPU_KV_CACHE_BYTES,
+    DEFAULT_CPU_PREFILL_TOKENS,
     AutoParallelConfig,
     DeviceConfig,
     EngineConfig,
@@ -248,6 +249,13 @@ class ModelConfig(ConfigModel):
         if self.engine.kv_cache_bytes is None and self.device.type == "cpu":
             return DEFAULT_CPU_KV_CACHE_BYTES
         return self.engine.kv_cache_bytes
+
+    @property
+    def max_num_prefill_tokens(self) -> int:
+        """Tokens of prompts in one step."""
+        engine = self.engine
+        on_device = DEFAULT_CPU_PREFILL_TOKENS if self.device.type == "cpu" else engine.max_num_batched_tokens
+        return min(engine.max_num_prefill_tokens or on_device, engine.max_num_batched_tokens)
 
 
 def _task_problem(config: ModelConfig) -> str | None:

@@ -95,6 +95,7 @@ class GenerationWork:
             limits,
             num_stages=self.config.parallel.pipeline,
             max_queued=self.config.engine.max_queued,
+            max_num_prefill_tokens=self.config.max_num_prefill_tokens,
             eos_token_ids=self._plan.facts.end_token_ids,
             has_prefix_cache=self.config.engine.prefix_cache,
             joins_blocks=self.config.device.type == "cpu",

@@ -19,8 +19,8 @@ def predict_rates(spec: ModelSpec, config: ModelConfig, profile: DeviceProfile, 
     num_in_step = -(-num_sequences // num_in_flight)
     alone = stages.of(Batch(1, 1, context), is_full=False)
     together = stages.of(Batch(num_in_step, num_in_step, context), is_full=num_in_flight > 1)
-    chunk = min(config.engine.max_num_batched_tokens, context)
-    num_prompts = config.engine.max_num_batched_tokens // chunk
+    chunk = min(config.max_num_prefill_tokens, context)
+    num_prompts = config.max_num_prefill_tokens // chunk
     first = stages.of(Batch(chunk, 1, context // 2), is_full=False)  # a token of a prompt sees half of it
     full = stages.of(Batch(chunk * num_prompts, num_prompts, context // 2), is_full=config.parallel.pipeline > 1)
     slowest = max(together, key=lambda one: one.total_s)

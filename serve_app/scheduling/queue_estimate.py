@@ -19,7 +19,7 @@ class Places:
 
     num_free: int  # sequences that can start at once
     num_stages: int
-    budget_tokens: int  # of one step
+    budget_tokens: int  # of prompts in one step
 
 
 class QueueRecord:

@@ -39,6 +39,7 @@ class Scheduler:
         *,
         num_stages: int,
         max_queued: int,
+        max_num_prefill_tokens: int | None = None,
         eos_token_ids: frozenset[int] = frozenset(),
         has_prefix_cache: bool = True,
         joins_blocks: bool = False,
@@ -46,7 +47,9 @@ class Scheduler:
         awaits_grammars: bool = False,
         on_start: Callable[[Sequence], None] = lambda _sequence: None,
     ) -> None:
-        """overlaps_steps: a step is sent before the tokens of the one before are back; of models on one stage.
+        """max_num_prefill_tokens: of prompts in one step, so that no answer waits long for them; None: all of it.
+
+        overlaps_steps: a step is sent before the tokens of the one before are back; of models on one stage.
 
         awaits_grammars: sequences wait outside the batch until `grammars` is told that theirs are compiled. Without it
         a shard compiles them in the step that needs them.
@@ -60,6 +63,9 @@ class Scheduler:
         self._overlaps_steps = overlaps_steps
         self._max_in_flight = num_stages + overlaps_steps
         self._max_queued = max_queued
+        self._max_num_prefill_tokens = min(
+            max_num_prefill_tokens or limits.max_num_batched_tokens, limits.max_num_batched_tokens
+        )
         self._eos_token_ids = eos_token_ids
         self._pool = pool = SequencePool(limits, awaits_grammars=awaits_grammars, on_start=on_start)
         self._outputs = OutputProcessor(pool, limits)
@@ -196,7 +202,7 @@ class Scheduler:
 
     def _places(self) -> Places:
         num_free = 0 if self._has_block_shortage else len(self._free_slot_rows)
-        return Places(num_free, self._num_stages, self.limits.max_num_batched_tokens)
+        return Places(num_free, self._num_stages, self._max_num_prefill_tokens)
 
     def _fill_step(self) -> Step:
         step = Step(self._next_step_id)
@@ -223,7 +229,10 @@ class Scheduler:
         self._pool.check()
 
     def _continue_running(self, step: Step, budget: int) -> int:
-        """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left."""
+        """Put running sequences into the step: first those that decode, then prefill chunks of what budget is left.
+
+        Gives what is left for the prompts of others.
+        """
         max_sequences = -(-len(self._running) // self._num_stages)  # spread evenly over the steps in flight
         ready = in_turn(self._running, self.max_request_tokens, overlaps_steps=self._overlaps_steps)
         is_by_owner = False
@@ -237,6 +246,8 @@ class Scheduler:
                 continue  # pre-empted by one before it, or about to be
             if sequence.last_step_id == step.step_id:
                 continue  # pre-empted by one before it, and started again by this step
+            if sequence.num_unscheduled > 1:
+                budget = min(budget, self._max_num_prefill_tokens)  # all that decode are in
             if is_by_owner and sequence.num_unscheduled > 1:
                 budget = self._admit_waiting(step, budget, before=sequence)
                 if budget == 0:
@@ -252,7 +263,7 @@ class Scheduler:
                     self._tables.join(step, sequence, most_tokens, len(self._running))
                 self._tables.put(step, sequence, num_tokens, most_tokens)
                 budget -= num_tokens
-        return budget
+        return min(budget, self._max_num_prefill_tokens)
 
     def _admit_waiting(self, step: Step, budget: int, before: Sequence | None = None) -> int:
         """Start those that wait, with what budget is left; gives what is left then.

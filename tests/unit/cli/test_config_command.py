@@ -66,6 +66,13 @@ def test_each_line_can_be_set_or_says_why_not(tmp_path: Path, task: str, device:
         assert told == [] or allowed, (lines[at], told)
 
 
+def test_a_setting_without_a_value_says_too_why_it_cannot_be_set() -> None:
+    text = starter("chat", "/models/chat", "embed", "cpu")
+    for name in ("kv_cache_bytes", "max_num_prefill_tokens", "block_size"):
+        reason = f"# Not here: {name} has no effect on task=embed: no KV cache is kept; remove it\n"
+        assert re.search(rf"{reason} *#{name}: ", text), name
+
+
 def test_serve_takes_it_too_with_autoscaling() -> None:
     lines = starter("chat", "/models/chat", "generate", "cpu").split("\n")
     last = max(at for at, line in enumerate(lines) if line.strip() == "#deployments:")

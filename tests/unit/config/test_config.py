@@ -21,6 +21,24 @@ def test_defaults_suit_a_laptop() -> None:
     assert model.max_ongoing_requests == 64 + 1024
 
 
+@pytest.mark.parametrize(
+    ("device", "engine", "expected"),
+    [
+        ("cpu", {}, 512),
+        ("cpu", {"max_num_batched_tokens": 256}, 256),
+        ("cpu", {"max_num_prefill_tokens": 2048}, 2048),
+        ("cuda", {}, 2048),
+        ("cuda", {"max_num_batched_tokens": 8192}, 8192),
+        ("cuda", {"max_num_prefill_tokens": 1024}, 1024),
+    ],
+)
+def test_prompts_have_a_share_of_a_step_that_suits_the_device(
+    device: str, engine: dict[str, int], expected: int
+) -> None:
+    model = ModelConfig.model_validate({"name": "a", "source": "b", "device": {"type": device}, "engine": engine})
+    assert model.max_num_prefill_tokens == expected
+
+
 @pytest.mark.parametrize("name", ["chat", "org/name-7b", "a", "x" * 64])
 def test_plain_names_are_allowed(name: str) -> None:
     assert ModelConfig(name=name, source="b").name == name

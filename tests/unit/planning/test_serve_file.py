@@ -123,6 +123,10 @@ def test_options_of_deployments_beside_the_routers_are_known(tmp_path: Path) -> 
             "'5XB' is not a size; write a number of bytes, or one with a unit like 256MiB",
         ),
         ("engine: {kv_cache_bytes: -1}", "args.engine.kv_cache_bytes: -1 is too small"),
+        (
+            "engine: {max_num_prefill_tokens: 4096}",
+            "max_num_prefill_tokens=4096 is more than a step may have, max_num_batched_tokens=2048; lower it",
+        ),
         ("engine: {max_num_seqs: 4096}", "max_num_batched_tokens=2048 is less than max_num_seqs=4096; set"),
         ("device: {gpus_per_shard: 1}", "gpus_per_shard=1.0 has no effect on device.type=cpu; remove it"),
         ("device: {accelerator_type: H100}", "accelerator_type='H100' has no effect on device.type=cpu"),
@@ -163,6 +167,7 @@ def test_a_wrong_model_setting_is_named_with_value_and_way_out(tmp_path: Path, a
         "device: {type: cuda, gpus_per_shard: 1}, parallel: {tensor: 2}",
         "parallel: {pipeline: 2, tensor: 2}",
         "engine: {block_size: 8, kv_cache_bytes: 2MiB, prefix_cache: false}",
+        "engine: {max_num_prefill_tokens: 64, max_num_batched_tokens: 64}",
         "task: embed, engine: {max_num_seqs: 4, max_num_batched_tokens: 64, max_queued: 8}",
         "task: embed",
     ],
@@ -178,6 +183,7 @@ def test_settings_that_take_effect_are_allowed(tmp_path: Path, args: str) -> Non
         ("block_size: 16", "block_size has"),  # given, though as it is by default
         ("prefix_cache: false", "prefix_cache has"),
         ("gpu_memory_utilization: 0.5", "gpu_memory_utilization has"),
+        ("max_num_prefill_tokens: 256", "max_num_prefill_tokens has"),
         ("attention: padded", "attention has"),
         ("max_queued: 8, prefix_cache: true, kv_cache_bytes: 2MiB", "kv_cache_bytes, prefix_cache have"),
     ],

@@ -134,6 +134,34 @@ def test_a_sequence_that_decodes_comes_before_the_chunk_of_a_long_prompt() -> No
     assert (step.num_tokens, step.samples) == ([1, 2], [True, True])
 
 
+def test_prompts_take_their_share_of_a_step_and_no_more_whoever_else_is_in_it() -> None:
+    scheduler = scheduler_of(budget=16, prefill_budget=8)
+    for seed in (1, 2, 3):
+        scheduler.add(request_of(2, seed=seed))
+    answered(scheduler, scheduled(scheduler))
+    for seed in (4, 5, 6):
+        scheduler.add(replace(request_of(7, seed=seed), cache_salt=str(seed)))
+    steps = []
+    for _ in range(4):
+        step = scheduled(scheduler)
+        steps.append(step.num_tokens)
+        answered(scheduler, step)
+    assert steps == [[1, 1, 1, 7, 1], [1, 1, 1, 1, 6, 2], [1, 1, 1, 1, 1, 5], [1, 1, 1, 1, 1, 1]]
+
+
+def test_more_sequences_decode_in_a_step_than_prompts_may_have_tokens_in_it() -> None:
+    scheduler = scheduler_of(prefill_budget=2)
+    for seed in range(1, 7):
+        scheduler.add(request_of(2, seed=seed))
+    steps = []
+    while scheduler.num_running < 6:
+        step = scheduled(scheduler)
+        steps.append(step.num_tokens)
+        answered(scheduler, step)
+    assert steps == [[*[1] * num_decoding, 2] for num_decoding in range(6)]
+    assert scheduled(scheduler).num_tokens == [1] * 6
+
+
 def test_chunks_of_one_prompt_follow_each_other_through_the_stages() -> None:
     scheduler = scheduler_of(num_stages=3, budget=8)
     scheduler.add(request_of(30))
